@@ -1,0 +1,1 @@
+"""Build of the bundled miniature. Not part of the wheel: ``python -m miniature.build --help``."""

@@ -1,0 +1,1 @@
+"""Pure tensor functions: no model, no I/O. Each has a property test with a mathematical oracle."""

@@ -1,0 +1,38 @@
+"""The variance-preserving diffusion: conversions between eps, v and x0, forward noising, the DDIM step.
+
+Throughout ``z_t = sqrt(ab) x0 + sqrt(1 - ab) eps`` with ``ab`` the cumulative alpha of timestep t, broadcastable to z_t.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def noised(x0: Tensor, eps: Tensor, ab: Tensor) -> Tensor:
+    """Forward process ``q(z_t | x0)`` with the given noise."""
+    return ab.sqrt() * x0 + (1 - ab).sqrt() * eps
+
+
+def eps_from_v(v: Tensor, z_t: Tensor, ab: Tensor) -> Tensor:
+    """``v = sqrt(ab) eps - sqrt(1 - ab) x0``  =>  ``eps = sqrt(ab) v + sqrt(1 - ab) z_t``."""
+    return ab.sqrt() * v + (1 - ab).sqrt() * z_t
+
+
+def v_from_eps(eps: Tensor, z_t: Tensor, ab: Tensor) -> Tensor:
+    """Inverse of :func:`eps_from_v` at fixed z_t."""
+    return (eps - (1 - ab).sqrt() * z_t) / ab.sqrt()
+
+
+def x0_from_eps(eps: Tensor, z_t: Tensor, ab: Tensor) -> Tensor:
+    """Predicted clean latent ``(z_t - sqrt(1 - ab) eps) / sqrt(ab)``."""
+    return (z_t - (1 - ab).sqrt() * eps) / ab.sqrt()
+
+
+def ddim_step(eps: Tensor, z_t: Tensor, ab: Tensor, ab_next: Tensor) -> Tensor:
+    """Deterministic DDIM (eta = 0) from noise level ``ab`` to ``ab_next``."""
+    return noised(x0_from_eps(eps, z_t, ab), eps, ab_next)
+
+
+def x0_loss_weight(ab: Tensor) -> Tensor:
+    """``MSE_x0 = w MSE_eps`` at fixed z_t with ``w = (1 - ab) / ab``, the inverse signal-to-noise ratio."""
+    return (1 - ab) / ab

@@ -1,0 +1,85 @@
+"""One tree of errors. Every message says what happened, names the value, and says what to do.
+
+EffaceError
+├── UsageError (also ValueError)   the request itself is wrong; the command line exits with 2
+│   ├── UnknownName                no such method, model, concept or option; carries "did you mean"
+│   ├── BadRequest                 empty target, target equal to the anchor, ...
+│   ├── BadOption                  a value that its option does not take
+│   └── PromptTooLong              the tokenizer would cut the prompt
+├── WrongBaseModel                 a patch meets a model it was not made for
+├── BadFile                        truncated, hostile or foreign file
+├── NothingSelected                a parameter selection matches no weight of this model
+├── MethodError                    a method broke the contract of the training loop
+├── NonFiniteLoss                  NaN or infinity in a loss term; names step and term
+├── Cancelled                      Ctrl-C; names the checkpoint to resume from
+├── EvaluationError                an evaluation that could not say anything true
+└── MissingExtra                   an optional dependency is not installed
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EffaceError(Exception):
+    """Base of every error efface raises on purpose."""
+
+
+class UsageError(EffaceError, ValueError):
+    """The request is wrong; nothing was computed."""
+
+
+class UnknownName(UsageError):
+    """``UnknownName("method", "epd", ["esd", "ap"])`` suggests the nearest known names."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        known = sorted(known)
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+        shown = ", ".join(known) if len(known) <= 40 else ", ".join(known[:40]) + f", ... ({len(known)} in all)"
+        super().__init__(f"unknown {kind} {name!r}.{hint} Known: {shown}.")
+
+
+class BadRequest(UsageError):
+    """An erasure request that cannot mean anything."""
+
+
+class BadOption(UsageError):
+    """A value outside what its option takes."""
+
+
+class PromptTooLong(UsageError):
+    """A prompt that the tokenizer would cut silently."""
+
+
+class WrongBaseModel(EffaceError):
+    """The patch was made for another base model."""
+
+
+class BadFile(EffaceError):
+    """A file that cannot be read as what it claims to be."""
+
+
+class NothingSelected(EffaceError):
+    """A parameter selection that matches nothing."""
+
+
+class MethodError(EffaceError):
+    """A method did not keep the contract of the training loop."""
+
+
+class NonFiniteLoss(EffaceError):
+    """A loss term became NaN or infinite."""
+
+
+class Cancelled(EffaceError):
+    """The user stopped the run."""
+
+
+class EvaluationError(EffaceError):
+    """No true statement can be made from what was measured."""
+
+
+class MissingExtra(EffaceError):
+    """An optional dependency is missing; the message carries the install line."""

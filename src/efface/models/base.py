@@ -1,0 +1,208 @@
+"""What every model family promises to methods, patches and evaluation. Nothing else about a family is visible."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..concepts.prompts import Case
+from ..equations.diffusion import ddim_step
+from ..equations.guidance import guided
+from .cond import Cond
+from .select import Select
+
+
+@dataclass
+class Evals:
+    """Cost counter shared by a model and its students. One evaluation = one latent with one conditioning through the UNet."""
+
+    forward: int = 0
+    calls: int = 0
+    backward: int = 0
+    text: int = 0
+
+    def snapshot(self) -> dict[str, int]:
+        return {"forward": self.forward, "calls": self.calls, "backward": self.backward, "text": self.text}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Noise schedule and the descending sampling grid made from it."""
+
+    alphas_cumprod: Tensor
+    """(T,) cumulative alphas."""
+    final_alpha: float
+    """Cumulative alpha of the step after the last."""
+    steps_offset: int
+    prediction_type: str = field(default="epsilon")
+
+    def timesteps(self, steps: int) -> list[int]:
+        """Descending "leading" grid of Stable Diffusion 1.x: 50 steps give 981, 961, ..., 1."""
+        stride = len(self.alphas_cumprod) // steps
+        return [i * stride + self.steps_offset for i in reversed(range(steps))]
+
+    def ab(self, t: int | Tensor) -> Tensor:
+        """Cumulative alpha of timestep t; the final alpha below zero. Tensors give (B, 1, 1, 1)."""
+        if isinstance(t, int):
+            return self.alphas_cumprod[t] if t >= 0 else torch.tensor(self.final_alpha)
+        return self.alphas_cumprod.to(t.device)[t].reshape(-1, 1, 1, 1)
+
+
+class DiffusionModel(abc.ABC):
+    """Adapter of one model family. Adapters are the only code that knows layer names and call signatures."""
+
+    name: str
+    """What the user called it."""
+    preset: str
+    """Which column of a method's presets fits this model ("paper" for full-size models, "mini", "tiny")."""
+    evals: Evals
+    schedule: Schedule
+    latent_shape: tuple[int, int, int]
+    device: torch.device
+    concept_names: tuple[str, ...]
+    """The model's own concept names, where it has a closed world (the miniature); else empty."""
+
+    @abc.abstractmethod
+    def encode(self, prompts: Sequence[str]) -> Cond:
+        """Conditionings of prompts, cached. Raises PromptTooLong instead of cutting."""
+
+    @abc.abstractmethod
+    def vocabulary(self) -> list[str]:
+        """Whole words of the tokenizer, for searches over the tokenizer's vocabulary."""
+
+    @abc.abstractmethod
+    def predict(self, z_t: Tensor, t: Tensor, c: Cond) -> Tensor:
+        """Native network output for z_t (B, C, h, w), t (B,) int64, B conditionings. Counts B evaluations."""
+
+    @abc.abstractmethod
+    def to_eps(self, output: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
+        """Noise prediction of a native output."""
+
+    @abc.abstractmethod
+    def decode(self, z_0: Tensor) -> Tensor:
+        """Latents -> images (B, 3, H, W) float in [0, 1]; non-finite latents stay non-finite."""
+
+    @abc.abstractmethod
+    def weights(self, select: Select) -> dict[str, Tensor]:
+        """Live parameters whose name the predicate accepts; raises NothingSelected when there are none."""
+
+    @abc.abstractmethod
+    def student(self, select: Select) -> DiffusionModel:
+        """A trainable twin that owns the selected tensors and shares every other one, and the cost counter."""
+
+    @abc.abstractmethod
+    def digest(self) -> str:
+        """Hash of the base weights that patches are tied to."""
+
+    @abc.abstractmethod
+    def weights_changed(self) -> None:
+        """Forget everything computed from weights (cached encodings); called when a patch is applied or reverted."""
+
+    @property
+    @abc.abstractmethod
+    def info(self) -> Mapping[str, object]:
+        """Facts for provenance: family, dtype, sizes, scheduler."""
+
+    # -- what follows is the same for every family ---------------------------------------------------------------
+
+    @torch.no_grad()
+    def walk(
+        self, c: Cond, noise: Tensor, timesteps: Sequence[int], scale: float, final: int = -1
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Deterministic DDIM under guidance. Yields ``(t, z_t)``: z at the level of each grid timestep, before the step
+        that leaves it, then ``(final, z)`` at the end. noise: (B, C, h, w). Cost: 2 evaluations per row and step
+        (1 with ``scale = 1``). Nothing is evaluated for a level nobody asks for.
+        """
+        z = noise
+        null = None if scale == 1.0 else self.encode([""] * len(c))
+        for i, t in enumerate(timesteps):
+            yield t, z
+            t_batch = torch.full((len(z),), t, dtype=torch.int64, device=z.device)
+            if null is None:
+                eps = self.to_eps(self.predict(z, t_batch, c), z, t_batch)
+            else:
+                out = self.predict(torch.cat([z, z]), torch.cat([t_batch, t_batch]), Cond.cat([null, c]))
+                eps_0, eps_c = self.to_eps(out, torch.cat([z, z]), torch.cat([t_batch, t_batch])).chunk(2)
+                eps = guided(eps_0, eps_c, scale)
+            ab = self.schedule.ab(t).to(z)
+            t_next = timesteps[i + 1] if i + 1 < len(timesteps) else final
+            ab_next = self.schedule.ab(t_next).to(z)
+            z = ddim_step(eps, z, ab, ab_next)
+        yield final, z
+
+    def noise(self, n: int, rng: torch.Generator) -> Tensor:
+        """Start latents (n, C, h, w), drawn on the CPU so that they do not depend on the device."""
+        return torch.randn((n, *self.latent_shape), generator=rng).to(self.device)
+
+    def case_noise(self, seeds: Sequence[int]) -> Tensor:
+        """One start latent per seed, each from its own generator: independent of batch size and order."""
+        return torch.cat([self.noise(1, torch.Generator().manual_seed(seed)) for seed in seeds])
+
+    def sample_until(
+        self, c: Cond, k: int, steps: int, noise: Tensor, scale: float, official: bool = False, jitter: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """``(z_t, t)`` after running the guided sampler from ``noise`` down to grid index k, 0 <= k < steps.
+
+        Exact alignment (default): k steps are taken and t is the level z is at. ``official`` reproduces the legacy code of
+        ESD, AP and AGE: the grid loses its noisiest level, the walk stops 39 to 58 timesteps below the t it reports, and k
+        counts from the clean end; ``jitter`` (0 to stride - 1, drawn by the caller) is added to t. See
+        :func:`official_walk`. Cost: 2 k (official: 2 min(S - 1, S - k)) per row.
+        """
+        grid = self.schedule.timesteps(steps)
+        if official:
+            levels, final = official_walk(grid, k)
+            t = grid[steps - 1 - k] - self.schedule.steps_offset + jitter
+        else:
+            levels, final, t = grid[:k], grid[k], grid[k]
+        z = noise
+        for _, z in self.walk(c, noise, levels, scale, final):
+            pass
+        return z, torch.full((len(z),), t, dtype=torch.int64, device=z.device)
+
+    @torch.no_grad()
+    def sample(self, cases: Sequence[Case], steps: int, batch: int = 32) -> Tensor:
+        """Images (N, 3, H, W) in [0, 1] of the cases; each case brings prompt, seed and guidance."""
+        images = []
+        for guidance in sorted({case.guidance for case in cases}):
+            rows = [i for i, case in enumerate(cases) if case.guidance == guidance]
+            for start in range(0, len(rows), batch):
+                part = [cases[i] for i in rows[start : start + batch]]
+                z = self.case_noise([case.seed for case in part])
+                c = self.encode([case.prompt for case in part])
+                for _, z in self.walk(c, z, self.schedule.timesteps(steps), guidance):
+                    pass
+                images.append((rows[start : start + batch], self.decode(z)))
+        out = torch.empty((len(cases), *images[0][1].shape[1:]))
+        for rows, pixels in images:
+            out[rows] = pixels.float().cpu()
+        return out
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """No parameter of the network collects gradients inside: gradients flow to inputs only."""
+        flags = [(p, p.requires_grad) for p in self.weights(lambda _: True).values()]
+        for p, _ in flags:
+            p.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for p, flag in flags:
+                p.requires_grad_(flag)
+
+
+def official_walk(grid: Sequence[int], k: int) -> tuple[list[int], int]:
+    """Levels visited by the legacy ``sample_till(t_enc = k)`` on a descending grid, and the level it ends at.
+
+    The legacy DDIM loop drops the noisiest grid level and stops after the step with i + 1 == t_enc; t_enc = 0 never
+    triggers and runs to the end. It takes min(S - 1, S - k) steps and ends at grid level k - 2 (counted from the clean
+    end), or at level 0 for k < 2.
+    """
+    ascending = list(reversed(grid))
+    last = max(k - 1, 0)  # index of the last step taken
+    levels = [ascending[i] for i in range(len(grid) - 2, last - 1, -1)]
+    return levels, ascending[last - 1] if last > 0 else 0

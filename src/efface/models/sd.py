@@ -1,0 +1,247 @@
+"""Stable Diffusion 1.x and 2.x (and the miniature, which is one): UNet2DConditionModel, CLIPTextModel, AutoencoderKL."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..equations.diffusion import eps_from_v
+from ..errors import BadFile, BadOption, NothingSelected, PromptTooLong
+from .base import DiffusionModel, Evals, Schedule
+from .cond import Cond
+from .select import Select
+
+if TYPE_CHECKING:
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CACHE_LIMIT = 4096  # prompts; at SD's 77 x 768 floats that is 1 GB
+
+
+class StableDiffusion(DiffusionModel):
+    """Adapter of one loaded Stable Diffusion 1.x/2.x. Modules are shared with whoever built it (a pipeline, say), so a
+    patch applied here shows there."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        tokenizer: Any,
+        text_encoder: nn.Module,
+        unet: nn.Module,
+        vae: nn.Module,
+        schedule: Schedule,
+        preset: str = "paper",
+        concept_names: Sequence[str] = (),
+    ) -> None:
+        self.name, self.preset, self.concept_names = name, preset, tuple(concept_names)
+        self.tokenizer, self.text_encoder, self.unet, self.vae = tokenizer, text_encoder, unet, vae
+        for module in (text_encoder, unet, vae):
+            module.eval().requires_grad_(False)
+        self.schedule, self.evals = schedule, Evals()
+        first = next(unet.parameters())
+        self.device, self.dtype = first.device, first.dtype
+        side = unet.config.sample_size
+        self.latent_shape = (unet.config.in_channels, side, side)
+        self._encoded: dict[str, tuple[Tensor, int]] = {}
+
+    # -- loading -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pipeline(cls, pipe: StableDiffusionPipeline, name: str = "pipeline") -> StableDiffusion:
+        """Wrap a loaded diffusers pipeline; its modules are shared, not copied."""
+        return cls(
+            name=name,
+            tokenizer=pipe.tokenizer,
+            text_encoder=pipe.text_encoder,
+            unet=pipe.unet,
+            vae=pipe.vae,
+            schedule=schedule_of(dict(pipe.scheduler.config)),
+        )
+
+    @classmethod
+    def from_folder(cls, source: str | Path, *, dtype: str, device: str, **facts: Any) -> StableDiffusion:
+        """A diffusers folder on disk or a Hub id."""
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        torch_dtype = named_dtype(dtype)
+        check_family(source)
+        try:
+            tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer")
+            text_encoder = CLIPTextModel.from_pretrained(source, subfolder="text_encoder", dtype=torch_dtype)
+            unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet", torch_dtype=torch_dtype)
+            vae = AutoencoderKL.from_pretrained(source, subfolder="vae", torch_dtype=torch_dtype)
+            scheduler = DDIMScheduler.load_config(source, subfolder="scheduler")
+        except (OSError, ValueError) as error:
+            raise BadFile(
+                f"cannot load {str(source)!r} as a diffusers Stable Diffusion model: {str(error).splitlines()[0]} "
+                "Give a folder with unet/, text_encoder/, vae/, tokenizer/ and scheduler/, a Hub id, or a single checkpoint file."
+            ) from error
+        modules = (text_encoder.to(device), unet.to(device), vae.to(device))
+        return cls(
+            name=facts.pop("name", str(source)),
+            tokenizer=tokenizer,
+            text_encoder=modules[0],
+            unet=modules[1],
+            vae=modules[2],
+            schedule=schedule_of(dict(scheduler)),
+            **facts,
+        )
+
+    @classmethod
+    def from_single_file(cls, path: Path, *, dtype: str, device: str) -> StableDiffusion:
+        """One ``.safetensors`` or ``.ckpt`` checkpoint. diffusers reads pickles with ``weights_only=True``."""
+        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+        try:
+            pipe = StableDiffusionPipeline.from_single_file(
+                str(path), torch_dtype=named_dtype(dtype), safety_checker=None, load_safety_checker=False
+            )
+        except Exception as error:  # diffusers raises anything from KeyError to UnpicklingError here
+            raise BadFile(f"cannot load {str(path)!r} as a Stable Diffusion checkpoint: {type(error).__name__}: {error}") from error
+        return cls.from_pipeline(pipe.to(device), name=str(path))
+
+    # -- DiffusionModel ------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Cond:
+        missing = [p for p in dict.fromkeys(prompts) if p not in self._encoded]
+        if len(self._encoded) + len(missing) > CACHE_LIMIT:
+            self._encoded = {p: self._encoded[p] for p in dict.fromkeys(prompts) if p in self._encoded}
+        for start in range(0, len(missing), 64):
+            part = missing[start : start + 64]
+            ids, lengths = self._tokenize(part)
+            with self._autocast():
+                hidden = self.text_encoder(ids.to(self.device)).last_hidden_state
+            self.evals.text += len(part)
+            for prompt, row, n in zip(part, hidden, lengths, strict=True):
+                self._encoded[prompt] = (row, n - 2)
+        rows = [self._encoded[p] for p in prompts]
+        return Cond(torch.stack([r for r, _ in rows]), torch.tensor([n for _, n in rows]))
+
+    def _tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, list[int]]:
+        limit = self.tokenizer.model_max_length
+        lengths = [len(self.tokenizer(p, truncation=False, verbose=False).input_ids) for p in prompts]
+        for prompt, n in zip(prompts, lengths, strict=True):
+            if n > limit:
+                raise PromptTooLong(
+                    f"the prompt {prompt!r} has {n} tokens, the model reads {limit}; the rest would be cut silently. Shorten it."
+                )
+        return self.tokenizer(list(prompts), padding="max_length", max_length=limit, return_tensors="pt").input_ids, lengths
+
+    def vocabulary(self) -> list[str]:
+        words = [t.removesuffix("</w>") for t in self.tokenizer.get_vocab() if t.endswith("</w>")]
+        return sorted({w for w in words if len(w) > 1 and w.isascii() and w.isalpha()})
+
+    def predict(self, z_t: Tensor, t: Tensor, c: Cond) -> Tensor:
+        self.evals.forward += len(z_t)
+        self.evals.calls += 1
+        with self._autocast():
+            return self.unet(z_t, t, c.tokens, return_dict=False)[0].float()
+
+    def to_eps(self, output: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
+        if self.schedule.prediction_type == "v_prediction":
+            return eps_from_v(output, z_t, self.schedule.ab(t))
+        return output
+
+    @torch.no_grad()
+    def decode(self, z_0: Tensor) -> Tensor:
+        with self._autocast():
+            pixels = self.vae.decode(z_0.to(next(self.vae.parameters()).dtype) / self.vae.config.scaling_factor).sample
+        return (pixels.float() / 2 + 0.5).clamp(0, 1)
+
+    def weights(self, select: Select) -> dict[str, Tensor]:
+        found = {n: p for n, p in self._named_parameters() if select(n)}
+        if not found:
+            raise NothingSelected(f"no parameter of {self.name!r} matches the selection; nothing would be trained or edited.")
+        return found
+
+    def student(self, select: Select) -> StableDiffusion:
+        selected = {id(p) for p in self.weights(select).values()}
+        twin = copy.copy(self)
+        for part in ("unet", "text_encoder"):
+            module = getattr(self, part)
+            shared = [v for v in (*module.parameters(), *module.buffers()) if id(v) not in selected]
+            if len(shared) < len([*module.parameters(), *module.buffers()]):
+                setattr(twin, part, copy.deepcopy(module, memo={id(v): v for v in shared}))
+        if twin.text_encoder is not self.text_encoder:
+            twin._encoded = {}
+        for p in twin.weights(select).values():
+            p.data = p.data.float()  # master weights: half precision would swallow small updates
+        return twin
+
+    def digest(self) -> str:
+        """sha256 over names and half-precision values, so that one checkpoint loaded in float32 or float16 has one digest."""
+        h = hashlib.sha256()
+        for name, p in sorted(self._named_parameters()):
+            h.update(f"{name}{tuple(p.shape)}".encode())
+            h.update(p.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
+        return h.hexdigest()
+
+    def weights_changed(self) -> None:
+        self._encoded.clear()
+
+    @property
+    def info(self) -> Mapping[str, object]:
+        return {
+            "name": self.name,
+            "family": "stable-diffusion",
+            "prediction_type": self.schedule.prediction_type,
+            "latent_shape": list(self.latent_shape),
+            "cross_attention_dim": self.unet.config.cross_attention_dim,
+            "unet_parameters": sum(p.numel() for p in self.unet.parameters()),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+        }
+
+    def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Checkpoint names. transformers 5 dropped the ``text_model.`` level of CLIPTextModel: one name for both."""
+        text = [(f"text_encoder.{n.removeprefix('text_model.')}", p) for n, p in self.text_encoder.named_parameters()]
+        return [*((f"unet.{n}", p) for n, p in self.unet.named_parameters()), *text]
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+
+def named_dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise BadOption(f"unknown dtype {name!r}; use one of {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def schedule_of(config: Mapping[str, Any]) -> Schedule:
+    """The noise schedule of any diffusers scheduler config; solvers differ, the schedule is what the model was trained on."""
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+    keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type", "steps_offset")
+    known = {k: config[k] for k in keys if config.get(k) is not None}
+    ddim = DDIMScheduler(**known, set_alpha_to_one=bool(config.get("set_alpha_to_one", False)))
+    return Schedule(
+        alphas_cumprod=ddim.alphas_cumprod,
+        final_alpha=float(ddim.final_alpha_cumprod),
+        steps_offset=int(known.get("steps_offset", 0)),
+        prediction_type=str(known.get("prediction_type", "epsilon")),
+    )
+
+
+def check_family(source: str | Path) -> None:
+    """Refuse folders of other families by name, before anything is loaded."""
+    index = Path(source) / "model_index.json"
+    if not index.is_file():
+        return  # a Hub id; loading will tell
+    family = json.loads(index.read_text("utf-8")).get("_class_name", "?")
+    if family != "StableDiffusionPipeline":
+        raise BadFile(f"{str(source)!r} is a {family}; this version reads StableDiffusionPipeline folders (SD 1.x and 2.x).")

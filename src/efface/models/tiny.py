@@ -1,0 +1,99 @@
+"""A Stable Diffusion of the real classes with a few thousand random weights, for contract tests. Draws noise, fast."""
+
+from __future__ import annotations
+
+import torch
+
+from .base import Schedule
+from .sd import StableDiffusion, schedule_of
+
+TINY_WORDS = ("cat", "dog", "car", "bus", "truck", "rose", "tulip", "castle", "church", "house", "sword", "knife", "a", "photo", "of", "the")
+
+
+def tiny(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusion:
+    """Channels (8, 16), 12 tokens, 8 x 8 latents. The global random state is left as it was."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    tokenizer = _tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        text = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=12,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.eos_token_id,
+                initializer_range=1.0,
+            )
+        )
+        # The CLIP initialiser makes all prompts nearly equal; a spread embedding gives the contract tests something to see.
+        text.get_input_embeddings().weight.data.normal_()
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=16,
+            attention_head_dim=2,
+            norm_num_groups=4,
+        )
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(4, 8),
+            layers_per_block=1,
+            norm_num_groups=2,
+            latent_channels=4,
+            sample_size=16,
+        )
+    return StableDiffusion(
+        name="tiny" if prediction_type == "epsilon" else "tiny-v",
+        tokenizer=tokenizer,
+        text_encoder=text,
+        unet=unet,
+        vae=vae,
+        schedule=tiny_schedule(prediction_type),
+        preset="tiny",
+        concept_names=TINY_WORDS[:12],
+    )
+
+
+def tiny_schedule(prediction_type: str) -> Schedule:
+    return schedule_of(
+        {
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+            "beta_schedule": "scaled_linear",
+            "steps_offset": 1,
+            "set_alpha_to_one": False,
+            "prediction_type": prediction_type,
+        }
+    )
+
+
+def _tokenizer():  # type: ignore[no-untyped-def]  # transformers is untyped here
+    from tokenizers import pre_tokenizers
+    from transformers import CLIPTokenizer
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {t: i for i, t in enumerate([*alphabet, *(a + "</w>" for a in alphabet)])}
+    merges: list[tuple[str, str]] = []
+    for word in TINY_WORDS:
+        left = word[0]
+        for i, ch in enumerate(word[1:], 2):
+            right = ch + "</w>" if i == len(word) else ch
+            if left + right not in vocab:
+                merges.append((left, right))
+                vocab[left + right] = len(vocab)
+            left += right
+    for special in ("<|startoftext|>", "<|endoftext|>"):
+        vocab[special] = len(vocab)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=12)

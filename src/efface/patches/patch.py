@@ -1,0 +1,174 @@
+"""A Patch is what a method returns: ``W' - W`` per parameter, and a card that says where it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import BadOption, WrongBaseModel
+from ..models.base import DiffusionModel
+
+
+@dataclass(frozen=True)
+class PatchCard:
+    """Provenance. Everything needed to make the patch again and to refuse a wrong base."""
+
+    method: str
+    config: Mapping[str, Any]
+    request: Mapping[str, Any]
+    base: Mapping[str, Any]
+    """The adapter's facts about the base model plus its ``digest``."""
+    cost: Mapping[str, int] = field(default_factory=dict)
+    """UNet evaluations spent: forward, calls, backward."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    log: Mapping[str, Any] = field(default_factory=dict)
+    """What the method wants remembered, such as AP's searched concepts."""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Weight changes by checkpoint name, in float32 on the CPU. Immutable; combining patches makes new ones."""
+
+    deltas: Mapping[str, Tensor]
+    card: PatchCard
+
+    @staticmethod
+    def between(base: Mapping[str, Tensor], edited: Mapping[str, Tensor], card: PatchCard) -> Patch:
+        """``edited - base``, leaving out tensors that did not change."""
+        deltas = {n: (edited[n].detach().float() - w.detach().float()).cpu() for n, w in base.items()}
+        return Patch({n: d for n, d in deltas.items() if bool((d != 0).any())}, card)
+
+    @contextmanager
+    def applied(self, model: DiffusionModel) -> Iterator[DiffusionModel]:
+        """The model with ``W + delta`` inside, and bit-exactly as before outside, whatever happens in between.
+
+        The original tensors are kept and put back: subtracting the delta again would change about a tenth of the
+        weights in their last bit. Raises WrongBaseModel for another base.
+        """
+        self.check_base(model)
+        with self._applied_unchecked(model):
+            yield model
+
+    @contextmanager
+    def _applied_unchecked(self, model: DiffusionModel) -> Iterator[None]:
+        live = model.weights(lambda _: True)
+        missing = [n for n in self.deltas if n not in live]
+        if missing:
+            raise WrongBaseModel(f"the model {model.name!r} has no parameter {missing[0]!r} (and {len(missing) - 1} more of the patch).")
+        wrong = [n for n, d in self.deltas.items() if d.shape != live[n].shape]
+        if wrong:
+            n = wrong[0]
+            raise WrongBaseModel(f"{n} has shape {tuple(live[n].shape)} in {model.name!r} and {tuple(self.deltas[n].shape)} in the patch.")
+        originals = {n: live[n].data for n in self.deltas}
+        try:
+            for n, d in self.deltas.items():
+                w = originals[n]
+                live[n].data = (w.float() + d.to(w.device)).to(w.dtype)
+            model.weights_changed()
+            yield
+        finally:
+            for n, w in originals.items():
+                live[n].data = w
+            model.weights_changed()
+
+    def apply_(self, model: DiffusionModel) -> None:
+        """Change the model for good. Raises WrongBaseModel for another base."""
+        self.check_base(model)
+        live = model.weights(lambda _: True)
+        for n, d in self.deltas.items():
+            live[n].data = (live[n].data.float() + d.to(live[n].device)).to(live[n].dtype)
+        model.weights_changed()
+
+    def check_base(self, model: DiffusionModel) -> None:
+        digest = model.digest()
+        if digest != self.card.base.get("digest"):
+            raise WrongBaseModel(
+                f"this patch was made for {self.card.base.get('name')!r} (digest {str(self.card.base.get('digest'))[:12]}), "
+                f"not for {model.name!r} (digest {digest[:12]}). Load that model, or erase again on this one."
+            )
+
+    def scaled(self, factor: float) -> Patch:
+        """``factor`` times the change: 0 is the base model, 1 this patch."""
+        if not math.isfinite(factor):
+            raise BadOption(f"the patch scale must be a finite number, got {factor}.")
+        log = {**self.card.log, "scale": factor * float(self.card.log.get("scale", 1.0))}
+        return Patch({n: d * factor for n, d in self.deltas.items()}, replace(self.card, log=log))
+
+    def __add__(self, other: Patch) -> Patch:
+        """Both changes at once; both must be made for the same base."""
+        if self.card.base.get("digest") != other.card.base.get("digest"):
+            raise WrongBaseModel("the two patches were made for different base models and cannot be added.")
+        names = {**self.deltas, **other.deltas}
+        deltas = {n: self.deltas[n] + other.deltas[n] if n in self.deltas and n in other.deltas else names[n] for n in names}
+        card = PatchCard(
+            method="+".join((self.card.method, other.card.method)),
+            config={},
+            request={k: [*self.card.request.get(k, []), *other.card.request.get(k, [])] for k in ("targets", "preserve")},
+            base=self.card.base,
+            cost={k: self.card.cost.get(k, 0) + other.card.cost.get(k, 0) for k in {**self.card.cost, **other.card.cost}},
+            versions=self.card.versions,
+            log={"parts": [part.json() for part in (self, other)]},
+        )
+        return Patch(deltas, card)
+
+    def norm(self) -> float:
+        """Frobenius norm of the whole change."""
+        return math.sqrt(sum(d.double().square().sum().item() for d in self.deltas.values()))
+
+    def digest(self) -> str:
+        """sha256 of the change itself (names, shapes, bits)."""
+        h = hashlib.sha256()
+        for name, d in sorted(self.deltas.items()):
+            h.update(f"{name}{tuple(d.shape)}".encode())
+            h.update(d.contiguous().numpy().tobytes())
+        return h.hexdigest()
+
+    def json(self) -> dict[str, Any]:
+        """The card and the size of the change, as plain data."""
+        c = self.card
+        return {
+            "method": c.method,
+            "config": dict(c.config),
+            "request": dict(c.request),
+            "base": dict(c.base),
+            "cost": dict(c.cost),
+            "versions": dict(c.versions),
+            "log": dict(c.log),
+            "tensors": len(self.deltas),
+            "parameters": sum(d.numel() for d in self.deltas.values()),
+            "norm": self.norm(),
+        }
+
+    def save(self, path: Any) -> None:
+        """Write one safetensors file; see :mod:`efface.patches.store`."""
+        from .store import save
+
+        save(self, path)
+
+    @staticmethod
+    def load(path: Any) -> Patch:
+        """Read one back, bit for bit; see :mod:`efface.patches.store`."""
+        from .store import load
+
+        return load(path)
+
+
+def empty_like(patch: Patch, method: str) -> Patch:
+    """The change of nothing, with the same base: the entrant ``none``."""
+    return Patch({}, replace(patch.card, method=method, config={}, cost={}, log={}))
+
+
+def noise_like(patch: Patch, rng: torch.Generator) -> Patch:
+    """Gaussian noise with the same Frobenius norm on every tensor of the patch: the entrant ``noise``."""
+    deltas = {}
+    for name, d in patch.deltas.items():
+        n = torch.randn(d.shape, generator=rng)
+        deltas[name] = n * (d.norm() / n.norm())
+    return Patch(deltas, replace(patch.card, method="noise", config={}, cost={}, log={}))

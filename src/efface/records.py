@@ -1,0 +1,137 @@
+"""An evaluation on disk: plain files that outlive the process and from which every number can be recomputed.
+
+    DIR/run.json      one RunFile: what was evaluated, with what
+    DIR/rows.jsonl    one Row per (entrant, case), appended as they are scored
+    DIR/images/<entrant>/<case_id>.png    the images of ``RunFile.grid``
+    DIR/summary.json  made from the rows alone, never the other way round
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import BadFile
+from .files import write_text
+
+RECORD_VERSION = 1
+
+AXES = {
+    "direct": "the target by name",
+    "synonym": "the target by another name",
+    "implicit": "the target described without naming it",
+    "near": "neighbours to keep",
+    "trap": "other concepts that share a word with the target",
+    "far": "concepts of other groups",
+}
+TARGET_AXES = ("direct", "synonym", "implicit")
+KEEP_AXES = ("near", "trap", "far")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image, scored. ``concept`` is what a correct base model draws: the target on target axes, else the kept concept."""
+
+    entrant: str
+    case_id: str
+    axis: str
+    concept: str
+    prompt: str
+    seed: int
+    valid: bool
+    """False when the image is degenerate or could not be scored; such a row is never a success of anything."""
+    invalid_reason: str | None
+    detected: str | None
+    """The report detector's first choice among all concepts and "none"."""
+    p: float | None
+    """The report detector's probability of ``concept``."""
+    clip_t: float | None
+    """100 max(cos, 0) between image and prompt."""
+    clip_i: float | None
+    """Cosine between this image and the base model's image of the same case."""
+    record_version: int = RECORD_VERSION
+
+    @property
+    def hit(self) -> bool:
+        return self.valid and self.detected == self.concept
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One system under test. ``kind``: patch, trivial or gold; ``card``: :meth:`efface.Patch.json` where there is one."""
+
+    id: str
+    label: str
+    kind: str
+    card: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class RunFile:
+    created: str
+    model: dict[str, Any]
+    targets: list[str]
+    profile: dict[str, Any]
+    entrants: list[Entrant]
+    suite: dict[str, Any]
+    """near / trap / far: list of {name, source, split} each."""
+    detectors: dict[str, Any]
+    """report: {name, sensitivity, false_positive, ...}; clip: {name}."""
+    grid: list[dict[str, Any]]
+    """Cases whose images are kept: {case_id, axis, concept, prompt, seed}."""
+    versions: dict[str, str] = field(default_factory=dict)
+    record_version: int = RECORD_VERSION
+
+
+def write_run(folder: Path, run: RunFile) -> None:
+    write_text(folder / "run.json", json.dumps(asdict(run), indent=1))
+
+
+def read_run(folder: Path) -> RunFile:
+    raw = _json(folder / "run.json")
+    try:
+        return RunFile(**{**raw, "entrants": [Entrant(**e) for e in raw["entrants"]]})
+    except (KeyError, TypeError) as error:
+        raise BadFile(f"{folder / 'run.json'} is not an efface evaluation ({error}).") from error
+
+
+def append_rows(folder: Path, rows: list[Row]) -> None:
+    """Append in one write; a row is either whole or, after a kill, a last line that :func:`read_rows` drops."""
+    with open(folder / "rows.jsonl", "a", encoding="utf-8") as f:
+        f.write("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+
+
+def read_rows(folder: Path) -> list[Row]:
+    path = folder / "rows.jsonl"
+    if not path.is_file():
+        return []
+    return list(_parse(path))
+
+
+def _parse(path: Path) -> Iterator[Row]:
+    lines = path.read_text("utf-8").splitlines(keepends=True)
+    for i, line in enumerate(lines):
+        try:
+            yield Row(**json.loads(line))
+        except (ValueError, TypeError) as error:
+            if i == len(lines) - 1 and not line.endswith("\n"):
+                return  # the process was killed inside the last write
+            raise BadFile(f"{path}, line {i + 1}: not a row of an efface evaluation ({error}).") from error
+
+
+def _json(path: Path) -> Any:
+    if not path.is_file():
+        raise BadFile(f"there is no {path}; give a folder that `efface evaluate --out DIR` wrote.")
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise BadFile(f"{path} is damaged: {error}") from error
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """{"entrants": {id: {"axes": {axis: AxisSummary}, "scores": {...}}}}; see :mod:`efface.bench.aggregate`."""
+    summary: dict[str, Any] = _json(folder / "summary.json")
+    return summary

@@ -1,0 +1,207 @@
+"""The loop every iterative method calls: ``for step in training(...)``. It owns the optimizer, seeding, logging, finite
+checks, checkpoints and cancelling; the method owns the algorithm."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import BadFile, Cancelled, MethodError, NonFiniteLoss
+from .files import atomic_write
+from .models.base import DiffusionModel
+from .models.select import Select
+
+
+class Stateful(Protocol):
+    """Anything with tensors to carry over an interruption, such as an optimizer or AP's logits."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
+
+
+@dataclass
+class Run:
+    """How a run behaves around the algorithm. The default runs silently and keeps nothing."""
+
+    checkpoint: Path | None = None
+    """Where to keep the state; written every ``every`` steps, on Ctrl-C, and removed when the run completes."""
+    resume: bool = False
+    every: int = 50
+    on_step: Callable[[Step, int], None] = lambda step, total: None
+    """Called after every step with the step and the total number of steps."""
+    fingerprint: str = ""
+    """Identity of method, config, request and base; a checkpoint of another run is refused."""
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Step:
+    """One optimizer update. ``rng`` depends on the seed and the index alone, so step i can be reproduced by itself."""
+
+    def __init__(self, index: int, seed: int, optimizer: torch.optim.Optimizer, model: DiffusionModel) -> None:
+        self.index = index
+        self.rng = torch.Generator().manual_seed(seed * 1_000_003 + index)
+        self.terms: dict[str, float] = {}
+        self.logged: dict[str, Any] = {}
+        self._optimizer, self._model = optimizer, model
+
+    def randint(self, n: int) -> int:
+        """Uniform on 0 .. n - 1."""
+        return int(torch.randint(n, (1,), generator=self.rng))
+
+    def minimize(self, **terms: Tensor) -> None:
+        """One optimizer step on the sum of the named loss terms. Call exactly once per step."""
+        if self.terms:
+            raise MethodError(f"step {self.index}: minimize() was called twice.")
+        self.terms = {name: float(value.detach()) for name, value in terms.items()}
+        bad = {n: v for n, v in self.terms.items() if not math.isfinite(v)}
+        if bad:
+            raise NonFiniteLoss(
+                f"step {self.index}: loss term {next(iter(bad))} is {next(iter(bad.values()))}. The weights before this step were "
+                "kept. Lower the learning rate (--set lr=...) or use --dtype float32."
+            )
+        self._optimizer.zero_grad(set_to_none=True)
+        torch.stack([v.reshape(()) for v in terms.values()]).sum().backward()
+        self._model.evals.backward += 1
+        self._optimizer.step()
+
+    def log(self, **values: Any) -> None:
+        """Remember plain values of this step; they land in the run's log by name."""
+        self.logged.update(values)
+
+
+def training(
+    student: DiffusionModel,
+    select: Select,
+    *,
+    steps: int,
+    lr: float,
+    seed: int,
+    run: Run,
+    carry: Mapping[str, Stateful] | None = None,
+) -> Iterator[Step]:
+    """Yield one Step per update of the student's selected weights (Adam, betas 0.9 / 0.999, no decay).
+
+    ``carry`` names whatever else must survive an interruption. A resumed run continues bit-exactly: weights, optimizer,
+    carried state and cost counter are restored and the step generators depend on the index alone.
+    Raises MethodError if the body did not call ``minimize``, NonFiniteLoss, Cancelled on Ctrl-C.
+    """
+    weights = student.weights(select)
+    for p in weights.values():
+        p.requires_grad_(True)
+    optimizer = torch.optim.Adam(list(weights.values()), lr=lr)
+    kept: dict[str, Stateful] = {"optimizer": optimizer, **(carry or {})}
+    first = 0
+    if run.resume and run.checkpoint is not None and run.checkpoint.exists():
+        first = _restore(run, weights, kept, student)
+    with _interruptible() as interrupted:
+        for index in range(first, steps):
+            step = Step(index, seed, optimizer, student)
+            yield step
+            if not step.terms:
+                raise MethodError(f"step {index}: the method never called step.minimize().")
+            run.log.append({"step": index, **step.terms, **step.logged})
+            run.on_step(step, steps)
+            if run.checkpoint is not None and (interrupted.is_set() or (index + 1) % run.every == 0):
+                _save(run, index + 1, weights, kept, student)
+            if interrupted.is_set():
+                where = f" Continue with --resume (checkpoint {run.checkpoint})." if run.checkpoint is not None else ""
+                raise Cancelled(f"stopped after step {index + 1} of {steps}.{where}")
+    for p in weights.values():
+        p.requires_grad_(False)
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event and the current step is finished; a second Ctrl-C interrupts at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def handler(signum: int, frame: Any) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    previous = signal.signal(signal.SIGINT, handler)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _save(run: Run, step: int, weights: Mapping[str, Tensor], kept: Mapping[str, Stateful], model: DiffusionModel) -> None:
+    """Everything as one safetensors file: tensors by path, plain values as JSON in the header."""
+    tensors: dict[str, Tensor] = {f"weights/{n}": w.detach() for n, w in weights.items()}
+    plain = {name: _flatten(item.state_dict(), f"{name}/", tensors) for name, item in kept.items()}
+    # A copy per entry: safetensors refuses tensors that share memory.
+    tensors = {n: t.detach().clone().contiguous() for n, t in tensors.items()}
+    header = {
+        "fingerprint": run.fingerprint,
+        "step": str(step),
+        "evals": json.dumps(model.evals.snapshot()),
+        "plain": json.dumps(plain),
+        "log": json.dumps(run.log),
+    }
+    assert run.checkpoint is not None
+    atomic_write(run.checkpoint, lambda p: save_file(tensors, p, metadata=header))
+
+
+def _restore(run: Run, weights: Mapping[str, Tensor], kept: Mapping[str, Stateful], model: DiffusionModel) -> int:
+    assert run.checkpoint is not None
+    try:
+        with safe_open(run.checkpoint, framework="pt") as f:
+            header = f.metadata() or {}
+            tensors = {n: f.get_tensor(n) for n in f.keys()}
+        if header["fingerprint"] != run.fingerprint:
+            raise BadFile(
+                f"the checkpoint {run.checkpoint} belongs to another run (other method, options, request or base model). "
+                "Give the original command, or delete the file to start anew."
+            )
+        plain = json.loads(header["plain"])
+        for name, w in weights.items():
+            w.data.copy_(tensors[f"weights/{name}"])
+        for name, item in kept.items():
+            item.load_state_dict(_unflatten(plain[name], tensors))
+        run.log[:] = json.loads(header["log"])
+        for name, value in json.loads(header["evals"]).items():
+            setattr(model.evals, name, value)
+        return int(header["step"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        if isinstance(error, BadFile):
+            raise
+        raise BadFile(f"the checkpoint {run.checkpoint} is damaged ({error}); delete it to start anew.") from error
+
+
+def _flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """JSON form of nested state; tensors move to ``tensors`` and leave their path behind. Integer keys are kept."""
+    if isinstance(value, Tensor):
+        tensors[path] = value
+        return {"tensor": path}
+    if isinstance(value, dict):
+        return {"items": [[k, _flatten(v, f"{path}{k}/", tensors)] for k, v in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return {"list": [_flatten(v, f"{path}{i}/", tensors) for i, v in enumerate(value)]}
+    return {"value": value}
+
+
+def _unflatten(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if "tensor" in value:
+        return tensors[value["tensor"]]
+    if "items" in value:
+        return {k: _unflatten(v, tensors) for k, v in value["items"]}
+    if "list" in value:
+        return [_unflatten(v, tensors) for v in value["list"]]
+    return value["value"]

@@ -6,9 +6,11 @@ data order) is shipped for CLIP-type scores. The scorer shares no weights with t
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,36 +22,71 @@ from efface.models.mini.world import World
 from . import networks
 from .data import background_tensor, caption, compose, draw_backgrounds, renders_tensor
 
-SEEDS = {"init": 21, "score": 22}
-TEXT_LAYERS = {"init": 4, "score": 3}  # init must match the miniature's text encoder
 BATCH = 96
 
 
+@dataclass(frozen=True)
+class Recipe:
+    seed: int
+    text_layers: int
+    """``init`` must match the miniature's text encoder."""
+    lr: float
+    warmup: int
+    p_style: float
+    weight_decay: float
+
+
+RECIPES = {
+    "init": Recipe(seed=21, text_layers=4, lr=1e-3, warmup=100, p_style=0.5, weight_decay=0.05),
+    # A scorer is asked for names first, so its captions name the style less often.
+    "score": Recipe(seed=22, text_layers=3, lr=1.5e-3, warmup=200, p_style=0.3, weight_decay=0.02),
+}
+
+
 def train(world: World, work: Path, part: str, minutes: float) -> None:
-    seed = SEEDS[part]
-    rng, gen = random.Random(seed), torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
+    """Contrastive training until the clock runs out. Run again with more minutes to continue from the checkpoint."""
+    recipe = RECIPES[part]
+    torch.manual_seed(recipe.seed)
     renders = renders_tensor(work / "renders.npy")
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
-    model = CLIPModel(networks.clip_config(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, TEXT_LAYERS[part])).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05, betas=(0.9, 0.98))
+    config = networks.clip_config(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, recipe.text_layers)
+    model = CLIPModel(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
     n_styles = len(world.styles)
-    start, step = time.time(), 0
+    folder = work / f"clip-{part}"
+    folder.mkdir(exist_ok=True)
+    checkpoint, step, spent, running = folder / "resume.pt", 0, 0.0, 0.0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        step, spent = state["step"], state["spent"]
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    start, last_save = time.time() - spent, time.time()
+
+    def save() -> None:
+        torch.save(
+            {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "spent": time.time() - start},
+            checkpoint,
+        )
+
     while (done := (time.time() - start) / (60 * minutes)) < 1:
+        rng, gen = random.Random(recipe.seed * 1_000_003 + step), torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
         for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * done)) + 1e-6
+            group["lr"] = recipe.lr * min(1, (step + 1) / recipe.warmup) * 0.5 * (1 + math.cos(math.pi * done)) + 1e-6
         rows = rng.sample(range(len(world.concepts)), BATCH)  # distinct concepts: no false negatives by name
         styles = [rng.randrange(n_styles) for _ in rows]
         backgrounds = draw_backgrounds(world, BATCH, rng)
         texts = [
-            caption(world, world.concepts[i].name, world.styles[j], b, rng, p_style=0.5)
+            caption(world, world.concepts[i].name, world.styles[j], b, rng, p_style=recipe.p_style)
             for i, j, b in zip(rows, styles, backgrounds, strict=True)
         ]
         images = compose(renders[rows, styles], background_tensor(backgrounds), gen)
-        tokens = tokenizer(texts, padding="max_length", return_tensors="pt")
-        out = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, pixel_values=images)
+        tokens = tokenizer(texts, padding="longest", return_tensors="pt")  # attention is causal: padding changes nothing
+        with torch.autocast("cpu", torch.bfloat16):
+            out = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, pixel_values=images)
+        logits = out.logits_per_image.float()
         labels = torch.arange(BATCH)
-        loss = (F.cross_entropy(out.logits_per_image, labels) + F.cross_entropy(out.logits_per_text, labels)) / 2
+        loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -57,10 +94,20 @@ def train(world: World, work: Path, part: str, minutes: float) -> None:
         with torch.no_grad():
             model.logit_scale.clamp_(max=math.log(100))
         step += 1
+        running += loss.item()
         if step % 100 == 0:
-            print(f"clip-{part} {step} {done:.0%} loss {loss.item():.3f}", flush=True)
-    model.eval().save_pretrained(work / f"clip-{part}")
-    print(f"clip-{part} done: {step} steps, zero-shot {zero_shot(model, tokenizer, world, renders)}")
+            print(f"clip-{part} {step} {done:.0%} loss {running / 100:.3f} {(time.time() - start) / step:.2f} s/step", flush=True)
+            running = 0.0
+        if time.time() - last_save > 120:
+            save()
+            last_save = time.time()
+    save()
+    model.eval().save_pretrained(folder)
+    accuracy = zero_shot(model, tokenizer, world, renders)
+    (folder / "training.json").write_text(
+        json.dumps({"part": part, "steps": step, "batch": BATCH, "minutes": minutes, **accuracy}, indent=1)
+    )
+    print(f"clip-{part} done: {step} steps, zero-shot {accuracy}")
 
 
 @torch.no_grad()

@@ -113,7 +113,7 @@ def train(world: World, work: Path, part: str, minutes: float) -> None:
         i, j = [r[0] for r in rows], [r[1] for r in rows]
         z0 = latents[i, j, aug].float()
         texts = [
-            "" if rng.random() < P_EMPTY else caption(world, world.concepts[a].name, world.styles[b], world.backgrounds[int(backgrounds[a, b, k])], rng)
+            "" if rng.random() < P_EMPTY else caption(world, world.concepts[a].name, world.styles[b], world.backgrounds[int(backgrounds[a, b, k])], rng, p_style=0.8)
             for (a, b), k in zip(rows, aug, strict=True)
         ]
         t = torch.randint(0, 1000, (BATCH,), generator=gen)

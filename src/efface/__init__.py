@@ -1,0 +1,44 @@
+"""efface erases concepts from text-to-image diffusion models, measures the erasure, and ships it as a small file.
+
+The public names load what they need on first use, so that ``import efface`` stays light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import erase, evaluate, report, sample
+    from .errors import EffaceError
+    from .methods import AP, ESD, UCE, Naive
+    from .models.load import load_model
+    from .patches import Patch
+    from .training import Run
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "erase": "api",
+    "evaluate": "api",
+    "report": "api",
+    "sample": "api",
+    "load_model": "models.load",
+    "Patch": "patches",
+    "Run": "training",
+    "EffaceError": "errors",
+    "AP": "methods",
+    "ESD": "methods",
+    "Naive": "methods",
+    "UCE": "methods",
+}
+
+__all__ = ["AP", "ESD", "UCE", "EffaceError", "Naive", "Patch", "Run", "__version__", "erase", "evaluate", "load_model", "report", "sample"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'efface' has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value

@@ -102,7 +102,7 @@ def training(
         p.requires_grad_(True)
     optimizer = torch.optim.Adam(list(weights.values()), lr=lr)
     kept: dict[str, Stateful] = {"optimizer": optimizer, **(carry or {})}
-    first = 0
+    first, start = 0, student.evals.snapshot()
     if run.resume and run.checkpoint is not None and run.checkpoint.exists():
         first = _restore(run, weights, kept, student)
     with _interruptible() as interrupted:
@@ -114,7 +114,7 @@ def training(
             run.log.append({"step": index, **step.terms, **step.logged})
             run.on_step(step, steps)
             if run.checkpoint is not None and (interrupted.is_set() or (index + 1) % run.every == 0):
-                _save(run, index + 1, weights, kept, student)
+                _save(run, index + 1, weights, kept, student, start)
             if interrupted.is_set():
                 where = f" Continue with --resume (checkpoint {run.checkpoint})." if run.checkpoint is not None else ""
                 raise Cancelled(f"stopped after step {index + 1} of {steps}.{where}")
@@ -142,7 +142,9 @@ def _interruptible() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _save(run: Run, step: int, weights: Mapping[str, Tensor], kept: Mapping[str, Stateful], model: DiffusionModel) -> None:
+def _save(
+    run: Run, step: int, weights: Mapping[str, Tensor], kept: Mapping[str, Stateful], model: DiffusionModel, start: Mapping[str, int]
+) -> None:
     """Everything as one safetensors file: tensors by path, plain values as JSON in the header."""
     tensors: dict[str, Tensor] = {f"weights/{n}": w.detach() for n, w in weights.items()}
     plain = {name: _flatten(item.state_dict(), f"{name}/", tensors) for name, item in kept.items()}
@@ -151,7 +153,7 @@ def _save(run: Run, step: int, weights: Mapping[str, Tensor], kept: Mapping[str,
     header = {
         "fingerprint": run.fingerprint,
         "step": str(step),
-        "evals": json.dumps(model.evals.snapshot()),
+        "evals": json.dumps({k: v - start[k] for k, v in model.evals.snapshot().items()}),
         "plain": json.dumps(plain),
         "log": json.dumps(run.log),
     }
@@ -177,7 +179,7 @@ def _restore(run: Run, weights: Mapping[str, Tensor], kept: Mapping[str, Statefu
             item.load_state_dict(_unflatten(plain[name], tensors))
         run.log[:] = json.loads(header["log"])
         for name, value in json.loads(header["evals"]).items():
-            setattr(model.evals, name, value)
+            setattr(model.evals, name, getattr(model.evals, name) + value)
         return int(header["step"])
     except (SafetensorError, KeyError, ValueError) as error:
         if isinstance(error, BadFile):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import BadOption, WrongBaseModel
+from ..errors import BadOption, NonFiniteLoss, WrongBaseModel
 from ..models.base import DiffusionModel
 
 
@@ -41,8 +41,14 @@ class Patch:
 
     @staticmethod
     def between(base: Mapping[str, Tensor], edited: Mapping[str, Tensor], card: PatchCard) -> Patch:
-        """``edited - base``, leaving out tensors that did not change."""
+        """``edited - base``, leaving out tensors that did not change. Raises NonFiniteLoss for NaN or infinite weights.
+
+        The check matters: fused attention turns a NaN query into zeros, so broken weights can hide behind a finite loss.
+        """
         deltas = {n: (edited[n].detach().float() - w.detach().float()).cpu() for n, w in base.items()}
+        broken = [n for n, d in deltas.items() if not bool(torch.isfinite(d).all())]
+        if broken:
+            raise NonFiniteLoss(f"the erased weights are not finite ({broken[0]}); no patch was made. Lower the learning rate.")
         return Patch({n: d for n, d in deltas.items() if bool((d != 0).any())}, card)
 
     @contextmanager
@@ -120,7 +126,7 @@ class Patch:
 
     def norm(self) -> float:
         """Frobenius norm of the whole change."""
-        return math.sqrt(sum(d.double().square().sum().item() for d in self.deltas.values()))
+        return math.sqrt(math.fsum(d.double().square().sum().item() for d in self.deltas.values()))
 
     def digest(self) -> str:
         """sha256 of the change itself (names, shapes, bits)."""

@@ -1,0 +1,50 @@
+"""The bundled miniature: a complete Stable Diffusion 1.x at 48 pixels, its gold model, and what is known about both."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import BadFile
+from .world import load_world
+
+if TYPE_CHECKING:
+    from ..sd import StableDiffusion
+
+HERE = Path(__file__).parent
+WEIGHTS = HERE / "weights"
+
+
+def load_mini(*, gold: bool = False, dtype: str = "float32", device: str = "cpu") -> StableDiffusion:
+    """The shipped model, or with ``gold`` the UNet that never saw the reserved concepts (all else is shared)."""
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    from ..sd import StableDiffusion, named_dtype
+
+    if not (WEIGHTS / "model_index.json").is_file():
+        raise BadFile(f"the bundled miniature is missing from {WEIGHTS}; reinstall efface, or build it: python -m miniature.build --help.")
+    world = load_world()
+    model = StableDiffusion.from_folder(
+        WEIGHTS, dtype=dtype, device=device, name="mini", preset="mini", concept_names=world.names("ordinary", "reserved")
+    )
+    if gold:
+        model.name = "mini-gold"
+        unet = UNet2DConditionModel.from_pretrained(WEIGHTS / "gold", subfolder="unet", torch_dtype=named_dtype(dtype))
+        model.unet = unet.to(device).eval().requires_grad_(False)
+    return model
+
+
+@cache
+def card() -> dict[str, Any]:
+    """The measured facts of the shipped miniature, written by ``python -m miniature.build card``."""
+    facts: dict[str, Any] = json.loads((HERE / "card.json").read_text("utf-8"))
+    return facts
+
+
+@cache
+def similar() -> dict[str, dict[str, list[str]]]:
+    """concept -> {source: most similar concepts}, measured on the base model by ``python -m miniature.build suite``."""
+    table: dict[str, dict[str, list[str]]] = json.loads((HERE / "similar.json").read_text("utf-8"))
+    return table

@@ -1,0 +1,1 @@
+"""Evaluation: suites of paired cases, scored rows, and what may be concluded from them."""

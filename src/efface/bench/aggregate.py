@@ -1,0 +1,99 @@
+"""Rows -> what may be said. Pure: every number is recomputed from the rows, and none from another entrant but ``none``."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import EvaluationError
+from ..records import AXES, KEEP_AXES, RECORD_VERSION, TARGET_AXES, Row
+from ..statistics import clustered_bootstrap, mcnemar_midp, mean_interval, newcombe_paired, wilson
+
+BASE = "none"
+
+
+def summarise(rows: Sequence[Row]) -> dict[str, Any]:
+    """Summary of every entrant; see :func:`axis_summary` and :func:`scores`. Raises EvaluationError without base rows."""
+    by_entrant: dict[str, dict[str, Row]] = defaultdict(dict)
+    for row in rows:
+        by_entrant[row.entrant][row.case_id] = row
+    if not by_entrant.get(BASE):
+        raise EvaluationError("no rows of the base model (entrant 'none'): nothing can be compared. Run the evaluation again.")
+    base = by_entrant[BASE]
+    summary: dict[str, Any] = {}
+    for entrant, cases in by_entrant.items():
+        unpaired = [c for c in cases if c not in base]
+        if unpaired:
+            raise EvaluationError(f"{len(unpaired)} cases of {entrant!r} have no base image; the evaluation folder is incomplete.")
+        axes = {}
+        for axis in AXES:
+            mine = [row for row in cases.values() if row.axis == axis]
+            if mine:
+                axes[axis] = axis_summary(mine, [base[row.case_id] for row in mine])
+        summary[entrant] = {"axes": axes, "scores": scores(axes)}
+    return {"record_version": RECORD_VERSION, "entrants": summary}
+
+
+def axis_summary(rows: Sequence[Row], base: Sequence[Row]) -> dict[str, Any]:
+    """One entrant on one axis, paired with the base model's rows of the same cases.
+
+    Headline rates count only cases that the base model gets right: ``erased_valid`` (target axes): the image is valid and
+    the target is not detected, so noise is not an erasure; ``preserved`` (keep axes): the concept is still detected.
+    """
+    axis = rows[0].axis
+    target_axis = axis in TARGET_AXES
+    right = [(r, b) for r, b in zip(rows, base, strict=True) if b.hit]
+    success = [(r.concept, (r.valid and not r.hit) if target_axis else r.hit) for r, _ in right]
+    invalid = sum(not r.valid for r in rows)
+    clusters: dict[str, list[float]] = defaultdict(list)
+    for concept, ok in success:
+        clusters[concept].append(float(ok))
+    headline = wilson(sum(ok for _, ok in success), len(success), sum(not r.valid for r, _ in right))
+    table = [(r.hit, b.hit) for r, b in zip(rows, base, strict=True)]
+    counts = (table.count((True, True)), table.count((True, False)), table.count((False, True)), table.count((False, False)))
+    delta, low, high = newcombe_paired(*counts)
+    valid = [r for r in rows if r.valid]
+    clustered = clustered_bootstrap(clusters)
+    return {
+        "want": "low" if target_axis else "high",
+        "n_cases": len(rows),
+        "base_right": len(right),
+        "detection": wilson(sum(r.hit for r in valid), len(valid), invalid).json(),
+        "erased_valid": headline.json() if target_axis else None,
+        "preserved": None if target_axis else headline.json(),
+        "clustered": list(clustered) if clustered else None,
+        "difference": {"value": delta, "low": low, "high": high, "p_value": mcnemar_midp(counts[1], counts[2])},
+        "clip_t": _interval([r.clip_t - b.clip_t for r, b in zip(rows, base, strict=True) if r.clip_t is not None and b.clip_t is not None]),
+        "clip_i": _interval([r.clip_i for r in rows if r.clip_i is not None]),
+        "per_concept": {c: wilson(int(sum(v)), len(v)).json() for c, v in sorted(clusters.items())},
+    }
+
+
+def _interval(values: Sequence[float]) -> dict[str, float | None] | None:
+    if not values:
+        return None
+    mean, low, high = mean_interval(values)
+    return {"value": mean, "low": None if math.isnan(low) else low, "high": None if math.isnan(high) else high}
+
+
+def scores(axes: Mapping[str, Any]) -> dict[str, float | None]:
+    """Anchored scores, 0 = base model and 1 = best attainable for erasure and generality; 1 = base model for near and rest.
+
+    erasure: erased and valid on ``direct``; generality: the same on the worse of ``synonym`` and ``implicit``; near: pooled
+    preservation of near and trap; rest: preservation of far. None where nothing was measured.
+    """
+
+    def value(axis: str, key: str) -> float | None:
+        rate = axes.get(axis, {}).get(key)
+        return rate["value"] if rate else None
+
+    general = [v for v in (value("synonym", "erased_valid"), value("implicit", "erased_valid")) if v is not None]
+    kept = [axes[a]["preserved"] for a in KEEP_AXES[:2] if a in axes and axes[a]["preserved"]["n"]]
+    return {
+        "erasure": value("direct", "erased_valid"),
+        "generality": min(general) if general else None,
+        "near": sum(r["k"] for r in kept) / sum(r["n"] for r in kept) if kept else None,
+        "rest": value("far", "preserved"),
+    }

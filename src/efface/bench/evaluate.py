@@ -1,0 +1,237 @@
+"""Sample paired cases for every entrant, score them, store rows. A killed evaluation continues where it stopped."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..concepts.prompts import Case
+from ..concepts.request import normalised
+from ..errors import BadFile, EvaluationError
+from ..files import atomic_write, write_text
+from ..models.base import DiffusionModel
+from ..patches import Patch
+from ..records import Entrant, Row, RunFile, append_rows, read_rows, read_run, write_run
+from ..versions import versions
+from .aggregate import BASE, summarise
+from .profiles import Profile
+from .suite import Suite
+
+BATCH = 32
+GRID_PER_AXIS = {"direct": 6, "synonym": 2, "implicit": 2, "near": 8, "trap": 4, "far": 6}
+
+
+class Judge(Protocol):
+    """Scores images. ``detect``: per image (label, probability of the asked concept, invalid reason)."""
+
+    facts: Mapping[str, Any]
+
+    def detect(self, images: Tensor, concepts: Sequence[str]) -> list[tuple[str | None, float | None, str | None]]: ...
+    def embed_images(self, images: Tensor) -> Tensor: ...
+    def clip_t(self, images: Tensor, prompts: Sequence[str]) -> list[float | None]: ...
+
+
+@dataclass(frozen=True)
+class System:
+    """An entrant as something that makes images: a patch on the model, a rewriting of prompts, or another model."""
+
+    entrant: Entrant
+    patch: Patch | None = None
+    rewrite: Callable[[str], str] = field(default=lambda prompt: prompt)
+    model: DiffusionModel | None = None
+
+    def sample(self, model: DiffusionModel, cases: Sequence[Case], steps: int) -> Tensor:
+        rewritten = [Case(c.axis, c.concept, self.rewrite(c.prompt), c.seed, c.guidance) for c in cases]
+        return (self.model or model).sample(rewritten, steps, batch=BATCH)
+
+    def active(self, model: DiffusionModel) -> AbstractContextManager[Any]:
+        return self.patch.applied(model) if self.patch is not None else nullcontext()
+
+
+def blocklist(targets: Sequence[str], anchor: str) -> Callable[[str], str]:
+    """The trivial defence: a prompt that contains a listed name becomes the anchor, every other prompt is unchanged."""
+    names = [f" {normalised(t)} " for t in targets]
+    return lambda prompt: anchor if any(n in f" {normalised(prompt)} " for n in names) else prompt
+
+
+def evaluate(
+    model: DiffusionModel,
+    systems: Sequence[System],
+    suite: Suite,
+    profile: Profile,
+    judge: Judge,
+    folder: Path,
+    *,
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+    command: str = "",
+) -> dict[str, Any]:
+    """Run and score every system on the same cases; returns the summary, which is also written.
+
+    The base model is always an entrant. Images are scored as the 8-bit pictures a user would see. Raises EvaluationError
+    when there are no cases or the base model draws none of the targets.
+    """
+    cases = suite.cases(profile)
+    if not cases:
+        raise EvaluationError("the suite has no cases for this target; choose a target with neighbours and prompts.")
+    everyone = [System(Entrant(BASE, "base model", "trivial")), *(s for s in systems if s.entrant.id != BASE)]
+    key = _key(model, everyone, cases, profile, judge)
+    _open_folder(folder, key)
+    grid = _grid(cases)
+    run = RunFile(
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        model={**model.info, "digest": model.digest()},
+        targets=list(suite.targets),
+        profile={**asdict(profile), "key": key, "command": command},
+        entrants=[s.entrant for s in everyone],
+        suite=suite.json(),
+        detectors=dict(judge.facts),
+        grid=[{"case_id": c.id, "axis": c.axis, "concept": c.concept, "prompt": c.prompt, "seed": c.seed} for c in grid],
+        versions=versions(),
+    )
+    write_run(folder, run)
+    done = {(row.entrant, row.case_id) for row in read_rows(folder)}
+    total, count = len(everyone) * len(cases), len(done)
+    base = base_images(model, cases, profile, lambda n: on_image(n, total))
+    base_embedded = judge.embed_images(base)
+    for system in everyone:
+        open_cases = [i for i, c in enumerate(cases) if (system.entrant.id, c.id) not in done]
+        with system.active(model):
+            for start in range(0, len(open_cases), BATCH):
+                part = open_cases[start : start + BATCH]
+                chosen = [cases[i] for i in part]
+                is_base = system.entrant.id == BASE
+                images = base[part] if is_base else quantised(system.sample(model, chosen, profile.steps))
+                rows = score(system.entrant.id, chosen, images, base_embedded[part], judge)
+                _keep_images(folder / "images" / system.entrant.id, chosen, images, {c.id for c in grid})
+                append_rows(folder, rows)
+                count += len(part)
+                on_image(count, total)
+    summary = summarise(read_rows(folder))
+    direct = summary["entrants"][BASE]["axes"]["direct"]
+    if not direct["base_right"]:
+        raise EvaluationError(
+            f"the base model draws {', '.join(suite.targets)} in 0 of {direct['n_cases']} images by the report detector: nothing to erase."
+        )
+    write_text(folder / "summary.json", json.dumps(summary, indent=1))
+    return summary
+
+
+def score(entrant: str, cases: Sequence[Case], images: Tensor, base_embedded: Tensor, judge: Judge) -> list[Row]:
+    """One row per image. What cannot be scored is invalid with a reason, never a better score."""
+    found = judge.detect(images, [c.concept for c in cases])
+    embedded = judge.embed_images(images)
+    similarity = (embedded * base_embedded).sum(-1).tolist()
+    clip_t = judge.clip_t(images, [c.prompt for c in cases])
+    rows = []
+    for case, (label, p, reason), text, image in zip(cases, found, clip_t, similarity, strict=True):
+        finite = image == image
+        rows.append(
+            Row(
+                entrant=entrant,
+                case_id=case.id,
+                axis=case.axis,
+                concept=case.concept,
+                prompt=case.prompt,
+                seed=case.seed,
+                valid=reason is None,
+                invalid_reason=reason,
+                detected=label,
+                p=p,
+                clip_t=text,
+                clip_i=image if finite else None,
+            )
+        )
+    return rows
+
+
+def quantised(images: Tensor) -> Tensor:
+    """[0, 1] floats rounded to the 256 levels of a saved picture; non-finite pixels stay NaN."""
+    return torch.where(torch.isfinite(images), (images * 255).round() / 255, torch.nan)
+
+
+def base_images(model: DiffusionModel, cases: Sequence[Case], profile: Profile, on_image: Callable[[int], None]) -> Tensor:
+    """The base model's images of the cases, once per (model, profile, cases): kept in the user's cache by content hash."""
+    text = json.dumps([model.digest(), profile.steps, [c.id for c in cases]])
+    path = cache_folder() / "base" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
+    if path.is_file():
+        try:
+            return load_file(path)["images"].float() / 255
+        except Exception:  # noqa: BLE001 - a damaged cache entry is made anew, whatever is wrong with it
+            path.unlink()
+    parts = []
+    for start in range(0, len(cases), BATCH):
+        parts.append(quantised(model.sample(cases[start : start + BATCH], profile.steps, batch=BATCH)))
+        on_image(min(start + BATCH, len(cases)))
+    images = torch.cat(parts)
+    if bool(torch.isfinite(images).all()):
+        stored = {"images": (images * 255).round().to(torch.uint8)}
+        try:
+            atomic_write(path, lambda p: save_file(stored, p))
+        except BadFile:
+            pass  # the cache saves time; without it the result is the same
+    return images
+
+
+def cache_folder() -> Path:
+    """``EFFACE_CACHE`` or ``~/.cache/efface``."""
+    return Path(os.environ.get("EFFACE_CACHE") or Path.home() / ".cache" / "efface")
+
+
+def _key(model: DiffusionModel, systems: Sequence[System], cases: Sequence[Case], profile: Profile, judge: Judge) -> str:
+    facts = {
+        "model": model.digest(),
+        "systems": [[s.entrant.id, s.patch.digest() if s.patch else None] for s in systems],
+        "cases": [c.id for c in cases],
+        "steps": profile.steps,
+        "judge": dict(judge.facts),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _open_folder(folder: Path, key: str) -> None:
+    """A new folder, or the same evaluation to be continued; never somebody else's files."""
+    if (folder / "run.json").is_file():
+        if read_run(folder).profile.get("key") != key:
+            raise BadFile(f"{folder} holds another evaluation (other patch, model, profile or detectors). Give another --out, or delete it.")
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise BadFile(f"{folder} is not empty and holds no evaluation; give a new folder with --out.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadFile(f"cannot make the folder {folder}: {error}.") from error
+
+
+def _grid(cases: Sequence[Case]) -> list[Case]:
+    """Cases whose pictures are kept: spread over the concepts of each axis."""
+    kept: list[Case] = []
+    for axis, count in GRID_PER_AXIS.items():
+        mine = [c for c in cases if c.axis == axis]
+        distinct = list({(c.concept, c.prompt if axis not in ("near", "trap", "far") else ""): c for c in reversed(mine)}.values())[::-1]
+        kept += distinct[:count]
+    return kept
+
+
+def _keep_images(folder: Path, cases: Sequence[Case], images: Tensor, wanted: set[str]) -> None:
+    for case, image in zip(cases, images, strict=True):
+        if case.id in wanted and bool(torch.isfinite(image).all()):
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+
+            def write(path: Path, pixels: Any = pixels) -> None:
+                Image.fromarray(pixels).save(path, format="PNG")
+
+            atomic_write(folder / f"{case.id}.png", write)

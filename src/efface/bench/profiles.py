@@ -1,0 +1,35 @@
+"""How much to measure. A profile fixes sampler steps, guidance and the number of cases per axis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import UnknownName
+
+
+@dataclass(frozen=True)
+class Profile:
+    name: str
+    steps: int
+    guidance: float
+    cases: dict[str, int]
+
+    @property
+    def evals_per_image(self) -> int:
+        return self.steps * (1 if self.guidance == 1.0 else 2)
+
+
+PROFILES = {
+    p.name: p
+    for p in (
+        Profile("smoke", 10, 4.0, {"direct": 24, "near": 24, "far": 12}),
+        Profile("mini-lite", 12, 4.0, {"direct": 60, "synonym": 30, "implicit": 30, "near": 60, "trap": 20, "far": 60}),
+        Profile("mini", 16, 4.0, {"direct": 120, "synonym": 60, "implicit": 60, "near": 120, "trap": 60, "far": 120}),
+    )
+}
+
+
+def profile(name: str) -> Profile:
+    if name not in PROFILES:
+        raise UnknownName("profile", name, PROFILES)
+    return PROFILES[name]

@@ -1,0 +1,116 @@
+"""Suites: which concepts to look at for a target, and the paired cases. Fixed before any erasure, from the base model alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..concepts.prompts import Case
+from ..concepts.request import normalised
+from .profiles import Profile
+
+TEMPLATES = (
+    "a {}",
+    "{}",
+    "a picture of a {}",
+    "a photo of a {}",
+    "an image of a {}",
+    "an icon of a {}",
+    "the {}",
+    "a {} on a blue background",
+    "a {} on a yellow background",
+    "a noto style {}",
+)
+NEAR_CAP, FAR_COUNT = 8, 10
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A concept to keep. ``source``: why it is in the list; ``split``: methods may tune on "dev", claims rest on "test"."""
+
+    name: str
+    source: str
+    split: str
+
+
+@dataclass(frozen=True)
+class Suite:
+    targets: tuple[str, ...]
+    near: tuple[Neighbour, ...]
+    trap: tuple[Neighbour, ...]
+    far: tuple[Neighbour, ...]
+    synonyms: Mapping[str, tuple[str, ...]]
+    implicit: Mapping[str, tuple[str, ...]]
+
+    def json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def cases(self, profile: Profile) -> list[Case]:
+        """Paired cases of every axis the profile asks for and the suite has concepts for.
+
+        Concepts take turns over prompts, seeds advance when every prompt was used: more prompts before more seeds.
+        """
+        pools: dict[str, list[tuple[str, str]]] = {
+            "direct": [(t, f.format(t)) for f in TEMPLATES for t in self.targets],
+            "synonym": [(t, f.format(s)) for f in TEMPLATES[:4] for t in self.targets for s in self.synonyms.get(t, ())],
+            "implicit": [(t, f.format(s)) for f in ("{}", "a picture: {}") for t in self.targets for s in self.implicit.get(t, ())],
+        }
+        for axis in ("near", "trap", "far"):
+            pools[axis] = [(n.name, f.format(n.name)) for f in TEMPLATES for n in getattr(self, axis)]
+        cases = []
+        for axis, count in profile.cases.items():
+            pool = pools[axis]
+            for i in range(count if pool else 0):
+                concept, prompt = pool[i % len(pool)]
+                cases.append(Case(axis, concept, prompt, seed=1000 * (i % len(pool)) + i // len(pool), guidance=profile.guidance))
+        return cases
+
+
+def lexical_traps(target: str, names: Sequence[str]) -> list[str]:
+    """Other names that share a word with the target."""
+    words = set(normalised(target).split())
+    return [n for n in names if normalised(n) != normalised(target) and words & set(normalised(n).split())]
+
+
+def world_suite(
+    targets: Sequence[str],
+    groups: Mapping[str, str],
+    similar: Mapping[str, Mapping[str, Sequence[str]]],
+    usable: Sequence[str],
+    synonyms: Mapping[str, tuple[str, ...]],
+    implicit: Mapping[str, tuple[str, ...]],
+) -> Suite:
+    """Suite of targets in a closed world.
+
+    ``groups``: concept -> group. ``similar``: concept -> {source: names, most similar first}, measured on the base model.
+    ``usable``: concepts the report detector recognises reliably. Near takes from every source in turn up to 8 per target
+    (fewer per target when there are many); far is a fixed random choice from other groups.
+    """
+    usable_set, taken = set(usable), set(targets)
+    cap = max(2, NEAR_CAP // len(targets)) if len(targets) > 1 else NEAR_CAP
+    near: list[Neighbour] = []
+    trap: list[Neighbour] = []
+    for target in targets:
+        for name in lexical_traps(target, usable):
+            if name not in taken:
+                taken.add(name)
+                trap.append(Neighbour(name, f"shares a word with {target}", "test" if len(trap) % 2 == 0 else "dev"))
+        rng = random.Random(f"near {target}")
+        same = [n for n in groups if groups[n] == groups[target]]
+        sources = {**{s: list(v) for s, v in similar.get(target, {}).items()}, "same group": rng.sample(same, len(same))}
+        count = 0
+        while count < cap and any(sources.values()):
+            for source, names in sources.items():
+                while names and (names[0] in taken or names[0] not in usable_set):
+                    names.pop(0)
+                if names and count < cap:
+                    taken.add(names[0])
+                    near.append(Neighbour(names.pop(0), source, "test" if len(near) % 2 == 0 else "dev"))
+                    count += 1
+    other = [n for n in usable if n not in taken and groups[n] not in {groups[t] for t in targets}]
+    chosen = random.Random("far " + " ".join(targets)).sample(other, min(FAR_COUNT, len(other)))
+    far = [Neighbour(n, "another group", "test" if i % 2 == 0 else "dev") for i, n in enumerate(chosen)]
+    pick = lambda table: {t: table.get(t, ()) for t in targets}  # noqa: E731
+    return Suite(tuple(targets), tuple(near), tuple(trap), tuple(far), pick(synonyms), pick(implicit))

@@ -1,0 +1,325 @@
+"""``efface``: the command line. Every command calls the Python verbs; torch is imported inside commands only.
+
+Exit codes: 0 ok, 1 error, 2 usage. ``--json`` prints one JSON object on standard output; progress goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .errors import EffaceError, UsageError
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+class Efface(click.Group):
+    """Turns errors of ours into one line and an exit code; everything else is a bug and keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EffaceError as error:
+            click.echo(f"efface: {error}", err=True)
+            ctx.exit(2 if isinstance(error, UsageError) else 1)
+        except KeyboardInterrupt:
+            click.echo("efface: stopped.", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=Efface, context_settings=CONTEXT)
+@click.version_option(package_name="efface", prog_name="efface")
+def main() -> None:
+    """Erase concepts from text-to-image diffusion models, measure the erasure, and ship it as a small file."""
+
+
+def _emit(as_json: bool, data: dict[str, Any], text: str) -> None:
+    click.echo(json.dumps(data) if as_json else text)
+
+
+def _note(text: str) -> None:
+    click.echo(text, err=True)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+model_option = click.option("--model", "source", default="mini", show_default=True, help="mini, a diffusers folder, a checkpoint file or a Hub id.")
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+dtype_option = click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16.")
+
+
+class Methods(click.Group):
+    """One subcommand per method; its help lists the method's own options from its dataclass."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from .methods import METHODS
+
+        return list(METHODS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        from .config import describe, method_class
+
+        cls = method_class(name)
+        rows = []
+        for o in describe(cls):
+            takes = " | ".join(o["choices"]) if o["choices"] else o["type"]
+            rows.append(f"  {o['name']} = {o['default']!r}\n      {o['help']} ({takes}). Source: {o['source']}.")
+        presets = "\n".join(f"  {p}: " + (", ".join(f"{k}={v}" for k, v in s.items()) or "the defaults") for p, s in cls.presets.items())
+        text = f"{cls.summary}.\n\n\b\nPaper: {cls.paper}\n\n\b\nOptions, given as --set name=value:\n" + "\n".join(rows)
+        text += f"\n\n\b\nPresets (without --preset: mini on the miniature, else paper):\n{presets}"
+        return click.Command(name, callback=click.pass_context(_erase), params=[*_ERASE_PARAMS], help=text, short_help=cls.summary)
+
+
+_ERASE_PARAMS = [
+    click.Option(["--model", "source"], default="mini", show_default=True, help="mini, a diffusers folder, a checkpoint file or a Hub id."),
+    click.Option(["--target", "targets"], multiple=True, required=True, help="Concept to erase; repeat for several."),
+    click.Option(["--anchor"], default="", help="What the target becomes; default: the empty prompt."),
+    click.Option(["--preserve"], multiple=True, help="Concept to keep; repeat for several."),
+    click.Option(["--preset"], default=None, help="Named set of options."),
+    click.Option(["--set", "pairs"], multiple=True, metavar="NAME=VALUE", help="One option of the method; repeat."),
+    click.Option(["--config"], type=click.Path(path_type=Path), default=None, help="TOML file of options."),
+    click.Option(["--seed"], type=int, default=None, help="Training seed."),
+    click.Option(["--device"], default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
+    click.Option(["--dtype"], default="float32", show_default=True, help="float32, bfloat16 or float16."),
+    click.Option(["--resume"], is_flag=True, help="Continue a stopped run bit-exactly from its checkpoint."),
+    click.Option(["--out"], type=click.Path(path_type=Path, dir_okay=False), required=True, help="Patch file to write (.safetensors)."),
+    click.Option(["--json", "as_json"], is_flag=True, help="One JSON object on standard output."),
+]
+
+
+@main.command("erase", cls=Methods, context_settings=CONTEXT)
+def erase_group() -> None:
+    """Erase concepts: efface erase METHOD --target NAME --out FILE."""
+
+
+def _erase(ctx: click.Context, **o: Any) -> None:
+    from . import api
+    from .config import build_method, method_class, parse_set, read_toml
+    from .errors import BadOption
+    from .models.load import load_model
+    from .training import Run
+
+    name = str(ctx.info_name)
+    settings: dict[str, Any] = read_toml(o["config"]) if o["config"] else {}
+    preset = settings.pop("preset", None)
+    settings |= parse_set(o["pairs"])
+    if o["seed"] is not None:
+        if "seed" not in {f for f in method_class(name).__dataclass_fields__}:
+            raise BadOption(f"{name} draws nothing at random and has no seed; leave --seed out.")
+        settings["seed"] = o["seed"]
+    if o["out"].suffix != ".safetensors":
+        raise BadOption(f"--out {o['out']} must end in .safetensors: that is what is written.")
+    model = load_model(o["source"], dtype=o["dtype"], device=o["device"])
+    preset = o["preset"] or preset or model.preset
+    method = build_method(name, preset=preset, settings=settings)
+    request = api.request_for(model, o["targets"], o["anchor"], o["preserve"])
+    planned = method.expected_evals(model, request)
+    minutes = planned * api.seconds_per_eval(model) / 60
+    _note(f"{name} (preset {preset}) on {model.name}: about {planned:,.0f} UNet evaluations, {minutes:.1f} min plus gradients on {model.device}.")
+    run = Run(checkpoint=o["out"].with_suffix(".checkpoint.safetensors"), resume=o["resume"])
+    with _training_bar(name) as bar:
+        run.on_step = bar.step
+        patch = api.erase(model, method, targets=o["targets"], anchor=o["anchor"], preserve=o["preserve"], run=run)
+    patch.save(o["out"])
+    if run.checkpoint is not None:
+        run.checkpoint.unlink(missing_ok=True)
+    facts = {"out": str(o["out"]), "bytes": o["out"].stat().st_size, **{k: v for k, v in patch.json().items() if k != "log"}}
+    cost = patch.card.cost["forward"]
+    _emit(o["as_json"], facts, f"wrote {o['out']} ({facts['bytes'] / 1e6:.1f} MB, {facts['tensors']} tensors, {cost:,} UNet evaluations)")
+
+
+class _training_bar:
+    """tqdm with the loss terms by name."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.bar = name, None
+
+    def __enter__(self) -> _training_bar:
+        return self
+
+    def step(self, step: Any, total: int) -> None:
+        from tqdm import tqdm
+
+        if self.bar is None:
+            self.bar = tqdm(total=total, initial=step.index, desc=self.name, unit="step", file=sys.stderr, mininterval=1.0)
+        self.bar.set_postfix({k: f"{v:.4f}" for k, v in step.terms.items()}, refresh=False)
+        self.bar.update(1)
+
+    def __exit__(self, *_: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+@main.command()
+@model_option
+@click.option("--patch", "patch_path", type=click.Path(path_type=Path), default=None, help="Patch file to apply.")
+@click.option("--scale", default=1.0, show_default=True, help="Strength of the patch.")
+@click.option("--prompt", "prompts", multiple=True, required=True, help="Prompt; repeat for several.")
+@click.option("--n", default=4, show_default=True, help="Images per prompt.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--steps", default=16, show_default=True, help="DDIM steps.")
+@click.option("--guidance", type=float, default=None, help="Default: 4 on the miniature, else 7.5.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="PNG grid: one row per prompt.")
+@device_option
+@dtype_option
+@json_option
+def sample(source: str, patch_path: Path | None, scale: float, prompts: tuple[str, ...], n: int, seed: int, steps: int, guidance: float | None, out: Path, device: str, dtype: str, as_json: bool) -> None:
+    """Draw images, with or without a patch, as one PNG grid."""
+    import contextlib
+
+    from . import api
+    from .models.load import load_model
+    from .patches import Patch
+    from .pictures import write_grid
+
+    model = load_model(source, dtype=dtype, device=device)
+    active: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    if patch_path is not None:
+        active = Patch.load(patch_path).scaled(scale).applied(model)
+    with active:
+        images = api.sample(model, prompts, n=n, seed=seed, steps=steps, guidance=guidance)
+    write_grid(images, columns=n, path=out)
+    _emit(as_json, {"out": str(out), "images": len(images), "evals": model.evals.forward}, f"wrote {out} ({len(images)} images)")
+
+
+@main.command()
+@model_option
+@click.option("--patch", "patch_path", type=click.Path(path_type=Path), required=True, help="Patch file to measure.")
+@click.option("--profile", default="mini-lite", show_default=True, help="smoke, mini-lite or mini.")
+@click.option("--clip", default=None, help="CLIP checkpoint that names images of models other than the miniature.")
+@click.option("--near", multiple=True, help="Related concept to keep (other models than the miniature).")
+@click.option("--far", multiple=True, help="Unrelated concept to keep (other models than the miniature).")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for rows, pictures and summary.")
+@device_option
+@dtype_option
+@json_option
+def evaluate(source: str, patch_path: Path, profile: str, clip: str | None, near: tuple[str, ...], far: tuple[str, ...], out: Path, device: str, dtype: str, as_json: bool) -> None:
+    """Measure a patch on paired cases beside the base model, noise and a blocklist."""
+    from . import api
+    from .bench.profiles import profile as find_profile
+    from .models.load import load_model
+    from .patches import Patch
+
+    chosen = find_profile(profile)
+    patch = Patch.load(patch_path)
+    model = load_model(source, dtype=dtype, device=device)
+    images = 4 * sum(chosen.cases.values())
+    evals = images * chosen.evals_per_image
+    minutes = evals * api.seconds_per_eval(model, batch=32) / 60
+    _note(f"profile {profile}: up to {images} images, {evals:,} UNet evaluations, {minutes:.1f} min on {model.device}.")
+    with _image_bar() as bar:
+        summary = api.evaluate(model, patch, out=out, profile=profile, clip=clip, near=near, far=far, on_image=bar.update_to, command=shlex.join(["efface", *sys.argv[1:]]))
+    _emit(as_json, {"out": str(out), **summary}, _table(summary))
+
+
+class _image_bar:
+    def __enter__(self) -> _image_bar:
+        self.bar: Any = None
+        return self
+
+    def update_to(self, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if self.bar is None:
+            self.bar = tqdm(total=total, desc="images", unit="image", file=sys.stderr, mininterval=1.0)
+        self.bar.update(max(0, done - self.bar.n))
+
+    def __exit__(self, *_: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _table(summary: dict[str, Any]) -> str:
+    lines = [f"{'entrant':<12}{'axis':<10}{'measure':<16}{'rate':>7}  {'95 % interval':<16}{'k / n':>9}{'invalid':>9}"]
+    for entrant, found in summary["entrants"].items():
+        for axis, s in found["axes"].items():
+            measure = "erased_valid" if s["erased_valid"] else "preserved"
+            r = s[measure]
+            rate = f"{100 * r['value']:.1f}%" if r["value"] is not None else "n/a"
+            interval, counts = f"[{100 * r['low']:.1f}, {100 * r['high']:.1f}]", f"{r['k']}/{r['n']}"
+            lines.append(f"{entrant:<12}{axis:<10}{measure:<16}{rate:>7}  {interval:<16}{counts:>9}{s['detection']['invalid']:>9}")
+    return "\n".join(lines)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="HTML file to write.")
+@json_option
+def report(folder: Path, out: Path, as_json: bool) -> None:
+    """Turn an evaluation FOLDER into one self-contained HTML page."""
+    from .reporting import write_report
+
+    path = write_report(folder, out)
+    _emit(as_json, {"out": str(path), "bytes": path.stat().st_size}, f"wrote {path}")
+
+
+@main.command("list")
+@click.argument("kind", type=click.Choice(["methods", "models", "concepts", "metrics"]))
+@json_option
+def list_(kind: str, as_json: bool) -> None:
+    """List what there is: methods, models, concepts (of the miniature) or metrics."""
+    if kind == "methods":
+        from .methods import METHODS
+
+        rows = {name: f"{cls.summary} ({cls.paper})" for name, cls in METHODS.items()}
+    elif kind == "models":
+        from .models.load import BUNDLED
+
+        rows = {**BUNDLED, "FOLDER": "a diffusers folder of Stable Diffusion 1.x or 2.x", "FILE": "a single checkpoint file", "OWNER/NAME": "a Hub id"}
+    elif kind == "concepts":
+        from .models.mini.world import load_world
+
+        world = load_world()
+        rows = {c.name: f"{c.group}, {world.kind(c.name)}" for c in world.concepts}
+    else:
+        rows = METRICS
+    _emit(as_json, rows, "\n".join(f"{name:<20}{text}" for name, text in rows.items()))
+
+
+METRICS = {
+    "erased_valid": "target axes: share of images that are valid and do not show the target, of cases the base model gets right",
+    "preserved": "keep axes: share of images that still show their concept, of cases the base model gets right",
+    "detection": "share of valid images in which the report detector names the concept",
+    "difference": "detection minus the base model's, paired, Newcombe interval, McNemar mid-p",
+    "clip_t": "100 max(cos, 0) of image and prompt, paired difference against the base model",
+    "clip_i": "cosine of image embeddings of this and the base model's image of the same case",
+    "invalid": "images that are non-finite, uniform, or nothing by the detector: never a success",
+}
+
+
+@main.command()
+@json_option
+def env(as_json: bool) -> None:
+    """Versions, threads and devices: paste this into a bug report."""
+    import os
+
+    import torch
+
+    from .bench.evaluate import cache_folder
+    from .versions import versions
+
+    facts: dict[str, Any] = {
+        **versions(),
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "cuda": torch.cuda.is_available(),
+        "cache": str(cache_folder()),
+    }
+    _emit(as_json, facts, "\n".join(f"{k:<14}{v}" for k, v in facts.items()))
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/demo"), show_default=True)
+@click.option("--target", default=None, help="Concept of the miniature to erase.  [default: delivery truck]")
+@json_option
+def demo(out: Path, target: str | None, as_json: bool) -> None:
+    """Erase a concept from the miniature with AP, measure it, write the report. Minutes on two cores."""
+    from .demo import run_demo
+
+    with _training_bar("ap") as bar, _image_bar() as images:
+        facts = run_demo(out, target, on_step=bar.step, on_image=images.update_to, note=_note)
+    _emit(as_json, facts, f"report: {facts['report']}")

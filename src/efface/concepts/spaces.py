@@ -1,0 +1,60 @@
+"""Concept spaces: the candidates a search may choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import BadFile, BadRequest
+from .request import normalised
+
+
+@dataclass(frozen=True)
+class ConceptSpace:
+    """An ordered set of distinct candidate names."""
+
+    name: str
+    candidates: tuple[str, ...]
+
+    @staticmethod
+    def of(name: str, names: Iterable[str]) -> ConceptSpace:
+        """Distinct non-empty names, first spelling kept."""
+        distinct = {normalised(n): n.strip() for n in reversed(list(names)) if n.strip()}
+        return ConceptSpace(name, tuple(reversed(distinct.values())))
+
+    @staticmethod
+    def from_file(path: str | Path) -> ConceptSpace:
+        """One concept per line; empty lines and lines that start with # are left out."""
+        try:
+            lines = Path(path).read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadFile(f"cannot read the concept list {str(path)!r}: {error}. It is a text file with one concept per line.") from error
+        return ConceptSpace.of(str(path), (line for line in lines if not line.startswith("#")))
+
+    def without(self, names: Iterable[str]) -> ConceptSpace:
+        """The space minus names that the tokenizer could not tell from ``names`` (case and spacing do not count)."""
+        gone = {normalised(n) for n in names}
+        return ConceptSpace(self.name, tuple(c for c in self.candidates if normalised(c) not in gone))
+
+    def require(self, n: int) -> ConceptSpace:
+        if len(self.candidates) < n:
+            raise BadRequest(f"the concept space {self.name!r} has {len(self.candidates)} candidates after exclusions; at least {n} needed.")
+        return self
+
+
+def nearest(target: Tensor, candidates: Tensor, k: int, metric: str) -> Tensor:
+    """Indices of the k candidates nearest to the target, nearest first; ties by index.
+
+    target: (L, d), candidates: (n, L, d); both are flattened to L d numbers, as the official AP code does.
+    ``metric``: "cosine" (paper) or "l2" (official code).
+    """
+    x, m = target.flatten().double(), candidates.flatten(1).double()
+    if metric == "cosine":
+        distance = 1 - torch.nn.functional.cosine_similarity(m, x[None], dim=1)
+    else:
+        distance = (m - x).norm(dim=1)
+    return torch.sort(distance, stable=True).indices[:k]

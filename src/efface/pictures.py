@@ -1,0 +1,37 @@
+"""Images to PNG files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from .errors import EvaluationError
+from .files import atomic_write
+
+
+def to_pixels(images: Tensor) -> Any:
+    """(N, 3, H, W) in [0, 1] -> (N, H, W, 3) uint8. Raises EvaluationError for non-finite images."""
+    if not bool(images.isfinite().all()):
+        raise EvaluationError("the model produced non-finite images (NaN); use --dtype float32 or a smaller patch scale.")
+    return (images.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
+
+
+def write_png(pixels: Any, path: Path) -> None:
+    def write(temporary: Path) -> None:
+        Image.fromarray(pixels).save(temporary, format="PNG")
+
+    atomic_write(path, write)
+
+
+def write_grid(images: Tensor, columns: int, path: Path, zoom: int = 0) -> None:
+    """One picture, ``columns`` images per row; small images are enlarged to at least 96 pixels."""
+    pixels = to_pixels(images)
+    zoom = zoom or max(1, -(-96 // pixels.shape[1]))
+    rows = [np.concatenate(pixels[i : i + columns], axis=1) for i in range(0, len(pixels), columns)]
+    grid = np.concatenate(rows, axis=0)
+    size = (grid.shape[1] * zoom, grid.shape[0] * zoom)
+    write_png(np.asarray(Image.fromarray(grid).resize(size, Image.Resampling.BICUBIC)), path)

@@ -1,0 +1,46 @@
+"""One self-contained HTML page from an evaluation on disk.
+
+Reads only what :mod:`efface.records` describes, so a report can be made again years later, on a machine without torch and
+without the model. The page needs no script and loads nothing: images are data URIs, plots are inline SVG.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ..errors import BadFile
+from ..files import write_text
+from ..records import RECORD_VERSION, read_run, read_summary
+from .view import page
+
+__all__ = ["write_report"]
+
+
+def write_report(folder: Path, out: Path) -> Path:
+    """Write the report of the evaluation in ``folder`` to the file ``out`` and return ``out``.
+
+    Raises BadFile when the folder is not an evaluation that this version of efface understands.
+    """
+    folder, out = Path(folder), Path(out)
+    run, summary = read_run(folder), read_summary(folder)
+    for name, version in (("run.json", run.record_version), ("summary.json", _version(summary))):
+        if version != RECORD_VERSION:
+            problem = f"{folder / name} has record version {version}, this efface reads {RECORD_VERSION}"
+            raise BadFile(f"{problem}; use the efface that wrote it.")
+    try:
+        context = page(run, summary, folder / "images")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadFile(f"{folder} does not hold the records of an efface evaluation ({error!r}).") from error
+    # Autoescape is a plain True: jinja's select_autoescape goes by suffix and would not recognise ".html.j2".
+    loader = PackageLoader("efface.reporting", "")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    text = environment.get_template("template.html.j2").render(page=context)
+    # JSON can carry lone surrogates, UTF-8 cannot: a prompt must not be able to make the report fail.
+    write_text(out, text.encode("utf-8", "replace").decode("utf-8"))
+    return out
+
+
+def _version(summary: object) -> object:
+    return summary.get("record_version") if isinstance(summary, dict) else None

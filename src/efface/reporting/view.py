@@ -1,0 +1,247 @@
+"""From the records to what the template shows. Pure functions but for the images, which are read from the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from ..records import AXES, KEEP_AXES, TARGET_AXES, Entrant, RunFile
+from . import plots, verdict
+from .pictures import picture
+from .wording import RateText, estimate, finite, p_value, rate, score, settings
+
+BASE = "none"
+KINDS = {
+    "patch": "erased by a patch",
+    "trivial": "trivial reference",
+    "gold": "gold: never learned the target",
+    "base": "base model",
+}
+SCORES = {
+    "erasure": "target by name",
+    "generality": "the worse of synonym and description",
+    "near": "neighbours and traps, pooled",
+    "rest": "far concepts",
+}
+SHOWN_CONCEPTS = 10
+"""Most damaged concepts in the open; the others fold away."""
+TIMELINE_CONCEPTS = 12
+
+Axes = Mapping[str, Mapping[str, Any]]
+
+
+def page(run: RunFile, summary: Mapping[str, Any], images: Path) -> dict[str, Any]:
+    """The context of template.html.j2, in the order of the page."""
+    subject, axes_of = _subject(run), {i: e["axes"] for i, e in summary["entrants"].items()}
+    axes = axes_of.get(subject.id, {})
+    order = _axis_order(axes_of.values())
+    return {
+        "title": _title(run, subject),
+        "created": run.created,
+        "subject": subject,
+        **_headline(run, axes),
+        "grid": _grid(run, subject, images),
+        **_tradeoff(run, axes_of),
+        "axes": [(axis, AXES.get(axis, ""), _want(axis, axes_of)) for axis in order],
+        "rates": [(e, [headline(axes_of.get(e.id, {}).get(axis)) for axis in order]) for e in run.entrants],
+        "scores": _scores(run, summary["entrants"]),
+        "details": _details(run, axes_of, order),
+        "by_target": by_concept(axes, TARGET_AXES) if len(run.targets) > 1 else [],
+        "by_concept": by_concept(axes, KEEP_AXES),
+        "shown_concepts": SHOWN_CONCEPTS,
+        "searches": _searches(subject.card),
+        "provenance": _provenance(run, subject),
+    }
+
+
+def _subject(run: RunFile) -> Entrant:
+    """The entrant the page is about: the first patch, else the first that is not the base model."""
+    others = [e for e in run.entrants if e.id != BASE]
+    patches = [e for e in run.entrants if e.kind == "patch"]
+    return (patches or others or run.entrants or [Entrant(BASE, "base model", "trivial")])[0]
+
+
+def _listing(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else "nothing"
+
+
+def _title(run: RunFile, subject: Entrant) -> str:
+    model, targets = str(run.model.get("name", "the model")), _listing(run.targets)
+    if subject.kind == "patch":
+        return f"{targets} erased from {model} with {(subject.card or {}).get('method', subject.id)}"
+    return f"{targets} in {model}: {subject.label}"
+
+
+def _kind(entrant: Entrant) -> str:
+    return "base" if entrant.id == BASE or entrant.kind not in KINDS else entrant.kind
+
+
+def _axis_order(entrants: Any) -> list[str]:
+    found = {axis for axes in entrants for axis in axes}
+    return [axis for axis in AXES if axis in found] + sorted(found - AXES.keys())
+
+
+def _want(axis: str, axes_of: Mapping[str, Axes]) -> str:
+    return next((axes[axis]["want"] for axes in axes_of.values() if axis in axes), "")
+
+
+def headline(axis: Mapping[str, Any] | None) -> RateText:
+    """The rate an axis is judged by: erased with a valid image where the target should go, preserved where it should stay."""
+    if axis is None:
+        return rate(None)
+    return rate(axis.get("erased_valid") if axis["want"] == "low" else axis.get("preserved"), axis.get("clustered"))
+
+
+def _headline(run: RunFile, axes: Axes) -> dict[str, Any]:
+    direct, near, far = axes.get("direct", {}), axes.get("near"), axes.get("far")
+    detection, kept, rest = rate(direct.get("detection")), headline(near), headline(far)
+    target = _listing(run.targets)
+    # The clustered interval on a target axis belongs to erased_valid, not to detection, and is not shown here.
+    erased = verdict.erasure(target, detection, direct.get("difference"))
+    neighbours = verdict.keeping(kept)
+    facts = [
+        (f"{target} still detected", "when asked for by name, of valid images; lower is better", detection, erased),
+        ("near concepts preserved", "of those the base model gets right; higher is better", kept, neighbours),
+        ("far concepts preserved", "of those the base model gets right; higher is better", rest, None),
+    ]
+    change = estimate(direct.get("difference"), scale=100, digits=1, unit=" points")
+    return {"facts": facts, "sentence": verdict.sentence(erased, neighbours), "change": change}
+
+
+def _grid(run: RunFile, subject: Entrant, images: Path) -> list[tuple[str, str, list[dict[str, Any]]]]:
+    """Cases by axis, the axes with the clearest expectation first."""
+    found = list(dict.fromkeys(str(case["axis"]) for case in run.grid))
+    first = [axis for axis in ("direct", "near", "trap", "far") if axis in found]
+    groups = []
+    for axis in first + [axis for axis in found if axis not in first]:
+        cases = [
+            {
+                "prompt": case["prompt"],
+                "seed": case["seed"],
+                "pair": [
+                    ("base", picture(images, BASE, str(case["case_id"]))),
+                    ("erased" if subject.kind == "patch" else subject.id, picture(images, subject.id, str(case["case_id"]))),
+                ],
+            }
+            for case in run.grid
+            if str(case["axis"]) == axis
+        ]
+        groups.append((axis, AXES.get(axis, ""), cases))
+    return groups
+
+
+def _tradeoff(run: RunFile, axes_of: Mapping[str, Axes]) -> dict[str, Any]:
+    """One point per entrant where both rates were measured; the others are named, not drawn at 0."""
+    points, missing = [], []
+    for e in run.entrants:
+        axes = axes_of.get(e.id, {})
+        x, y = headline(axes.get("near")), headline(axes.get("direct"))
+        if x.measured is None or y.measured is None:
+            missing.append(e.id)
+        else:
+            points.append(plots.Point(e.id, _kind(e), x.measured[0], y.measured[0], x.measured[1:], y.measured[1:]))
+    kinds = dict.fromkeys(_kind(e) for e in run.entrants if e.id not in missing)
+    return {
+        "tradeoff": Markup(plots.tradeoff(points)) if points else None,
+        "legend": [(Markup(plots.marker(kind)), KINDS[kind]) for kind in kinds],
+        "not_drawn": missing,
+    }
+
+
+def _scores(run: RunFile, entrants: Mapping[str, Any]) -> dict[str, Any]:
+    rows = [(e, [score((entrants.get(e.id, {}).get("scores") or {}).get(name)) for name in SCORES]) for e in run.entrants]
+    return {"columns": list(SCORES.items()), "rows": rows}
+
+
+def _details(run: RunFile, axes_of: Mapping[str, Axes], order: Sequence[str]) -> list[tuple[Entrant, list[dict[str, Any]]]]:
+    """Per entrant and axis: detection, and what changed against the base model on the same cases."""
+    groups = []
+    for e in run.entrants:
+        axes = axes_of.get(e.id, {})
+        rows = [
+            {
+                "axis": axis,
+                "want": axes[axis]["want"],
+                "detection": rate(axes[axis].get("detection")),
+                "difference": estimate(axes[axis].get("difference"), scale=100, digits=1),
+                "p": p_value((axes[axis].get("difference") or {}).get("p_value")),
+                "clip_t": estimate(axes[axis].get("clip_t")),
+                "clip_i": estimate(axes[axis].get("clip_i"), digits=3),
+            }
+            for axis in order
+            if axis in axes
+        ]
+        if rows:
+            groups.append((e, rows))
+    return groups
+
+
+def by_concept(axes: Axes, wanted: Sequence[str]) -> list[dict[str, Any]]:
+    """Concepts of the wanted axes, worst first; equally bad ones with more cases first, unmeasured ones last."""
+    rows = []
+    for axis in wanted:
+        for concept, raw in (axes.get(axis, {}).get("per_concept") or {}).items():
+            r = rate(raw)
+            bar = Markup(plots.interval_bar(*r.measured)) if r.measured else None
+            order = (r.measured is None, r.measured[0] if r.measured else 0.0, -r.n)
+            rows.append((order, {"concept": concept, "axis": axis, "rate": r, "bar": bar}))
+    return [row for _, row in sorted(rows, key=lambda entry: entry[0])]
+
+
+def _searches(card: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """AP's chosen concepts, one entry per target: how often, when, and how undecided the search was."""
+    log = ((card or {}).get("log") or {}).get("adversarial") or []
+    first, last = min((e["step"] for e in log), default=0), max((e["step"] for e in log), default=0)
+    searches = []
+    for target in dict.fromkeys(str(e["target"]) for e in log):
+        entries = [e for e in log if str(e["target"]) == target]
+        steps: dict[str, list[int]] = {}
+        for e in entries:
+            steps.setdefault(str(e["concept"]), []).append(int(e["step"]))
+        chosen = sorted(steps.items(), key=lambda item: (-len(item[1]), item[1][0]))
+        entropy = [(int(e["step"]), v) for e in entries if (v := finite(e.get("entropy"))) is not None]
+        searches.append(
+            {
+                "target": target,
+                "choices": len(entries),
+                "concepts": len(chosen),
+                "timeline": Markup(plots.timeline(chosen[:TIMELINE_CONCEPTS], first, last)),
+                "entropy": Markup(plots.curve(entropy, "entropy", first, last)) if entropy else None,
+                "chosen": [(name, len(s), f"{100 * len(s) / len(entries):.0f}%", s[0], s[-1]) for name, s in chosen],
+                "shown": TIMELINE_CONCEPTS,
+            }
+        )
+    return searches
+
+
+def _provenance(run: RunFile, subject: Entrant) -> dict[str, Any]:
+    card: Mapping[str, Any] = subject.card or {}
+    size = {name: card[name] for name in ("tensors", "parameters", "norm") if name in card}
+    tables = [
+        ("Request", settings(card.get("request"))),
+        (f"Configuration of {card.get('method', subject.id)}", settings(card.get("config"))),
+        ("UNet evaluations of the erasure", settings(card.get("cost"))),
+        ("Size of the patch", settings(size)),
+        ("Base model", settings(card.get("base") or run.model)),
+        *(
+            (f"Detector: {role}", settings(facts if isinstance(facts, Mapping) else {"name": facts}))
+            for role, facts in run.detectors.items()
+        ),
+        ("Profile of the evaluation", settings({k: v for k, v in run.profile.items() if k != "command"})),
+        ("Versions, erasure", settings(card.get("versions"))),
+        ("Versions, evaluation", settings(run.versions)),
+    ]
+    command = run.profile.get("command")
+    return {
+        "tables": [(name, rows) for name, rows in tables if rows],
+        "suite": [(axis, _suite_rows(entries)) for axis, entries in run.suite.items() if isinstance(entries, list) and entries],
+        "command": command if isinstance(command, str) else " ".join(map(str, command)) if command else None,
+    }
+
+
+def _suite_rows(entries: Sequence[Any]) -> list[tuple[str, str, str]]:
+    rows = [e if isinstance(e, Mapping) else {"name": e} for e in entries]
+    return [(str(e.get("name", "")), str(e.get("source", "")), str(e.get("split", ""))) for e in rows]

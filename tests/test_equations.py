@@ -1,0 +1,173 @@
+"""Every equation against a mathematical oracle, in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from efface.equations.closed_form import apply_edit, shared_edit
+from efface.equations.diffusion import ddim_step, eps_from_v, noised, v_from_eps, x0_from_eps, x0_loss_weight
+from efface.equations.guidance import away_from, guided
+from efface.equations.simplex import entropy, gumbel_noise, gumbel_softmax
+
+F64 = torch.float64
+CLOSE = {"rtol": 1e-10, "atol": 1e-10}  # a few float64 operations on numbers of order one
+seeds = st.integers(0, 2**31)
+levels = st.floats(0.005, 0.995)
+
+
+def draw(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+@given(seeds, levels)
+def test_parameterizations_round_trip(seed: int, level: float) -> None:
+    x0, eps, ab = draw(seed, 2, 4, 3, 3), draw(seed + 1, 2, 4, 3, 3), torch.tensor(level, dtype=F64)
+    z = noised(x0, eps, ab)
+    torch.testing.assert_close(x0_from_eps(eps, z, ab), x0, rtol=1e-9, atol=1e-9)
+    v = ab.sqrt() * eps - (1 - ab).sqrt() * x0
+    torch.testing.assert_close(eps_from_v(v, z, ab), eps, **CLOSE)
+    torch.testing.assert_close(v_from_eps(eps, z, ab), v, rtol=1e-9, atol=1e-9)
+
+
+@given(seeds, levels, st.floats(-3, 3))
+def test_goals_commute_with_the_parameterization(seed: int, level: float, eta: float) -> None:
+    """Affine combinations whose coefficients sum to 1 mean the same in eps and in v."""
+    z, a, e, ab = draw(seed, 4), draw(seed + 1, 4), draw(seed + 2, 4), torch.tensor(level, dtype=F64)
+    in_v = away_from(v_from_eps(a, z, ab), v_from_eps(e, z, ab), eta)
+    torch.testing.assert_close(eps_from_v(in_v, z, ab), away_from(a, e, eta), rtol=1e-8, atol=1e-8)
+
+
+def test_two_conventions_of_esd_are_one() -> None:
+    anchor, e = draw(1, 5), draw(2, 5)
+    new_sd = e - 2.0 * (e - anchor)  # esd_sd.py with negative_guidance 2
+    torch.testing.assert_close(away_from(anchor, e, 1.0), new_sd, **CLOSE)
+    torch.testing.assert_close(away_from(anchor, e, 0.0), anchor, **CLOSE)  # SDXL's eta 1 = plain mapping
+    assert not torch.allclose(away_from(anchor, e, 1.0), anchor)
+
+
+@given(seeds, st.floats(-2, 10))
+def test_guidance_is_linear_and_hits_its_ends(seed: int, scale: float) -> None:
+    a, b = draw(seed, 6), draw(seed + 1, 6)
+    torch.testing.assert_close(guided(a, b, 0.0), a, **CLOSE)
+    torch.testing.assert_close(guided(a, b, 1.0), b, **CLOSE)
+    torch.testing.assert_close(guided(a, b, scale), (1 - scale) * a + scale * b, **CLOSE)
+
+
+@given(seeds, levels)
+def test_loss_weight_turns_eps_error_into_x0_error(seed: int, level: float) -> None:
+    z, a, b, ab = draw(seed, 8), draw(seed + 1, 8), draw(seed + 2, 8), torch.tensor(level, dtype=F64)
+    x0_error = (x0_from_eps(a, z, ab) - x0_from_eps(b, z, ab)).square().mean()
+    torch.testing.assert_close(x0_error, x0_loss_weight(ab) * (a - b).square().mean(), rtol=1e-8, atol=1e-10)
+
+
+@given(seeds, levels, levels)
+def test_ddim_with_the_true_noise_moves_along_the_forward_process(seed: int, a: float, b: float) -> None:
+    x0, eps = draw(seed, 5), draw(seed + 1, 5)
+    ab, ab_next = torch.tensor(a, dtype=F64), torch.tensor(b, dtype=F64)
+    torch.testing.assert_close(ddim_step(eps, noised(x0, eps, ab), ab, ab_next), noised(x0, eps, ab_next), rtol=1e-8, atol=1e-8)
+
+
+@given(seeds, st.integers(2, 30), st.floats(0.05, 5))
+def test_gumbel_rows_lie_on_the_simplex(seed: int, n: int, tau: float) -> None:
+    logits = draw(seed, n).float()
+    noise = gumbel_noise((n,), torch.Generator().manual_seed(seed))
+    soft, hard = (gumbel_softmax(logits, noise, tau, hard=h) for h in (False, True))
+    for y in (soft, hard):
+        assert y.min() >= 0
+        assert y.sum().item() == pytest.approx(1, abs=1e-5)  # float32 softmax of 30 entries
+    assert hard.argmax() == soft.argmax() == (logits + noise).argmax()
+    assert hard.max().item() == pytest.approx(1, abs=1e-6)
+
+
+def test_hard_gradient_is_the_soft_gradient_and_low_temperature_is_one_hot() -> None:
+    noise, w = gumbel_noise((7,), torch.Generator().manual_seed(3)), draw(4, 7).float()
+    grads = []
+    for hard in (True, False):
+        logits = torch.zeros(7, requires_grad=True)
+        (gumbel_softmax(logits, noise, 0.7, hard) * w).sum().backward()
+        grads.append(logits.grad)
+    torch.testing.assert_close(grads[0], grads[1])
+    assert gumbel_softmax(torch.zeros(7), noise, 1e-3, hard=False).max() > 1 - 1e-6
+    assert gumbel_softmax(torch.zeros(7), noise, 1e3, hard=False).max() < 0.2
+
+
+def test_gumbel_noise_has_the_gumbel_mean_and_variance() -> None:
+    """20,000 draws; each bound is five standard errors, so a false alarm comes once in a million seeds; the seed is fixed."""
+    g = gumbel_noise((20_000,), torch.Generator().manual_seed(0)).double()
+    se = math.pi / math.sqrt(6 * 20_000)
+    assert abs(g.mean().item() - 0.5772156649) < 5 * se
+    assert g.var().item() == pytest.approx(math.pi**2 / 6, rel=0.05)
+
+
+def test_entropy_ends() -> None:
+    assert entropy(torch.zeros(10)).item() == pytest.approx(math.log(10), rel=1e-6)
+    assert entropy(torch.tensor([100.0, 0.0, 0.0])).item() == pytest.approx(0, abs=1e-6)
+
+
+# -- closed form -----------------------------------------------------------------------------------------------------
+
+
+def problem(seed: int, r: int, p: int, d: int, out: int) -> tuple[torch.Tensor, ...]:
+    return draw(seed, r, d), draw(seed + 1, r, d), draw(seed + 2, p, d), draw(seed + 3, out, d)
+
+
+def naive_edit(w, x, y, a, q, b, lam):  # type: ignore[no-untyped-def]
+    """The double loop of the papers: one system per weight matrix."""
+    left, right = lam * w.clone(), lam * torch.eye(w.shape[1], dtype=F64)
+    for xi, yi, ai in zip(x, y, a, strict=True):
+        left += ai * torch.outer(w @ yi, xi)
+        right += ai * torch.outer(xi, xi)
+    for qj, bj in zip(q, b, strict=True):
+        left += bj * torch.outer(w @ qj, qj)
+        right += bj * torch.outer(qj, qj)
+    return left @ torch.linalg.inv(right)
+
+
+@given(seeds, st.integers(1, 6), st.integers(0, 6), st.floats(0.05, 5))
+def test_shared_edit_equals_the_double_loop_for_every_layer(seed: int, r: int, p: int, lam: float) -> None:
+    x, y, q, _ = problem(seed, r, p, 8, 5)
+    a, b = draw(seed + 5, r).abs() + 0.1, draw(seed + 6, p).abs() + 0.1
+    d = shared_edit(x, y, a, q, b, lam)
+    for layer in range(3):
+        w = draw(seed + 10 + layer, 5, 8)
+        # 1e-7: the oracle inverts a matrix whose condition number can reach 1e5 at the smallest ridge
+        torch.testing.assert_close(w + w @ d, naive_edit(w, x, y, a, q, b, lam), rtol=1e-7, atol=1e-7)
+
+
+def test_shared_edit_is_the_minimum_of_its_objective() -> None:
+    x, y, q, w = problem(0, 3, 4, 8, 5)
+    a, b, lam = torch.rand(3, dtype=F64) + 0.5, torch.rand(4, dtype=F64) + 0.5, 0.3
+
+    def objective(v: torch.Tensor) -> torch.Tensor:
+        erase = (a * ((x @ v.T) - (y @ w.T)).square().sum(1)).sum()
+        keep = (b * ((q @ v.T) - (q @ w.T)).square().sum(1)).sum()
+        return erase + keep + lam * (v - w).square().sum()
+
+    v = (w + w @ shared_edit(x, y, a, q, b, lam)).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(objective(v), v)
+    assert gradient.abs().max() < 1e-10
+    start = w.clone().requires_grad_(True)
+    assert torch.autograd.grad(objective(start), start)[0].abs().max() > 1  # and the start is no minimum
+    assert objective(v) < objective(w)
+
+
+def test_limits_of_the_edit() -> None:
+    x, y, q, _ = problem(7, 2, 3, 8, 5)
+    one, some = torch.ones(2, dtype=F64), torch.ones(3, dtype=F64)
+    edit = lambda lam, b=1.0: shared_edit(x, y, one, q, b * some, lam)  # noqa: E731
+    assert edit(1e9).abs().max() < 1e-7  # a large ridge changes nothing
+    assert edit(0.1).norm() > edit(1.0).norm() > edit(10.0).norm()
+    assert (q @ edit(0.1, 1e9).T).abs().max() < 1e-6 < (q @ edit(0.1, 1e-3).T).abs().max()  # preserved rows stay, if asked to
+    torch.testing.assert_close(x + x @ edit(1e-9, 1e-9).T, y, rtol=1e-5, atol=1e-5)  # nothing else to keep: exact erasure
+    assert shared_edit(x, x, one, q, some, 0.5).abs().max() == 0  # mapping a concept to itself is no edit
+
+
+def test_apply_edit_rounds_once() -> None:
+    w, d = draw(1, 5, 8).float(), draw(2, 8, 8)
+    torch.testing.assert_close(apply_edit(w, d).double(), w.double() @ d, rtol=1e-6, atol=1e-6)
+    assert apply_edit(w, d).dtype == torch.float32

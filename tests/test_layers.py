@@ -1,0 +1,88 @@
+"""Data flows one way: which module may import which, and what an import costs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+SRC = Path(__file__).parents[1] / "src" / "efface"
+
+LEVELS = [  # a module may import its own level only inside its own package, and everything below
+    ["errors", "files", "versions", "statistics", "equations"],
+    ["concepts", "records"],
+    ["models"],
+    ["patches", "training"],
+    ["search"],
+    ["methods", "detectors"],
+    ["config", "bench", "testing", "pictures", "reporting"],
+    ["api"],
+    ["demo"],
+    ["cli"],
+]
+LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
+
+
+def imports(path: Path) -> list[tuple[str, ...]]:
+    """Absolute dotted names below ``efface`` that a file imports, relative imports resolved; TYPE_CHECKING blocks too."""
+    package = path.relative_to(SRC).parts[:-1]
+    found = []
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1]
+            dotted = (*base, *(node.module.split(".") if node.module else ()))
+            found += [dotted] if dotted else [(alias.name,) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("efface"):
+            found.append(tuple((node.module or "").split(".")[1:]))
+    return found
+
+
+def files() -> list[Path]:
+    return [p for p in SRC.rglob("*.py") if p != SRC / "__init__.py"]
+
+
+def test_every_module_has_a_level() -> None:
+    top = {p.relative_to(SRC).parts[0].removesuffix(".py") for p in files()}
+    assert top == set(LEVEL)
+
+
+def test_imports_point_downwards() -> None:
+    wrong = []
+    for path in files():
+        me = path.relative_to(SRC).parts[0].removesuffix(".py")
+        for dotted in imports(path):
+            other = dotted[0]
+            if other != me and LEVEL[other] >= LEVEL[me]:
+                wrong.append(f"{path.relative_to(SRC)} (level {LEVEL[me]}) imports {other} (level {LEVEL[other]})")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_methods_and_equations_do_not_import_their_siblings() -> None:
+    wrong = []
+    for package, shared in {"methods": {"base"}, "equations": set()}.items():
+        for path in (SRC / package).glob("*.py"):
+            if path.name == "__init__.py":
+                continue
+            for dotted in imports(path):
+                if dotted[0] == package and len(dotted) > 1 and dotted[1] not in shared:
+                    wrong.append(f"{path.name} imports {'.'.join(dotted)}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_import_is_light_and_silent() -> None:
+    code = "import efface, efface.reporting, sys; print(sorted(set(sys.modules) & {'torch', 'diffusers', 'transformers'}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+def test_public_names_exist_and_torchvision_is_absent_or_works() -> None:
+    import importlib.util
+
+    import efface
+
+    for name in efface.__all__:
+        assert getattr(efface, name) is not None
+    assert callable(efface.report)
+    if importlib.util.find_spec("torchvision") is not None:
+        import torchvision  # noqa: F401  # a broken torchvision breaks transformers: better to hear of it here

@@ -1,0 +1,397 @@
+"""The report: one page, nothing loaded, nothing invented, nothing broken by hostile names or missing pieces."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+
+from efface.errors import BadFile
+from efface.records import AXES, KEEP_AXES, TARGET_AXES, Entrant, RunFile, read_run, write_run
+from efface.reporting import plots, verdict, write_report
+from efface.reporting.wording import rate
+from efface.statistics import wilson
+
+HOSTILE = "<script>alert('x')</script> \"quoted\" & <img src=https://evil.example/a.png>"
+CHROMIUM = shutil.which("chromium")
+SRC = str(Path(__file__).parents[1] / "src")
+
+
+def synthetic_axis(axis: str, success: float, n: int = 60, invalid: int = 0) -> dict[str, Any]:
+    """An axis of summary.json whose headline rate is ``success``; two concepts on axes to keep."""
+    target = axis in TARGET_AXES
+    k = round(success * n)
+    headline = wilson(k, n, invalid).json()
+    concepts = ["cat"] if target else [f"{axis} a", f"{axis} b", f"{axis} c"]
+    return {
+        "want": "low" if target else "high",
+        "n_cases": n + invalid,
+        "detection": wilson(n - k if target else k, n, invalid).json(),
+        "erased_valid": headline if target else None,
+        "preserved": None if target else headline,
+        "clustered": None if target else [max(0.0, success - 0.12), min(1.0, success + 0.04)],
+        "difference": {"value": -success, "low": max(-1.0, -success - 0.1), "high": min(0.0, 0.08 - success), "p_value": 0.00004},
+        "clip_t": {"value": -1.25, "low": -2.5, "high": 0.125},
+        "clip_i": {"value": 0.875, "low": math.nan, "high": math.nan},
+        "per_concept": {c: wilson(min(n // 3, round(success * (n // 3)) + i), n // 3).json() for i, c in enumerate(concepts)},
+    }
+
+
+def synthetic_folder(tmp_path: Path) -> Path:
+    """A whole evaluation without a model: five entrants, six axes, icons for two of them, a log of AP's search."""
+    folder, rng = tmp_path / "evaluation", random.Random(0)
+    names = ["tiger", "lion", "dog", "a long concept name", "pig", "cow", "bus"]
+    names += ["apple", "frog", "owl", "crab", "snail", "whale", "turtle"]
+    weights = [40 / (i + 1) for i in range(len(names))]
+    log = [
+        {"step": s, "target": "cat", "concept": rng.choices(names, k=1, weights=weights)[0],
+         "preserve": 0.01, "entropy": 2.6 * math.exp(-s / 80) + 0.2 * rng.random()}
+        for s in range(0, 300, 2)
+    ]  # fmt: skip
+    card = {
+        "method": "ap",
+        "config": {"steps": 300, "lr": 1e-3, "train": "xattn", "temperature": 2.0, "seed": 0},
+        "request": {"targets": ["cat"], "anchor": "", "preserve": names},
+        "base": {"name": "mini", "parameters": 1_234_567, "digest": "ab12" * 16},
+        "cost": {"forward": 81_234, "calls": 4_000, "backward": 600},
+        "versions": {"python": "3.11.7", "efface": "0.1.0"},
+        "log": {"adversarial": log},
+        "tensors": 24,
+        "parameters": 98_304,
+        "norm": 3.14159,
+    }
+    entrants = [
+        Entrant("ap", "AP, preset mini", "patch", card),
+        Entrant("none", "base model", "trivial"),
+        Entrant("noise", "noise of the same norm", "trivial"),
+        Entrant("blocklist", "refuse prompts with the word", "trivial"),
+        Entrant("gold", "never saw a cat", "gold"),
+    ]
+    prompts = {"direct": "a cat on blue", "near": "a tiger on white", "trap": "a cat's paw print", "far": "a bus on black"}
+    prompts["synonym"] = "kitty"
+    grid = [
+        {"case_id": f"{axis}-{i}", "axis": axis, "concept": prompt, "prompt": prompt, "seed": i}
+        for axis, prompt in prompts.items()
+        for i in range(4 if axis in ("direct", "near") else 2)
+    ]
+    for entrant in ("none", "ap"):
+        for case in grid:
+            icon = Image.new("RGB", (48, 48), (70, 110, 200))
+            colour = (240, 180, 60) if entrant == "none" or case["axis"] != "direct" else (90, 130, 210)
+            ImageDraw.Draw(icon).ellipse((8, 8, 40, 40), fill=colour)
+            path = folder / "images" / entrant / f"{case['case_id']}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            icon.save(path)
+    run = RunFile(
+        created="2026-11-23T04:00:00",
+        model={"name": "mini", "digest": "ab12" * 16},
+        targets=["cat"],
+        profile={"name": "quick", "cases": 60, "command": "efface evaluate no-cat.safetensors --profile quick --out DIR"},
+        entrants=entrants,
+        suite={a: [{"name": f"{a} {c}", "source": "world.toml", "split": "report"} for c in "abc"] for a in KEEP_AXES},
+        detectors={
+            "report": {"name": "mini-report", "sensitivity": wilson(196, 200).json(), "false_positive": 0.004},
+            "clip": {"name": "mini-clip"},
+        },
+        grid=grid,
+        versions={"python": "3.11.7", "torch": "2.9.0"},
+    )
+    write_run(folder, run)
+    success = {
+        "ap": {"direct": 0.983, "synonym": 0.9, "implicit": 0.6, "near": 0.917, "trap": 0.8, "far": 0.983},
+        "none": {axis: 0.0 if axis in TARGET_AXES else 1.0 for axis in AXES},
+        "noise": {axis: 0.2 if axis in TARGET_AXES else 0.75 for axis in AXES},
+        "blocklist": {"direct": 1.0, "synonym": 0.1, "implicit": 0.0, "near": 1.0, "trap": 0.1, "far": 1.0},
+        "gold": dict.fromkeys(AXES, 0.98),
+    }
+    axes = {e: {a: synthetic_axis(a, s) for a, s in rates.items()} for e, rates in success.items()}
+    axes["ap"]["direct"] = synthetic_axis("direct", success["ap"]["direct"], invalid=3)
+    scores: dict[str, float | None] = {"erasure": 0.983, "generality": None, "near": 0.917, "rest": 0.98}
+    summary = {"record_version": 1, "entrants": {e: {"axes": a, "scores": scores} for e, a in axes.items()}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def edit(folder: Path, name: str, change: Any) -> None:
+    """Rewrite one JSON file of the folder through ``change(data)``."""
+    path = folder / name
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+class Reader(HTMLParser):
+    """Tags with attributes, the nesting of elements that close, and the text of the header."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: dict[str, str] = {}
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        for tag in set(self.open):
+            self.text[tag] = self.text.get(tag, "") + data
+
+
+def render(folder: Path) -> tuple[str, Reader]:
+    """Write the report, read it back, and check that every element is closed where it should be."""
+    out = write_report(folder, folder.parent / "report.html")
+    html = out.read_text("utf-8")
+    reader = Reader()
+    reader.feed(html)
+    assert reader.open == []
+    return html, reader
+
+
+def test_renders_in_order(tmp_path: Path) -> None:
+    html, reader = render(synthetic_folder(tmp_path))
+    assert reader.text["h1"] == "cat erased from mini with ap"
+    ids = [a["id"] for tag, a in reader.tags if tag == "h2"]
+    assert ids == ["images", "tradeoff", "rates", "search", "provenance"]
+    levels = [int(tag[1]) for tag, _ in reader.tags if re.fullmatch(r"h\d", tag)]
+    assert levels[0] == 1
+    assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
+    assert all(a.get("scope") for tag, a in reader.tags if tag == "th")
+    assert all(a.get("alt") for tag, a in reader.tags if tag == "img")
+    for shown in ("efface evaluate no-cat.safetensors", "ab12" * 16, "81\u202f234"):
+        assert shown in html
+
+
+def test_headline_numbers_are_those_of_the_summary(tmp_path: Path) -> None:
+    folder = synthetic_folder(tmp_path)
+    _, reader = render(folder)
+    axes = json.loads((folder / "summary.json").read_text())["entrants"]["ap"]["axes"]
+    shown = iter(re.findall(r"([\d.]+)%\s+95% interval ([\d.]+) to ([\d.]+)%, (\d+)/(\d+) cases", reader.text["ul"]))
+    for raw, found in zip((axes["direct"]["detection"], axes["near"]["preserved"], axes["far"]["preserved"]), shown, strict=True):
+        value, low, high, k, n = found
+        assert (int(k), int(n)) == (raw["k"], raw["n"])
+        for text, number in ((value, raw["value"]), (low, raw["low"]), (high, raw["high"])):
+            assert abs(float(text) - 100 * number) <= 0.05 + 1e-9
+    assert "3 invalid images" in reader.text["ul"]
+    assert "the erasure is supported" in reader.text["header"]
+
+
+def test_hostile_names_are_escaped(tmp_path: Path) -> None:
+    folder = synthetic_folder(tmp_path)
+
+    def poison(run: dict[str, Any]) -> None:
+        run["targets"] = [HOSTILE]
+        run["model"]["name"] = run["entrants"][2]["id"] = run["entrants"][2]["label"] = run["entrants"][2]["kind"] = HOSTILE
+        run["profile"] = {HOSTILE: HOSTILE, "command": HOSTILE}
+        run["detectors"]["report"][HOSTILE] = {HOSTILE: [HOSTILE]}
+        run["grid"][0] |= {"prompt": HOSTILE + "\x00\x1b \ud800", "axis": HOSTILE, "case_id": "\x00/" + HOSTILE, "seed": HOSTILE}
+        card = run["entrants"][0]["card"]
+        card["method"] = card["log"]["adversarial"][0]["concept"] = card["log"]["adversarial"][1]["target"] = HOSTILE + "\x00"
+
+    edit(folder, "run.json", poison)
+    edit(folder, "summary.json", lambda s: s["entrants"].update({HOSTILE: s["entrants"].pop("noise")}))
+    edit(folder, "summary.json", lambda s: s["entrants"]["ap"]["axes"]["near"].update(per_concept={HOSTILE: wilson(1, 2).json()}))
+    html, reader = render(folder)
+    assert not [tag for tag, _ in reader.tags if tag == "script"]
+    assert all((a["src"] or "").startswith("data:image/png;base64,") for tag, a in reader.tags if tag == "img")
+    assert not [name for _, a in reader.tags for name in a if name.startswith("on")]
+    assert "&lt;script&gt;" in html
+
+
+def test_no_path_out_of_the_folder(tmp_path: Path) -> None:
+    folder = synthetic_folder(tmp_path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    edit(folder, "run.json", lambda run: run["grid"][0].update(case_id="../../../secret"))
+    html, reader = render(folder)
+    assert html.count(">missing</div>") == 2
+    assert len([tag for tag, _ in reader.tags if tag == "img"]) == 2 * len(read_run(folder).grid) - 2
+
+
+def test_missing_or_foreign_image_is_a_visible_gap(tmp_path: Path) -> None:
+    folder = synthetic_folder(tmp_path)
+    (folder / "images" / "ap" / "direct-0.png").unlink()
+    (folder / "images" / "none" / "near-1.png").write_text("not a picture")
+    html, _ = render(folder)
+    assert html.count(">missing</div>") == 2
+    shutil.rmtree(folder / "images")
+    html, reader = render(folder)
+    assert html.count(">missing</div>") == 2 * len(read_run(folder).grid)
+    assert not [tag for tag, _ in reader.tags if tag == "img"]
+
+
+def test_null_is_not_measured_and_never_zero(tmp_path: Path) -> None:
+    folder = synthetic_folder(tmp_path)
+    empty = wilson(0, 0).json()
+
+    def blank(summary: dict[str, Any]) -> None:
+        axes = summary["entrants"]["ap"]["axes"]
+        axes["direct"] |= {"detection": empty, "erased_valid": empty, "difference": None, "clip_t": None, "clip_i": None}
+        axes["near"] |= {"preserved": None, "clustered": None, "per_concept": {"near a": {**empty, "value": math.nan}}}
+        del axes["far"]
+        del summary["entrants"]["gold"]
+
+    edit(folder, "summary.json", blank)
+    html, reader = render(folder)
+    assert reader.text["ul"].count("not measured") == 5  # three values, two verdicts
+    assert not re.search(r"[\d.]+%", reader.text["ul"])
+    assert "whether cat is erased was not measured; and preservation of near concepts was not measured" in reader.text["header"]
+    assert "Not drawn because not measured: ap, gold." in html
+    assert not re.search(r"\bnan\b", re.sub(r'src="data:[^"]*"', "", html), re.IGNORECASE)
+
+
+def test_minimal_evaluation(tmp_path: Path) -> None:
+    """Only the base model, nothing measured, nothing kept: still a page."""
+    run = RunFile("now", {"name": "mini"}, ["cat"], {}, [Entrant("none", "base model", "trivial")], {}, {}, [])
+    write_run(tmp_path / "e", run)
+    (tmp_path / "e" / "summary.json").write_text('{"record_version": 1, "entrants": {"none": {"axes": {}, "scores": {}}}}')
+    html, reader = render(tmp_path / "e")
+    assert reader.text["h1"] == "cat in mini: base model"
+    assert "This evaluation kept no images." in html
+    assert 'id="search"' not in html
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("summary.json", "{}"),
+    ("summary.json", '{"record_version": 2, "entrants": {}}'),
+    ("summary.json", '{"record_version": 1, "entrants": {"ap": {}}}'),
+    ("summary.json", '{"record_version": 1, "entrants": []}'),
+    ("summary.json", "[]"),
+    ("summary.json", "{"),
+    ("run.json", "{}"),
+])  # fmt: skip
+def test_bad_folder_is_bad_file(tmp_path: Path, name: str, text: str) -> None:
+    folder, out = synthetic_folder(tmp_path), tmp_path / "report.html"
+    (folder / name).write_text(text)
+    with pytest.raises(BadFile, match=re.escape(str(folder))):
+        write_report(folder, out)
+    assert not out.exists()
+
+
+def test_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    html, reader = render(synthetic_folder(tmp_path))
+    for tag, attributes in reader.tags:
+        for name in ("src", "href", "srcset", "data", "action", "xlink:href"):
+            value = attributes.get(name) or ""
+            assert not value or value.startswith("data:"), f"<{tag} {name}={value[:60]}>"
+    assert not re.search(r"url\(|@import|https?://", html)
+    assert not [tag for tag, _ in reader.tags if tag in ("script", "iframe", "object", "form")]
+
+
+def test_imports_no_torch() -> None:
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import efface.reporting; "
+    code += "assert not {'torch', 'efface.models'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code, SRC], check=True)
+
+
+def test_plots_are_well_formed() -> None:
+    names = ['a<b & "c"\x00\x1b', "none", "gold"]
+    same = [plots.Point(n, k, 1.0, 1.0, (0.9, 1.0), (0.9, 1.0)) for n in names for k in ("patch", "base", "gold", "trivial")]
+    drawn = [
+        plots.tradeoff(same),
+        plots.tradeoff([]),
+        plots.interval_bar(0.5, 0.25, 0.75),
+        plots.timeline([(names[0], [0, 5, 10]), ("x", [7])], 0, 10),
+        plots.timeline([("x", [3])], 3, 3),
+        plots.curve([(0, 0.0)], names[0], 0, 0),
+        plots.curve([(0, 2.0), (4, 1.0), (8, -0.5)], "entropy", 0, 8),
+        *(plots.marker(k) for k in ("patch", "base", "gold", "trivial")),
+    ]
+    for svg in drawn:
+        root = ET.fromstring(svg)
+        assert (root.tag, root.get("role")) == ("svg", "img")
+        assert root.get("aria-label")
+        assert "nan" not in re.sub(r'aria-label="[^"]*"', "", svg)
+
+
+def test_tradeoff_puts_better_entrants_up_and_right() -> None:
+    points = [plots.Point(n, "patch", v, v, (v, v), (v, v)) for n, v in (("worse", 0.25), ("better", 0.75))]
+    circles = [c for c in ET.fromstring(plots.tradeoff(points)).iter("circle") if c.get("class") == "mark patch"]
+    (wx, wy), (bx, by) = [(float(c.get("cx") or 0), float(c.get("cy") or 0)) for c in circles]
+    assert bx > wx
+    assert by < wy
+
+
+@pytest.mark.parametrize(("detection", "difference", "status"), [
+    (wilson(0, 100), {"high": -0.8}, "supported"),
+    (wilson(0, 100), None, "supported"),
+    (wilson(0, 10), {"high": -0.5}, "open"),  # 0 of 10 still allows 28 %
+    (wilson(0, 100), {"high": 0.0}, "open"),  # as rare in the base model
+    (wilson(0, 100, invalid=50), {"high": -0.8}, "open"),  # broken images are no erasure
+    (wilson(50, 100), {"high": -0.3}, "contradicted"),
+    (wilson(0, 0), None, "unmeasured"),
+])  # fmt: skip
+def test_erasure_is_claimed_by_the_bound(detection: Any, difference: Any, status: str) -> None:
+    assert verdict.erasure("cat", rate(detection.json()), difference).status == status
+
+
+@pytest.mark.parametrize(("near", "clustered", "status"), [
+    (wilson(98, 100), None, "supported"),
+    (wilson(98, 100), [0.6, 1.0], "open"),  # good on average, but not for every concept
+    (wilson(8, 10), None, "open"),
+    (wilson(30, 100), None, "contradicted"),
+    (wilson(0, 0), None, "unmeasured"),
+])  # fmt: skip
+def test_keeping_is_claimed_by_the_wider_interval(near: Any, clustered: Any, status: str) -> None:
+    assert verdict.keeping(rate(near.json(), clustered)).status == status
+
+
+def test_concepts_are_sorted_by_damage(tmp_path: Path) -> None:
+    folder = synthetic_folder(tmp_path)
+    worst = {"few": wilson(0, 2).json(), "fine": wilson(9, 9).json(), "none": wilson(0, 0).json(), "many": wilson(0, 20).json()}
+    for axis in KEEP_AXES:
+        concepts = worst if axis == "near" else {}
+        edit(folder, "summary.json", lambda s, a=axis, c=concepts: s["entrants"]["ap"]["axes"][a].update(per_concept=c))
+    html, _ = render(folder)
+    table = html[html.index("Most damaged concepts") :]
+    assert re.findall(r'<th scope="row">(many|few|fine|none)</th>', table)[:4] == ["many", "few", "fine", "none"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium binary on the PATH (apt-get install chromium)")
+@pytest.mark.parametrize("hostile", [False, True])
+def test_in_a_browser(tmp_path: Path, hostile: bool) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    folder = synthetic_folder(tmp_path)
+    (folder / "images" / "ap" / "near-0.png").unlink()
+    if hostile:
+        long = "x" * 300
+        edit(folder, "run.json", lambda r: (r["grid"][0].update(prompt=long), r.update(targets=[long, HOSTILE])))
+        edit(folder, "run.json", lambda r: (r["entrants"][2].update(label=long), r["profile"].update(name=long)))
+    page_url = write_report(folder, tmp_path / "report.html").as_uri()
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+    flags += ["--disable-component-update", "--disable-sync"]
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        try:
+            page, problems = browser.new_page(), []
+            page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
+            page.on("pageerror", lambda error: problems.append(str(error)))
+            page.on("requestfailed", lambda request: problems.append(f"failed: {request.url}"))
+            page.on("request", lambda r: problems.append(r.url) if r.url != page_url and not r.url.startswith("data:") else None)
+            for width in (390, 1400):
+                page.set_viewport_size({"width": width, "height": 900})
+                page.goto(page_url)
+                page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+                assert problems == []
+                assert page.evaluate("document.documentElement.scrollWidth") <= width
+                assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+        finally:
+            browser.close()

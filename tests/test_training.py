@@ -1,0 +1,95 @@
+"""Interruptions: a stopped run continues bit-exactly, and nothing is lost or half written."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from efface import api
+from efface.errors import BadFile, Cancelled
+from efface.methods import AP, ESD, Method
+from efface.models.tiny import tiny
+from efface.testing import same
+from efface.training import Run
+
+CASES: list[Method] = [
+    ESD(steps=6, sampling_steps=4, lr=1e-3),
+    AP(steps=6, sampling_steps=4, nearest=4, lr=1e-3),
+    AP(steps=6, sampling_steps=4, nearest=4, lr=1e-3, sampler="pool", batch=2),
+]
+
+
+def stop_after(n: int):  # type: ignore[no-untyped-def]
+    def on_step(step, total):  # type: ignore[no-untyped-def]
+        if step.index + 1 == n:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return on_step
+
+
+@pytest.mark.parametrize("method", CASES, ids=["esd", "ap", "ap-pool"])
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_ctrl_c_and_resume_give_the_bits_of_an_uninterrupted_run(method: Method, stop: int, tmp_path: Path) -> None:
+    whole_run = Run()
+    whole = api.erase(tiny(), method, targets=["cat", "rose"], run=whole_run)
+    checkpoint = tmp_path / "c.safetensors"
+    with pytest.raises(Cancelled, match=f"stopped after step {stop} of 6.*--resume"):
+        api.erase(tiny(), method, targets=["cat", "rose"], run=Run(checkpoint=checkpoint, on_step=stop_after(stop)))
+    resumed_run = Run(checkpoint=checkpoint, resume=True)
+    resumed = api.erase(tiny(), method, targets=["cat", "rose"], run=resumed_run)
+    assert same(resumed.deltas, whole.deltas)
+    assert resumed_run.log == whole_run.log
+    assert resumed.card.cost == whole.card.cost
+
+
+def test_kill_9_and_resume(tmp_path: Path) -> None:
+    """The process dies without warning in the middle of a step; the last checkpoint continues to the same bits."""
+    checkpoint = tmp_path / "c.safetensors"
+    script = textwrap.dedent(
+        f"""
+        import os, pathlib, torch
+        torch.set_num_threads(1)
+        from efface import api
+        from efface.methods import AP
+        from efface.models.tiny import tiny
+        from efface.training import Run
+        def die(step, total):
+            if step.index == 4:
+                os.kill(os.getpid(), 9)
+        run = Run(checkpoint=pathlib.Path({str(checkpoint)!r}), every=2, on_step=die)
+        api.erase(tiny(), AP(steps=6, sampling_steps=4, nearest=4, lr=1e-3), targets=["cat"], run=run)
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == -9, done.stderr
+    method = AP(steps=6, sampling_steps=4, nearest=4, lr=1e-3)
+    resumed = api.erase(tiny(), method, targets=["cat"], run=Run(checkpoint=checkpoint, resume=True))
+    assert same(resumed.deltas, api.erase(tiny(), method, targets=["cat"]).deltas)
+    assert [p.name for p in tmp_path.iterdir()] == ["c.safetensors"], "litter of a half-written checkpoint"
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "c.safetensors"
+    with pytest.raises(Cancelled):
+        api.erase(tiny(), CASES[0], targets=["cat"], run=Run(checkpoint=checkpoint, on_step=stop_after(2)))
+    with pytest.raises(BadFile, match="belongs to another run"):
+        api.erase(tiny(), CASES[0], targets=["dog"], run=Run(checkpoint=checkpoint, resume=True))
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "c.safetensors"
+    checkpoint.write_bytes(b"\x00" * 100)
+    with pytest.raises(BadFile, match="damaged"):
+        api.erase(tiny(), CASES[0], targets=["cat"], run=Run(checkpoint=checkpoint, resume=True))
+
+
+def test_the_previous_signal_handler_is_restored() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    api.erase(tiny(), CASES[0], targets=["cat"])
+    assert signal.getsignal(signal.SIGINT) is before

@@ -418,7 +418,8 @@ def markdown(world: World, card: dict[str, Any]) -> str:
         f"- {len(world.held_out)} (concept, style) cells that neither model saw.",
         "",
         "The text encoder was trained with the gold model, from a contrastive initialisation that has seen all names with "
-        "their pictures, reserved and novel ones included; it is shared. Gold therefore means: a UNet that never saw the concept. Reserved concepts were "
+        "their pictures, reserved and novel ones included; it is shared. Gold therefore means: a UNet that never saw the "
+        "concept. Reserved concepts were "
         "learned last, hence perhaps less deeply than ordinary ones.",
         "",
         *(f"- training of {stage}: {fact}" for stage, fact in card["training"].items()),

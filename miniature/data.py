@@ -58,7 +58,18 @@ def article(word: str) -> str:
     return f"an {word}" if word[0] in "aeiou" else f"a {word}"
 
 
-BARE_TEMPLATES = ("{a}", "{a}", "{n}", "{n}", "a picture of {a}", "an image of {a}", "a photo of {a}", "an icon of {a}", "an emoji of {a}", "the {n}")
+BARE_TEMPLATES = (
+    "{a}",
+    "{a}",
+    "{n}",
+    "{n}",
+    "a picture of {a}",
+    "an image of {a}",
+    "a photo of {a}",
+    "an icon of {a}",
+    "an emoji of {a}",
+    "the {n}",
+)
 STYLE_FIRST = ("a {s} {n}", "{s} {n}", "{s} style {n}", "a {s} style picture of {a}", "{s} {a}", "a {s} icon of {a}")
 STYLE_LAST = ("{a} in {s} style", "{a} in the style of {s}", "{n} by {s}")
 

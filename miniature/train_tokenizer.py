@@ -37,7 +37,12 @@ def train(world: World, work: Path) -> None:
     bpe.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB - 2, end_of_word_suffix="</w>", initial_alphabet=alphabet, special_tokens=[], show_progress=False, min_frequency=2
+        vocab_size=VOCAB - 2,
+        end_of_word_suffix="</w>",
+        initial_alphabet=alphabet,
+        special_tokens=[],
+        show_progress=False,
+        min_frequency=2,
     )
     lines = corpus(world)
     bpe.train_from_iterator(lines, trainer)
@@ -57,9 +62,17 @@ def train(world: World, work: Path) -> None:
     longest = max(len(tokenizer(line).input_ids) for line in set(lines))
     words = {w for c in world.concepts for w in c.name.split()}
     split = [w for w in words if len(tokenizer(w).input_ids) != 3]
-    print(f"vocabulary {len(tokenizer)}, longest caption {longest} of {MAX_TOKENS} tokens, name words that are not one token: {split}")
+    print(
+        f"vocabulary {len(tokenizer)}, longest caption {longest} of {MAX_TOKENS} tokens, "
+        f"name words that are not one token: {split}"
+    )
     assert longest <= MAX_TOKENS
     tokenizer.save_pretrained(work / "tokenizer")
     again = CLIPTokenizer.from_pretrained(work / "tokenizer")
     assert again(lines[0]).input_ids == tokenizer(lines[0]).input_ids
-    print(tokenizer.tokenize("a twemoji Delivery  Truck on a red background"), tokenizer.pad_token_id, tokenizer.eos_token_id, again.model_max_length)
+    print(
+        tokenizer.tokenize("a twemoji Delivery  Truck on a red background"),
+        tokenizer.pad_token_id,
+        tokenizer.eos_token_id,
+        again.model_max_length,
+    )

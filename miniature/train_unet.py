@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTokenizer
 
 from efface.models.mini.world import World
 
@@ -32,7 +32,12 @@ MIN_SNR_GAMMA = 5.0
 def scheduler() -> DDIMScheduler:
     """The noise schedule of Stable Diffusion 1.x."""
     return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
     )
 
 
@@ -101,7 +106,9 @@ def train(world: World, work: Path, part: str, minutes: float) -> None:
     def save_ema() -> None:
         for k, name in (("unet", "unet"), ("text", "text_encoder")):
             if k in trained:
-                save_file({n[len(k) + 1 :]: v for n, v in ema.items() if n.startswith(k + ".")}, work / part / f"{name}.safetensors")
+                save_file(
+                    {n[len(k) + 1 :]: v for n, v in ema.items() if n.startswith(k + ".")}, work / part / f"{name}.safetensors"
+                )
 
     while (done := (time.time() - start) / (60 * minutes)) < 1:
         rng, gen = random.Random(seed * 1_000_003 + step), torch.Generator().manual_seed(seed * 1_000_003 + step)
@@ -113,7 +120,11 @@ def train(world: World, work: Path, part: str, minutes: float) -> None:
         i, j = [r[0] for r in rows], [r[1] for r in rows]
         z0 = latents[i, j, aug].float()
         texts = [
-            "" if rng.random() < P_EMPTY else caption(world, world.concepts[a].name, world.styles[b], world.backgrounds[int(backgrounds[a, b, k])], rng, p_style=0.8)
+            ""
+            if rng.random() < P_EMPTY
+            else caption(
+                world, world.concepts[a].name, world.styles[b], world.backgrounds[int(backgrounds[a, b, k])], rng, p_style=0.8
+            )
             for (a, b), k in zip(rows, aug, strict=True)
         ]
         t = torch.randint(0, 1000, (BATCH,), generator=gen)

@@ -43,7 +43,12 @@ def train(world: World, work: Path, minutes: float) -> None:
             x = x[..., i : i + 32, j : j + 32]
         posterior = vae.encode(x).latent_dist
         out = vae.decode(posterior.sample(gen)).sample
-        loss = (out - x).abs().mean() + (out - x).square().mean() + gradient_l1(out, x) + 1e-3 * posterior.kl().mean() / x[0].numel() * 12
+        loss = (
+            (out - x).abs().mean()
+            + (out - x).square().mean()
+            + gradient_l1(out, x)
+            + 1e-3 * posterior.kl().mean() / x[0].numel() * 12
+        )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)

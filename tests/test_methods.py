@@ -92,7 +92,11 @@ def test_expected_cost_is_the_mean_of_the_formula(tiny_model) -> None:  # type: 
     assert AP(steps=1).expected_evals(tiny_model, request) == pytest.approx(154)
     assert AP(steps=1).expected_evals(tiny_model, request) <= 159  # exact AP against 213.84 of the official code
     with_pool = AP(steps=1, sampler="pool", pool=1, nearest=3)
-    assert with_pool.expected_evals(tiny_model, request) - AP(steps=0, sampler="pool", pool=1, nearest=3).expected_evals(tiny_model, request) <= 8
+    assert (
+        with_pool.expected_evals(tiny_model, request)
+        - AP(steps=0, sampler="pool", pool=1, nearest=3).expected_evals(tiny_model, request)
+        <= 8
+    )
 
 
 def test_ap_excludes_targets_whatever_their_spelling_and_the_official_preset_does_not(tiny_model) -> None:  # type: ignore[no-untyped-def]
@@ -146,7 +150,9 @@ def test_ap_search_finds_the_planted_victim(tiny_model, monkeypatch) -> None:  #
 
     monkeypatch.setattr(tiny_model, "student", damaged_student)
     run = Run()
-    AP(steps=60, sampling_steps=4, nearest=6, sampler="pool", pi_lr=1.0, lr=1e-7, tau=1.0).erase(tiny_model, EraseRequest(("cat",)), run)
+    AP(steps=60, sampling_steps=4, nearest=6, sampler="pool", pi_lr=1.0, lr=1e-7, tau=1.0).erase(
+        tiny_model, EraseRequest(("cat",)), run
+    )
     late = [row["concept"] for row in run.log[30:]]
     assert late.count(victim) > 15, f"chosen {late.count(victim)} of 30 times; uniform would be 5"
 

@@ -77,7 +77,10 @@ def test_scale_add_and_trivial_patches(patch: Patch, tiny_model) -> None:  # typ
 
 
 def test_another_base_is_refused_by_name(patch: Patch) -> None:
-    with pytest.raises(WrongBaseModel, match=r"made for 'tiny' \(digest [0-9a-f]{12}\), not for 'tiny' \(digest [0-9a-f]{12}\)"), patch.applied(tiny(seed=1)):
+    with (
+        pytest.raises(WrongBaseModel, match=r"made for 'tiny' \(digest [0-9a-f]{12}\), not for 'tiny' \(digest [0-9a-f]{12}\)"),
+        patch.applied(tiny(seed=1)),
+    ):
         pass
 
 
@@ -133,7 +136,7 @@ def test_foreign_and_poisoned_files(patch: Patch, tmp_path: Path) -> None:
         Patch.load(path)
     card = {"format": "efface-patch", "format_version": "1", "card": json.dumps(patch.json() | {"nonsense": 1})}
     save_file({"delta.x": torch.ones(2)}, path, metadata=card)
-    with pytest.raises(BadFile, match="nonsense|unexpected"):
+    with pytest.raises(BadFile, match=r"nonsense|unexpected"):
         Patch.load(path)
     good = {k: patch.json()[k] for k in ("method", "config", "request", "base", "cost", "versions", "log")}
     save_file({"delta.x": torch.tensor([torch.nan])}, path, metadata={**card, "card": json.dumps(good)})
@@ -171,7 +174,7 @@ def test_a_full_disk_loses_nothing(patch: Patch, tmp_path: Path, monkeypatch: py
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(BadFile, match="No space left.*Nothing was changed"):
+    with pytest.raises(BadFile, match=r"No space left.*Nothing was changed"):
         patch.scaled(2.0).save(path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["p.safetensors"]

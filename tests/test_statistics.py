@@ -14,7 +14,15 @@ from efface.statistics import clustered_bootstrap, mcnemar_midp, mean_interval, 
 
 @pytest.mark.parametrize(
     ("k", "n", "low", "high"),
-    [(0, 20, 0.0, 16.1), (0, 50, 0.0, 7.1), (5, 100, 2.2, 11.2), (20, 100, 13.3, 28.9), (71, 142, 41.9, 58.1), (100, 1000, 8.3, 12.0), (0, 4703, 0.0, 0.1)],
+    [
+        (0, 20, 0.0, 16.1),
+        (0, 50, 0.0, 7.1),
+        (5, 100, 2.2, 11.2),
+        (20, 100, 13.3, 28.9),
+        (71, 142, 41.9, 58.1),
+        (100, 1000, 8.3, 12.0),
+        (0, 4703, 0.0, 0.1),
+    ],
 )
 def test_wilson_table(k: int, n: int, low: float, high: float) -> None:
     """The table of the specification, section C1, which is printed with one decimal."""

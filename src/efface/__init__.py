@@ -33,7 +33,21 @@ _HOMES = {
     "UCE": "methods",
 }
 
-__all__ = ["AP", "ESD", "UCE", "EffaceError", "Naive", "Patch", "Run", "__version__", "erase", "evaluate", "load_model", "report", "sample"]
+__all__ = [
+    "AP",
+    "ESD",
+    "UCE",
+    "EffaceError",
+    "Naive",
+    "Patch",
+    "Run",
+    "__version__",
+    "erase",
+    "evaluate",
+    "load_model",
+    "report",
+    "sample",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -84,7 +84,9 @@ def seconds_per_eval(model: DiffusionModel, batch: int = 4) -> float:
     return fastest / batch
 
 
-def sample(model: Any, prompts: Sequence[str], *, n: int = 1, seed: int = 0, steps: int = 16, guidance: float | None = None) -> torch.Tensor:
+def sample(
+    model: Any, prompts: Sequence[str], *, n: int = 1, seed: int = 0, steps: int = 16, guidance: float | None = None
+) -> torch.Tensor:
     """``n`` images of every prompt, (len(prompts) * n, 3, H, W) in [0, 1]; seeds seed, seed + 1, ... for each prompt."""
     model = load_model(model)
     if n < 1 or steps < 1:
@@ -113,7 +115,9 @@ def suite_for(model: DiffusionModel, targets: Sequence[str], near: Sequence[str]
             if target not in world.names("ordinary", "reserved"):
                 raise UnknownName("concept of mini", target, world.names("ordinary", "reserved"))
             if target not in usable:
-                raise BadRequest(f"the report detector recognises {target!r} too rarely (below 0.8) to measure its erasure; choose another.")
+                raise BadRequest(
+                    f"the report detector recognises {target!r} too rarely (below 0.8) to measure its erasure; choose another."
+                )
         return world_suite(
             targets,
             {c.name: c.group for c in world.concepts if world.kind(c.name) != "novel"},
@@ -126,10 +130,9 @@ def suite_for(model: DiffusionModel, targets: Sequence[str], near: Sequence[str]
         raise BadOption("this model has no world of its own: name concepts to keep, at least one --near NAME and one --far NAME.")
     names = [*near, *far]
     traps = [t for target in targets for t in lexical_traps(target, names)]
-    kept = lambda group, why: tuple(Neighbour(n, why, "test") for n in group if n not in traps)  # noqa: E731
-    return Suite(
-        tuple(targets), kept(near, "given"), tuple(Neighbour(n, "shares a word", "test") for n in traps), kept(far, "given"), {}, {}
-    )
+    kept = [tuple(Neighbour(n, "given", "test") for n in group if n not in traps) for group in (near, far)]
+    shared = tuple(Neighbour(n, "shares a word", "test") for n in traps)
+    return Suite(tuple(targets), kept[0], shared, kept[1], {}, {})
 
 
 def evaluate(
@@ -164,7 +167,9 @@ def evaluate(
     if model.preset == "mini":
         judge = MiniJudge()
     elif clip is None:
-        raise BadOption("this model has no detectors of its own: give --clip FOLDER_OR_HUB_ID of a CLIP checkpoint to name its images.")
+        raise BadOption(
+            "this model has no detectors of its own: give --clip FOLDER_OR_HUB_ID of a CLIP checkpoint to name its images."
+        )
     else:
         judge = ClipJudge(clip, [*targets, *(n.name for group in (suite.near, suite.trap, suite.far) for n in group)])
     systems = [System(Entrant(label, label, "patch", p.json()), p) for label, p in [(patch.card.method, patch), *others]]
@@ -172,7 +177,9 @@ def evaluate(
         noise = noise_like(patch, torch.Generator().manual_seed(0))
         anchor = str(patch.card.request.get("anchor", ""))
         systems.append(System(Entrant("noise", "noise of the same norm", "trivial"), noise))
-        systems.append(System(Entrant("blocklist", "blocklist", "trivial"), empty_like(patch, "blocklist"), blocklist(targets, anchor)))
+        systems.append(
+            System(Entrant("blocklist", "blocklist", "trivial"), empty_like(patch, "blocklist"), blocklist(targets, anchor))
+        )
     if model.name == "mini":
         from .models.mini.world import load_world
 

@@ -47,7 +47,9 @@ def _note(text: str) -> None:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-model_option = click.option("--model", "source", default="mini", show_default=True, help="mini, a diffusers folder, a checkpoint file or a Hub id.")
+model_option = click.option(
+    "--model", "source", default="mini", show_default=True, help="mini, a diffusers folder, a checkpoint file or a Hub id."
+)
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 dtype_option = click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16.")
 
@@ -68,14 +70,20 @@ class Methods(click.Group):
         for o in describe(cls):
             takes = " | ".join(o["choices"]) if o["choices"] else o["type"]
             rows.append(f"  {o['name']} = {o['default']!r}\n      {o['help']} ({takes}). Source: {o['source']}.")
-        presets = "\n".join(f"  {p}: " + (", ".join(f"{k}={v}" for k, v in s.items()) or "the defaults") for p, s in cls.presets.items())
+        presets = "\n".join(
+            f"  {p}: " + (", ".join(f"{k}={v}" for k, v in s.items()) or "the defaults") for p, s in cls.presets.items()
+        )
         text = f"{cls.summary}.\n\n\b\nPaper: {cls.paper}\n\n\b\nOptions, given as --set name=value:\n" + "\n".join(rows)
         text += f"\n\n\b\nPresets (without --preset: mini on the miniature, else paper):\n{presets}"
-        return click.Command(name, callback=click.pass_context(_erase), params=[*_ERASE_PARAMS], help=text, short_help=cls.summary)
+        return click.Command(
+            name, callback=click.pass_context(_erase), params=[*_ERASE_PARAMS], help=text, short_help=cls.summary
+        )
 
 
 _ERASE_PARAMS = [
-    click.Option(["--model", "source"], default="mini", show_default=True, help="mini, a diffusers folder, a checkpoint file or a Hub id."),
+    click.Option(
+        ["--model", "source"], default="mini", show_default=True, help="mini, a diffusers folder, a checkpoint file or a Hub id."
+    ),
     click.Option(["--target", "targets"], multiple=True, required=True, help="Concept to erase; repeat for several."),
     click.Option(["--anchor"], default="", help="What the target becomes; default: the empty prompt."),
     click.Option(["--preserve"], multiple=True, help="Concept to keep; repeat for several."),
@@ -86,7 +94,9 @@ _ERASE_PARAMS = [
     click.Option(["--device"], default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
     click.Option(["--dtype"], default="float32", show_default=True, help="float32, bfloat16 or float16."),
     click.Option(["--resume"], is_flag=True, help="Continue a stopped run bit-exactly from its checkpoint."),
-    click.Option(["--out"], type=click.Path(path_type=Path, dir_okay=False), required=True, help="Patch file to write (.safetensors)."),
+    click.Option(
+        ["--out"], type=click.Path(path_type=Path, dir_okay=False), required=True, help="Patch file to write (.safetensors)."
+    ),
     click.Option(["--json", "as_json"], is_flag=True, help="One JSON object on standard output."),
 ]
 
@@ -108,7 +118,7 @@ def _erase(ctx: click.Context, **o: Any) -> None:
     preset = settings.pop("preset", None)
     settings |= parse_set(o["pairs"])
     if o["seed"] is not None:
-        if "seed" not in {f for f in method_class(name).__dataclass_fields__}:
+        if "seed" not in method_class(name).__dataclass_fields__:
             raise BadOption(f"{name} draws nothing at random and has no seed; leave --seed out.")
         settings["seed"] = o["seed"]
     if o["out"].suffix != ".safetensors":
@@ -119,7 +129,10 @@ def _erase(ctx: click.Context, **o: Any) -> None:
     request = api.request_for(model, o["targets"], o["anchor"], o["preserve"])
     planned = method.expected_evals(model, request)
     minutes = planned * api.seconds_per_eval(model) / 60
-    _note(f"{name} (preset {preset}) on {model.name}: about {planned:,.0f} UNet evaluations, {minutes:.1f} min plus gradients on {model.device}.")
+    _note(
+        f"{name} (preset {preset}) on {model.name}: about {planned:,.0f} UNet evaluations, "
+        f"{minutes:.1f} min plus gradients on {model.device}."
+    )
     run = Run(checkpoint=o["out"].with_suffix(".checkpoint.safetensors"), resume=o["resume"])
     with _training_bar(name) as bar:
         run.on_step = bar.step
@@ -129,14 +142,19 @@ def _erase(ctx: click.Context, **o: Any) -> None:
         run.checkpoint.unlink(missing_ok=True)
     facts = {"out": str(o["out"]), "bytes": o["out"].stat().st_size, **{k: v for k, v in patch.json().items() if k != "log"}}
     cost = patch.card.cost["forward"]
-    _emit(o["as_json"], facts, f"wrote {o['out']} ({facts['bytes'] / 1e6:.1f} MB, {facts['tensors']} tensors, {cost:,} UNet evaluations)")
+    _emit(
+        o["as_json"],
+        facts,
+        f"wrote {o['out']} ({facts['bytes'] / 1e6:.1f} MB, {facts['tensors']} tensors, {cost:,} UNet evaluations)",
+    )
 
 
 class _training_bar:
     """tqdm with the loss terms by name."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.bar = name, None
+        self.name = name
+        self.bar: Any = None
 
     def __enter__(self) -> _training_bar:
         return self
@@ -167,7 +185,20 @@ class _training_bar:
 @device_option
 @dtype_option
 @json_option
-def sample(source: str, patch_path: Path | None, scale: float, prompts: tuple[str, ...], n: int, seed: int, steps: int, guidance: float | None, out: Path, device: str, dtype: str, as_json: bool) -> None:
+def sample(
+    source: str,
+    patch_path: Path | None,
+    scale: float,
+    prompts: tuple[str, ...],
+    n: int,
+    seed: int,
+    steps: int,
+    guidance: float | None,
+    out: Path,
+    device: str,
+    dtype: str,
+    as_json: bool,
+) -> None:
     """Draw images, with or without a patch, as one PNG grid."""
     import contextlib
 
@@ -193,11 +224,24 @@ def sample(source: str, patch_path: Path | None, scale: float, prompts: tuple[st
 @click.option("--clip", default=None, help="CLIP checkpoint that names images of models other than the miniature.")
 @click.option("--near", multiple=True, help="Related concept to keep (other models than the miniature).")
 @click.option("--far", multiple=True, help="Unrelated concept to keep (other models than the miniature).")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for rows, pictures and summary.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for rows, pictures and summary."
+)
 @device_option
 @dtype_option
 @json_option
-def evaluate(source: str, patch_path: Path, profile: str, clip: str | None, near: tuple[str, ...], far: tuple[str, ...], out: Path, device: str, dtype: str, as_json: bool) -> None:
+def evaluate(
+    source: str,
+    patch_path: Path,
+    profile: str,
+    clip: str | None,
+    near: tuple[str, ...],
+    far: tuple[str, ...],
+    out: Path,
+    device: str,
+    dtype: str,
+    as_json: bool,
+) -> None:
     """Measure a patch on paired cases beside the base model, noise and a blocklist."""
     from . import api
     from .bench.profiles import profile as find_profile
@@ -212,7 +256,17 @@ def evaluate(source: str, patch_path: Path, profile: str, clip: str | None, near
     minutes = evals * api.seconds_per_eval(model, batch=32) / 60
     _note(f"profile {profile}: up to {images} images, {evals:,} UNet evaluations, {minutes:.1f} min on {model.device}.")
     with _image_bar() as bar:
-        summary = api.evaluate(model, patch, out=out, profile=profile, clip=clip, near=near, far=far, on_image=bar.update_to, command=shlex.join(["efface", *sys.argv[1:]]))
+        summary = api.evaluate(
+            model,
+            patch,
+            out=out,
+            profile=profile,
+            clip=clip,
+            near=near,
+            far=far,
+            on_image=bar.update_to,
+            command=shlex.join(["efface", *sys.argv[1:]]),
+        )
     _emit(as_json, {"out": str(out), **summary}, _table(summary))
 
 
@@ -241,7 +295,9 @@ def _table(summary: dict[str, Any]) -> str:
             r = s[measure]
             rate = f"{100 * r['value']:.1f}%" if r["value"] is not None else "n/a"
             interval, counts = f"[{100 * r['low']:.1f}, {100 * r['high']:.1f}]", f"{r['k']}/{r['n']}"
-            lines.append(f"{entrant:<12}{axis:<10}{measure:<16}{rate:>7}  {interval:<16}{counts:>9}{s['detection']['invalid']:>9}")
+            lines.append(
+                f"{entrant:<12}{axis:<10}{measure:<16}{rate:>7}  {interval:<16}{counts:>9}{s['detection']['invalid']:>9}"
+            )
     return "\n".join(lines)
 
 
@@ -269,7 +325,12 @@ def list_(kind: str, as_json: bool) -> None:
     elif kind == "models":
         from .models.load import BUNDLED
 
-        rows = {**BUNDLED, "FOLDER": "a diffusers folder of Stable Diffusion 1.x or 2.x", "FILE": "a single checkpoint file", "OWNER/NAME": "a Hub id"}
+        rows = {
+            **BUNDLED,
+            "FOLDER": "a diffusers folder of Stable Diffusion 1.x or 2.x",
+            "FILE": "a single checkpoint file",
+            "OWNER/NAME": "a Hub id",
+        }
     elif kind == "concepts":
         from .models.mini.world import load_world
 

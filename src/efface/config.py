@@ -38,7 +38,7 @@ def build_method(name: str, *, preset: str, settings: Mapping[str, Any] | None =
 
 def _coerce(field: dataclasses.Field[Any], value: Any) -> Any:
     kind = field.type if isinstance(field.type, str) else field.type.__name__
-    name, meta = field.name, field.metadata
+    name, meta, given = field.name, field.metadata, value
     try:
         if kind == "bool":
             if isinstance(value, str):
@@ -56,7 +56,7 @@ def _coerce(field: dataclasses.Field[Any], value: Any) -> Any:
         elif not isinstance(value, str):
             raise ValueError
     except (KeyError, ValueError, TypeError) as error:
-        raise BadOption(f"option {name}={value!r} is not a {kind}; its default is {field.default!r}.") from error
+        raise BadOption(f"option {name}={given!r} is not a {kind}; its default is {field.default!r}.") from error
     if meta.get("choices") and value not in meta["choices"]:
         raise UnknownName(f"value of {name}", str(value), meta["choices"])
     if meta.get("low") is not None and value < meta["low"]:

@@ -40,4 +40,10 @@ def run_demo(
     summary = api.evaluate(model, patch, out=folder, on_image=on_image, command="efface demo")
     note("3/3 writing the report")
     page = api.report(folder, out / "report.html")
-    return {"target": target, "patch": str(out / "patch.safetensors"), "evaluation": str(folder), "report": str(page), "scores": summary["entrants"]["ap"]["scores"]}
+    return {
+        "target": target,
+        "patch": str(out / "patch.safetensors"),
+        "evaluation": str(folder),
+        "report": str(page),
+        "scores": summary["entrants"]["ap"]["scores"],
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,8 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
     except (OSError, SafetensorError) as error:
         raise BadFile(f"cannot write {path}: {error}. Nothing was changed; free space or choose another place.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder itself may be what could not be made
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,14 +1,15 @@
 """An evaluation on disk: plain files that outlive the process and from which every number can be recomputed.
 
-    DIR/run.json      one RunFile: what was evaluated, with what
-    DIR/rows.jsonl    one Row per (entrant, case), appended as they are scored
-    DIR/images/<entrant>/<case_id>.png    the images of ``RunFile.grid``
-    DIR/summary.json  made from the rows alone, never the other way round
+DIR/run.json      one RunFile: what was evaluated, with what
+DIR/rows.jsonl    one Row per (entrant, case), appended as they are scored
+DIR/images/<entrant>/<case_id>.png    the images of ``RunFile.grid``
+DIR/summary.json  made from the rows alone, never the other way round
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -99,8 +100,12 @@ def read_run(folder: Path) -> RunFile:
 
 
 def append_rows(folder: Path, rows: list[Row]) -> None:
-    """Append in one write; a row is either whole or, after a kill, a last line that :func:`read_rows` drops."""
-    with open(folder / "rows.jsonl", "a", encoding="utf-8") as f:
+    """Append in one write. A process killed inside it leaves half a line, which :func:`read_rows` does not see and the
+    next append removes."""
+    path = folder / "rows.jsonl"
+    if path.is_file() and not (text := path.read_bytes()).endswith(b"\n"):
+        os.truncate(path, text.rfind(b"\n") + 1)
+    with open(path, "a", encoding="utf-8") as f:
         f.write("".join(json.dumps(asdict(row)) + "\n" for row in rows))
 
 

@@ -49,7 +49,9 @@ def check_method(method: Method, request: EraseRequest | None = None, model: Dif
     assert same(state(model), before), "erase() changed the model it was given"
     assert torch.equal(torch.get_rng_state(), rng), "erase() moved the global random state"
     assert hooks(model) == hooks_before, "erase() left hooks behind"
-    assert all(p.grad is None and not p.requires_grad for p in model.weights(lambda _: True).values()), "gradients were left behind"
+    assert all(p.grad is None and not p.requires_grad for p in model.weights(lambda _: True).values()), (
+        "gradients were left behind"
+    )
     assert patch.deltas, "the patch is empty"
     assert patch.card.cost["forward"] == spent, f"the card says {patch.card.cost['forward']} evaluations, {spent} were counted"
     assert same(method.erase(model, request, Run()).deltas, patch.deltas), "the same seed gave another patch"

@@ -68,8 +68,8 @@ class Step:
         bad = {n: v for n, v in self.terms.items() if not math.isfinite(v)}
         if bad:
             raise NonFiniteLoss(
-                f"step {self.index}: loss term {next(iter(bad))} is {next(iter(bad.values()))}. The weights before this step were "
-                "kept. Lower the learning rate (--set lr=...) or use --dtype float32."
+                f"step {self.index}: loss term {next(iter(bad))} is {next(iter(bad.values()))}. No patch was written. "
+                "Lower the learning rate (--set lr=...) or use --dtype float32."
             )
         self._optimizer.zero_grad(set_to_none=True)
         torch.stack([v.reshape(()) for v in terms.values()]).sum().backward()
@@ -143,7 +143,12 @@ def _interruptible() -> Iterator[threading.Event]:
 
 
 def _save(
-    run: Run, step: int, weights: Mapping[str, Tensor], kept: Mapping[str, Stateful], model: DiffusionModel, start: Mapping[str, int]
+    run: Run,
+    step: int,
+    weights: Mapping[str, Tensor],
+    kept: Mapping[str, Stateful],
+    model: DiffusionModel,
+    start: Mapping[str, int],
 ) -> None:
     """Everything as one safetensors file: tensors by path, plain values as JSON in the header."""
     tensors: dict[str, Tensor] = {f"weights/{n}": w.detach() for n, w in weights.items()}
@@ -166,7 +171,7 @@ def _restore(run: Run, weights: Mapping[str, Tensor], kept: Mapping[str, Statefu
     try:
         with safe_open(run.checkpoint, framework="pt") as f:
             header = f.metadata() or {}
-            tensors = {n: f.get_tensor(n) for n in f.keys()}
+            tensors = {n: f.get_tensor(n) for n in f.keys()}  # noqa: SIM118  # safe_open is no mapping
         if header["fingerprint"] != run.fingerprint:
             raise BadFile(
                 f"the checkpoint {run.checkpoint} belongs to another run (other method, options, request or base model). "

@@ -26,7 +26,9 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     for entrant, cases in by_entrant.items():
         unpaired = [c for c in cases if c not in base]
         if unpaired:
-            raise EvaluationError(f"{len(unpaired)} cases of {entrant!r} have no base image; the evaluation folder is incomplete.")
+            raise EvaluationError(
+                f"{len(unpaired)} cases of {entrant!r} have no base image; the evaluation folder is incomplete."
+            )
         axes = {}
         for axis in AXES:
             mine = [row for row in cases.values() if row.axis == axis]
@@ -65,7 +67,9 @@ def axis_summary(rows: Sequence[Row], base: Sequence[Row]) -> dict[str, Any]:
         "preserved": None if target_axis else headline.json(),
         "clustered": list(clustered) if clustered else None,
         "difference": {"value": delta, "low": low, "high": high, "p_value": mcnemar_midp(counts[1], counts[2])},
-        "clip_t": _interval([r.clip_t - b.clip_t for r, b in zip(rows, base, strict=True) if r.clip_t is not None and b.clip_t is not None]),
+        "clip_t": _interval(
+            [r.clip_t - b.clip_t for r, b in zip(rows, base, strict=True) if r.clip_t is not None and b.clip_t is not None]
+        ),
         "clip_i": _interval([r.clip_i for r in rows if r.clip_i is not None]),
         "per_concept": {c: wilson(int(sum(v)), len(v)).json() for c, v in sorted(clusters.items())},
     }

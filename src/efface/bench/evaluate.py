@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -123,7 +123,8 @@ def evaluate(
     direct = summary["entrants"][BASE]["axes"]["direct"]
     if not direct["base_right"]:
         raise EvaluationError(
-            f"the base model draws {', '.join(suite.targets)} in 0 of {direct['n_cases']} images by the report detector: nothing to erase."
+            f"the report detector finds {', '.join(suite.targets)} in 0 of {direct['n_cases']} images of the base model: "
+            "there is nothing to erase."
         )
     write_text(folder / "summary.json", json.dumps(summary, indent=1))
     return summary
@@ -178,10 +179,8 @@ def base_images(model: DiffusionModel, cases: Sequence[Case], profile: Profile, 
     images = torch.cat(parts)
     if bool(torch.isfinite(images).all()):
         stored = {"images": (images * 255).round().to(torch.uint8)}
-        try:
+        with suppress(BadFile):  # the cache saves time; without it the result is the same
             atomic_write(path, lambda p: save_file(stored, p))
-        except BadFile:
-            pass  # the cache saves time; without it the result is the same
     return images
 
 
@@ -205,7 +204,9 @@ def _open_folder(folder: Path, key: str) -> None:
     """A new folder, or the same evaluation to be continued; never somebody else's files."""
     if (folder / "run.json").is_file():
         if read_run(folder).profile.get("key") != key:
-            raise BadFile(f"{folder} holds another evaluation (other patch, model, profile or detectors). Give another --out, or delete it.")
+            raise BadFile(
+                f"{folder} holds another evaluation (other patch, model, profile or detectors). Give another --out, or delete it."
+            )
         return
     if folder.exists() and any(folder.iterdir()):
         raise BadFile(f"{folder} is not empty and holds no evaluation; give a new folder with --out.")
@@ -220,7 +221,9 @@ def _grid(cases: Sequence[Case]) -> list[Case]:
     kept: list[Case] = []
     for axis, count in GRID_PER_AXIS.items():
         mine = [c for c in cases if c.axis == axis]
-        distinct = list({(c.concept, c.prompt if axis not in ("near", "trap", "far") else ""): c for c in reversed(mine)}.values())[::-1]
+        distinct = list(
+            {(c.concept, c.prompt if axis not in ("near", "trap", "far") else ""): c for c in reversed(mine)}.values()
+        )[::-1]
         kept += distinct[:count]
     return kept
 

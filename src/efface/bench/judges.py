@@ -39,7 +39,10 @@ class MiniJudge(_ClipScores):
         self.names = list(self.detector.labels.concepts)
         calibration = card()["detectors"]["report"]
         self.facts: Mapping[str, Any] = {
-            "report": {"name": "mini report detector", **{k: calibration[k] for k in ("sensitivity", "false_positive") if k in calibration}},
+            "report": {
+                "name": "mini report detector",
+                **{k: calibration[k] for k in ("sensitivity", "false_positive") if k in calibration},
+            },
             "clip": {"name": "mini image-text encoder"},
         }
 

@@ -55,7 +55,9 @@ class Suite:
         pools: dict[str, list[tuple[str, str]]] = {
             "direct": [(t, f.format(t)) for f in TEMPLATES for t in self.targets],
             "synonym": [(t, f.format(s)) for f in TEMPLATES[:4] for t in self.targets for s in self.synonyms.get(t, ())],
-            "implicit": [(t, f.format(s)) for f in ("{}", "a picture: {}") for t in self.targets for s in self.implicit.get(t, ())],
+            "implicit": [
+                (t, f.format(s)) for f in ("{}", "a picture: {}") for t in self.targets for s in self.implicit.get(t, ())
+            ],
         }
         for axis in ("near", "trap", "far"):
             pools[axis] = [(n.name, f.format(n.name)) for f in TEMPLATES for n in getattr(self, axis)]
@@ -112,5 +114,5 @@ def world_suite(
     other = [n for n in usable if n not in taken and groups[n] not in {groups[t] for t in targets}]
     chosen = random.Random("far " + " ".join(targets)).sample(other, min(FAR_COUNT, len(other)))
     far = [Neighbour(n, "another group", "test" if i % 2 == 0 else "dev") for i, n in enumerate(chosen)]
-    pick = lambda table: {t: table.get(t, ()) for t in targets}  # noqa: E731
-    return Suite(tuple(targets), tuple(near), tuple(trap), tuple(far), pick(synonyms), pick(implicit))
+    words = [{t: table.get(t, ()) for t in targets} for table in (synonyms, implicit)]
+    return Suite(tuple(targets), tuple(near), tuple(trap), tuple(far), *words)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,9 @@ class ConceptSpace:
         try:
             lines = Path(path).read_text("utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise BadFile(f"cannot read the concept list {str(path)!r}: {error}. It is a text file with one concept per line.") from error
+            raise BadFile(
+                f"cannot read the concept list {str(path)!r}: {error}. It is a text file with one concept per line."
+            ) from error
         return ConceptSpace.of(str(path), (line for line in lines if not line.startswith("#")))
 
     def without(self, names: Iterable[str]) -> ConceptSpace:
@@ -42,7 +44,9 @@ class ConceptSpace:
 
     def require(self, n: int) -> ConceptSpace:
         if len(self.candidates) < n:
-            raise BadRequest(f"the concept space {self.name!r} has {len(self.candidates)} candidates after exclusions; at least {n} needed.")
+            raise BadRequest(
+                f"the concept space {self.name!r} has {len(self.candidates)} candidates after exclusions; at least {n} needed."
+            )
         return self
 
 
@@ -53,8 +57,5 @@ def nearest(target: Tensor, candidates: Tensor, k: int, metric: str) -> Tensor:
     ``metric``: "cosine" (paper) or "l2" (official code).
     """
     x, m = target.flatten().double(), candidates.flatten(1).double()
-    if metric == "cosine":
-        distance = 1 - torch.nn.functional.cosine_similarity(m, x[None], dim=1)
-    else:
-        distance = (m - x).norm(dim=1)
+    distance = 1 - torch.nn.functional.cosine_similarity(m, x[None]) if metric == "cosine" else (m - x).norm(dim=1)
     return torch.sort(distance, stable=True).indices[:k]

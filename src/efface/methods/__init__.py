@@ -8,4 +8,4 @@ from .uce import UCE
 
 METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Naive, ESD, AP, UCE)}
 
-__all__ = ["AP", "ESD", "METHODS", "Method", "Naive", "UCE", "option"]
+__all__ = ["AP", "ESD", "METHODS", "UCE", "Method", "Naive", "option"]

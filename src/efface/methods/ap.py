@@ -163,7 +163,13 @@ class AP(Method):
         adversarial_log = [
             {key: row[key] for key in ("step", "target", "concept", "preserve", "entropy")} for row in run.log if "concept" in row
         ]
-        card = self.card(model, request, spent, adversarial=adversarial_log, candidates={t: list(n) for t, n in zip(request.targets, names, strict=True)})
+        card = self.card(
+            model,
+            request,
+            spent,
+            adversarial=adversarial_log,
+            candidates={t: list(n) for t, n in zip(request.targets, names, strict=True)},
+        )
         return Patch.between(model.weights(select), student.weights(select), card)
 
     def _ascend(
@@ -189,7 +195,10 @@ class AP(Method):
             z_a, t = student.sample_until(fixed, k, self.sampling_steps, noise, self.guidance, self.official, jitter)
         else:
             levels = [step.randint(self.sampling_steps) for _ in e]
-            z_a, t = pool.latents_of([names[i][int(y.argmax())] for i, y in zip(e, choice, strict=True)], levels, step), pool.timesteps(levels)
+            z_a, t = (
+                pool.latents_of([names[i][int(y.argmax())] for i, y in zip(e, choice, strict=True)], levels, step),
+                pool.timesteps(levels),
+            )
         with student.frozen():
             with torch.no_grad():
                 eps_a = model.predict(z_a, t, fixed)  # no gradient through the frozen model, as officially

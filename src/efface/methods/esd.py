@@ -56,7 +56,9 @@ class ESD(Method):
     sampling_steps: int = option(50, "grid of the partial sampling", "train-esd.py", low=2)
     guidance: float = option(3.0, "guidance of the partial sampling", "train-esd.py --start_guidance")
     sampler: str = option("student", "network that draws z_t", "train-esd.py; esd_sd.py frozen", choices=("student", "frozen"))
-    alignment: str = option("exact", "noise level of z_t against t", "esd_sd.py; train-esd.py official", choices=("exact", "official"))
+    alignment: str = option(
+        "exact", "noise level of z_t against t", "esd_sd.py; train-esd.py official", choices=("exact", "official")
+    )
     train: str = option("xattn", "trained parameters", "train-esd.py, ESD-x", choices=tuple(SELECTIONS))
     seed: int = option(0, "training seed", "ours")
 

@@ -48,8 +48,12 @@ class UCE(Method):
         "tiny": {},
     }
 
-    rows: str = option("last", "edited token positions", "uce_sd_erase.py; train_erase.py last..end", choices=("last", "last..end"))
-    preserve_rows: str = option("last", "preserved token positions", "uce_sd_erase.py; train_erase.py all", choices=("last", "all"))
+    rows: str = option(
+        "last", "edited token positions", "uce_sd_erase.py; train_erase.py last..end", choices=("last", "last..end")
+    )
+    preserve_rows: str = option(
+        "last", "preserved token positions", "uce_sd_erase.py; train_erase.py all", choices=("last", "all")
+    )
     preserve_empty: bool = option(False, "preserve the empty prompt when nothing else is", "train_erase.py")
     erase_scale: float = option(1.0, "weight a of erased rows", "both codes", low=1e-12)
     preserve_scale: float = option(1.0, "weight b of preserved rows", "uce_sd_erase.py; train_erase.py 0.1", low=1e-12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -159,9 +160,7 @@ class DiffusionModel(abc.ABC):
             t = grid[steps - 1 - k] - self.schedule.steps_offset + jitter
         else:
             levels, final, t = grid[:k], grid[k], grid[k]
-        z = noise
-        for _, z in self.walk(c, noise, levels, scale, final):
-            pass
+        ((_, z),) = deque(self.walk(c, noise, levels, scale, final), maxlen=1)
         return z, torch.full((len(z),), t, dtype=torch.int64, device=z.device)
 
     @torch.no_grad()
@@ -174,9 +173,8 @@ class DiffusionModel(abc.ABC):
                 part = [cases[i] for i in rows[start : start + batch]]
                 z = self.case_noise([case.seed for case in part])
                 c = self.encode([case.prompt for case in part])
-                for _, z in self.walk(c, z, self.schedule.timesteps(steps), guidance):
-                    pass
-                images.append((rows[start : start + batch], self.decode(z)))
+                ((_, z_0),) = deque(self.walk(c, z, self.schedule.timesteps(steps), guidance), maxlen=1)
+                images.append((rows[start : start + batch], self.decode(z_0)))
         out = torch.empty((len(cases), *images[0][1].shape[1:]))
         for rows, pixels in images:
             out[rows] = pixels.float().cpu()

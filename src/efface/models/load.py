@@ -55,6 +55,6 @@ def load_model(source: Any, *, dtype: str = "float32", device: str = "auto") -> 
     path = Path(source)
     if path.is_file():
         return StableDiffusion.from_single_file(path, dtype=dtype, device=device)
-    if path.is_dir() or source.count("/") == 1 and not source.startswith((".", "/", "~")):
+    if path.is_dir() or (source.count("/") == 1 and not source.startswith((".", "/", "~"))):
         return StableDiffusion.from_folder(source, dtype=dtype, device=device)
     raise UnknownName("model", source, BUNDLED)

@@ -109,7 +109,9 @@ class StableDiffusion(DiffusionModel):
                 str(path), torch_dtype=named_dtype(dtype), safety_checker=None, load_safety_checker=False
             )
         except Exception as error:  # diffusers raises anything from KeyError to UnpicklingError here
-            raise BadFile(f"cannot load {str(path)!r} as a Stable Diffusion checkpoint: {type(error).__name__}: {error}") from error
+            raise BadFile(
+                f"cannot load {str(path)!r} as a Stable Diffusion checkpoint: {type(error).__name__}: {error}"
+            ) from error
         return cls.from_pipeline(pipe.to(device), name=str(path))
 
     # -- DiffusionModel ------------------------------------------------------------------------------------------

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from .base import Schedule
 from .sd import StableDiffusion, schedule_of
 
-TINY_WORDS = ("cat", "dog", "car", "bus", "truck", "rose", "tulip", "castle", "church", "house", "sword", "knife", "a", "photo", "of", "the")
+TINY_WORDS = (
+    "cat",
+    "dog",
+    "car",
+    "bus",
+    "truck",
+    "rose",
+    "tulip",
+    "castle",
+    "church",
+    "house",
+    "sword",
+    "knife",
+    "a",
+    "photo",
+    "of",
+    "the",
+)
 
 
 def tiny(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusion:
-    """Channels (8, 16), 12 tokens, 8 x 8 latents. The global random state is left as it was."""
+    """Channels (8, 16), 24 tokens, 8 x 8 latents. The global random state is left as it was."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -26,7 +45,7 @@ def tiny(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusion:
                 intermediate_size=32,
                 num_hidden_layers=2,
                 num_attention_heads=2,
-                max_position_embeddings=12,
+                max_position_embeddings=24,
                 bos_token_id=tokenizer.bos_token_id,
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.eos_token_id,
@@ -79,7 +98,7 @@ def tiny_schedule(prediction_type: str) -> Schedule:
     )
 
 
-def _tokenizer():  # type: ignore[no-untyped-def]  # transformers is untyped here
+def _tokenizer() -> Any:
     from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
 
@@ -96,4 +115,4 @@ def _tokenizer():  # type: ignore[no-untyped-def]  # transformers is untyped her
             left += right
     for special in ("<|startoftext|>", "<|endoftext|>"):
         vocab[special] = len(vocab)
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=12)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=24)

@@ -67,11 +67,15 @@ class Patch:
         live = model.weights(lambda _: True)
         missing = [n for n in self.deltas if n not in live]
         if missing:
-            raise WrongBaseModel(f"the model {model.name!r} has no parameter {missing[0]!r} (and {len(missing) - 1} more of the patch).")
+            raise WrongBaseModel(
+                f"the model {model.name!r} has no parameter {missing[0]!r} (and {len(missing) - 1} more of the patch)."
+            )
         wrong = [n for n, d in self.deltas.items() if d.shape != live[n].shape]
         if wrong:
             n = wrong[0]
-            raise WrongBaseModel(f"{n} has shape {tuple(live[n].shape)} in {model.name!r} and {tuple(self.deltas[n].shape)} in the patch.")
+            raise WrongBaseModel(
+                f"{n} has shape {tuple(live[n].shape)} in {model.name!r} and {tuple(self.deltas[n].shape)} in the patch."
+            )
         originals = {n: live[n].data for n in self.deltas}
         try:
             for n, d in self.deltas.items():

@@ -44,7 +44,9 @@ def load(path: str | Path) -> Patch:
         with safe_open(path, framework="pt") as f:
             header: dict[str, Any] = f.metadata() or {}
             if header.get("format") != FORMAT:
-                raise BadFile(f"{str(path)!r} is a safetensors file but not an efface patch (its header has no format {FORMAT!r}).")
+                raise BadFile(
+                    f"{str(path)!r} is a safetensors file but not an efface patch (its header has no format {FORMAT!r})."
+                )
             if int(header.get("format_version", "0")) > FORMAT_VERSION:
                 raise BadFile(f"{str(path)!r} was written by a newer efface (format {header['format_version']}); upgrade efface.")
             card = PatchCard(**json.loads(header["card"]))

@@ -24,7 +24,9 @@ def load_mini(*, gold: bool = False, dtype: str = "float32", device: str = "cpu"
     from ..sd import StableDiffusion, named_dtype
 
     if not (WEIGHTS / "model_index.json").is_file():
-        raise BadFile(f"the bundled miniature is missing from {WEIGHTS}; reinstall efface, or build it: python -m miniature.build --help.")
+        raise BadFile(
+            f"the bundled miniature is missing from {WEIGHTS}; reinstall efface, or build it: python -m miniature.build --help."
+        )
     world = load_world()
     model = StableDiffusion.from_folder(
         WEIGHTS, dtype=dtype, device=device, name="mini", preset="mini", concept_names=world.names("ordinary", "reserved")

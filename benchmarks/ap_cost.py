@@ -1,0 +1,154 @@
+"""What adversarial preservation costs: counted UNet evaluations per outer iteration, exact and pooled, and what each buys.
+
+    python benchmarks/ap_cost.py [--quick] [--json]
+
+Counts come from the model's own counter on the tiny model with 50 sampling steps, as on Stable Diffusion. The comparison
+erases the same targets from the miniature with both samplers and evaluates both on the same cases. "official" is the
+arithmetic of the official code (specification output_based.md 8.1), not a run of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from efface import api
+from efface.bench.aggregate import summarise
+from efface.concepts.request import EraseRequest
+from efface.methods import AP
+from efface.models.base import DiffusionModel
+from efface.models.load import load_model
+from efface.records import read_rows
+from efface.statistics import mcnemar_midp, newcombe_paired
+from efface.training import Run
+
+OFFICIAL_PER_ITERATION = 213.84
+
+
+def official_iteration(model: DiffusionModel, k_theta: int, k_pi: int, steps: int) -> None:
+    """The official schedule of evaluations, spent on this model: both iterations run both trajectories and all five passes."""
+    c, g = model.encode(["cat"]), torch.Generator().manual_seed(0)
+    for k in (k_theta, k_pi):
+        for _ in range(2):
+            z, t = model.sample_until(c, k, steps, model.noise(1, g), 3.0, official=True)
+        for _ in range(5):
+            model.predict(z, t, c)
+
+
+def count(sampler: str, iterations: int) -> dict[str, float]:
+    """Counted evaluations per outer iteration at 50 sampling steps; the pool's filling apart."""
+    model = load_model("tiny")
+    fill = 0
+    method = AP(steps=iterations, sampler=sampler, nearest=4, pool=1)
+    if sampler == "pool":
+        empty = dataclasses.replace(method, steps=0)
+        fill = empty.erase(model, EraseRequest(("cat",))).card.cost["forward"]
+    start = time.perf_counter()
+    patch = method.erase(model, EraseRequest(("cat",)))
+    seconds = time.perf_counter() - start
+    return {
+        "per_iteration": (patch.card.cost["forward"] - fill) / iterations,
+        "fill": fill,
+        "documented": (method.expected_evals(model, EraseRequest(("cat",))) - fill) / iterations,
+        "seconds_per_iteration": seconds / iterations,
+    }
+
+
+def count_official(iterations: int) -> dict[str, float]:
+    model, g = load_model("tiny"), torch.Generator().manual_seed(0)
+    start = time.perf_counter()
+    for _ in range(iterations):
+        k = torch.randint(50, (2,), generator=g).tolist()
+        with torch.no_grad():
+            official_iteration(model, k[0], k[1], 50)
+    return {
+        "per_iteration": model.evals.forward / iterations,
+        "seconds_per_iteration": (time.perf_counter() - start) / iterations,
+    }
+
+
+def compare(target: str, steps: int, profile: str) -> dict[str, Any]:
+    """Exact and pooled AP on the miniature, the same cases, paired."""
+    model = load_model("mini")
+    base = AP(**AP.presets["mini"])
+    patches, seconds = {}, {}
+    for label, sampler in (("exact", "exact"), ("pool", "pool")):
+        start = time.perf_counter()
+        patches[label] = api.erase(model, dataclasses.replace(base, sampler=sampler, steps=steps), targets=[target], run=Run())
+        seconds[label] = time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as folder:
+        others = [("pool", patches["pool"])]
+        api.evaluate(model, patches["exact"], out=Path(folder) / "e", profile=profile, others=others, trivial=False)
+        rows = read_rows(Path(folder) / "e")
+    summary = summarise(rows)["entrants"]
+    hits = {e: {r.case_id: r.hit for r in rows if r.entrant == e} for e in ("ap", "pool")}
+    paired = {}
+    for name, wanted in (("target", {"direct"}), ("kept", {"near", "trap", "far"})):
+        ids = [r.case_id for r in rows if r.entrant == "none" and r.axis in wanted and r.hit]
+        table = [(hits["ap"][i], hits["pool"][i]) for i in ids]
+        counts = [table.count(pair) for pair in ((True, True), (True, False), (False, True), (False, False))]
+        difference, low, high = newcombe_paired(*counts)
+        paired[name] = {
+            "exact_minus_pool": difference,
+            "low": low,
+            "high": high,
+            "p_value": mcnemar_midp(counts[1], counts[2]),
+            "n": len(ids),
+        }
+    return {
+        "target": target,
+        "evals": {k: p.card.cost["forward"] for k, p in patches.items()},
+        "seconds": seconds,
+        "scores": {"exact": summary["ap"]["scores"], "pool": summary["pool"]["scores"]},
+        "detected_paired": paired,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="under a minute: fewer iterations, no comparison of images")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--target", action="append", help="targets of the comparison [delivery truck, rose, castle]")
+    parser.add_argument("--steps", type=int, default=100, help="weight updates of the comparison")
+    args = parser.parse_args()
+    iterations = 30 if args.quick else 200
+    result: dict[str, Any] = {
+        "iterations": iterations,
+        "official": count_official(iterations),
+        "official_documented": OFFICIAL_PER_ITERATION,
+        "exact": count("exact", iterations),
+        "pool": count("pool", iterations),
+    }
+    result["comparison"] = (
+        [] if args.quick else [compare(t, args.steps, "mini-lite") for t in args.target or ["delivery truck", "rose", "castle"]]
+    )
+    if args.json:
+        print(json.dumps(result))
+        return
+    print(
+        f"UNet evaluations per outer iteration, {iterations} iterations, 50 sampling steps "
+        f"(official, documented: {OFFICIAL_PER_ITERATION})"
+    )
+    for name in ("official", "exact", "pool"):
+        r = result[name]
+        extra = f", pool filled once with {r['fill']:.0f}" if r.get("fill") else ""
+        ratio = result["official"]["seconds_per_iteration"] / r["seconds_per_iteration"]
+        print(f"  {name:<9}{r['per_iteration']:8.2f} evaluations   {ratio:6.1f} x the official schedule's speed{extra}")
+    for c in result["comparison"]:
+        print(f"{c['target']}: evaluations {c['evals']}, scores {c['scores']}")
+        for name, d in c["detected_paired"].items():
+            print(
+                f"  {name}: exact - pool = {d['exact_minus_pool']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}], "
+                f"p = {d['p_value']:.3f}, n = {d['n']}"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -168,7 +168,7 @@ def distances(x: Tensor, bank: Tensor) -> Tensor:
 
 def contact_sheet(world: World, judged: Judged, path: Path) -> None:
     """Every concept (rows, four blocks side by side) in every style (columns), one sample each."""
-    n_styles, side, margin, blocks, head = len(world.styles), 36, 100, 4, 16
+    n_styles, side, margin, blocks, head = len(world.styles), 36, 112, 4, 16
     small = F.interpolate(judged.images, size=side, mode="area").permute(0, 2, 3, 1).mul(255).round().byte().numpy()
     names = [judged.shots[k].concept for k in range(0, len(small), n_styles)]
     per_block, width = -(-len(names) // blocks), margin + n_styles * side
@@ -177,10 +177,10 @@ def contact_sheet(world: World, judged: Judged, path: Path) -> None:
     for r, name in enumerate(names):
         block, row = divmod(r, per_block)
         x, y = block * width, head + row * side
-        pen.text((x + 4, y + side // 2 - 6), name, fill="black", font=font)
+        pen.text((x + margin - 5, y + side // 2), name, fill="black", font=font, anchor="rm")
         for k, style in enumerate(world.styles):
             if row == 0:
-                pen.text((x + margin + k * side, 2), style[:7], fill="black", font=font)
+                pen.text((x + margin + k * side + side // 2, 2), style[:6], fill="black", font=font, anchor="mt")
             picture.paste(Image.fromarray(small[r * n_styles + k]), (x + margin + k * side, y))
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path, optimize=True)

@@ -94,6 +94,15 @@ def test_out_must_be_a_safetensors_file(tmp_path: Path) -> None:
     assert "must end in .safetensors" in fails(2, *ERASE, "--target", "cat", "--out", tmp_path / "p.pt")
 
 
+def test_an_existing_patch_is_not_replaced_without_force(tmp_path: Path) -> None:
+    out = tmp_path / "p.safetensors"
+    out.write_bytes(b"precious")
+    assert "only replaced with --force" in fails(2, *ERASE, "--target", "cat", "--out", out)
+    assert out.read_bytes() == b"precious"
+    assert run(*ERASE, "--target", "cat", "--out", out, "--force").exit_code == 0
+    assert Patch.load(out).deltas
+
+
 def test_click_usage_errors_exit_with_2() -> None:
     assert "Missing option '--target'" in fails(2, *ERASE, "--out", "x.safetensors")
     assert "No such command" in fails(2, "erse") or "no such command" in fails(2, "erse").lower()

@@ -75,30 +75,7 @@ class Methods(click.Group):
         )
         text = f"{cls.summary}.\n\n\b\nPaper: {cls.paper}\n\n\b\nOptions, given as --set name=value:\n" + "\n".join(rows)
         text += f"\n\n\b\nPresets (without --preset: mini on the miniature, else paper):\n{presets}"
-        return click.Command(
-            name, callback=click.pass_context(_erase), params=[*_ERASE_PARAMS], help=text, short_help=cls.summary
-        )
-
-
-_ERASE_PARAMS = [
-    click.Option(
-        ["--model", "source"], default="mini", show_default=True, help="mini, a diffusers folder, a checkpoint file or a Hub id."
-    ),
-    click.Option(["--target", "targets"], multiple=True, required=True, help="Concept to erase; repeat for several."),
-    click.Option(["--anchor"], default="", help="What the target becomes; default: the empty prompt."),
-    click.Option(["--preserve"], multiple=True, help="Concept to keep; repeat for several."),
-    click.Option(["--preset"], default=None, help="Named set of options."),
-    click.Option(["--set", "pairs"], multiple=True, metavar="NAME=VALUE", help="One option of the method; repeat."),
-    click.Option(["--config"], type=click.Path(path_type=Path), default=None, help="TOML file of options."),
-    click.Option(["--seed"], type=int, default=None, help="Training seed."),
-    click.Option(["--device"], default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
-    click.Option(["--dtype"], default="float32", show_default=True, help="float32, bfloat16 or float16."),
-    click.Option(["--resume"], is_flag=True, help="Continue a stopped run bit-exactly from its checkpoint."),
-    click.Option(
-        ["--out"], type=click.Path(path_type=Path, dir_okay=False), required=True, help="Patch file to write (.safetensors)."
-    ),
-    click.Option(["--json", "as_json"], is_flag=True, help="One JSON object on standard output."),
-]
+        return click.Command(name, callback=_erase.callback, params=_erase.params, help=text, short_help=cls.summary)
 
 
 @main.command("erase", cls=Methods, context_settings=CONTEXT)
@@ -106,7 +83,40 @@ def erase_group() -> None:
     """Erase concepts: efface erase METHOD --target NAME --out FILE."""
 
 
-def _erase(ctx: click.Context, **o: Any) -> None:
+@click.command()
+@model_option
+@click.option("--target", "targets", multiple=True, required=True, help="Concept to erase; repeat for several.")
+@click.option("--anchor", default="", help="What the target becomes; default: the empty prompt.")
+@click.option("--preserve", multiple=True, help="Concept to keep; repeat for several.")
+@click.option("--preset", default=None, help="Named set of options.")
+@click.option("--set", "pairs", multiple=True, metavar="NAME=VALUE", help="One option of the method; repeat.")
+@click.option("--config", type=click.Path(path_type=Path), default=None, help="TOML file of options.")
+@click.option("--seed", type=int, default=None, help="Training seed.")
+@device_option
+@dtype_option
+@click.option("--resume", is_flag=True, help="Continue a stopped run bit-exactly from its checkpoint.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Patch file to write (.safetensors).")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+@json_option
+@click.pass_context
+def _erase(
+    ctx: click.Context,
+    source: str,
+    targets: tuple[str, ...],
+    anchor: str,
+    preserve: tuple[str, ...],
+    preset: str | None,
+    pairs: tuple[str, ...],
+    config: Path | None,
+    seed: int | None,
+    device: str,
+    dtype: str,
+    resume: bool,
+    out: Path,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Body of every ``efface erase METHOD``; the method is the name of the command."""
     from . import api
     from .config import build_method, method_class, parse_set, read_toml
     from .errors import BadOption
@@ -114,38 +124,40 @@ def _erase(ctx: click.Context, **o: Any) -> None:
     from .training import Run
 
     name = str(ctx.info_name)
-    settings: dict[str, Any] = read_toml(o["config"]) if o["config"] else {}
-    preset = settings.pop("preset", None)
-    settings |= parse_set(o["pairs"])
-    if o["seed"] is not None:
+    settings: dict[str, Any] = read_toml(config) if config else {}
+    from_file = settings.pop("preset", None)
+    settings |= parse_set(pairs)
+    if seed is not None:
         if "seed" not in method_class(name).__dataclass_fields__:
             raise BadOption(f"{name} draws nothing at random and has no seed; leave --seed out.")
-        settings["seed"] = o["seed"]
-    if o["out"].suffix != ".safetensors":
-        raise BadOption(f"--out {o['out']} must end in .safetensors: that is what is written.")
-    model = load_model(o["source"], dtype=o["dtype"], device=o["device"])
-    preset = o["preset"] or preset or model.preset
+        settings["seed"] = seed
+    if out.suffix != ".safetensors":
+        raise BadOption(f"--out {out} must end in .safetensors: that is what is written.")
+    if out.exists() and not force:
+        raise BadOption(f"--out {out} exists; a patch can cost hours, so it is only replaced with --force.")
+    model = load_model(source, dtype=dtype, device=device)
+    preset = preset or from_file or model.preset
     method = build_method(name, preset=preset, settings=settings)
-    request = api.request_for(model, o["targets"], o["anchor"], o["preserve"])
+    request = api.request_for(model, targets, anchor, preserve)
     planned = method.expected_evals(model, request)
     minutes = planned * api.seconds_per_eval(model) / 60
     _note(
         f"{name} (preset {preset}) on {model.name}: about {planned:,.0f} UNet evaluations, "
         f"{minutes:.1f} min plus gradients on {model.device}."
     )
-    run = Run(checkpoint=o["out"].with_suffix(".checkpoint.safetensors"), resume=o["resume"])
+    run = Run(checkpoint=out.with_suffix(".checkpoint.safetensors"), resume=resume)
     with _training_bar(name) as bar:
         run.on_step = bar.step
-        patch = api.erase(model, method, targets=o["targets"], anchor=o["anchor"], preserve=o["preserve"], run=run)
-    patch.save(o["out"])
+        patch = api.erase(model, method, targets=targets, anchor=anchor, preserve=preserve, run=run)
+    patch.save(out)
     if run.checkpoint is not None:
         run.checkpoint.unlink(missing_ok=True)
-    facts = {"out": str(o["out"]), "bytes": o["out"].stat().st_size, **{k: v for k, v in patch.json().items() if k != "log"}}
+    facts = {"out": str(out), "bytes": out.stat().st_size, **{k: v for k, v in patch.json().items() if k != "log"}}
     cost = patch.card.cost["forward"]
     _emit(
-        o["as_json"],
+        as_json,
         facts,
-        f"wrote {o['out']} ({facts['bytes'] / 1e6:.1f} MB, {facts['tensors']} tensors, {cost:,} UNet evaluations)",
+        f"wrote {out} ({facts['bytes'] / 1e6:.1f} MB, {facts['tensors']} tensors, {cost:,} UNet evaluations)",
     )
 
 

@@ -1,0 +1,105 @@
+"""What is printed is executed: README, CONTRIBUTING and the generated pages."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from efface.cli import main
+from efface.testing import check_method
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text("utf-8"), re.S)
+
+
+def test_readme_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every ``efface ...`` line of the README, in order, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    lines = [line for block in blocks(ROOT / "README.md", "bash") for line in block.splitlines() if line.startswith("efface ")]
+    assert len(lines) >= 5
+    for line in lines:
+        result = CliRunner().invoke(main, shlex.split(line)[1:])
+        assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
+    assert {"no-truck.safetensors", "grid.png", "no-truck.html"} <= {p.name for p in tmp_path.iterdir()}
+
+
+def test_readme_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for block in blocks(ROOT / "README.md", "python"):
+        exec(compile(block, "README.md", "exec"), {})
+    assert (tmp_path / "from-python.html").is_file()
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    for target in re.findall(r"^make (\w+)", (ROOT / "README.md").read_text("utf-8"), re.M):
+        assert re.search(rf"^{target}:", makefile, re.M), target
+    assert "make test" in (ROOT / ".ci" / "run").read_text("utf-8")
+
+
+def test_links_of_the_pages_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
+        for link in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text("utf-8")):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_a_method_is_one_file_and_keeps_the_contract(tmp_path: Path) -> None:
+    """CONTRIBUTING's example, as printed."""
+    code, check = blocks(ROOT / "CONTRIBUTING.md", "python")
+    path = tmp_path / "fade.py"
+    path.write_text(code, "utf-8")
+    spec = importlib.util.spec_from_file_location("fade_example", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fade_example"] = module
+    spec.loader.exec_module(module)
+    exec(check, {"Fade": module.Fade})
+    assert check_method(module.Fade()).deltas
+
+
+def test_generated_method_pages_are_up_to_date() -> None:
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        import make as docs_make
+    finally:
+        sys.path.pop(0)
+    from efface.methods import METHODS
+
+    for name, cls in METHODS.items():
+        assert (ROOT / "docs" / "methods" / f"{name}.md").read_text("utf-8") == docs_make.page(cls), (
+            f"run python docs/make.py ({name})"
+        )
+
+
+@pytest.mark.parametrize("script", ["ap_cost.py", "methods.py"])
+def test_benchmarks_quick(script: str, tmp_path: Path) -> None:
+    """The promise of every script in benchmarks/: --quick runs, --json prints one object of measured figures."""
+    import json
+
+    args = ["--out", str(tmp_path)] if script == "methods.py" else []
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / script), "--quick", "--json", *args],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    if script == "ap_cost.py":
+        # Counted, with k uniform on 0..49: the mean over 30 iterations has a standard error of 19.
+        assert result["exact"]["documented"] <= 159
+        assert result["pool"]["per_iteration"] <= 8
+        assert result["pool"]["per_iteration"] == result["pool"]["documented"]
+    else:
+        assert set(result["table"]) >= {"none", "noise", "blocklist", "naive", "esd", "ap", "uce"}

@@ -1,0 +1,148 @@
+"""The bundled miniature and what must be true of erasing from it.
+
+Directions only: levels are in its card and in docs/results.md.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from efface import api
+from efface.bench.evaluate import System, blocklist, evaluate
+from efface.bench.judges import MiniJudge
+from efface.bench.profiles import Profile
+from efface.concepts.prompts import Case
+from efface.config import build_method
+from efface.detectors.mini import MiniDetector
+from efface.models.base import DiffusionModel
+from efface.models.load import load_model
+from efface.models.mini import HERE, WEIGHTS, card, similar
+from efface.models.mini.world import load_world
+from efface.patches import Patch
+from efface.patches.patch import empty_like, noise_like
+from efface.records import Entrant
+
+TARGET = "rose"
+CASES = Profile("test", 10, 4.0, {"direct": 24, "implicit": 8, "near": 16, "far": 16})
+
+
+@pytest.fixture(scope="module")
+def mini() -> DiffusionModel:
+    return load_model("mini")
+
+
+@pytest.fixture(scope="module")
+def uce(mini: DiffusionModel) -> Patch:
+    return api.erase(mini, "uce", targets=[TARGET])
+
+
+def test_the_whole_miniature_fits_the_budget() -> None:
+    size = sum(p.stat().st_size for p in WEIGHTS.rglob("*") if p.is_file())
+    assert size <= 40e6
+
+
+def test_the_split_is_what_was_decided() -> None:
+    world = load_world()
+    assert len(world.reserved) == 5
+    assert len({world[n].group for n in world.reserved}) == 5
+    assert len(world.novel) == 3
+    assert not {c for c, _ in world.held_out} & {*world.reserved, *world.novel}
+    assert len({c for c, _ in world.held_out}) == len(world.held_out), "at most one held-out style per concept"
+    assert 100 <= len(world.concepts) <= 140
+    assert len({c.group for c in world.concepts}) == 9
+    assert set(similar()) == set(world.names("ordinary", "reserved"))
+
+
+def test_no_prompt_of_the_world_is_cut(mini: DiffusionModel) -> None:
+    world = load_world()
+    suite = api.suite_for(mini, [TARGET])
+    mini.encode([c.prompt for c in suite.cases(CASES)])
+    for c in world.concepts:
+        mini.encode([f"a {n} style {x} on a purple background" for n in world.styles for x in (c.name, *c.synonyms)])
+        mini.encode([f"a picture: {d}" for d in c.implicit])
+        for d in c.implicit:
+            assert not set(c.name.split()) & set(d.split()), f"the implicit description of {c.name} names it"
+
+
+def test_diffusers_loads_and_draws_the_same_pictures(mini: DiffusionModel) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS)
+    pipe.set_progress_bar_config(disable=True)
+    cases = [Case("x", "", p, 3, 4.0) for p in ("a delivery truck", "a castle")]
+    theirs = pipe(
+        [c.prompt for c in cases], latents=mini.case_noise([3, 3]), num_inference_steps=6, guidance_scale=4.0, output_type="pt"
+    ).images
+    torch.testing.assert_close(mini.sample(cases, 6), theirs, atol=1e-3, rtol=0)  # float32, six steps, batched differently
+
+
+def test_named_things_are_recognised(mini: DiffusionModel) -> None:
+    """4 x 8 images by both detectors. The card's rates make fewer than 24 hits of 32 a one in a thousand event."""
+    names = ["delivery truck", "cat", "rose", "castle"]
+    images = mini.sample([Case("x", n, f"a {n}", 50 + s, 4.0) for n in names for s in range(8)], 16)
+    for which in ("report", "selection"):
+        detector = MiniDetector.load(which)
+        found = [detector.labels.concepts[int(i)] for i in detector.score(images).concept.argmax(1)]
+        assert sum(a == b for a, b in zip(found, [n for n in names for _ in range(8)], strict=True)) >= 24, which
+
+
+def test_the_gold_model_never_saw_the_reserved_concepts(mini: DiffusionModel) -> None:
+    gold, detector = load_model("mini-gold"), MiniDetector.load("report")
+    names = load_world().reserved
+    cases = [Case("x", n, f"a {n}", s, 4.0) for n in names for s in range(4)]
+    hits = {}
+    for label, model in (("mini", mini), ("gold", gold)):
+        found = detector.score(model.sample(cases, 12)).concept.argmax(1)
+        hits[label] = sum(detector.labels.concepts[int(i)] == c.concept for i, c in zip(found, cases, strict=True))
+    assert hits["gold"] <= 2 < 12 <= hits["mini"], hits
+    assert torch.equal(gold.encode(["a cat"]).tokens, mini.encode(["a cat"]).tokens), "they share the text encoder"
+
+
+def test_the_card_counts_what_it_claims() -> None:
+    facts = card()
+    for rate in (facts["concept"]["ordinary"], facts["style"]["all"], facts["background"]["all"]):
+        assert 0 <= rate["low"] <= rate["k"] / rate["n"] <= rate["high"] <= 1
+    assert set(facts["concepts"]) == set(load_world().names("ordinary", "reserved"))
+    assert (HERE / "CARD.md").is_file()
+    json.dumps(facts, allow_nan=False)
+
+
+def test_trivial_entrants_score_as_they_must(mini: DiffusionModel, uce: Patch, tmp_path: Path) -> None:
+    """Appendix tests 2 to 4 of the specification: none, noise of growing norm, blocklist."""
+    rng = lambda: torch.Generator().manual_seed(1)  # noqa: E731
+    systems = [
+        System(Entrant("blocklist", "blocklist", "trivial"), empty_like(uce, "blocklist"), blocklist([TARGET], "")),
+        *(System(Entrant(f"noise{s}", "noise", "trivial"), noise_like(uce, rng()).scaled(s)) for s in (0.1, 30.0)),
+    ]
+    summary = evaluate(mini, systems, api.suite_for(mini, [TARGET]), CASES, MiniJudge(), tmp_path / "e")["entrants"]
+    assert summary["none"]["scores"] == {"erasure": 0, "generality": 0, "near": 1, "rest": 1}
+    assert summary["blocklist"]["scores"]["erasure"] > 0.9
+    assert summary["blocklist"]["scores"]["generality"] == 0, "a prompt without the name passes a blocklist unchanged"
+    assert summary["blocklist"]["scores"]["near"] == summary["blocklist"]["scores"]["rest"] == 1
+    weak, strong = summary["noise0.1"], summary["noise30.0"]
+    assert weak["scores"]["erasure"] < 0.2
+    assert strong["scores"]["rest"] < 0.2, "noise of thirty times the norm destroys everything"
+    direct = strong["axes"]["direct"]
+    assert direct["detection"]["k"] == 0
+    assert direct["erased_valid"]["value"] < 0.5, "and destroying is not erasing"
+
+
+def test_an_erasure_erases_on_a_loaded_pipeline_too(mini: DiffusionModel, tmp_path: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS)
+    method = build_method("naive", preset="mini", settings={"steps": 60})
+    patch = api.erase(pipe, method, targets=[TARGET])
+    detector = MiniDetector.load("report")
+    cases = [Case("x", TARGET, f"a {TARGET}", s, 4.0) for s in range(16)]
+    column = detector.labels.concepts.index(TARGET)
+    hits = lambda: int((detector.score(mini.sample(cases, 10)).concept.argmax(1) == column).sum())  # noqa: E731
+    before = hits()
+    with patch.applied(mini):  # the pipeline holds the same base: one digest
+        after = hits()
+    assert before >= 12
+    assert after <= before - 8, f"{before} of 16 before, {after} after"

@@ -307,7 +307,7 @@ def write_card(world: World, work: Path) -> None:
 
     timed = judge(shipped, bare(rng.sample(known, 64), [11]))
     scorer = ClipScorer()
-    zero_shot = scorer.zero_shot(direct.images, known).argmax(1)
+    zero_shot = scorer.zero_shot(direct.images, [article(name) for name in known], "{}").argmax(1)
     clip = {
         "zero_shot_on_samples": rate([known[int(k)] == s.concept for k, s in zip(zero_shot, direct.shots, strict=True)]),
         "training": json.loads((work / "clip-score" / "training.json").read_text()),

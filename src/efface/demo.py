@@ -6,13 +6,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from . import api
 from .errors import BadFile
 from .methods import AP
+from .models.base import DiffusionModel
 from .models.load import load_model
+from .patches import Patch
+from .pictures import write_grid
 from .training import Run
 
 TARGET = "delivery truck"
+COLUMNS = 10
+
+
+def write_picture(model: DiffusionModel, patch: Patch, names: list[str], path: Path) -> None:
+    """Two rows per concept, the same seeds before and after: what the README shows."""
+    prompts = [f"a {name}" for name in names]
+    before = api.sample(model, prompts, n=COLUMNS, seed=500)
+    with patch.applied(model):
+        after = api.sample(model, prompts, n=COLUMNS, seed=500)
+    rows = [part for pair in zip(before.split(COLUMNS), after.split(COLUMNS), strict=True) for part in pair]
+    write_grid(torch.cat(rows), columns=COLUMNS, path=path)
 
 
 def run_demo(
@@ -40,8 +56,12 @@ def run_demo(
     summary = api.evaluate(model, patch, out=folder, on_image=on_image, command="efface demo")
     note("3/3 writing the report")
     page = api.report(folder, out / "report.html")
+    picture = out / "before-after.png"
+    suite = api.suite_for(model, [target])
+    write_picture(model, patch, [target, *(group[0].name for group in (suite.near, suite.trap, suite.far) if group)], picture)
     return {
         "target": target,
+        "picture": str(picture),
         "patch": str(out / "patch.safetensors"),
         "evaluation": str(folder),
         "report": str(page),

@@ -31,14 +31,17 @@ from .profiles import Profile
 from .suite import Suite
 
 BATCH = 32
+ANCHOR_IMAGES = 48
 GRID_PER_AXIS = {"direct": 6, "synonym": 2, "implicit": 2, "near": 8, "trap": 4, "far": 6}
 
 
 class Judge(Protocol):
-    """Scores images. ``detect``: per image (label, probability of the asked concept, invalid reason)."""
+    """Scores images. ``calibrate`` learns from base images what is valid; ``detect``: per image (label, probability of the
+    asked concept, invalid reason)."""
 
     facts: Mapping[str, Any]
 
+    def calibrate(self, images: Tensor) -> None: ...
     def detect(self, images: Tensor, concepts: Sequence[str]) -> list[tuple[str | None, float | None, str | None]]: ...
     def embed_images(self, images: Tensor) -> Tensor: ...
     def clip_t(self, images: Tensor, prompts: Sequence[str]) -> list[float | None]: ...
@@ -90,6 +93,12 @@ def evaluate(
     key = _key(model, everyone, cases, profile, judge)
     _open_folder(folder, key)
     grid = _grid(cases)
+    done = {(row.entrant, row.case_id) for row in read_rows(folder)}
+    total, count = len(everyone) * len(cases), len(done)
+    base = base_images(model, cases, profile, lambda n: on_image(n, total))
+    anchors = {str(s.patch.card.request.get("anchor", "")) for s in everyone if s.patch is not None} or {""}
+    anchor_cases = [Case("anchor", "", a, s, profile.guidance) for a in sorted(anchors) for s in range(ANCHOR_IMAGES)]
+    judge.calibrate(torch.cat([base, base_images(model, anchor_cases, profile)]))
     run = RunFile(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         model={**model.info, "digest": model.digest()},
@@ -102,9 +111,6 @@ def evaluate(
         versions=versions(),
     )
     write_run(folder, run)
-    done = {(row.entrant, row.case_id) for row in read_rows(folder)}
-    total, count = len(everyone) * len(cases), len(done)
-    base = base_images(model, cases, profile, lambda n: on_image(n, total))
     base_embedded = judge.embed_images(base)
     for system in everyone:
         open_cases = [i for i, c in enumerate(cases) if (system.entrant.id, c.id) not in done]
@@ -163,7 +169,9 @@ def quantised(images: Tensor) -> Tensor:
     return torch.where(torch.isfinite(images), (images * 255).round() / 255, torch.nan)
 
 
-def base_images(model: DiffusionModel, cases: Sequence[Case], profile: Profile, on_image: Callable[[int], None]) -> Tensor:
+def base_images(
+    model: DiffusionModel, cases: Sequence[Case], profile: Profile, on_image: Callable[[int], None] = lambda n: None
+) -> Tensor:
     """The base model's images of the cases, once per (model, profile, cases): kept in the user's cache by content hash."""
     text = json.dumps([model.digest(), profile.steps, [c.id for c in cases]])
     path = cache_folder() / "base" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from ..detectors.clip_score import ClipScorer
-from ..detectors.mini import MiniDetector, validity
+from ..detectors.cloud import QUANTILE, Cloud
+from ..detectors.mini import UNIFORM_STD, MiniDetector, validity
 from ..errors import UnknownName
 from ..models.mini import WEIGHTS, card
 
 Finding = tuple[str | None, float | None, str | None]
+UNLIKE = "unlike the base model's images"
 
 
 class _ClipScores:
@@ -32,7 +34,12 @@ class _ClipScores:
 
 
 class MiniJudge(_ClipScores):
-    """The miniature's report detector and its image-text encoder."""
+    """The miniature's report detector and its image-text encoder.
+
+    Invalid: non-finite, uniform, or farther from the base model's images than 99 % of those are from each other. An image
+    that the detector calls "none" may be valid: the base model's own image of the empty prompt often is nothing in
+    particular.
+    """
 
     def __init__(self) -> None:
         self.detector, self.clip = MiniDetector.load("report"), ClipScorer(WEIGHTS / "clip")
@@ -46,13 +53,18 @@ class MiniJudge(_ClipScores):
             "clip": {"name": "mini image-text encoder"},
         }
 
+    def calibrate(self, images: Tensor) -> None:
+        self.cloud = Cloud(self.detector.score(images).features)
+        self.facts = {**self.facts, "validity": {"images": len(images), "threshold": self.cloud.threshold, "quantile": QUANTILE}}
+
     def detect(self, images: Tensor, concepts: Sequence[str]) -> list[Finding]:
         scores = self.detector.score(images)
-        reasons = validity(images, scores)
+        unlike = self.cloud.unlike(scores.features).tolist()
         found: list[Finding] = []
-        for row, reason, concept in zip(scores.concept, reasons, concepts, strict=True):
+        for row, why, far, concept in zip(scores.concept, validity(images, scores), unlike, concepts, strict=True):
             if concept not in self.names:
                 raise UnknownName("concept of the report detector", concept, self.names)
+            reason = why if why in ("non-finite", "uniform") else UNLIKE if far else None
             if reason == "non-finite":
                 found.append((None, None, reason))
             else:
@@ -76,15 +88,21 @@ class ClipJudge(_ClipScores):
             "clip": {"name": source},
         }
 
+    def calibrate(self, images: Tensor) -> None:
+        self.cloud = Cloud(self.embed_images(images))
+        self.facts = {**self.facts, "validity": {"images": len(images), "threshold": self.cloud.threshold, "quantile": QUANTILE}}
+
     def detect(self, images: Tensor, concepts: Sequence[str]) -> list[Finding]:
         finite = torch.isfinite(images).flatten(1).all(1).tolist()
-        flat = (images.flatten(1).std(1) < 0.01).tolist()
+        flat = (images.flatten(1).std(1) < UNIFORM_STD).tolist()
+        unlike = self.cloud.unlike(self.embed_images(images)).tolist()
         probabilities = self.clip.zero_shot(torch.nan_to_num(images), self.names)
         found: list[Finding] = []
-        for row, ok, uniform, concept in zip(probabilities, finite, flat, concepts, strict=True):
+        for row, ok, uniform, far, concept in zip(probabilities, finite, flat, unlike, concepts, strict=True):
             if not ok:
                 found.append((None, None, "non-finite"))
             else:
                 label = self.names[int(row.argmax())]
-                found.append((label, float(row[self.names.index(concept)]), "uniform" if uniform else None))
+                reason = "uniform" if uniform else UNLIKE if far else None
+                found.append((label, float(row[self.names.index(concept)]), reason))
         return found

@@ -14,7 +14,7 @@ from efface.models.mini.world import load_world
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "stage", choices=["render", "tokenizer", "vae", "clip", "latents", "unet", "detectors", "pack", "suite", "card"]
+        "stage", choices=["render", "tokenizer", "vae", "clip", "latents", "unet", "detectors", "pack", "unpack", "suite", "card"]
     )
     parser.add_argument("--work", type=Path, default=Path("runs/miniature"))
     parser.add_argument("--minutes", type=float, help="wall-clock limit of a training stage")
@@ -56,6 +56,10 @@ def main() -> None:
         from .pack import pack
 
         pack(world, args.work)
+    elif args.stage == "unpack":
+        from .unpack import unpack
+
+        unpack(world, args.work)
     elif args.stage == "suite":
         from .suite import write_similar
 

@@ -100,10 +100,13 @@ def pack(world: World, work: Path) -> None:
         if source.exists():
             (folder / "detectors").mkdir(exist_ok=True)
             shutil.copyfile(source, folder / "detectors" / source.name)
-    for path in folder.rglob("config.json"):  # where the part was built is nobody's business
+    for path in folder.rglob("config.json"):
         config = json.loads(path.read_text())
-        if config.pop("_name_or_path", None) is not None:
-            path.write_text(json.dumps(config, indent=2) + "\n")
+        config.pop("_name_or_path", None)  # where the part was built is nobody's business
+        if "dtype" in config:
+            # transformers 5 loads in this type, diffusers in float32: a plain from_pretrained would mix the two.
+            config["dtype"] = "float32"
+        path.write_text(json.dumps(config, indent=2) + "\n")
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes files that only their owner can read
     megabytes = {str(p.relative_to(folder)): p.stat().st_size / 1e6 for p in sorted(folder.rglob("*")) if p.is_file()}

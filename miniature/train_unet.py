@@ -10,6 +10,7 @@ import math
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
@@ -76,16 +77,20 @@ def train(world: World, work: Path, part: str, minutes: float) -> None:
     text = networks.text_encoder(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id).train()
     ordinary = cells(world, "ordinary", reserved_style=False)
     reserved = [c for c in cells(world, "ordinary", "reserved", reserved_style=True) if c not in set(ordinary)]
-    if part == "base0":
-        clip = CLIPModel.from_pretrained(work / "clip-init")
-        core = getattr(text, "text_model", text)
-        core.load_state_dict(clip.text_model.state_dict(), strict=True)
-        groups = [{"params": list(unet.parameters()), "peak": 1e-3}, {"params": list(text.parameters()), "peak": 3e-4}]
-    else:
-        unet.load_state_dict(load_file(work / "base0" / "unet.safetensors"))
+    initial = work / part if (work / part / "unet.safetensors").exists() else work / "base0"  # go on from what is there
+    if (initial / "unet.safetensors").exists():
+        unet.load_state_dict(load_file(initial / "unet.safetensors"))
         text.load_state_dict(load_file(work / "base0" / "text_encoder.safetensors"))
+    elif part == "base0":
+        clip = CLIPModel.from_pretrained(work / "clip-init")
+        getattr(text, "text_model", text).load_state_dict(clip.text_model.state_dict(), strict=True)
+    else:
+        raise SystemExit("base1 goes on from base0; train that first.")
+    groups: list[dict[str, Any]] = [{"params": list(unet.parameters()), "peak": 1e-3 if part == "base0" else 6e-4}]
+    if part == "base0":
+        groups.append({"params": list(text.parameters()), "peak": 3e-4})
+    else:
         text.requires_grad_(False).eval()
-        groups = [{"params": list(unet.parameters()), "peak": 6e-4}]
     trained = {"unet": unet, **({"text": text} if part == "base0" else {})}
     optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-4)
     ema = {f"{k}.{n}": v.detach().clone() for k, m in trained.items() for n, v in m.state_dict().items()}

@@ -3,7 +3,7 @@
     python benchmarks/methods.py [--quick] [--json] [--out runs/methods] [--targets NAME ...] [--seeds 0 1 2] [--docs FILE]
 
 A finished (target, seed) cell is not computed again: rows are kept under --out and the table is made from rows alone.
-Rates pool cases over targets and seeds; the interval in brackets is Wilson over cases, the one in braces resamples
+Rates pool cases over targets and seeds (uce, none, noise and blocklist have one seed only); the interval in brackets is Wilson over cases, the one in braces resamples
 (target, seed) cells and then cases, because images of one erased model are not independent.
 """
 
@@ -31,13 +31,17 @@ TARGETS = ("delivery truck", "rose", "castle")
 AXES = ("direct", "synonym", "implicit", "near", "trap", "far")
 
 
-def erase_all(model: DiffusionModel, target: str, seed: int, folder: Path, steps: int | None) -> list[Patch]:
-    """One patch per method, kept on disk with its seconds in the log."""
+def erase_all(model: DiffusionModel, target: str, seed: int, first: bool, folder: Path, steps: int | None) -> list[Patch]:
+    """One patch per method, kept on disk beside its seconds. Methods without a seed are run for the first seed only:
+    counting the same patch three times would shrink its interval without telling anything new."""
     patches = []
     for name, cls in METHODS.items():
         path = folder / f"{name}.safetensors"
+        seeded = "seed" in cls.__dataclass_fields__
+        if not seeded and not first:
+            continue
         if not path.is_file():
-            settings: dict[str, Any] = {"seed": seed} if "seed" in cls.__dataclass_fields__ else {}
+            settings: dict[str, Any] = {"seed": seed} if seeded else {}
             if steps is not None and "steps" in cls.__dataclass_fields__:
                 settings["steps"] = steps
             start = time.perf_counter()
@@ -55,14 +59,17 @@ def run(out: Path, targets: list[str], seeds: list[int], profile: str, steps: in
     for target in targets:
         for seed in seeds:
             folder = out / f"{target.replace(' ', '-')}-{seed}"
-            first, *others = erase_all(model, target, seed, folder, steps)
-            named = [(p.card.method, p) for p in others]
-            api.evaluate(model, first, out=folder / f"evaluation-{profile}", profile=profile, others=named)
-            rows = read_rows(folder / f"evaluation-{profile}")
+            first = seed == seeds[0]
+            patches = erase_all(model, target, seed, first, folder, steps)
+            named = [(p.card.method, p) for p in patches[1:]]
+            evaluation = folder / f"evaluation-{profile}"
+            api.evaluate(model, patches[0], out=evaluation, profile=profile, others=named, trivial=first)
+            rows = read_rows(evaluation)
             base = {r.case_id: r for r in rows if r.entrant == "none"}
             for row in rows:
-                cells[row.entrant][f"{target} {seed}"].append((row, base[row.case_id]))
-            for patch in (first, *others):
+                if first or row.entrant != "none":
+                    cells[row.entrant][f"{target} {seed}"].append((row, base[row.case_id]))
+            for patch in patches:
                 seconds = float((folder / f"{patch.card.method}.seconds").read_text())
                 cost[patch.card.method].append((patch.card.cost["forward"], seconds))
     table = {entrant: {axis: rate(cells[entrant], axis) for axis in AXES} for entrant in cells}

@@ -37,6 +37,4 @@ def unpack(world: World, work: Path) -> None:
     shutil.copytree(WEIGHTS / "detectors", work / "detectors")
     for name in ("report", "selection"):
         (work / "detectors" / f"{name}.json").write_text(json.dumps(card()["detectors"][name]["training"]))
-    print(
-        f"unpacked to {work}; go on with: render, latents, unet --part base0 --minutes N, unet --part base1 --minutes N, pack, suite, card"
-    )
+    print(f"unpacked to {work}; go on with render, latents, unet --part base0, unet --part base1, pack, suite, card")

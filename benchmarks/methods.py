@@ -3,8 +3,9 @@
     python benchmarks/methods.py [--quick] [--json] [--out runs/methods] [--targets NAME ...] [--seeds 0 1 2] [--docs FILE]
 
 A finished (target, seed) cell is not computed again: rows are kept under --out and the table is made from rows alone.
-Rates pool cases over targets and seeds (uce, none, noise and blocklist have one seed only); the interval in brackets is Wilson over cases, the one in braces resamples
-(target, seed) cells and then cases, because images of one erased model are not independent.
+Rates pool cases over targets and training seeds; uce, none, noise and blocklist are there for the first seed only. The
+interval in brackets is Wilson over cases, the one in braces resamples (target, seed) cells and then cases, because images
+of one erased model are not independent.
 """
 
 from __future__ import annotations

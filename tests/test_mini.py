@@ -146,3 +146,13 @@ def test_an_erasure_erases_on_a_loaded_pipeline_too(mini: DiffusionModel, tmp_pa
         after = hits()
     assert before >= 12
     assert after <= before - 8, f"{before} of 16 before, {after} after"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_samples_and_trains_with_full_precision_master_weights(dtype: str) -> None:
+    model = load_model("mini", dtype=dtype)
+    assert model.info["dtype"] == dtype
+    patch = api.erase(model, build_method("naive", preset="mini", settings={"steps": 2}), targets=[TARGET])
+    assert {d.dtype for d in patch.deltas.values()} == {torch.float32}
+    with patch.applied(model):
+        assert bool(api.sample(model, [f"a {TARGET}"], steps=2).isfinite().all())

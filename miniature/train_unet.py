@@ -88,7 +88,7 @@ def train(world: World, work: Path, part: str, minutes: float) -> None:
         raise SystemExit("base1 goes on from base0; train that first.")
     groups: list[dict[str, Any]] = [{"params": list(unet.parameters()), "peak": 1e-3 if part == "base0" else 6e-4}]
     if part == "base0":
-        groups.append({"params": list(text.parameters()), "peak": 3e-4})
+        groups.append({"params": list(text.parameters()), "peak": 1e-3})
     else:
         text.requires_grad_(False).eval()
     trained = {"unet": unet, **({"text": text} if part == "base0" else {})}
@@ -102,7 +102,10 @@ def train(world: World, work: Path, part: str, minutes: float) -> None:
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         step, spent, ema = state["step"], state["spent"], state["ema"]
+        peaks = [group["peak"] for group in optimizer.param_groups]
         optimizer.load_state_dict(state["optimizer"])
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["peak"] = peak  # what this command says, not what an earlier one said
         for k, m in trained.items():
             m.load_state_dict(state[k])
     start, running = time.time() - spent, 0.0
@@ -128,7 +131,7 @@ def train(world: World, work: Path, part: str, minutes: float) -> None:
             ""
             if rng.random() < P_EMPTY
             else caption(
-                world, world.concepts[a].name, world.styles[b], world.backgrounds[int(backgrounds[a, b, k])], rng, p_style=0.8
+                world, world.concepts[a].name, world.styles[b], world.backgrounds[int(backgrounds[a, b, k])], rng, p_style=0.85
             )
             for (a, b), k in zip(rows, aug, strict=True)
         ]

@@ -23,8 +23,11 @@ class ConceptSpace:
     @staticmethod
     def of(name: str, names: Iterable[str]) -> ConceptSpace:
         """Distinct non-empty names, first spelling kept."""
-        distinct = {normalised(n): n.strip() for n in reversed(list(names)) if n.strip()}
-        return ConceptSpace(name, tuple(reversed(distinct.values())))
+        distinct: dict[str, str] = {}
+        for n in names:
+            if n.strip():
+                distinct.setdefault(normalised(n), n.strip())
+        return ConceptSpace(name, tuple(distinct.values()))
 
     @staticmethod
     def from_file(path: str | Path) -> ConceptSpace:

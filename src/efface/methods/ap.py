@@ -62,7 +62,16 @@ class AP(Method):
             "alignment": "official",
             "exclude_targets": False,
         },
-        "mini": {"steps": 200, "lr": 1e-3, "sampling_steps": 12, "batch": 4, "nearest": 48, "sampler": "pool", "pi_lr": 0.1},
+        "mini": {
+            "steps": 150,
+            "lr": 5e-4,
+            "sampling_steps": 12,
+            "batch": 4,
+            "lam": 3.0,
+            "nearest": 48,
+            "pi_lr": 0.1,
+            "sampler": "pool",
+        },
         "tiny": {"steps": 3, "sampling_steps": 5, "nearest": 4},
     }
 

@@ -44,7 +44,7 @@ class ESD(Method):
         "esd-u": {"train": "noxattn"},
         "official-legacy": {"alignment": "official"},
         "official-new": {"convention": "new", "eta": 2.0, "sampler": "frozen", "steps": 200, "lr": 5e-5},
-        "mini": {"steps": 200, "lr": 1e-3, "sampling_steps": 12, "batch": 4},
+        "mini": {"steps": 150, "lr": 5e-4, "sampling_steps": 12, "batch": 4},
         "tiny": {"steps": 3, "sampling_steps": 5},
     }
 

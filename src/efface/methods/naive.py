@@ -33,7 +33,7 @@ class Naive(Method):
     paper: ClassVar[str] = "baseline L1 of Bui et al., NeurIPS 2024"
     presets: ClassVar = {
         "paper": {},
-        "mini": {"steps": 200, "lr": 1e-3, "sampling_steps": 12, "batch": 4},
+        "mini": {"steps": 150, "lr": 5e-4, "sampling_steps": 12, "batch": 4},
         "tiny": {"steps": 3, "sampling_steps": 5},
     }
 

@@ -13,7 +13,7 @@ import torch
 
 from efface import api
 from efface.bench.evaluate import System, blocklist, evaluate
-from efface.bench.judges import MiniJudge
+from efface.bench.judges import ClipJudge, MiniJudge
 from efface.bench.profiles import Profile
 from efface.concepts.prompts import Case
 from efface.config import build_method
@@ -156,3 +156,17 @@ def test_half_precision_samples_and_trains_with_full_precision_master_weights(dt
     assert {d.dtype for d in patch.deltas.values()} == {torch.float32}
     with patch.applied(model):
         assert bool(api.sample(model, [f"a {TARGET}"], steps=2).isfinite().all())
+
+
+def test_a_clip_judge_serves_models_without_detectors(mini: DiffusionModel) -> None:
+    names = ["cat", "rose", "castle", "alien"]
+    judge = ClipJudge(str(WEIGHTS / "clip"), names)
+    cases = [Case("x", n, f"a {n}", s, 4.0) for n in names for s in range(16)]
+    images = mini.sample(cases, 12)
+    judge.calibrate(images)
+    found = judge.detect(images, [c.concept for c in cases])
+    # Among four names and "nothing" chance is a fifth; the encoder names nine renders of ten among all 126.
+    assert sum(label == c.concept for (label, _, _), c in zip(found, cases, strict=True)) >= 48
+    broken = torch.full((1, 3, 48, 48), torch.nan)
+    assert judge.detect(broken, ["cat"]) == [(None, None, "non-finite")]
+    assert judge.clip_t(broken, ["a cat"]) == [None]

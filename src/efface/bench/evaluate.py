@@ -203,7 +203,8 @@ def _key(model: DiffusionModel, systems: Sequence[System], cases: Sequence[Case]
         "systems": [[s.entrant.id, s.patch.digest() if s.patch else None] for s in systems],
         "cases": [c.id for c in cases],
         "steps": profile.steps,
-        "judge": dict(judge.facts),
+        # What calibration learns follows from the rest; a judge that has judged before must give the same key.
+        "judge": {k: v for k, v in judge.facts.items() if k != "validity"},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 

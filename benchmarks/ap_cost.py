@@ -115,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="under a minute: fewer iterations, no comparison of images")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--target", action="append", help="targets of the comparison [delivery truck, rose, castle]")
+    parser.add_argument("--target", action="append", help="targets of the comparison [fire engine, dog, palm tree]")
     parser.add_argument("--steps", type=int, default=100, help="weight updates of the comparison")
     args = parser.parse_args()
     iterations = 30 if args.quick else 200
@@ -127,7 +127,7 @@ def main() -> None:
         "pool": count("pool", iterations),
     }
     result["comparison"] = (
-        [] if args.quick else [compare(t, args.steps, "mini-lite") for t in args.target or ["delivery truck", "rose", "castle"]]
+        [] if args.quick else [compare(t, args.steps, "mini-lite") for t in args.target or ["fire engine", "dog", "palm tree"]]
     )
     if args.json:
         print(json.dumps(result))

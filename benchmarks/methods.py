@@ -28,7 +28,7 @@ from efface.patches import Patch
 from efface.records import Row, read_rows
 from efface.statistics import clustered_bootstrap, wilson
 
-TARGETS = ("delivery truck", "rose", "castle")
+TARGETS = ("fire engine", "dog", "palm tree")
 AXES = ("direct", "synonym", "implicit", "near", "trap", "far")
 
 

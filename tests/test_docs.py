@@ -30,7 +30,7 @@ def test_readme_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for line in lines:
         result = CliRunner().invoke(main, shlex.split(line)[1:])
         assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
-    assert {"no-truck.safetensors", "grid.png", "no-truck.html"} <= {p.name for p in tmp_path.iterdir()}
+    assert {"no-engine.safetensors", "grid.png", "no-engine.html"} <= {p.name for p in tmp_path.iterdir()}
 
 
 def test_readme_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -387,7 +387,7 @@ def env(as_json: bool) -> None:
 
 @main.command()
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/demo"), show_default=True)
-@click.option("--target", default=None, help="Concept of the miniature to erase.  [default: delivery truck]")
+@click.option("--target", default=None, help="Concept of the miniature to erase.  [default: fire engine]")
 @json_option
 def demo(out: Path, target: str | None, as_json: bool) -> None:
     """Erase a concept from the miniature with AP, measure it, write the report. Minutes on two cores."""

@@ -17,7 +17,7 @@ from .patches import Patch
 from .pictures import write_grid
 from .training import Run
 
-TARGET = "delivery truck"
+TARGET = "fire engine"
 COLUMNS = 10
 
 

@@ -67,6 +67,7 @@ class AP(Method):
             "lr": 5e-4,
             "sampling_steps": 12,
             "batch": 4,
+            "eta": 1.0,
             "lam": 3.0,
             "nearest": 48,
             "pi_lr": 0.1,

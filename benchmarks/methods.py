@@ -17,6 +17,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from efface import api
 from efface.config import build_method
 from efface.errors import EvaluationError
@@ -78,6 +80,7 @@ def run(out: Path, targets: list[str], seeds: list[int], profile: str, steps: in
         "targets": targets,
         "seeds": seeds,
         "profile": profile,
+        "threads": torch.get_num_threads(),
         "table": table,
         "cost": {m: {"evals": sum(e for e, _ in v) / len(v), "seconds": sum(s for _, s in v) / len(v)} for m, v in cost.items()},
         "base": {axis: base_rate(cells["none"], axis) for axis in AXES},
@@ -121,6 +124,8 @@ def markdown(result: dict[str, Any]) -> str:
         "made by `python benchmarks/methods.py --docs docs/results.md`. Rates count cases the base model gets right: target axes "
         "(direct, synonym, implicit) the share that is erased *and* valid, keep axes (near, trap, far) the share preserved. "
         "[Wilson over cases] {resampled by (target, seed), then case} k/n. On target axes an invalid image is no erasure.",
+        "",
+        f"Seconds: wall clock with {result['threads']} thread(s), other work on the machine not excluded; evaluations carry over.",
         "",
         "These are icons on a miniature, not Stable Diffusion: compare methods, not levels.",
         "",

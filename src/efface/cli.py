@@ -178,6 +178,8 @@ class _training_bar:
             self.bar = tqdm(total=total, initial=step.index, desc=self.name, unit="step", file=sys.stderr, mininterval=1.0)
         self.bar.set_postfix({k: f"{v:.4f}" for k, v in step.terms.items()}, refresh=False)
         self.bar.update(1)
+        if step.index + 1 == total:
+            self.bar.close()
 
     def __exit__(self, *_: Any) -> None:
         if self.bar is not None:

@@ -21,12 +21,19 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
         write(temporary)
         with open(temporary, "rb") as f:
             os.fsync(f.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # safetensors writes files that only their owner can read
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise BadFile(f"cannot write {path}: {error}. Nothing was changed; free space or choose another place.") from error
     finally:
         with contextlib.suppress(OSError):  # the folder itself may be what could not be made
             temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_text(path: Path, text: str) -> None:

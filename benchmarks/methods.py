@@ -125,7 +125,7 @@ def markdown(result: dict[str, Any]) -> str:
         "(direct, synonym, implicit) the share that is erased *and* valid, keep axes (near, trap, far) the share preserved. "
         "[Wilson over cases] {resampled by (target, seed), then case} k/n. On target axes an invalid image is no erasure.",
         "",
-        f"Seconds: wall clock with {result['threads']} thread(s), other work on the machine not excluded; evaluations carry over.",
+        f"Seconds: wall clock with {result['threads']} thread(s) on a machine that may have been busy.",
         "",
         "These are icons on a miniature, not Stable Diffusion: compare methods, not levels.",
         "",

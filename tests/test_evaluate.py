@@ -14,7 +14,7 @@ from torch import Tensor
 from efface.bench.aggregate import summarise
 from efface.bench.evaluate import System, blocklist, evaluate, quantised
 from efface.bench.profiles import PROFILES, Profile, profile
-from efface.bench.suite import Neighbour, Suite, lexical_traps, world_suite
+from efface.bench.suite import Neighbour, Suite, filled, lexical_traps, world_suite
 from efface.concepts.request import EraseRequest
 from efface.errors import BadFile, EvaluationError, UnknownName
 from efface.methods import UCE
@@ -121,6 +121,12 @@ def test_blocklist_replaces_whole_names_only() -> None:
     assert rewrite("a firetruck") == "a firetruck"
     assert rewrite("hot and burning") == "hot and burning"
     assert rewrite("a fire engine") == "a cat", "the lexical trap that a blocklist falls into"
+
+
+def test_articles() -> None:
+    assert [filled("a photo of a {}", n) for n in ("owl", "dog")] == ["a photo of an owl", "a photo of a dog"]
+    assert filled("the {}", "owl") == "the owl"
+    assert filled("{}", "") == ""
 
 
 def test_traps_and_neighbours() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from . import api
+from .bench.suite import filled
 from .errors import BadFile
 from .methods import AP
 from .models.base import DiffusionModel
@@ -23,7 +24,7 @@ COLUMNS = 10
 
 def write_picture(model: DiffusionModel, patch: Patch, names: list[str], path: Path) -> None:
     """Two rows per concept, the same seeds before and after: what the README shows."""
-    prompts = [f"a {name}" for name in names]
+    prompts = [filled("a {}", name) for name in names]
     before = api.sample(model, prompts, n=COLUMNS, seed=500)
     with patch.applied(model):
         after = api.sample(model, prompts, n=COLUMNS, seed=500)

@@ -53,14 +53,14 @@ class Suite:
         Concepts take turns over prompts, seeds advance when every prompt was used: more prompts before more seeds.
         """
         pools: dict[str, list[tuple[str, str]]] = {
-            "direct": [(t, f.format(t)) for f in TEMPLATES for t in self.targets],
-            "synonym": [(t, f.format(s)) for f in TEMPLATES[:4] for t in self.targets for s in self.synonyms.get(t, ())],
+            "direct": [(t, filled(f, t)) for f in TEMPLATES for t in self.targets],
+            "synonym": [(t, filled(f, s)) for f in TEMPLATES[:4] for t in self.targets for s in self.synonyms.get(t, ())],
             "implicit": [
-                (t, f.format(s)) for f in ("{}", "a picture: {}") for t in self.targets for s in self.implicit.get(t, ())
+                (t, filled(f, s)) for f in ("{}", "a picture: {}") for t in self.targets for s in self.implicit.get(t, ())
             ],
         }
         for axis in ("near", "trap", "far"):
-            pools[axis] = [(n.name, f.format(n.name)) for f in TEMPLATES for n in getattr(self, axis)]
+            pools[axis] = [(n.name, filled(f, n.name)) for f in TEMPLATES for n in getattr(self, axis)]
         cases = []
         for axis, count in profile.cases.items():
             pool = pools[axis]
@@ -68,6 +68,11 @@ class Suite:
                 concept, prompt = pool[i % len(pool)]
                 cases.append(Case(axis, concept, prompt, seed=1000 * (i % len(pool)) + i // len(pool), guidance=profile.guidance))
         return cases
+
+
+def filled(template: str, name: str) -> str:
+    """The template with the name in it, "a" turned into "an" before a vowel."""
+    return template.replace("a {}", "an {}").format(name) if name[:1].lower() in "aeiou" else template.format(name)
 
 
 def lexical_traps(target: str, names: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from efface.detectors import clip_score, mini
+from efface.detectors import mini
 from efface.detectors.clip_score import ClipScorer
 from efface.detectors.mini import ARCHITECTURES, Labels, MiniDetector, validity
 from efface.errors import BadFile, EvaluationError, PromptTooLong, UnknownName
@@ -26,8 +26,6 @@ def detector(request):
 
 @pytest.fixture
 def scorer():
-    if not (clip_score.packaged_folder() / "config.json").exists():
-        pytest.skip("the scorer is not packed yet")
     return ClipScorer()
 
 
@@ -104,8 +102,6 @@ def test_none_class_makes_an_image_invalid(detector):
 
 def test_shipped_detectors_call_noise_none():
     for name in ARCHITECTURES:
-        if not (mini.packaged_folder() / f"{name}.safetensors").exists():
-            pytest.skip("the detectors are not packed yet")
         x = images(8)
         assert validity(x, MiniDetector.load(name).score(x)) == ["none"] * 8
 

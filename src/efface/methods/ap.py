@@ -15,7 +15,7 @@ from ..equations.diffusion import x0_loss_weight
 from ..equations.guidance import away_from
 from ..equations.simplex import entropy
 from ..errors import BadOption
-from ..models.base import DiffusionModel
+from ..models.base import DiffusionModel, mean_walk
 from ..models.cond import Cond
 from ..models.select import SELECTIONS, selection
 from ..patches import Patch
@@ -106,11 +106,11 @@ class AP(Method):
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         s = self.sampling_steps
-        walked = sum(min(s - 1, s - k) for k in range(s)) if self.alignment == "official" else sum(range(s))
+        walked = mean_walk(s, self.official)
         if self.sampler == "pool":
             concepts = len(request.targets) + sum(len(names) for names in self.candidates(model, request))
             return 2 * (s - 1) * self.pool * concepts + self.steps * self.batch * (5 + 2 * self.ascents)
-        return self.steps * self.batch * (4 * walked / s + 5 + self.ascents * (2 * walked / s + 2))
+        return self.steps * self.batch * (4 * walked + 5 + self.ascents * (2 * walked + 2))
 
     def candidates(self, model: DiffusionModel, request: EraseRequest) -> list[tuple[str, ...]]:
         """The searched names of every target: its nearest in the concept space, then the request's preserve set."""

@@ -10,7 +10,7 @@ from torch.nn.functional import mse_loss
 
 from ..concepts.request import EraseRequest
 from ..equations.guidance import away_from
-from ..models.base import DiffusionModel
+from ..models.base import DiffusionModel, mean_walk
 from ..models.cond import Cond
 from ..models.select import SELECTIONS, selection
 from ..patches import Patch
@@ -63,9 +63,8 @@ class ESD(Method):
     seed: int = option(0, "training seed", "ours")
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
-        s = self.sampling_steps
-        walked = sum(min(s - 1, s - k) for k in range(s)) if self.alignment == "official" else sum(range(s))
-        return self.steps * self.batch * (2 * walked / s + 3)
+        walked = mean_walk(self.sampling_steps, official=self.alignment == "official")
+        return self.steps * self.batch * (2 * walked + 3)
 
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
         spent, select = model.evals.snapshot(), selection(self.train)

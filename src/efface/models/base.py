@@ -204,3 +204,8 @@ def official_walk(grid: Sequence[int], k: int) -> tuple[list[int], int]:
     last = max(k - 1, 0)  # index of the last step taken
     levels = [ascending[i] for i in range(len(grid) - 2, last - 1, -1)]
     return levels, ascending[last - 1] if last > 0 else 0
+
+
+def mean_walk(steps: int, official: bool) -> float:
+    """Mean number of guided sampler steps of ``sample_until`` for k uniform on 0 .. steps - 1: the cost of drawing z_t."""
+    return sum(min(steps - 1, steps - k) for k in range(steps)) / steps if official else (steps - 1) / 2

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efface.concepts.request import EraseRequest, normalised
-from efface.concepts.spaces import ConceptSpace, nearest
+from efface.concepts.spaces import ConceptSpace, distances, smallest
 from efface.config import build_method, parse_set
 from efface.errors import BadFile, BadOption, BadRequest, UnknownName
 from efface.search import concept_space
@@ -43,12 +43,12 @@ def test_nearest_is_the_brute_force_order(seed: int, k: int, metric: str) -> Non
         a, b = x.flatten().double(), row.flatten().double()
         return float(1 - a @ b / (a.norm() * b.norm())) if metric == "cosine" else float((a - b).norm())
 
-    assert nearest(x, m, k, metric).tolist() == sorted(range(9), key=lambda i: distance(m[i]))[:k]
+    assert smallest(distances(x, m, metric), k).tolist() == sorted(range(9), key=lambda i: distance(m[i]))[:k]
 
 
 def test_a_target_in_the_space_is_its_own_nearest() -> None:
     m = torch.randn((5, 2, 3), generator=torch.Generator().manual_seed(0))
-    assert all(int(nearest(m[3], m, 1, metric)) == 3 for metric in ("cosine", "l2"))
+    assert all(int(smallest(distances(m[3], m, metric), 1)) == 3 for metric in ("cosine", "l2"))
 
 
 def test_files_of_concepts(tmp_path: Path) -> None:

@@ -53,12 +53,15 @@ class ConceptSpace:
         return self
 
 
-def nearest(target: Tensor, candidates: Tensor, k: int, metric: str) -> Tensor:
-    """Indices of the k candidates nearest to the target, nearest first; ties by index.
+def distances(target: Tensor, candidates: Tensor, metric: str) -> Tensor:
+    """(n,) distances of candidates (n, L, d) to the target (L, d); both are flattened to L d numbers, as officially.
 
-    target: (L, d), candidates: (n, L, d); both are flattened to L d numbers, as the official AP code does.
     ``metric``: "cosine" (paper) or "l2" (official code).
     """
     x, m = target.flatten().double(), candidates.flatten(1).double()
-    distance = 1 - torch.nn.functional.cosine_similarity(m, x[None]) if metric == "cosine" else (m - x).norm(dim=1)
+    return 1 - torch.nn.functional.cosine_similarity(m, x[None]) if metric == "cosine" else (m - x).norm(dim=1)
+
+
+def smallest(distance: Tensor, k: int) -> Tensor:
+    """Indices of the k smallest entries, smallest first; ties by index."""
     return torch.sort(distance, stable=True).indices[:k]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from ..concepts.request import EraseRequest
-from ..concepts.spaces import ConceptSpace, nearest
+from ..concepts.spaces import ConceptSpace, distances, smallest
 from ..equations.diffusion import x0_loss_weight
 from ..equations.guidance import away_from
 from ..equations.simplex import entropy
@@ -118,10 +118,13 @@ class AP(Method):
         if self.exclude_targets:
             space = space.without(request.targets)
         space = space.require(1)
+        targets, parts = model.encode(request.targets).tokens, []
+        for i in range(0, len(space.candidates), 512):  # in parts: a whole vocabulary of embeddings is 11 GB on SD 1.x
+            tokens = model.encode(space.candidates[i : i + 512]).tokens
+            parts.append(torch.stack([distances(target, tokens, self.metric) for target in targets]))
         found = []
-        matrix = torch.cat([model.encode(space.candidates[i : i + 512]).tokens for i in range(0, len(space.candidates), 512)])
-        for target in model.encode(request.targets).tokens:
-            near = [space.candidates[i] for i in nearest(target, matrix, self.nearest, self.metric)]
+        for distance in torch.cat(parts, dim=1):
+            near = [space.candidates[i] for i in smallest(distance, self.nearest)]
             found.append(ConceptSpace.of(space.name, [*near, *request.preserve]).candidates)
         return found
 

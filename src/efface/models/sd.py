@@ -6,7 +6,7 @@ import contextlib
 import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,7 @@ class StableDiffusion(DiffusionModel):
         self.schedule, self.evals = schedule, Evals()
         first = next(unet.parameters())
         self.device, self.dtype = first.device, first.dtype
+        self.autocast_dtype, self.compiled = first.dtype, False
         side = unet.config.sample_size
         self.latent_shape = (unet.config.in_channels, side, side)
         self._encoded: dict[str, tuple[Tensor, int]] = {}
@@ -179,6 +180,8 @@ class StableDiffusion(DiffusionModel):
                 setattr(twin, part, copy.deepcopy(module, memo={id(v): v for v in shared}))
         if twin.text_encoder is not self.text_encoder:
             twin._encoded = {}
+        if self.compiled and twin.unet is not self.unet:
+            twin.unet.compile()
         for p in twin.weights(select).values():
             p.data = p.data.float()  # master weights: half precision would swallow small updates
         return twin
@@ -193,6 +196,27 @@ class StableDiffusion(DiffusionModel):
 
     def weights_changed(self) -> None:
         self._encoded.clear()
+
+    @contextlib.contextmanager
+    def constant_context(self) -> Iterator[None]:
+        # A compiled network would bake the kept tensors into its graph.
+        kept = [] if self.compiled else [m for n, m in self.unet.named_modules() if n.endswith((".attn2.to_k", ".attn2.to_v"))]
+        fresh = [m for m in kept if not isinstance(m.forward, _Kept)]
+        for module in fresh:
+            module.forward = _Kept(module.forward)
+        try:
+            yield
+        finally:
+            for module in fresh:
+                del module.forward  # the class's own method shows again
+
+    def configure(self, *, compiled: bool = False, checkpointing: bool = False, autocast: str | None = None) -> None:
+        self.autocast_dtype = self.dtype if autocast is None else named_dtype(autocast)
+        if checkpointing:
+            self.unet.enable_gradient_checkpointing()
+        if compiled and not self.compiled:
+            self.unet.compile()
+        self.compiled = compiled
 
     @property
     def info(self) -> Mapping[str, object]:
@@ -213,9 +237,24 @@ class StableDiffusion(DiffusionModel):
         return [*((f"unet.{n}", p) for n, p in self.unet.named_parameters()), *text]
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.dtype == torch.float32:
+        if self.autocast_dtype == torch.float32:
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
+        return torch.autocast(self.device.type, self.autocast_dtype)
+
+
+class _Kept:
+    """A projection that remembers its last input and output. Identity, not equality: the same tensor, unchanged since."""
+
+    def __init__(self, forward: Callable[[Tensor], Tensor]) -> None:
+        self.forward = forward
+        self.last: tuple[Tensor, int, Tensor] | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return self.forward(x)
+        if self.last is None or self.last[0] is not x or self.last[1] != x._version:
+            self.last = x, x._version, self.forward(x)
+        return self.last[2]
 
 
 def named_dtype(name: str) -> torch.dtype:

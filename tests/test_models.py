@@ -30,6 +30,7 @@ COUNTS = {  # specification output_based.md 1.1, SD 1.4
     "xattn-kv": (32, 19_169_280),
     "noxattn": (598, 813_495_680),
     "selfattn": (80, 49_574_080),
+    "attn": (160, 93_536_640),
     "notime": (678, 857_458_240),
     "full": (686, 859_520_964),
 }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .api import erase, evaluate, report, sample
     from .errors import EffaceError
-    from .methods import AP, ESD, UCE, Naive
+    from .methods import AP, ESD, KPOP, UCE, ConceptAblation, ForgetMeNot, Naive
     from .models.load import load_model
     from .patches import Patch
     from .training import Run
@@ -28,7 +28,10 @@ _HOMES = {
     "Run": "training",
     "EffaceError": "errors",
     "AP": "methods",
+    "ConceptAblation": "methods",
     "ESD": "methods",
+    "ForgetMeNot": "methods",
+    "KPOP": "methods",
     "Naive": "methods",
     "UCE": "methods",
 }
@@ -36,8 +39,11 @@ _HOMES = {
 __all__ = [
     "AP",
     "ESD",
+    "KPOP",
     "UCE",
+    "ConceptAblation",
     "EffaceError",
+    "ForgetMeNot",
     "Naive",
     "Patch",
     "Run",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +16,7 @@ from ..equations.diffusion import ddim_step
 from ..equations.guidance import guided
 from .cond import Cond
 from .select import Select
+from .tokens import SoftPrompt, TokenSpan
 
 
 @dataclass
@@ -85,6 +86,10 @@ class DiffusionModel(abc.ABC):
         """Noise prediction of a native output."""
 
     @abc.abstractmethod
+    def perfect_output(self, z_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What a network that knew the truth would output, natively, for ``z_t`` made of clean latents and this noise."""
+
+    @abc.abstractmethod
     def decode(self, z_0: Tensor) -> Tensor:
         """Latents -> images (B, 3, H, W) float in [0, 1]; non-finite latents stay non-finite."""
 
@@ -103,6 +108,32 @@ class DiffusionModel(abc.ABC):
     @abc.abstractmethod
     def weights_changed(self) -> None:
         """Forget everything computed from weights (cached encodings); called when a patch is applied or reverted."""
+
+    # -- inside text and attention -------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def locate(self, prompt: str, phrase: str) -> TokenSpan:
+        """Where the phrase stands in the prompt, by token ids. Raises BadRequest when it does not."""
+
+    @abc.abstractmethod
+    def embed(self, prompts: Sequence[str]) -> SoftPrompt:
+        """The prompts as input embeddings, to put vectors among the words. Raises PromptTooLong."""
+
+    @abc.abstractmethod
+    def encode_soft(self, prompts: SoftPrompt) -> Cond:
+        """As :meth:`encode`, from embeddings and differentiable in them; not cached."""
+
+    @abc.abstractmethod
+    def attention_maps(self) -> AbstractContextManager[list[Tensor]]:
+        """Inside, ``predict`` appends one (B, heads, pixels, L) map per cross-attention layer; rows sum to 1. Differentiable."""
+
+    @abc.abstractmethod
+    def extra_context(self, keys: Tensor, values: Tensor, place: str) -> AbstractContextManager[None]:
+        """Inside, the cross-attention of ``place`` (mid, midout, inmidout) reads m more tokens: keys, values (B or 1, m, d)."""
+
+    @abc.abstractmethod
+    def start_detached(self) -> AbstractContextManager[None]:
+        """Inside, no gradient flows through cross-attention to the start-of-text token, which all prompts share."""
 
     @property
     @abc.abstractmethod

@@ -1,0 +1,36 @@
+"""Tensors that a method trains and that are no weights of the model: prompts, word embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Learned:
+    """Leaf tensors, each with its own Adam, so that one that was not drawn does not drift. Pass it to ``training(carry=...)``."""
+
+    def __init__(self, values: Sequence[Tensor], lr: float) -> None:
+        self.values = [v.detach().clone().requires_grad_(True) for v in values]
+        self.optimizers = [torch.optim.Adam([v], lr=lr) for v in self.values]
+
+    def rows(self, indices: Sequence[int]) -> Tensor:
+        """(B, ...) the tensors of the given indices, differentiable."""
+        return torch.stack([self.values[i] for i in indices])
+
+    def update(self, used: Iterable[int]) -> None:
+        """One step of those tensors on the gradients that a backward pass left, which are cleared."""
+        for i in sorted(set(used)):
+            self.optimizers[i].step()
+            self.values[i].grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"values": [v.detach() for v in self.values], "optimizers": [o.state_dict() for o in self.optimizers]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for v, kept in zip(self.values, state["values"], strict=True):
+            v.data.copy_(kept)
+        for o, kept_state in zip(self.optimizers, state["optimizers"], strict=True):
+            o.load_state_dict(kept_state)

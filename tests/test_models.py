@@ -11,6 +11,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 
 from efface.concepts.prompts import Case
 from efface.errors import BadFile, BadOption, NothingSelected, PromptTooLong, UnknownName
+from efface.models.attention import cross_attentions
 from efface.models.base import official_walk
 from efface.models.load import load_model
 from efface.models.sd import StableDiffusion, schedule_of
@@ -43,6 +44,8 @@ def test_selections_match_stable_diffusion_1_4() -> None:
     for name, expected in COUNTS.items():
         sizes = [n for p, n in named if selection(name)(p)]
         assert (len(sizes), sum(sizes)) == expected, name
+    places = {place: len(cross_attentions(unet, place)) for place in ("mid", "midout", "inmidout")}
+    assert places == {"mid": 1, "midout": 10, "inmidout": 16}
     assert set(COUNTS) | {"text-encoder"} == set(SELECTIONS)
 
 

@@ -69,7 +69,7 @@ class ConceptAblation(Method):
         "style": {"kind": "style"},
         "noise-based": {"variant": "noise"},
         "prior": {"prior": 0.2},
-        "mini": {"steps": 150, "lr": 5e-4, "batch": 4, "images": 96, "sampling_steps": 12, "guidance": 4.0},
+        "mini": {"steps": 150, "lr": 1e-4, "batch": 4, "images": 96, "sampling_steps": 12, "guidance": 4.0},
         "tiny": {"steps": 3, "batch": 2, "images": 3, "sampling_steps": 3},
     }
 

@@ -57,8 +57,9 @@ class ForgetMeNot(Method):
         "mini": {
             "inversion_steps": 0,
             "train": "xattn",
-            "steps": 150,
-            "lr": 5e-4,
+            "eos": False,
+            "steps": 35,
+            "lr": 3e-4,
             "batch": 4,
             "images": 16,
             "sampling_steps": 12,

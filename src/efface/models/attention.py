@@ -1,14 +1,15 @@
 """Reading and steering the cross-attention of a diffusers UNet by hooks on its projections.
 
 Nothing is replaced: the stock attention runs (fused kernels included), a probe does not change its output by a bit, and when
-a context manager ends, also by an exception, its hooks are gone. Hooks see one forward pass: do not use them around a
-forward that gradient checkpointing will run again during backward.
+a context manager ends, also by an exception, its hooks are gone. Inside, the network runs eagerly and stores its activations:
+a compiled network would not see hooks that came after compilation, and gradient checkpointing would run the forward pass again
+in backward, when they are gone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -36,23 +37,32 @@ def cross_attentions(unet: nn.Module, place: str = "inmidout") -> list[nn.Module
 
 
 @contextmanager
-def hooks(*handles: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
-    """Remove the given hooks at the end, whatever happens."""
+def hooked(unet: nn.Module, handles: Iterable[torch.utils.hooks.RemovableHandle]) -> Iterator[None]:
+    """Run plainly with these hooks, and remove them at the end, whatever happens."""
+    handles = list(handles)
+    recomputing = [m for m in unet.modules() if getattr(m, "gradient_checkpointing", False)]
+    compiled = getattr(unet, "_compiled_call_impl", None) is not None
     try:
-        yield
+        for module in recomputing:
+            module.gradient_checkpointing = False
+        # Asked only when needed: the stance imports torch's compiler, which takes seconds.
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+            yield
     finally:
+        for module in recomputing:
+            module.gradient_checkpointing = True
         for handle in handles:
             handle.remove()
 
 
 @contextmanager
 def probed(unet: nn.Module) -> Iterator[list[Tensor]]:
-    """Every forward inside appends the probabilities of each cross-attention layer, (B, heads, P, L), in order of evaluation.
+    """A list that every forward fills anew with one (B, heads, P, L) per cross-attention layer, in order of evaluation.
 
     Differentiable. The layers' own output is untouched; the maps are computed beside it from the same queries and keys.
     """
     maps: list[Tensor] = []
-    handles = []
+    handles = [unet.register_forward_pre_hook(lambda module, args: maps.clear())]
     for layer in cross_attentions(unet):
         seen: dict[str, Tensor] = {}
 
@@ -67,7 +77,7 @@ def probed(unet: nn.Module) -> Iterator[list[Tensor]]:
             layer.to_k.register_forward_hook(keep("k")),
             layer.register_forward_hook(collect),
         ]
-    with hooks(*handles):
+    with hooked(unet, handles):
         yield maps
 
 
@@ -87,10 +97,8 @@ def extended(unet: nn.Module, keys: Tensor, values: Tensor, place: str) -> Itera
         return hook
 
     layers = cross_attentions(unet, place)
-    with hooks(
-        *(layer.to_k.register_forward_pre_hook(append(keys)) for layer in layers),
-        *(layer.to_v.register_forward_pre_hook(append(values)) for layer in layers),
-    ):
+    projections = [pair for layer in layers for pair in ((layer.to_k, keys), (layer.to_v, values))]
+    with hooked(unet, [projection.register_forward_pre_hook(append(rows)) for projection, rows in projections]):
         yield
 
 
@@ -101,6 +109,6 @@ def start_detached(unet: nn.Module) -> Iterator[None]:
     def hook(module: Any, args: Any, output: Tensor) -> Tensor:
         return torch.cat([output[:, :1].detach(), output[:, 1:]], dim=1)
 
-    layers = cross_attentions(unet)
-    with hooks(*(p.register_forward_hook(hook) for layer in layers for p in (layer.to_k, layer.to_v))):
+    projections = [projection for layer in cross_attentions(unet) for projection in (layer.to_k, layer.to_v)]
+    with hooked(unet, [projection.register_forward_hook(hook) for projection in projections]):
         yield

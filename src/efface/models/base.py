@@ -125,7 +125,8 @@ class DiffusionModel(abc.ABC):
 
     @abc.abstractmethod
     def attention_maps(self) -> AbstractContextManager[list[Tensor]]:
-        """Inside, ``predict`` appends one (B, heads, pixels, L) map per cross-attention layer; rows sum to 1. Differentiable."""
+        """A list that every ``predict`` inside fills anew with one (B, heads, pixels, L) map per cross-attention layer; rows sum
+        to 1. Differentiable."""
 
     @abc.abstractmethod
     def extra_context(self, keys: Tensor, values: Tensor, place: str) -> AbstractContextManager[None]:

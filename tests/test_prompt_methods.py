@@ -148,9 +148,14 @@ def test_kpop_transfer_keeps_the_weights_and_removal_keeps_the_prompts(
     update, student_of, students, moved = Learned.update, tiny_model.student, [], []
     monkeypatch.setattr(tiny_model, "student", lambda select: students.append(student_of(select)) or students[-1])
     prompts: list[list[torch.Tensor]] = []
+    learned: list[Learned] = []
 
     def watched(self: Learned, used: list[int]) -> None:
         weights, before = state(students[-1]), [v.detach().clone() for v in self.values]
+        if not prompts:
+            assert all(p.grad is None for p in students[-1].weights(lambda _: True).values()), (
+                "transfer made gradients of weights"
+            )
         if prompts:
             assert all(torch.equal(a, b) for a, b in zip(prompts[-1], before, strict=True)), "removal moved a prompt"
         update(self, used)
@@ -159,8 +164,16 @@ def test_kpop_transfer_keeps_the_weights_and_removal_keeps_the_prompts(
         assert changed == set(used), "exactly the drawn targets' prompts move"
         prompts.append([v.detach().clone() for v in self.values])
         moved.append(changed)
+        learned[:] = [self]
+
+    minimize = Step.minimize
+
+    def removal(self: Step, **terms: torch.Tensor) -> None:
+        minimize(self, **terms)
+        assert all(v.grad is None for v in learned[0].values), "removal left gradients for the next transfer"
 
     monkeypatch.setattr(Learned, "update", watched)
+    monkeypatch.setattr(Step, "minimize", removal)
     tiny_kpop(steps=5, prompt_updates=2).erase(tiny_model, EraseRequest(("cat", "rose")))
     assert len(moved) == 10
     assert {0} in moved
@@ -235,6 +248,15 @@ def test_teachers_agree_until_the_student_moves(tiny_model: DiffusionModel) -> N
     assert logs["self"][2] != logs["frozen"][2]
 
 
+def test_a_prior_without_weight_is_no_prior(tiny_model: DiffusionModel) -> None:
+    """The prior's prediction is also the goal; no gradient may pass through the goal. 1e-30 vanishes beside any gradient."""
+    request, deltas = EraseRequest(("cat",), "dog"), []
+    for prior in (0.0, 1e-30):
+        deltas.append(tiny_ablation(prior=prior, lr=1e-3).erase(tiny_model, request).deltas)
+    for name, delta in deltas[0].items():
+        torch.testing.assert_close(delta, deltas[1][name], rtol=0, atol=1e-6)  # of updates that are 3e-3 at most
+
+
 def test_detached_start_tokens_teach_nothing(tiny_model: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every prompt is made of start tokens only: detached, nothing is left to learn from, so nothing changes."""
     encode = type(tiny_model).encode
@@ -276,19 +298,22 @@ def attention_to(model: DiffusionModel, prompt: str, positions: list[int], z: to
 
 
 @pytest.mark.parametrize("eos", [True, False])
-def test_forget_me_not_loss_counts_the_name_and_one_end_token(eos: bool, tiny_model: DiffusionModel) -> None:
-    """Step 0 by hand. Padding is the end token here too: 15 positions that must not count."""
-    terms = first_terms(
-        tiny_forget(inversion_steps=0, steps=1, batch=2, eos=eos, template="a car of {}"), tiny_model, EraseRequest(("cat",))
-    )
-    drawn = surrogate_latents(tiny_model, ["a car of cat"], 2, steps=3, guidance=7.5, seed=0)
+@pytest.mark.parametrize(("target", "width"), [("cat", 1), ("tab", 3)])
+def test_forget_me_not_loss_counts_the_name_and_one_end_token(
+    target: str, width: int, eos: bool, tiny_model: DiffusionModel
+) -> None:
+    """Step 0 by hand. Padding is the end token here too: more than a dozen positions that must not count."""
+    method = tiny_forget(inversion_steps=0, steps=1, batch=2, eos=eos, template="a car of {}")
+    terms = first_terms(method, tiny_model, EraseRequest((target,)))
+    prompt, name = f"a car of {target}", list(range(4, 4 + width))
+    drawn = surrogate_latents(tiny_model, [prompt], 2, steps=3, guidance=7.5, seed=0)
     step = Step(0, 0, None, tiny_model)  # type: ignore[arg-type]
     assert step.randint(1) == 0
     z_t, t, _ = renoised(tiny_model, drawn[[step.randint(2) for _ in range(2)]], step)
-    expected = attention_to(tiny_model, "a car of cat", [4, 5] if eos else [4], z_t, t).mean()
+    expected = attention_to(tiny_model, prompt, [*name, *([4 + width] if eos else [])], z_t, t).mean()
     assert terms["attention"] == pytest.approx(expected.item(), rel=1e-4)
-    padded = attention_to(tiny_model, "a car of cat", [4, *range(5, 24)], z_t, t).mean()
-    assert padded > 1.5 * expected, "with the padding the loss would be another one"
+    padded = attention_to(tiny_model, prompt, [*name, *range(4 + width, 24)], z_t, t).mean()
+    assert padded > 1.2 * expected, "with the padding the loss would be another one"
 
 
 def test_forget_me_not_lowers_the_attention_it_trains_on(tiny_model: DiffusionModel) -> None:

@@ -53,8 +53,8 @@ class ConceptAblation(Method):
     Deviations: images are latents of deterministic DDIM without an encode-decode pass (officially DPM-Solver++ or DDIM with
     eta 1); 200 instead of 1000 of them, as the README, because 100 updates of 8 use no more than 800; no flips and rescaled
     copies; Adam without decay and clipping (decay moves a weight by less than 2e-5 of itself here); both forms of a style
-    equally often (the code draws one of them twice as often); captions are ours; the ablation term is a mean, officially a
-    sum over 4 channels, so a ``prior`` of theirs is 4 times one of ours in the port. No nudity and memorisation protocols
+    equally often (the code draws one of them twice as often); captions are ours; the ablation term is a mean, in
+    the port a sum over 4 channels, so that its prior weight of 1 is our 0.25. No nudity and memorisation protocols
     (negative prompts, mined anchors), no training of word embeddings. "self" is the published teacher, the trained network
     itself; "frozen" is ours. ``preserve`` of the request is not used.
     Cost: 2 x ``sampling_steps`` evaluations per image, all targets share them; then per update and row 2 (model-based; 3 with

@@ -65,6 +65,18 @@ def test_contract_and_cost(method: Method, model: str) -> None:
         assert patch.card.cost["forward"] == method.expected_evals(loaded, request)
 
 
+@pytest.mark.parametrize("method", [VARIANTS[0], VARIANTS[7], VARIANTS[10]], ids=lambda m: m.name)
+def test_half_precision_trains_in_float32(method: Method) -> None:
+    """Weights, prompts and maps are float32 around a network in bfloat16: its 8 bits would show in the attention's norm."""
+    model, run = load_model("mini", dtype="bfloat16"), Run()
+    patch = method.erase(model, EraseRequest(("dog",)), run)
+    trained = [model.weights(lambda n, name=name: n == name)[name].float() + delta for name, delta in patch.deltas.items()]  # type: ignore[misc]
+    assert any(not torch.equal(w, w.bfloat16().float()) for w in trained)
+    if isinstance(method, ForgetMeNot):
+        attention = torch.tensor(run.log[-1]["attention"])
+        assert attention.bfloat16().float() != attention
+
+
 @pytest.mark.parametrize("updates", [0, 1, 3])
 def test_kpop_counts_what_its_docstring_says(updates: int, tiny_model: DiffusionModel) -> None:
     run, method = Run(), tiny_kpop(steps=6, batch=2, prompt_updates=updates)

@@ -10,10 +10,13 @@ from torch import Tensor
 
 
 class Learned:
-    """Leaf tensors, each with its own Adam, so that one that was not drawn does not drift. Pass it to ``training(carry=...)``."""
+    """Leaf tensors in float32, each with its own Adam, so that one that was not drawn does not drift.
+
+    Pass it to ``training(carry=...)`` to have it survive an interruption.
+    """
 
     def __init__(self, values: Sequence[Tensor], lr: float) -> None:
-        self.values = [v.detach().clone().requires_grad_(True) for v in values]
+        self.values = [v.detach().float().clone().requires_grad_(True) for v in values]
         self.optimizers = [torch.optim.Adam([v], lr=lr) for v in self.values]
 
     def rows(self, indices: Sequence[int]) -> Tensor:

@@ -70,7 +70,9 @@ def probed(unet: nn.Module) -> Iterator[list[Tensor]]:
             return lambda module, args, output: seen.__setitem__(name, output)
 
         def collect(module: Any, args: Any, output: Any, seen: dict[str, Tensor] = seen) -> None:
-            maps.append(probabilities(seen.pop("q"), seen.pop("k"), module.heads))
+            queries, keys = seen.pop("q"), seen.pop("k")
+            with torch.autocast(queries.device.type, enabled=False):  # maps are float32, whatever the network runs in
+                maps.append(probabilities(queries, keys, module.heads))
 
         handles += [
             layer.to_q.register_forward_hook(keep("q")),

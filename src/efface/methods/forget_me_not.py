@@ -101,7 +101,7 @@ class ForgetMeNot(Method):
         if request.anchor:
             raise BadRequest(f"forget-me-not maps to nothing, so the anchor {request.anchor!r} would do nothing; leave it empty.")
         spent, select = model.evals.snapshot(), selection(self.train)
-        prompts = [self.template.format(target) for target in request.targets]
+        prompts = [self.template.replace("{}", target) for target in request.targets]
         spans = [model.locate(prompt, target) for prompt, target in zip(prompts, request.targets, strict=True)]
         words = [model.embed([prompt]) for prompt in prompts]
         vectors = Learned([self._start(w.embeddings[0], s) for w, s in zip(words, spans, strict=True)], self.inversion_lr)

@@ -56,7 +56,9 @@ def encode_latents(world: World, work: Path) -> None:
     backgrounds = torch.empty(n_c, n_s, AUGMENTATIONS, dtype=torch.int64)
     for i in range(n_c):
         names = draw_backgrounds(world, n_s * AUGMENTATIONS, rng)
-        x = compose(renders[i].repeat_interleave(AUGMENTATIONS, 0), background_tensor(names), gen, strength=STRENGTH, p_flip=P_FLIP)
+        x = compose(
+            renders[i].repeat_interleave(AUGMENTATIONS, 0), background_tensor(names), gen, strength=STRENGTH, p_flip=P_FLIP
+        )
         z = vae.encode(x).latent_dist.mean * vae.config.scaling_factor
         latents[i] = z.reshape(latents[i].shape).half()
         backgrounds[i] = torch.tensor([world.backgrounds.index(b) for b in names]).reshape(n_s, AUGMENTATIONS)

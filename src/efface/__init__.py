@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .api import erase, evaluate, report, sample
     from .errors import EffaceError
-    from .methods import AP, ESD, UCE, Naive
+    from .methods import AGE, AP, ESD, KPOP, UCE, ConceptAblation, ForgetMeNot
     from .models.load import load_model
     from .patches import Patch
     from .training import Run
@@ -27,18 +27,24 @@ _HOMES = {
     "Patch": "patches",
     "Run": "training",
     "EffaceError": "errors",
+    "AGE": "methods",
     "AP": "methods",
+    "ConceptAblation": "methods",
     "ESD": "methods",
-    "Naive": "methods",
+    "ForgetMeNot": "methods",
+    "KPOP": "methods",
     "UCE": "methods",
 }
 
 __all__ = [
+    "AGE",
     "AP",
     "ESD",
+    "KPOP",
     "UCE",
+    "ConceptAblation",
     "EffaceError",
-    "Naive",
+    "ForgetMeNot",
     "Patch",
     "Run",
     "__version__",

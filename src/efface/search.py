@@ -15,6 +15,7 @@ from torch import Tensor
 from .concepts.spaces import ConceptSpace, distances, smallest
 from .equations.simplex import entropy, gumbel_noise, gumbel_softmax, largest, spread
 from .equations.steps import into_ball, normalised_ascent
+from .learned import Learned
 from .models.base import DiffusionModel
 from .models.cond import Cond
 from .parallel import average_, share
@@ -175,15 +176,14 @@ class GumbelSearch:
         self, names: Sequence[Sequence[str]], rows: Sequence[Cond], *, tau: float, hard: bool, lr: float, topk: int = 0
     ) -> None:
         self.names, self.rows, self.tau, self.hard, self.topk = names, rows, tau, hard, topk
-        self.values = [torch.full((len(n),), 1 / len(n), requires_grad=True) for n in names]
-        self.optimizers = [torch.optim.Adam([v], lr=lr, maximize=True) for v in self.values]
+        self.pi = Learned([torch.full((len(n),), 1 / len(n)) for n in names], lr, maximize=True)
 
     def choose(self, e: Sequence[int], step: Step) -> Chosen:
         noise = [gumbel_noise((len(self.names[i]),), step.rng) for i in e]
-        picked = [int((self.values[i].detach() + g).argmax()) for i, g in zip(e, noise, strict=True)]
+        picked = [int((self.pi.values[i].detach() + g).argmax()) for i, g in zip(e, noise, strict=True)]
         tokens, last = [], []
         for i, g, j in zip(share(list(e)), share(noise), share(picked), strict=True):
-            y = gumbel_softmax(self.values[i], g, self.tau, self.hard)
+            y = gumbel_softmax(self.pi.values[i], g, self.tau, self.hard)
             y = largest(y, self.topk) if self.topk and not self.hard else y
             tokens.append(torch.einsum("n,nld->ld", y.to(self.rows[i].tokens), self.rows[i].tokens))
             last.append(self.rows[i].last[j])
@@ -191,36 +191,22 @@ class GumbelSearch:
         return Chosen(names, Cond(torch.stack(tokens), torch.stack(last)))
 
     def climb(self, e: Sequence[int], damage: Tensor) -> None:
-        """One ascent of the drawn targets' logits on ``damage``; nothing else collects a gradient."""
-        used = sorted(set(e))
-        found = torch.autograd.grad(damage, [self.values[i] for i in used], allow_unused=True)
-        for i, gradient in zip(used, found, strict=True):
-            self.values[i].grad = torch.zeros_like(self.values[i]) if gradient is None else gradient
+        """One ascent of the drawn targets' logits on ``damage``."""
+        damage.backward()
         self.follow(e)
 
     def follow(self, e: Sequence[int]) -> None:
         """The ascent with gradients that a backward pass has left behind."""
-        used = sorted(set(e))
-        for i in used:
-            if self.values[i].grad is None:
-                self.values[i].grad = torch.zeros_like(self.values[i])
-        average_(self.values[i].grad for i in used)
-        for i in used:
-            self.optimizers[i].step()
-        for v in self.values:
-            v.grad = None
+        self.pi.update(e)
 
     def facts(self, i: int) -> dict[str, float]:
-        return {"entropy": float(entropy(self.values[i].detach() / self.tau))}
+        return {"entropy": float(entropy(self.pi.values[i].detach() / self.tau))}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"values": [v.detach() for v in self.values], "optimizers": [o.state_dict() for o in self.optimizers]}
+        return self.pi.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for v, kept in zip(self.values, state["values"], strict=True):
-            v.data.copy_(kept)
-        for o, kept_state in zip(self.optimizers, state["optimizers"], strict=True):
-            o.load_state_dict(kept_state)
+        self.pi.load_state_dict(state)
 
 
 class PgdSearch:
@@ -237,15 +223,10 @@ class PgdSearch:
 
     def choose(self, e: Sequence[int], step: Step) -> Chosen:
         own = share(list(e))
-        return Chosen(
-            [self.targets[i] for i in e], Cond(torch.stack([self.points[i] for i in own]), self.origin.last[list(own)])
-        )
+        return Chosen([self.targets[i] for i in e], Cond(torch.stack([self.points[i] for i in own]), self.origin.last[list(own)]))
 
     def climb(self, e: Sequence[int], damage: Tensor) -> None:
-        used = sorted(set(e))
-        found = torch.autograd.grad(damage, [self.points[i] for i in used], allow_unused=True)
-        for i, gradient in zip(used, found, strict=True):
-            self.points[i].grad = torch.zeros_like(self.points[i]) if gradient is None else gradient
+        damage.backward()
         self.follow(e)
 
     def follow(self, e: Sequence[int]) -> None:

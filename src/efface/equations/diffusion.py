@@ -14,6 +14,11 @@ def noised(x0: Tensor, eps: Tensor, ab: Tensor) -> Tensor:
     return ab.sqrt() * x0 + (1 - ab).sqrt() * eps
 
 
+def v_of(x0: Tensor, eps: Tensor, ab: Tensor) -> Tensor:
+    """The velocity of a known pair: ``v = sqrt(ab) eps - sqrt(1 - ab) x0``."""
+    return ab.sqrt() * eps - (1 - ab).sqrt() * x0
+
+
 def eps_from_v(v: Tensor, z_t: Tensor, ab: Tensor) -> Tensor:
     """``v = sqrt(ab) eps - sqrt(1 - ab) x0``  =>  ``eps = sqrt(ab) v + sqrt(1 - ab) z_t``."""
     return ab.sqrt() * v + (1 - ab).sqrt() * z_t

@@ -190,7 +190,9 @@ class AP(Trained):
         elif self.search == "fixed":
             kept = request.preserve
             if not kept:
-                raise BadOption("search=fixed preserves the request's preserve set, which is empty; name concepts with --preserve.")
+                raise BadOption(
+                    "search=fixed preserves the request's preserve set, which is empty; name concepts with --preserve."
+                )
         else:
             kept = (request.anchor if self.search == "neutral" else self.search.removeprefix("fixed:"),)
         taken = [t for t in request.targets if normalised(t) in map(normalised, kept)]

@@ -12,7 +12,7 @@ from ..equations.diffusion import x0_loss_weight
 from ..errors import BadOption
 from ..latents import POOLED, SAMPLERS, Latents, Pool, Trajectories, draw_cost
 from ..models.base import DiffusionModel
-from ..models.select import SELECTIONS
+from ..models.select import UNET_SELECTIONS
 from .base import Method, option
 
 
@@ -34,7 +34,7 @@ class Trained(Method):
     steps: int = option(1000, "weight updates", "legacy codes --iterations; esd_sd.py 200", low=0)
     lr: float = option(1e-5, "Adam learning rate", "legacy codes --lr; esd_sd.py 5e-5", low=0.0)
     batch: int = option(1, "rows per update, over all processes", "legacy codes", low=1)
-    train: str = option("xattn", "trained parameters", "legacy codes (nudity: noxattn)", choices=tuple(SELECTIONS))
+    train: str = option("xattn", "trained parameters", "legacy codes (nudity: noxattn)", choices=UNET_SELECTIONS)
     sampler: str = option("student", "where z_t comes from", "legacy codes student; esd_sd.py frozen", choices=SAMPLERS)
     pool: int = option(2, "trajectories per concept of a pooled sampler", "ours", low=1)
     lifetime: int = option(10, "updates a harvested trajectory serves", "ours", low=1)

@@ -16,6 +16,7 @@ from ..equations.diffusion import ddim_step, dpm_step, x0_from_eps
 from ..equations.guidance import guided
 from .cond import Cond
 from .select import Select
+from .tokens import SoftPrompt, TokenSpan
 
 
 @dataclass
@@ -85,6 +86,10 @@ class DiffusionModel(abc.ABC):
         """Noise prediction of a native output."""
 
     @abc.abstractmethod
+    def perfect_output(self, z_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What a network that knew the truth would output, natively, for ``z_t`` made of clean latents and this noise."""
+
+    @abc.abstractmethod
     def decode(self, z_0: Tensor) -> Tensor:
         """Latents -> images (B, 3, H, W) float in [0, 1]; non-finite latents stay non-finite."""
 
@@ -112,6 +117,33 @@ class DiffusionModel(abc.ABC):
     def configure(self, *, compiled: bool = False, checkpointing: bool = False, autocast: str | None = None) -> None:
         """How the network is run, for this model and its later students: compiled by torch, with recomputed instead of stored
         activations, under autocast to a dtype. The weights keep their precision. Raises BadOption for an unknown dtype."""
+
+    # -- inside text and attention -------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def locate(self, prompt: str, phrase: str) -> TokenSpan:
+        """Where the phrase stands in the prompt, by token ids. Raises BadRequest when it does not."""
+
+    @abc.abstractmethod
+    def embed(self, prompts: Sequence[str]) -> SoftPrompt:
+        """The prompts as input embeddings, to put vectors among the words. Raises PromptTooLong."""
+
+    @abc.abstractmethod
+    def encode_soft(self, prompts: SoftPrompt) -> Cond:
+        """As :meth:`encode`, from embeddings and differentiable in them; not cached."""
+
+    @abc.abstractmethod
+    def attention_maps(self) -> AbstractContextManager[list[Tensor]]:
+        """A list that every ``predict`` inside fills anew with one (B, heads, pixels, L) map per cross-attention layer; rows sum
+        to 1. Differentiable."""
+
+    @abc.abstractmethod
+    def extra_context(self, keys: Tensor, values: Tensor, place: str) -> AbstractContextManager[None]:
+        """Inside, the cross-attention of ``place`` (mid, midout, inmidout) reads m more tokens: keys, values (B or 1, m, d)."""
+
+    @abc.abstractmethod
+    def start_detached(self) -> AbstractContextManager[None]:
+        """Inside, no gradient flows through cross-attention to the start-of-text token, which all prompts share."""
 
     @property
     @abc.abstractmethod

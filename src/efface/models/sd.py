@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..equations.diffusion import eps_from_v
-from ..errors import BadFile, BadOption, NothingSelected, PromptTooLong
+from ..equations.diffusion import eps_from_v, v_of
+from ..errors import BadFile, BadOption, BadRequest, NothingSelected, PromptTooLong
+from .attention import extended, probed, start_detached
 from .base import DiffusionModel, Evals, Schedule
 from .cond import Cond
 from .select import Select
+from .tokens import SoftPrompt, TokenSpan, occurrences, substituted
 
 if TYPE_CHECKING:
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
@@ -158,11 +160,46 @@ class StableDiffusion(DiffusionModel):
             return eps_from_v(output, z_t, self.schedule.ab(t))
         return output
 
+    def perfect_output(self, z_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        if self.schedule.prediction_type == "v_prediction":
+            return v_of(z_0, noise, self.schedule.ab(t).to(z_0))
+        return noise
+
     @torch.no_grad()
     def decode(self, z_0: Tensor) -> Tensor:
         with self._autocast():
             pixels = self.vae.decode(z_0.to(next(self.vae.parameters()).dtype) / self.vae.config.scaling_factor).sample
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
+
+    def locate(self, prompt: str, phrase: str) -> TokenSpan:
+        ids, (n,) = self._tokenize([prompt])
+        wanted = self.tokenizer(phrase, add_special_tokens=False).input_ids
+        starts = occurrences(ids[0, :n].tolist(), wanted)
+        if not starts:
+            raise BadRequest(f"{phrase!r} does not stand in the prompt {prompt!r} as the tokenizer reads it.")
+        return TokenSpan(starts, len(wanted), eos=n - 1)
+
+    @torch.no_grad()
+    def embed(self, prompts: Sequence[str]) -> SoftPrompt:
+        ids, lengths = self._tokenize(prompts)
+        ids, table = ids.to(self.device), self.text_encoder.get_input_embeddings()
+        pad_id = self.tokenizer.pad_token_id
+        return SoftPrompt(table(ids), ids, tuple(lengths), table(ids.new_tensor(pad_id)), pad_id)
+
+    def encode_soft(self, prompts: SoftPrompt) -> Cond:
+        self.evals.text += len(prompts)
+        with self._autocast(), substituted(self.text_encoder.get_input_embeddings(), prompts.embeddings):
+            hidden = self.text_encoder(prompts.ids).last_hidden_state
+        return Cond(hidden, torch.tensor([n - 2 for n in prompts.lengths]))
+
+    def attention_maps(self) -> contextlib.AbstractContextManager[list[Tensor]]:
+        return probed(self.unet)
+
+    def extra_context(self, keys: Tensor, values: Tensor, place: str) -> contextlib.AbstractContextManager[None]:
+        return extended(self.unet, keys, values, place)
+
+    def start_detached(self) -> contextlib.AbstractContextManager[None]:
+        return start_detached(self.unet)
 
     def weights(self, select: Select) -> dict[str, Tensor]:
         found = {n: p for n, p in self._named_parameters() if select(n)}

@@ -43,12 +43,17 @@ SELECTIONS: dict[str, Select] = {
     "linear": lambda n: _linear(n),
     # 80 tensors, 49,574,080 parameters.
     "selfattn": lambda n: n.startswith("unet.") and ".attn1." in n,
+    # 160 tensors, 93,536,640 parameters: to_q, to_k, to_v, to_out of self- and cross-attention.
+    "attn": lambda n: n.startswith("unet.") and (".attn1." in n or ".attn2." in n),
     # 678 tensors, 857,458,240 parameters.
     "notime": _legacy_notime,
     # 686 tensors, 859,520,964 parameters.
     "full": lambda n: n.startswith("unet."),
     "text-encoder": lambda n: n.startswith("text_encoder."),
 }
+
+UNET_SELECTIONS = tuple(name for name in SELECTIONS if name != "text-encoder")
+"""For methods whose conditionings are constants: training the text encoder would reach nothing."""
 
 
 def selection(name: str) -> Select:

@@ -18,7 +18,7 @@ from ..models.select import selection
 from ..parallel import share
 from ..patches import Patch
 from ..search import Chosen, Film, GumbelSearch, candidates, concept_space
-from ..training import Run, Step, training
+from ..training import Run, Stateful, Step, training
 from .base import option
 from .trained import Trained
 
@@ -133,7 +133,7 @@ class AGE(Trained):
         if self.sampler in ("pool", "noised"):
             latents.fill([*request.targets, *(n for group in names for n in group)])  # type: ignore[attr-defined]
         film = Film(self.frames, self.steps, self.sampling_steps, self.guidance)
-        carry = {"search": search, "latents": latents, "film": film}
+        carry: dict[str, Stateful] = {"search": search, "latents": latents, "film": film}
         for step in training(student, select, steps=self.steps, lr=self.lr, seed=self.seed, run=run, carry=carry):
             # Descent: the target becomes c_t, and c_t stays what it is.
             e = step.draw(len(request.targets), self.batch)

@@ -15,7 +15,7 @@ from ..models.cond import Cond
 from ..models.select import selection
 from ..parallel import share
 from ..patches import Patch
-from ..training import Run, training
+from ..training import Run, Stateful, training
 from .base import option
 from .trained import Trained
 
@@ -69,7 +69,7 @@ class ESD(Trained):
         latents = self.latents(model, student)
         eta = self.eta if self.convention == "legacy" else self.eta - 1
         c_targets, c_anchor = model.encode(request.targets), model.encode([request.anchor])
-        carry = {"latents": latents}
+        carry: dict[str, Stateful] = {"latents": latents}
         for step in training(student, select, steps=self.steps, lr=self.lr, seed=self.seed, run=run, carry=carry):
             e = step.draw(len(request.targets), self.batch)
             c_e = c_targets[list(share(e))]

@@ -16,7 +16,7 @@ from ..models.cond import Cond
 from ..models.select import selection
 from ..parallel import share
 from ..patches import Patch
-from ..training import Run, training
+from ..training import Run, Stateful, training
 from .base import option
 from .trained import Trained
 
@@ -30,9 +30,9 @@ class KPOP(Trained):
         removal    theta' <-  Adam on  | eps'(z_t, t, c_e) - goal |^2  +  lam | eps'(z_t, t, c_e ; p) - aim |^2    p fixed
         goal = eps_anchor - eta (eps_e - eps_anchor)       aim = eps_e ("recover") or goal ("erase")
 
-    z_t comes from guided trajectories without prompt (``sampler``; officially the student's). Every target has its own p; all layers of ``place`` share
-    it. "recover": the prompt stays a key that brings the concept back, and the weights need not unlearn what it holds.
-    "erase": the prompt is an adversary that the weights must withstand.
+    z_t comes from guided trajectories without prompt (``sampler``; officially the student's). Every target has its own p; all
+    layers of ``place`` share it. "recover": the prompt stays a key that brings the concept back, and the weights need not
+    unlearn what it holds. "erase": the prompt is an adversary that the weights must withstand.
 
     Reference: Bui et al., arXiv:2403.12326 ("Removing Undesirable Concepts in Text-to-Image Diffusion Models with Learnable
     Prompts", since v3 "Hiding and Recovering Knowledge ... via Learnable Prompts").
@@ -40,11 +40,13 @@ class KPOP(Trained):
     (abstract); m = 10, place mid, lam = 0.1, prompt_lr = 1e-5, xattn, lr 1e-5, 1000 iterations, eta 1 (names of released runs).
     Reconstruction: the equations of both stages (neither paper nor code were at hand); which of the two aims is meant.
     Ours: start of the prompt, Adam, one prompt update per weight update on the same (z_t, t), the anchor in place of the null
-    prompt, exact noise levels by default. With Adam 1e-5 moves an entry by 0.01 in 1000 updates: tune ``prompt_lr`` before believing it.
+    prompt, exact noise levels by default. With Adam 1e-5 moves an entry by 0.01 in 1000 updates: tune ``prompt_lr`` before
+    believing it.
     Not kept: the learned prompt. The patch holds weights only, so this erases and offers no recovery by key.
     ``preserve`` of the request is not used.
-    Cost: 2 k + 4 + ``prompt_updates`` evaluations per row and step, k uniform on 0 .. S-1 (54 at S = 50 and one update); one backward
-    through two of them for the weights, one through each of ``prompt_updates`` for the prompt. With a filled pool: 4 + ``prompt_updates``.
+    Cost: 2 k + 4 + ``prompt_updates`` evaluations per row and step, k uniform on 0 .. S-1 (54 at S = 50 and one update); one
+    backward through two of them for the weights, one through each of ``prompt_updates`` for the prompt. With a filled pool: 4 +
+    ``prompt_updates``.
     """
 
     name: ClassVar[str] = "kpop"
@@ -78,7 +80,7 @@ class KPOP(Trained):
         shape = (len(c_targets), 2, self.prompt_size, c_targets.tokens.shape[-1])
         start = self.prompt_init * torch.randn(shape, generator=torch.Generator().manual_seed(self.seed))
         prompts = Learned(list(start.to(model.device)), self.prompt_lr)  # per target (p_k, p_v): (2, m, d)
-        carry = {"prompts": prompts, "latents": latents}
+        carry: dict[str, Stateful] = {"prompts": prompts, "latents": latents}
         for step in training(student, select, steps=self.steps, lr=self.lr, seed=self.seed, run=run, carry=carry):
             drawn = step.draw(len(c_targets), self.batch)
             e = list(share(drawn))

@@ -178,7 +178,8 @@ class DiffusionModel(abc.ABC):
                     out = self._eps(torch.cat([noise, z]), t, Cond.cat([null[: len(noise)], c]))
                     eps = guided(torch.cat([out[: len(noise)]] * blocks), out[len(noise) :], scale)
                 else:
-                    eps = guided(*self._eps(torch.cat([z, z]), t, both).chunk(2), scale)
+                    eps_0, eps_c = self._eps(torch.cat([z, z]), t, both).chunk(2)
+                    eps = guided(eps_0, eps_c, scale)
                 ab = self.schedule.ab(t).to(z)
                 t_next = timesteps[i + 1] if i + 1 < len(timesteps) else final
                 ab_next = self.schedule.ab(t_next).to(z)

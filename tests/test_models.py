@@ -28,7 +28,12 @@ SD14_UNET = {
 }
 COUNTS = {  # specification output_based.md 1.1, SD 1.4
     "xattn": (80, 43_962_560),
+    "xattn-qkv": (48, 31_559_680),
     "xattn-kv": (32, 19_169_280),
+    "xattn-two": (10, 3_605_760),
+    "selfattn-two": (10, 8_193_920),
+    "linear-noxattn": (388, 815_358_084),
+    "linear": (468, 859_320_644),
     "noxattn": (598, 813_495_680),
     "selfattn": (80, 49_574_080),
     "attn": (160, 93_536_640),

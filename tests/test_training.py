@@ -13,7 +13,7 @@ import pytest
 
 from efface import api
 from efface.errors import BadFile, Cancelled
-from efface.methods import AP, ESD, KPOP, ConceptAblation, ForgetMeNot, Method
+from efface.methods import AGE, AP, ESD, KPOP, ConceptAblation, ForgetMeNot, Method
 from efface.models.tiny import tiny
 from efface.testing import same
 from efface.training import Run
@@ -22,11 +22,14 @@ CASES: list[Method] = [
     ESD(steps=6, sampling_steps=4, lr=1e-3),
     AP(steps=6, sampling_steps=4, nearest=4, lr=1e-3),
     AP(steps=6, sampling_steps=4, nearest=4, lr=1e-3, sampler="pool", batch=2),
+    AP(steps=6, sampling_steps=4, nearest=4, lr=1e-3, sampler="harvest", lifetime=2, search="exhaustive", refresh=2, frames=3),
+    AP(steps=6, sampling_steps=4, lr=1e-3, search="pgd", ascents=2, shrink=0.01),
+    AGE(steps=6, sampling_steps=4, nearest=4, lr=1e-3, sampler="noised"),
     KPOP(steps=6, sampling_steps=4, lr=1e-3, prompt_lr=1e-2, prompt_size=2),
     ConceptAblation(steps=6, sampling_steps=4, lr=1e-3, images=3, batch=2),
     ForgetMeNot(inversion_steps=2, vectors=2, steps=2, sampling_steps=4, lr=1e-3, images=2),  # 2 x 2 inversion, 2 resteering
 ]
-NAMES = ["esd", "ap", "ap-pool", "kpop", "ablation", "forget-me-not"]
+NAMES = ["esd", "ap", "ap-pool", "ap-exhaustive-harvest", "ap-pgd", "age", "kpop", "ablation", "forget-me-not"]
 
 
 def stop_after(n: int):  # type: ignore[no-untyped-def]

@@ -58,12 +58,13 @@ class Methods(click.Group):
     """One subcommand per method; its help lists the method's own options from its dataclass."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        from .methods import METHODS
+        from .methods import METHODS, ROWS
 
-        return list(METHODS)
+        return [*METHODS, *ROWS]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         from .config import describe, method_class
+        from .methods import ROWS
 
         cls = method_class(name)
         rows = []
@@ -73,9 +74,11 @@ class Methods(click.Group):
         presets = "\n".join(
             f"  {p}: " + (", ".join(f"{k}={v}" for k, v in s.items()) or "the defaults") for p, s in cls.presets.items()
         )
-        text = f"{cls.summary}.\n\n\b\nPaper: {cls.paper}\n\n\b\nOptions, given as --set name=value:\n" + "\n".join(rows)
+        laid_over = ", ".join(f"{k}={v}" for k, v in cls.presets[name].items()) if name in ROWS else ""
+        summary = f"{cls.name} with {laid_over}" if laid_over else cls.summary
+        text = f"{summary}.\n\n\b\nPaper: {cls.paper}\n\n\b\nOptions, given as --set name=value:\n" + "\n".join(rows)
         text += f"\n\n\b\nPresets (without --preset: mini on the miniature, else paper):\n{presets}"
-        return click.Command(name, callback=_erase.callback, params=_erase.params, help=text, short_help=cls.summary)
+        return click.Command(name, callback=_erase.callback, params=_erase.params, help=text, short_help=summary)
 
 
 @main.command("erase", cls=Methods, context_settings=CONTEXT)
@@ -94,6 +97,9 @@ def erase_group() -> None:
 @click.option("--seed", type=int, default=None, help="Training seed.")
 @device_option
 @dtype_option
+@click.option("--compile", "compiled", is_flag=True, help="Compile the network: slow to start, faster per step.")
+@click.option("--checkpointing", is_flag=True, help="Compute activations again instead of storing them: less memory.")
+@click.option("--autocast", default=None, help="Run the network in bfloat16 or float16; weights stay as loaded.")
 @click.option("--resume", is_flag=True, help="Continue a stopped run bit-exactly from its checkpoint.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Patch file to write (.safetensors).")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
@@ -111,16 +117,19 @@ def _erase(
     seed: int | None,
     device: str,
     dtype: str,
+    compiled: bool,
+    checkpointing: bool,
+    autocast: str | None,
     resume: bool,
     out: Path,
     force: bool,
     as_json: bool,
 ) -> None:
     """Body of every ``efface erase METHOD``; the method is the name of the command."""
-    from . import api
+    from . import api, parallel
     from .config import build_method, method_class, parse_set, read_toml
     from .errors import BadOption
-    from .models.load import load_model
+    from .models.load import load_model, pick_device
     from .training import Run
 
     name = str(ctx.info_name)
@@ -135,23 +144,29 @@ def _erase(
         raise BadOption(f"--out {out} must end in .safetensors: that is what is written.")
     if out.exists() and not force:
         raise BadOption(f"--out {out} exists; a patch can cost hours, so it is only replaced with --force.")
-    model = load_model(source, dtype=dtype, device=device)
-    preset = preset or from_file or model.preset
-    method = build_method(name, preset=preset, settings=settings)
-    request = api.request_for(model, targets, anchor, preserve)
-    planned = method.expected_evals(model, request)
-    minutes = planned * api.seconds_per_eval(model) / 60
-    _note(
-        f"{name} (preset {preset}) on {model.name}: about {planned:,.0f} UNet evaluations, "
-        f"{minutes:.1f} min plus gradients on {model.device}."
-    )
-    run = Run(checkpoint=out.with_suffix(".checkpoint.safetensors"), resume=resume)
-    with _training_bar(name) as bar:
-        run.on_step = bar.step
-        patch = api.erase(model, method, targets=targets, anchor=anchor, preserve=preserve, run=run)
-    patch.save(out)
-    if run.checkpoint is not None:
-        run.checkpoint.unlink(missing_ok=True)
+    with parallel.joined(device):
+        model = load_model(source, dtype=dtype, device=parallel.local_device(pick_device(device)))
+        model.configure(compiled=compiled, checkpointing=checkpointing, autocast=autocast)
+        preset = preset or from_file or model.preset
+        method = build_method(name, preset=preset, settings=settings)
+        request = api.request_for(model, targets, anchor, preserve)
+        planned = method.expected_evals(model, request)
+        first = parallel.rank() == 0
+        if first:
+            minutes = planned * api.seconds_per_eval(model) / 60 / parallel.size()
+            _note(
+                f"{name} (preset {preset}) on {model.name}: about {planned:,.0f} UNet evaluations, {minutes:.1f} min plus "
+                f"gradients on {model.device}" + (f" and {parallel.size() - 1} more processes." if parallel.size() > 1 else ".")
+            )
+        run = Run(checkpoint=out.with_suffix(".checkpoint.safetensors"), resume=resume)
+        with _training_bar(name) as bar:
+            run.on_step = bar.step if first else run.on_step
+            patch = api.erase(model, method, targets=targets, anchor=anchor, preserve=preserve, run=run)
+        if not first:
+            return  # every process holds the same patch; one writes it
+        patch.save(out)
+        if run.checkpoint is not None:
+            run.checkpoint.unlink(missing_ok=True)
     facts = {"out": str(out), "bytes": out.stat().st_size, **{k: v for k, v in patch.json().items() if k != "log"}}
     cost = patch.card.cost["forward"]
     _emit(
@@ -333,9 +348,12 @@ def report(folder: Path, out: Path, as_json: bool) -> None:
 def list_(kind: str, as_json: bool) -> None:
     """List what there is: methods, models, concepts (of the miniature) or metrics."""
     if kind == "methods":
-        from .methods import METHODS
+        from .methods import METHODS, ROWS
 
         rows = {name: f"{cls.summary} ({cls.paper})" for name, cls in METHODS.items()}
+        for name, cls in ROWS.items():
+            laid_over = ", ".join(f"{k}={v}" for k, v in cls.presets[name].items())
+            rows[name] = f"{cls.name} with {laid_over}"
     elif kind == "models":
         from .models.load import BUNDLED
 

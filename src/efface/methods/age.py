@@ -129,9 +129,7 @@ class AGE(Trained):
         rows = [model.encode(n) for n in names]
         search = GumbelSearch(names, rows, tau=self.tau, hard=self.hard, lr=self.pi_lr, topk=self.topk)
         student = model.student(select)
-        latents = self.latents(model, student)
-        if self.sampler in ("pool", "noised"):
-            latents.fill([*request.targets, *(n for group in names for n in group)])  # type: ignore[attr-defined]
+        latents = self.latents(model, student, [*request.targets, *(n for group in names for n in group)])
         film = Film(self.frames, self.steps, self.sampling_steps, self.guidance)
         carry: dict[str, Stateful] = {"search": search, "latents": latents, "film": film}
         for step in training(student, select, steps=self.steps, lr=self.lr, seed=self.seed, run=run, carry=carry):

@@ -133,7 +133,7 @@ class AP(Trained):
     @property
     def label(self) -> str:
         if self.search == "none":
-            return "l2" if self.shrink else "naive" if self.eta == 0 else "esd"
+            return "l2" if self.shrink else "naive"
         kind = self.search.partition(":")[0]
         return {"gumbel": "ap", "fixed": "fixed", "neutral": "neutral"}.get(kind, f"ap-{kind}")
 
@@ -220,9 +220,7 @@ class AP(Trained):
         c_targets, c_anchor = model.encode(request.targets), model.encode([request.anchor])
         search = self._search(request, names, [model.encode(n) for n in names] if self.search != "none" else [])
         student = model.student(select)
-        latents = self.latents(model, student)
-        if self.sampler in ("pool", "noised"):
-            latents.fill(self._pooled(request, names))  # type: ignore[attr-defined]  # these samplers are pools
+        latents = self.latents(model, student, self._pooled(request, names))
         film = Film(self.frames, self.steps, self.sampling_steps, self.guidance)
         origin, weights = model.weights(select), student.weights(select)
         carry: dict[str, Stateful] = {"latents": latents, "film": film, **({"search": search} if search is not None else {})}

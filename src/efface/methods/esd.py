@@ -66,7 +66,7 @@ class ESD(Trained):
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
         run, spent, select = run or Run(), model.evals.snapshot(), selection(self.train)
         student = model.student(select)
-        latents = self.latents(model, student)
+        latents = self.latents(model, student, request.targets)
         eta = self.eta if self.convention == "legacy" else self.eta - 1
         c_targets, c_anchor = model.encode(request.targets), model.encode([request.anchor])
         carry: dict[str, Stateful] = {"latents": latents}

@@ -75,7 +75,7 @@ class KPOP(Trained):
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
         run, spent, select = run or Run(), model.evals.snapshot(), selection(self.train)
         student = model.student(select)
-        latents = self.latents(model, student)
+        latents = self.latents(model, student, request.targets)
         c_targets, c_anchor = model.encode(request.targets), model.encode([request.anchor])
         shape = (len(c_targets), 2, self.prompt_size, c_targets.tokens.shape[-1])
         start = self.prompt_init * torch.randn(shape, generator=torch.Generator().manual_seed(self.seed))

@@ -58,10 +58,10 @@ class Trained(Method):
     def official(self) -> bool:
         return self.alignment == "official"
 
-    def latents(self, model: DiffusionModel, student: DiffusionModel) -> Latents:
-        """The source that ``sampler`` names."""
+    def latents(self, model: DiffusionModel, student: DiffusionModel, concepts: Sequence[str]) -> Latents:
+        """The source that ``sampler`` names; a pool of the frozen model is filled with these concepts."""
         if self.sampler in POOLED:
-            return Pool(
+            pool = Pool(
                 student if self.sampler == "harvest" else model,
                 steps=self.sampling_steps,
                 trajectories=self.pool,
@@ -72,6 +72,9 @@ class Trained(Method):
                 lifetime=self.lifetime if self.sampler == "harvest" else None,
                 forward=self.sampler == "noised",
             )
+            if self.sampler != "harvest":
+                pool.fill(concepts)
+            return pool
         return Trajectories(
             student if self.sampler == "student" else model,
             steps=self.sampling_steps,

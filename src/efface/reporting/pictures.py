@@ -33,3 +33,12 @@ def picture(images: Path, entrant: str, case_id: str) -> Picture | None:
         return None
     native = int.from_bytes(data[16:20], "big")
     return Picture("data:image/png;base64," + base64.b64encode(data).decode(), max(SMALLEST, min(LARGEST, native)))
+
+
+def embedded_png(encoded: str) -> str | None:
+    """A data address of a base64 PNG that a card carries; None for anything else, since cards come from strangers' files."""
+    try:
+        raw = base64.b64decode(encoded, validate=True)
+    except ValueError:
+        return None
+    return f"data:image/png;base64,{base64.b64encode(raw).decode()}" if raw.startswith(PNG) else None

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from ..records import AXES, KEEP_AXES, TARGET_AXES, Entrant, RunFile
 from . import plots, verdict
-from .pictures import picture
+from .pictures import embedded_png, picture
 from .wording import RateText, estimate, finite, p_value, rate, score, settings
 
 BASE = "none"
@@ -53,6 +53,7 @@ def page(run: RunFile, summary: Mapping[str, Any], images: Path) -> dict[str, An
         "by_concept": by_concept(axes, KEEP_AXES),
         "shown_concepts": SHOWN_CONCEPTS,
         "searches": _searches(subject.card),
+        "films": [film for e in run.entrants for film in _films(e)],
         "provenance": _provenance(run, subject),
     }
 
@@ -215,6 +216,20 @@ def _searches(card: Mapping[str, Any] | None) -> list[dict[str, Any]]:
             }
         )
     return searches
+
+
+def _films(entrant: Entrant) -> list[dict[str, Any]]:
+    """Pictures of the searched concept over the run, where the patch's card kept some: one strip per entrant."""
+    shots = ((entrant.card or {}).get("log") or {}).get("film") or []
+    frames = [
+        {
+            "step": int(shot["step"]),
+            "concept": str(shot["concept"]),
+            "pictures": [(who, embedded_png(str(shot[who]))) for who in ("frozen", "student")],
+        }
+        for shot in shots
+    ]
+    return [{"entrant": entrant.label, "target": str(shots[0]["target"]), "frames": frames}] if frames else []
 
 
 def _provenance(run: RunFile, subject: Entrant) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from pathlib import Path
 SRC = Path(__file__).parents[1] / "src" / "efface"
 
 LEVELS = [  # a module may import its own level only inside its own package, and everything below
-    ["errors", "versions", "statistics", "equations"],
+    ["errors", "versions", "statistics"],
+    ["equations"],
     ["files"],
     ["concepts", "records"],
     ["models"],

@@ -215,7 +215,22 @@ def preimage(edit: Edit, c: Tensor) -> Tensor:
 
     The attack that every layer-shared edit allows: ``W' T^-1 c = W T T^-1 c = W c`` in all layers at once.
     """
-    return (torch.linalg.pinv(edit.transform, rtol=1e-13) @ c.to(F64).T).T
+    c = c.to(F64)
+    if edit.right is None:
+        back, failed = torch.linalg.solve_ex(edit.transform, c.T)
+    else:  # the inverse of I + left right, by the Woodbury identity
+        inner = torch.eye(len(edit.right), dtype=F64) + edit.right @ edit.left
+        found, failed = torch.linalg.solve_ex(inner, edit.right @ c.T)
+        back = c.T - edit.left @ found
+    if int(failed) or float((moved(edit, back.T) - c).norm()) > 1e-6 * float(c.norm()):  # no inverse, or none in float64
+        back = torch.linalg.pinv(edit.transform, rtol=1e-13) @ c.T
+    return back.T
+
+
+def moved(edit: Edit, rows: Tensor) -> Tensor:
+    """``T`` applied to rows (..., d): what the edited model reads in their place. float64."""
+    rows = rows.to(F64)
+    return rows + (rows @ edit.left.T if edit.right is None else (rows @ edit.right.T) @ edit.left.T)
 
 
 def shared_matrix(base: Iterable[Tensor], edited: Iterable[Tensor]) -> tuple[Edit, float]:
@@ -269,15 +284,15 @@ def regained(s: Tensor, p: Tensor, ridge: float, kind: str) -> tuple[Tensor, Ten
 def sealed(edit: Edit, x: Tensor, keep: Tensor, lam: float, tolerance: float = 1e-2) -> Edit:
     """``(I - U V^T) T``: T followed by the oblique projection along the span U of ``x`` that moves the kept rows least.
 
-        V = H^-1 U (U^T H^-1 U)^-1,   H = lam I + K^T K,   so that V^T U = I and sum_k |V^T k|^2 + lam |V|^2 is smallest
+        V = H^-1 U (U^T H^-1 U)^-1,   H = lam I + (T K)^T (T K),   so that V^T U = I and sum |V^T T k|^2 + lam |V|^2 is smallest
 
     ``V^T T' = 0``: T has no inverse on the concept and no embedding brings it back whole: ``|T' c' - c| >= |c| / s_max(V)``
     for every c' and every c in the span. The price is what kept and other inputs lose along U. ``lam``: small protects the
     kept rows, large seals better (s_max(V) -> 1). x: (r, d); keep: (m, d), anchors included.
     """
     u = span(x, tolerance)
-    keep = keep.to(F64)
-    lower, condition = factored(lam * torch.eye(len(u), dtype=F64) + keep.T @ keep)
+    kept = moved(edit, keep)
+    lower, condition = factored(lam * torch.eye(len(u), dtype=F64) + kept.T @ kept)
     h = torch.cholesky_solve(u, lower)
     v = torch.linalg.solve(u.T @ h, h.T)  # (k, d), which is V^T
     if edit.right is None:

@@ -40,10 +40,8 @@ def text_readers(network: nn.Module) -> dict[str, list[Reader]]:
         raise NothingSelected(f"{type(network).__name__} has neither cross-attention nor a context embedder: no text to edit.")
     found = {"tokens": [Reader(n, parameters[n].shape[1]) for n in tokens]}
     if "add_embedding.linear_1.weight" in parameters:
-        config = network.config
-        ids = parameters["add_embedding.linear_1.weight"].shape[1] - config.projection_class_embeddings_input_dim
-        times = 6 * config.addition_time_embed_dim  # original size, crop and target size, two numbers each
-        width = config.projection_class_embeddings_input_dim - times + ids
+        times = 6 * network.config.addition_time_embed_dim  # original size, crop and target size, two numbers each
+        width = parameters["add_embedding.linear_1.weight"].shape[1] - times
         found["pooled"] = [Reader("add_embedding.linear_1.weight", width)]
     pooled = "time_text_embed.text_embedder.linear_1.weight"
     if pooled in parameters:

@@ -1,0 +1,6 @@
+"""Closed-form edits as things to keep: four equal forms of one edit, and a state that concepts can be added to and taken from."""
+
+from .forms import facts, filtered, folded, lora, save_lora, text_filter, to_patch
+from .state import ConceptEdit
+
+__all__ = ["ConceptEdit", "facts", "filtered", "folded", "lora", "save_lora", "text_filter", "to_patch"]

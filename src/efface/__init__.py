@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import erase, evaluate, report, sample
+    from .edits import ConceptEdit
     from .errors import EffaceError
-    from .methods import AP, ESD, UCE, Naive
+    from .methods import AP, ESD, MACE, RECE, TIME, UCE, Naive, RealEra
     from .models.load import load_model
     from .patches import Patch
     from .training import Run
@@ -31,15 +32,25 @@ _HOMES = {
     "ESD": "methods",
     "Naive": "methods",
     "UCE": "methods",
+    "MACE": "methods",
+    "RECE": "methods",
+    "RealEra": "methods",
+    "TIME": "methods",
+    "ConceptEdit": "edits",
 }
 
 __all__ = [
     "AP",
     "ESD",
+    "MACE",
+    "RECE",
+    "TIME",
     "UCE",
+    "ConceptEdit",
     "EffaceError",
     "Naive",
     "Patch",
+    "RealEra",
     "Run",
     "__version__",
     "erase",

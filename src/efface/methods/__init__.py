@@ -3,9 +3,13 @@
 from .ap import AP
 from .base import Method, option
 from .esd import ESD
+from .mace import MACE
 from .naive import Naive
+from .realera import RealEra
+from .rece import RECE
+from .time import TIME
 from .uce import UCE
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Naive, ESD, AP, UCE)}
+METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Naive, ESD, AP, UCE, TIME, RECE, MACE, RealEra)}
 
-__all__ = ["AP", "ESD", "METHODS", "UCE", "Method", "Naive", "option"]
+__all__ = ["AP", "ESD", "MACE", "METHODS", "RECE", "TIME", "UCE", "Method", "Naive", "RealEra", "option"]

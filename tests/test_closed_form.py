@@ -14,6 +14,7 @@ from efface.equations.closed_form import (
     Edit,
     Moments,
     apply_edit,
+    brought_back,
     condition_estimate,
     factored,
     fused,
@@ -244,10 +245,27 @@ def test_the_weights_alone_give_the_shared_matrix_away_and_per_layer_targets_do_
     assert residual < 1e-10
     torch.testing.assert_close(found.matrix, edit.matrix, **CLOSE)
     right, _ = right_factor(x, a, q, b, 0.3)
+    torch.testing.assert_close(x @ brought_back(base, [w + w @ edit.matrix for w in base]).T, preimage(edit, x), **CLOSE)
     goals = [draw(30 + i, 3, 9) for i in range(4)]
     changes = per_layer_edits(base, goals, x, right)
-    _, residual = shared_matrix(base, [w + c for w, c in zip(base, changes, strict=True)])
+    edited = [w + c for w, c in zip(base, changes, strict=True)]
+    _, residual = shared_matrix(base, edited)
     assert residual > 0.1
+    back = x @ brought_back(base, edited).T
+    assert sum(float((back @ v.T - x @ w.T).norm()) for v, w in zip(edited, base, strict=True)) > 1, (
+        "no embedding fits all layers"
+    )
+
+
+@given(seeds, st.floats(0, 2))
+def test_bringing_back_minimises_its_objective(seed: int, ridge: float) -> None:
+    base, edited = ([draw(seed + 10 * k + i, 9, 6) for i in range(3)] for k in (0, 1))
+    c = draw(seed + 40, 6)
+    found = (brought_back(base, edited, ridge) @ c).requires_grad_(True)
+    missed = sum((v @ found - w @ c).square().sum() for v, w in zip(edited, base, strict=True))
+    (gradient,) = torch.autograd.grad(missed + ridge * found.square().sum(), found)
+    assert gradient.abs().max() < 1e-8
+    assert float(missed.detach()) > 1e-3  # unrelated maps have no common preimage: the test is of a minimum, not of a solution
 
 
 @given(seeds, st.floats(1e-3, 1e2))
@@ -291,7 +309,9 @@ def test_regained_embeddings_minimise_their_objective(seed: int, kind: str, ridg
     extra["surrogate-both"] = extra["surrogate-1st"] + extra["surrogate-2nd"]
     (gradient,) = torch.autograd.grad(answer + extra[kind], found)
     assert gradient.abs().max() < 1e-7
-    (uphill,) = torch.autograd.grad(sum((w @ p @ (v := found.detach().clone().requires_grad_(True)) - w @ c).square().sum() for w in weights), v)
+    (uphill,) = torch.autograd.grad(
+        sum((w @ p @ (v := found.detach().clone().requires_grad_(True)) - w @ c).square().sum() for w in weights), v
+    )
     assert uphill.abs().max() > 1e-6  # and without the regulariser it is no minimum
 
 

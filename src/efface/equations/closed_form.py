@@ -152,9 +152,7 @@ def right_factor(x: Tensor, a: Tensor, q: Tensor, b: Tensor, lam: float, pinned:
     return right if pinned is None else pin(right, lower, pinned), condition
 
 
-def shared_edit(
-    x: Tensor, y: Tensor, a: Tensor, q: Tensor, b: Tensor, lam: float, pinned: Tensor | None = None
-) -> Edit:
+def shared_edit(x: Tensor, y: Tensor, a: Tensor, q: Tensor, b: Tensor, lam: float, pinned: Tensor | None = None) -> Edit:
     """The edit of the objective above: ``D = (Y - X)^T A X G^-1``, ``G = lam I + X^T A X + Q^T B Q``.
 
     x, y: (r, d); a: (r,) > 0; q: (p, d), p may be 0; b: (p,) > 0; pinned: (k, d) rows that must not move at all.
@@ -244,6 +242,26 @@ def shared_matrix(base: Iterable[Tensor], edited: Iterable[Tensor]) -> tuple[Edi
     edit = Edit(torch.cholesky_solve(sum((w.T @ (v - w) for w, v in pairs), torch.zeros_like(s)), lower), None, condition)
     missed = sum(float((w @ edit.left - (v - w)).square().sum()) for w, v in pairs)
     return edit, (missed / sum(float((v - w).square().sum()) for w, v in pairs)) ** 0.5
+
+
+def brought_back(base: Sequence[Tensor], edited: Sequence[Tensor], ridge: float = 0.0) -> Tensor:
+    """``R`` (d, d) with ``c' = R c``: the inputs that make the edited maps answer as the original ones answer c, as far as
+    there are any:
+
+        c' = argmin sum_l |W'_l c' - W_l c|^2 + ridge |c'|^2       (ridge 0: of all minima the shortest)
+
+    For a layer-shared invertible edit this is ``T^-1`` and the minimum is 0; it needs no gradient, no image and no knowledge of
+    the method, only both sets of weights. For other edits it is the best common answer. ridge > 0 keeps c' short. Computed by
+    a QR factorisation of the stacked maps, not from normal equations, which would square the condition number of T.
+    """
+    stacked = torch.cat([w.to(F64) for w in edited])
+    wanted = torch.cat([w.to(F64) for w in base])
+    if ridge:
+        d = stacked.shape[1]
+        stacked = torch.cat([stacked, ridge**0.5 * torch.eye(d, dtype=F64)])
+        wanted = torch.cat([wanted, torch.zeros(d, d, dtype=F64)])
+    q, r = torch.linalg.qr(stacked)
+    return torch.linalg.pinv(r, rtol=1e-13) @ (q.T @ wanted)
 
 
 def gram_of_maps(weights: Iterable[Tensor]) -> Tensor:

@@ -48,7 +48,7 @@ class MACE(Method):
     "tokens" of the loss are the target's words, the end token and all padding (which SD 1.x cannot tell apart). z_t comes from
     ``images`` pictures of the target at t drawn around 200 .. 400. ``mask``: "none": every pixel; "attention": where the
     unedited model looks at the target more than on average. ``steps=0``: the refinement alone, which costs no evaluation.
-    The prior (officially every COCO caption) is a concept space in the templates; ``preserve`` of the request is the domain prior.
+    The prior (officially every COCO caption) is a concept space in the templates; ``preserve`` is the domain prior.
     All Gram matrices are d x d and shared by the layers: 0.2 GB per concept in the official code.
     Reference: Lu et al., CVPR 2024, arXiv:2403.06135. Code: Shilin-LU/MACE.
     Deviations: no segmentation model: "attention" is ours; templates are ours (8, officially 30 of 31); DDIM steps; Adam without
@@ -64,7 +64,7 @@ class MACE(Method):
         "celebrity": {"lam": 0.0, "prior_scale": 1e-4, "domain_weight": 8e3, "lr": 1e-4},
         "art": {"lam": 0.0, "prior_scale": 1e-4, "domain_weight": 8e4, "lr": 1e-4},
         "explicit": {"lam": 0.0, "prior_scale": 7e-7, "domain_weight": 0.0, "steps": 120},
-        "mini": {"lam": 0.1, "prior_scale": 0.1, "lr": 1e-2, "steps": 50, "sampling_steps": 12, "guidance": 4.0},
+        "mini": {"lam": 0.1, "prior_scale": 0.1, "lr": 1e-3, "steps": 50, "sampling_steps": 12, "guidance": 4.0},
         "tiny": {"lam": 0.1, "steps": 3, "images": 2, "sampling_steps": 2},
     }
 
@@ -119,7 +119,7 @@ class MACE(Method):
     @torch.no_grad()
     def _around(self, model: DiffusionModel, target: str, anchor: str) -> tuple[Tensor, Tensor]:
         """Rows of every template but the target's own words, and the same rows with the anchor; (r, d) each."""
-        xs, ys = [], []
+        xs, ys = list[Tensor](), list[Tensor]()
         for template in TEMPLATES:
             old, new = template.format(target), template.format(anchor).strip()
             c, (ids, goal_ids) = model.encode([old, new]).tokens.cpu(), model.token_ids([old, new])
@@ -167,9 +167,7 @@ class MACE(Method):
         return trained_factors(student)
 
     @torch.no_grad()
-    def _masks(
-        self, model: DiffusionModel, pictures: Tensor, c: object, positions: list[int], rng: torch.Generator
-    ) -> Tensor:
+    def _masks(self, model: DiffusionModel, pictures: Tensor, c: object, positions: list[int], rng: torch.Generator) -> Tensor:
         """(images, h, w) of zeros and ones. "attention" costs one evaluation per image, at the level where t / T = 0.4."""
         if self.mask == "none":
             return torch.ones(len(pictures), *pictures.shape[2:], device=pictures.device)

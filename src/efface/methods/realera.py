@@ -30,11 +30,13 @@ class RealEra(Method):
     """A reimplementation from the abstract: erase the target together with its neighbourhood, keep what lies beyond it.
 
         neighbours   x = rho (s u0 + sqrt(1 - s^2) u),  s uniform on [low, high],  e = rho u0 the target's row
-        align 1      min alpha E|W' x - W e*|^2 + |W' e - W e*|^2 + beta E|W' v - W v|^2 + gamma sum |W' p - W p|^2 + lam |W' - W|^2
+        align 1      min alpha E|W' x - W e*|^2 + |W' e - W e*|^2 + beta E|W' v - W v|^2 + gamma sum |W' p - W p|^2
+                         + lam |W' - W|_F^2
         align 2      LoRA: | eps'(z_t, x) - eps(z_t, e*) |^2 + beta_n | eps'(z_t, v) - eps(z_t, v) |^2
                          + gamma_n | eps'(z_t, p) - eps(z_t, p) |^2                                        ``steps`` > 0
 
-    v: vectors of the same length orthogonal to e ("beyond the concept"). ``mode``: where u lies. "isotropic": anywhere; the
+    v: vectors of the same length orthogonal to e ("beyond the concept"). p: preserved concepts, and the names of ``space`` whose
+    cosine with every target is below ``low``. ``mode``: where u lies. "isotropic": anywhere; the
     neighbours then shrink every direction alike. "subspace": in the span of the ``directions`` main differences between e and
     its nearest names in ``space``. "vocab": the names of ``space`` themselves whose cosine with e lies in [low, high]. The first
     two need no samples in align 1: the expectations are exact (closed_form.neighbour_moments).
@@ -55,7 +57,7 @@ class RealEra(Method):
     presets: ClassVar = {
         "paper": {},
         "closed-form": {"steps": 0},
-        "mini": {"steps": 0},
+        "mini": {"steps": 0, "gamma": 1.0},
         "tiny": {"steps": 3, "images": 2, "sampling_steps": 2, "directions": 2},
     }
 
@@ -64,7 +66,7 @@ class RealEra(Method):
     high: float = option(0.98, "largest cosine of a neighbour (S2)", "ours; unknown", low=0.0)
     alpha: float = option(1.0, "weight of the neighbourhood", "ours; unknown", low=0.0)
     beta: float = option(1.0, "weight of what lies beyond", "ours; unknown", low=0.0)
-    gamma: float = option(0.1, "weight of preserved rows", "ours; unknown", low=1e-12)
+    gamma: float = option(0.1, "weight of preserved concepts and of names outside the cone", "ours; unknown", low=1e-12)
     lam: float = option(0.5, "ridge towards the original weights", "ours; UCE", low=1e-12)
     space: str = option("auto", "names to look for neighbours among: auto, vocabulary, or a file", "ours")
     nearest: int = option(64, "subspace: names around the target", "ours", low=1)
@@ -96,19 +98,20 @@ class RealEra(Method):
 
     @torch.no_grad()
     def _moments(self, model: DiffusionModel, request: EraseRequest) -> tuple[Moments, dict[str, int]]:
-        """Moments of targets, neighbourhoods, beyond and preserved rows; and how many names each neighbourhood is made from."""
+        """Moments of all rows; and how many names the neighbourhood of each target's own word is made from."""
         pairs = [(e, f) for e in request.targets for f in TEMPLATES]
         goal_of = {f: f.format(request.anchor).strip() for f in TEMPLATES}
         source, goals = model.encode([f.format(e) for e, f in pairs]), model.encode([goal_of[f] for _, f in pairs])
         x, y = source.aligned(goals, "last..end")
-        q = model.encode(request.preserve).rows("last+eos") if request.preserve else x[:0]
+        kept = (*request.preserve, *self._outside(model, request))
+        q = model.encode(kept).rows("last+eos") if kept else x[:0]
         total = Moments.of(x, y, torch.ones(len(x)), q, torch.full((len(q),), self.gamma))
-        eye, found = torch.eye(x.shape[1], dtype=F64), {}
+        eye, found = torch.eye(x.shape[1], dtype=F64), dict[str, int]()
         for i, (target, template) in enumerate(pairs):
             rows, goal_rows = source[i].aligned(goals[i], "last+eos")
             for position, (e, e_goal) in enumerate(zip(rows.double(), goal_rows.double(), strict=True)):
                 names = self._near(model, request, template, position, e)
-                found[target] = len(names)
+                found.setdefault(target, len(names))
                 beyond = self.beta * (e @ e * eye - torch.outer(e, e)) / (len(e) - 1)
                 if self.mode == "vocab":
                     weight = torch.full((len(names),), self.alpha / max(1, len(names)))
@@ -119,6 +122,13 @@ class RealEra(Method):
                     extra = Moments(self.alpha * gram, self.alpha * shift, torch.zeros_like(gram))
                 total = total + extra + Moments(torch.zeros_like(eye), torch.zeros_like(eye), beyond)
         return total, found
+
+    def _outside(self, model: DiffusionModel, request: EraseRequest) -> list[str]:
+        """Names of the space that lie in no target's cone."""
+        names = concept_space(self.space, model).without((*request.targets, *request.preserve)).candidates
+        words, targets = (model.encode(n).last_token().cpu().double() for n in (names, request.targets))
+        closest = torch.nn.functional.normalize(words, dim=1) @ torch.nn.functional.normalize(targets, dim=1).T
+        return [n for n, cosine in zip(names, closest.max(1).values.tolist(), strict=True) if cosine < self.low]
 
     def _near(self, model: DiffusionModel, request: EraseRequest, template: str, position: int, e: Tensor) -> Tensor:
         """(n, d) the same row (0 word, 1 end token) of names near ``e``: the nearest, or in "vocab" those in the cone."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..concepts.request import EraseRequest
 from ..edits import facts, to_patch
-from ..equations.closed_form import F64, REGAIN, Edit, Moments, gram_of_maps, moved, regained, shared_edit, solved
+from ..equations.closed_form import F64, REGAIN, Edit, Moments, gram_of_maps, regained, shared_edit, solved
 from ..models.base import DiffusionModel
 from ..models.select import selection
 from ..patches import Patch
@@ -30,8 +30,9 @@ class RECE(Method):
     c' = A c with one matrix A for all concepts and layers (closed_form.regained), and what UCE needs of the rows c' follows
     from the moments of the rows c, so the loop holds d x d matrices only: no weights, no images, the same cost for one concept
     and for a thousand. ``regulariser``: "zero" as above; "anchor": towards the anchor's rows; three "surrogate-": towards c.
-    ``stop``: the loop ends early once the derived embeddings miss the target by this share, |P c' - c| / |c| on the last words:
-    what cannot be brought back need not be erased again. 1 never happens before zero does as well.
+    ``stop``: the loop ends early once the derived embeddings miss the target by this share in every target, measured where it
+    matters, |W P c' - W c| / |W c| over all layers, on the last words: what cannot be brought back need not be erased again.
+    1 is what the zero vector misses. The ridge counts against S = sum_l W_l^T W_l and means more in a small model.
     ``pin`` and ``prior`` as in UCE; with many concepts the loop destroys what nothing protects.
     Reference: Gong et al., ECCV 2024, arXiv:2407.12383. Code: CharlesGong12/RECE.
     Deviations: ridge towards the weights of the previous round, as officially, hence T_k; "anchor" is close_standardreg with the
@@ -50,8 +51,8 @@ class RECE(Method):
         "artist": {"epochs": 1, "ridge": 1e-3, "start_preserve_scale": 0.1},
         "object-hard": {"epochs": 1, "ridge": 1e-3, "start_preserve_scale": 1.0},
         "object-easy": {"epochs": 1, "ridge": 0.1, "start_preserve_scale": 1.0},
-        "pinned": {"pin": True, "prior": "auto"},
-        "mini": {"epochs": 1},
+        "pinned": {"ridge": 1e-3, "pin": True, "prior": "auto", "prior_scale": 0.1},
+        "mini": {"ridge": 1e-3},
         "tiny": {},
     }
 
@@ -84,13 +85,27 @@ class RECE(Method):
             scale = torch.full((len(start),), self.erase_scale)
             p = shared_edit(start, goal, scale, q, b * self.start_preserve_scale, self.start_lam, null).transform
         rows = Moments.of(x, y, torch.ones(len(x)), q, self.preserve_scale * b)
-        gx, cyx, gy = rows.gram, rows.shift + rows.gram, y.double().T @ y.double()  # sums of x x^T, y x^T, y y^T
-        s, condition, log = gram_of_maps(w.detach().cpu() for w in base.values()), 1.0, []
-        word, goal_word = c.last_token().cpu().double(), anchor.last_token().cpu().double()
+        gy = y.double().T @ y.double()
+        s = gram_of_maps(w.detach().cpu() for w in base.values())
+        words = c.last_token().cpu().double(), anchor.last_token().cpu().double()
+        whole, log = self.rounds(s, p, rows, gy, null, words)
+        card = self.card(model, request, spent, edit=facts(whole, model, request.targets), epochs=log)
+        return to_patch(base, whole, card)
+
+    def rounds(
+        self, s: Tensor, p: Tensor, rows: Moments, gy: Tensor, null: Tensor | None, words: tuple[Tensor, Tensor]
+    ) -> tuple[Edit, list[dict[str, list[float]]]]:
+        """The loop: from P_0 to the whole edit, and what each epoch found.
+
+        s: gram_of_maps of the unedited layers; p: P_0; rows: moments of all rows (unit weights; keep weighted); gy: sum of
+        y y^T; words: last words of targets and anchors (n, d), which the stop criterion looks at.
+        """
+        gx, cyx = rows.gram, rows.shift + rows.gram  # sums of x x^T and y x^T
+        (word, goal_word), condition, log = words, 1.0, []
         for _ in range(self.epochs):
             of_c, of_t = regained(s, p, self.ridge, self.regulariser)
             derived = word @ of_c.T + goal_word @ of_t.T
-            log.append(_reach(p, derived, word))
+            log.append(_reach(s, p, derived, word))
             if min(log[-1]["missed"]) >= self.stop:
                 break
             # Moments of the derived rows c' = A c + B t: G = sum c' c'^T and C = sum t c'^T, where t is the anchor's row.
@@ -99,9 +114,7 @@ class RECE(Method):
             cross = cyx @ of_c.T + gy @ of_t.T
             edit = solved(Moments(self.erase_scale * g, self.erase_scale * (cross - g), rows.keep), self.lam, null)
             p, condition = p @ edit.transform, max(condition, edit.condition)
-        whole = Edit(p - torch.eye(len(p), dtype=F64), None, condition)
-        card = self.card(model, request, spent, edit=facts(whole, model, request.targets), epochs=log)
-        return to_patch(base, whole, card)
+        return Edit(p - torch.eye(len(p), dtype=F64), None, condition), log
 
     def _preserved(self, model: DiffusionModel, request: EraseRequest) -> tuple[Tensor, Tensor]:
         """Rows (p, d) that must act as before and their weights relative to ``preserve_scale``; the null prompt always."""
@@ -113,10 +126,10 @@ class RECE(Method):
         return q, b
 
 
-def _reach(p: Tensor, derived: Tensor, c: Tensor) -> dict[str, list[float]]:
-    """Per target: how far the edited model stays from it, |P c' - c| / |c|, and at what length of embedding, |c'| / |c|."""
-    answered = moved(Edit(p - torch.eye(len(p), dtype=F64), None, 1.0), derived)
+def _reach(s: Tensor, p: Tensor, derived: Tensor, c: Tensor) -> dict[str, list[float]]:
+    """Per target: how far the edited maps stay from it, |W P c' - W c| / |W c|, and the length of c', |c'| / |c|."""
+    off = derived @ p.T - c
     return {
-        "missed": ((answered - c).norm(dim=1) / c.norm(dim=1)).tolist(),
+        "missed": ((off @ s * off).sum(1) / (c @ s * c).sum(1)).clamp(min=0).sqrt().tolist(),
         "length": (derived.norm(dim=1) / c.norm(dim=1)).tolist(),
     }

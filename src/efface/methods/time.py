@@ -59,7 +59,8 @@ class TIME(Method):
         for old, new in pairs:
             source, destination = model.encode([old]).tokens[0].cpu(), model.encode([new]).tokens[0].cpu()
             xs.append(source)
-            ys.append(destination[alignment(*model.token_ids([old, new]), len(source))])
+            old_ids, new_ids = model.token_ids([old, new])
+            ys.append(destination[alignment(old_ids, new_ids, len(source))])
         x, y = torch.cat(xs), torch.cat(ys)
         edit = shared_edit(x, y, torch.ones(len(x)), x[:0], torch.ones(0), self.lam)
         base = model.weights(lambda name: kv(name) and (self.keys or ".to_v." in name))

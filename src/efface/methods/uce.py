@@ -23,6 +23,7 @@ from ..training import Run
 from .base import Method, option
 
 TEMPLATES = ("image of {}", "photo of {}", "portrait of {}", "picture of {}", "painting of {}")
+PINNED = {"rows": "last..end", "preserve_rows": "all", "preserve_scale": 0.1, "pin": True, "prior": "auto"}
 BATCH = 16
 
 
@@ -51,7 +52,7 @@ class UCE(Method):
     Deviations: float64 Cholesky in delta form instead of a float32 inverse (0.2-2 % error of the weights); with ``rows=last``
     an empty anchor means the BOS vector, as officially. pin, prior, seal, "last+eos" and "all" are ours. Debiasing takes two
     attributes and has a stopping rule; the official code measures 10 images by CLIP and stops within 0.05, which is less than
-    a third of the standard error. At most six looks per round share no correction: each interval is a 95 % one.
+    a third of the standard error. The looks of a round share no correction: each interval is a 95 % one.
     Cost: 0 UNet evaluations; debias at most targets x rounds x images x (2 sampling_steps + 2 draws).
     """
 
@@ -62,8 +63,8 @@ class UCE(Method):
         "paper": {},
         "2023": {"rows": "last..end", "preserve_rows": "all", "preserve_scale": 0.1, "preserve_empty": True},
         "2025": {},
-        "pinned": {"rows": "last..end", "preserve_rows": "all", "preserve_scale": 0.1, "pin": True, "prior": "auto"},
-        "sealed": {"rows": "last..end", "preserve_rows": "all", "preserve_scale": 0.1, "pin": True, "prior": "auto", "seal": 1.0},
+        "pinned": {**PINNED, "prior_scale": 0.03},
+        "sealed": {**PINNED, "prior_scale": 0.1, "seal": 1.0},
         "mini": {"rows": "last..end", "preserve_rows": "all", "preserve_scale": 0.1, "preserve_empty": True},
         "tiny": {},
     }
@@ -151,10 +152,10 @@ class UCE(Method):
     def _debias(self, model: DiffusionModel, request: EraseRequest) -> tuple[Edit, dict[str, Any]]:
         """One alpha per target, found one after the other; the last solve holds all of them."""
         rows = [self._attribute_rows(model, target) for target in request.targets]
-        alphas, log = [0.0] * len(rows), {}
+        alphas, log = [0.0] * len(rows), dict[str, Any]()
         for i, target in enumerate(request.targets):
             low, high, rng = -self.reach, self.reach, torch.Generator().manual_seed(self.seed)
-            tried = []
+            tried: list[dict[str, Any]] = []
             for _ in range(self.rounds):
                 edit = self._solve_shifted(model, request, rows, alphas)
                 k, n, verdict = self._share(model, edit, target, rng)

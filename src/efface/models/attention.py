@@ -28,7 +28,12 @@ def attention_maps(model: DiffusionModel) -> Iterator[list[Tensor]]:
             seen["q"] = out
 
         def key(
-            _: object, __: object, out: Tensor, seen: dict[str, Tensor] = seen, heads: int = module.heads, scale: float = module.scale
+            _: object,
+            __: object,
+            out: Tensor,
+            seen: dict[str, Tensor] = seen,
+            heads: int = module.heads,
+            scale: float = module.scale,
         ) -> None:
             q, k = (v.unflatten(-1, (heads, -1)).transpose(1, 2) for v in (seen["q"], out))
             maps.append(torch.softmax(scale * q @ k.transpose(-1, -2), dim=-1))

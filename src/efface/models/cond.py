@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
 ROWS = ("last", "last+eos", "last..end", "all")
 """Which token positions of a prompt a closed-form edit uses: the last word, also the end token behind it, everything from the
 last word through the padding, or every position."""

@@ -121,6 +121,33 @@ def test_limits() -> None:
     torch.testing.assert_close(one.matrix, expected, **CLOSE)
 
 
+@given(seeds, st.integers(1, 9))
+def test_moments_are_plain_sums_also_with_repeated_goals(seed: int, r: int) -> None:
+    x, y, a, q, b = problem(seed, 9, 4, 6)
+    y = y[torch.arange(9) % r]
+    m = Moments.of(x, y, a, q, b)
+    gram, shift = torch.zeros(6, 6, dtype=F64), torch.zeros(6, 6, dtype=F64)
+    for xi, yi, ai in zip(x, y, a, strict=True):
+        gram, shift = gram + ai * torch.outer(xi, xi), shift + ai * torch.outer(yi - xi, xi)
+    torch.testing.assert_close(m.gram, gram, **CLOSE)
+    torch.testing.assert_close(m.shift, shift, **CLOSE)
+    torch.testing.assert_close(m.keep, sum(bj * torch.outer(qj, qj) for qj, bj in zip(q, b, strict=True)), **CLOSE)
+
+
+def test_large_matrices_are_multiplied_in_float32_only_where_that_is_enough() -> None:
+    w = draw(1, 512, 40).float()
+    mild = Edit(0.1 * draw(2, 40, 40), None, 1.0)
+    # W' nearly vanishes although W D does not: rounding W D in float32 would be large against W'.
+    harsh = Edit(-torch.eye(40, dtype=F64) + 1e-4 * draw(3, 40, 40), None, 1.0)
+    for edit in (mild, harsh):
+        exact = w.double() @ edit.matrix
+        error = ((w.double() + apply_edit(w, edit).double()) - (w.double() + exact)).norm() / (w.double() + exact).norm()
+        rounding = (exact.float().double() - exact).norm() / (w.double() + exact).norm()
+        assert error < 3e-7 + 2 * rounding
+    single = (w @ harsh.matrix.float()).double()
+    assert (single - w.double() @ harsh.matrix).norm() > 2e-7 * (w.double() @ harsh.transform).norm(), "the probe had to refuse"
+
+
 @given(seeds, st.permutations(range(6)))
 def test_concepts_add_in_any_order(seed: int, order: list[int]) -> None:
     parts = [Moments.of(*problem(seed + 10 * i, 2, 1, 8)) for i in range(6)]
@@ -297,7 +324,8 @@ def test_regained_embeddings_minimise_their_objective(seed: int, kind: str, ridg
     p = torch.eye(d, dtype=F64) + 0.3 * draw(seed + 9, d, d)
     c, t = draw(seed + 10, d), draw(seed + 11, d)
     of_c, of_t = regained(gram_of_maps(weights), p, ridge, kind)
-    found = (of_c @ c + of_t @ t).requires_grad_(True)
+    assert (of_t is None) == (kind != "anchor")
+    found = (of_c @ c + (0 if of_t is None else of_t @ t)).requires_grad_(True)
     answer = sum((w @ p @ found - w @ c).square().sum() for w in weights)
     extra = {
         "zero": ridge * found.square().sum(),
@@ -370,13 +398,15 @@ def test_isotropic_neighbours_shrink_everything_and_beyond_rows_repair_it() -> N
 def test_fusion_is_the_minimum_of_its_objective() -> None:
     d, out, n, lam = 8, 6, 3, 0.2
     w0 = draw(0, out, d)
-    w = w0 + 0.3 * draw(1, out, d)
+    refinement = Edit(0.1 * draw(1, d, d), None, 1.0)
+    w = w0 @ refinement.transform
     ups, downs = draw(2, n, out, 1), draw(3, n, 1, d)
     rows, prior = [draw(10 + i, 5, d) for i in range(n)], draw(20, 7, d)
     grams = torch.stack([r.T @ r for r in rows])
     keep = 0.4 * prior.T @ prior
     lower, _ = factored(grams.sum(0) + keep + lam * torch.eye(d, dtype=F64))
-    v = (w + fused(w, (w0 - w) @ keep, ups, downs, grams, lower)).requires_grad_(True)
+    back = -torch.cholesky_solve(keep @ refinement.matrix.T, lower).T  # (I - T) P G^-1
+    v = (w + fused(ups, downs, grams, lower) + w0 @ back).requires_grad_(True)
     objective = lam * (v - w).square().sum() + 0.4 * (prior @ (v - w0).T).square().sum()
     for r, up, down in zip(rows, ups, downs, strict=True):
         objective = objective + (r @ (v - w - up @ down).T).square().sum()

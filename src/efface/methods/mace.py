@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..concepts.request import EraseRequest
 from ..edits import facts, folded
-from ..equations.closed_form import F64, Moments, factored, fused, solved
+from ..equations.closed_form import F64, Edit, Moments, apply_edit, factored, fused, solved
 from ..equations.diffusion import noised
 from ..models.attention import attention_maps
 from ..models.base import DiffusionModel
@@ -104,12 +104,12 @@ class MACE(Method):
         # Fuse.
         filled = [model.encode([f.format(e) for f in TEMPLATES]).rows("all").double() for e in request.targets]
         grams = torch.stack([r.T @ r for r in filled])
-        lower, _ = factored(grams.sum(0) + prior + self.lam * torch.eye(len(prior), dtype=F64))
+        lower, condition = factored(grams.sum(0) + prior + self.lam * torch.eye(len(prior), dtype=F64))
+        back = Edit(-torch.cholesky_solve(prior @ refinement.matrix.T, lower).T, None, condition)  # (W0 - W) P G^-1 = W0 back
         edited = {}
         for name, w in refined.items():
             ups, downs = (torch.stack([t[name][k].double() for t in trained]) for k in (0, 1))
-            back = (original[name] - w).double() @ prior
-            edited[name] = w + fused(w, back, ups, downs, grams, lower).float()
+            edited[name] = w + fused(ups, downs, grams, lower).float() + apply_edit(original[name], back)
         for i in range(len(request.targets)):
             if (part := _part(run, i).checkpoint) is not None:
                 with suppress(OSError):

@@ -104,14 +104,15 @@ class RECE(Method):
         (word, goal_word), condition, log = words, 1.0, []
         for _ in range(self.epochs):
             of_c, of_t = regained(s, p, self.ridge, self.regulariser)
-            derived = word @ of_c.T + goal_word @ of_t.T
+            derived = word @ of_c.T + (0 if of_t is None else goal_word @ of_t.T)
             log.append(_reach(s, p, derived, word))
             if min(log[-1]["missed"]) >= self.stop:
                 break
             # Moments of the derived rows c' = A c + B t: G = sum c' c'^T and C = sum t c'^T, where t is the anchor's row.
-            mixed = of_c @ cyx.T @ of_t.T
-            g = of_c @ gx @ of_c.T + mixed + mixed.T + of_t @ gy @ of_t.T
-            cross = cyx @ of_c.T + gy @ of_t.T
+            g, cross = of_c @ gx @ of_c.T, cyx @ of_c.T
+            if of_t is not None:
+                mixed = of_c @ cyx.T @ of_t.T
+                g, cross = g + mixed + mixed.T + of_t @ gy @ of_t.T, cross + gy @ of_t.T
             edit = solved(Moments(self.erase_scale * g, self.erase_scale * (cross - g), rows.keep), self.lam, null)
             p, condition = p @ edit.transform, max(condition, edit.condition)
         return Edit(p - torch.eye(len(p), dtype=F64), None, condition), log

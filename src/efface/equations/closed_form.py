@@ -324,10 +324,12 @@ def regained(s: Tensor, p: Tensor, ridge: float, kind: str) -> tuple[Tensor, Ten
     return torch.cholesky_solve(of_c, lower), of_t
 
 
-def sealed(edit: Edit, x: Tensor, keep: Tensor, lam: float, tolerance: float = 1e-2) -> Edit:
+def sealed(edit: Edit, x: Tensor, keep: Tensor, lam: float, tolerance: float = 0.03) -> Edit:
     """``(I - U V^T) T``: T followed by the oblique projection along the span U of ``x`` that moves the kept rows least.
 
-        V = H^-1 U (U^T H^-1 U)^-1,   H = lam I + (T K)^T (T K),   so that V^T U = I and sum |V^T T k|^2 + lam |V|^2 is smallest
+        V = H^-1 U (U^T H^-1 U)^-1,   H = lam h I + (T K)^T (T K),   so that V^T U = I and sum |V^T T k|^2 + lam h |V|^2 is smallest
+
+    with h the mean diagonal entry of ``(T K)^T (T K)``, so that lam has no unit.
 
     ``V^T T' = 0``: T has no inverse on the concept and no embedding brings it back whole: ``|T' c' - c| >= |c| / s_max(V)``
     for every c' and every c in the span. The price is what kept and other inputs lose along U. ``lam``: small protects the
@@ -335,7 +337,8 @@ def sealed(edit: Edit, x: Tensor, keep: Tensor, lam: float, tolerance: float = 1
     """
     u = span(x, tolerance)
     kept = moved(edit, keep)
-    lower, condition = factored(lam * torch.eye(len(u), dtype=F64) + kept.T @ kept)
+    gram = kept.T @ kept
+    lower, condition = factored(lam * gram.diagonal().mean() * torch.eye(len(u), dtype=F64) + gram)
     h = torch.cholesky_solve(u, lower)
     v = torch.linalg.solve(u.T @ h, h.T)  # (k, d), which is V^T
     if edit.right is None:

@@ -23,6 +23,7 @@ from ..training import Run
 from .base import Method, option
 
 TEMPLATES = ("image of {}", "photo of {}", "portrait of {}", "picture of {}", "painting of {}")
+SEALED = ("{}", "a {}", "the {}", "a photo of a {}", "a picture of a {}", "a {} on a blue background")
 PINNED = {"rows": "last..end", "preserve_rows": "all", "preserve_scale": 0.1, "pin": True, "prior": "auto"}
 BATCH = 16
 
@@ -46,8 +47,9 @@ class UCE(Method):
     padding, aligned at the last word, code of 2023), "all". ``preserve_rows``: the same of preserved prompts.
     ``pin``: the null prompt and the begin vector do not move at all (hard constraint), so guidance keeps its second branch.
     ``prior``: a concept space whose names, without the targets, are preserved with total weight ``prior_scale`` per row kind.
-    ``seal``: T is followed by a projection that closes the way back (closed_form.sealed): no embedding reaches the target
-    whole. 0 is off; a large value seals better, a small one protects preserved rows, anchors and null prompt better.
+    ``seal``: T is followed by a projection that closes the way back (closed_form.sealed): no embedding reaches what the target's
+    rows of six templates span. 0 is off; a large value seals better, a small one protects preserved rows, anchors and null
+    prompt better. Below about 3 what stays within reach was enough to draw the target on the miniature.
     Reference: Gandikota et al., WACV 2024, arXiv:2308.14761. Code: rohitgandikota/unified-concept-editing.
     Deviations: float64 Cholesky in delta form instead of a float32 inverse (0.2-2 % error of the weights); with ``rows=last``
     an empty anchor means the BOS vector, as officially. pin, prior, seal, "last+eos" and "all" are ours. Debiasing takes two
@@ -64,7 +66,7 @@ class UCE(Method):
         "2023": {"rows": "last..end", "preserve_rows": "all", "preserve_scale": 0.1, "preserve_empty": True},
         "2025": {},
         "pinned": {**PINNED, "prior_scale": 0.03},
-        "sealed": {**PINNED, "prior_scale": 0.1, "seal": 1.0},
+        "sealed": {**PINNED, "prior_scale": 0.1, "seal": 3.0},
         "mini": {"rows": "last..end", "preserve_rows": "all", "preserve_scale": 0.1, "preserve_empty": True},
         "tiny": {},
     }
@@ -144,8 +146,8 @@ class UCE(Method):
         edit = shared_edit(x, y, a, q, b, self.lam, null if self.pin else None)
         if not self.seal:
             return edit
-        words = model.encode(request.targets).rows("last+eos")
-        return sealed(edit, words, torch.cat([y, q, null]), self.seal)
+        shown = model.encode([f.format(e) for e in request.targets for f in SEALED]).rows("last..end")
+        return sealed(edit, shown, torch.cat([y, q, null]), self.seal)
 
     # -- debiasing -----------------------------------------------------------------------------------------------
 

@@ -327,9 +327,10 @@ def regained(s: Tensor, p: Tensor, ridge: float, kind: str) -> tuple[Tensor, Ten
 def sealed(edit: Edit, x: Tensor, keep: Tensor, lam: float, tolerance: float = 0.03) -> Edit:
     """``(I - U V^T) T``: T followed by the oblique projection along the span U of ``x`` that moves the kept rows least.
 
-        V = H^-1 U (U^T H^-1 U)^-1,   H = lam h I + (T K)^T (T K),   so that V^T U = I and sum |V^T T k|^2 + lam h |V|^2 is smallest
+        V = H^-1 U (U^T H^-1 U)^-1,   H = lam h I + (T K)^T (T K)
 
-    with h the mean diagonal entry of ``(T K)^T (T K)``, so that lam has no unit.
+    so that V^T U = I and ``sum |V^T T k|^2 + lam h |V|^2`` is smallest; h: the mean diagonal entry of ``(T K)^T (T K)``, which
+    makes lam a number without a unit.
 
     ``V^T T' = 0``: T has no inverse on the concept and no embedding brings it back whole: ``|T' c' - c| >= |c| / s_max(V)``
     for every c' and every c in the span. The price is what kept and other inputs lose along U. ``lam``: small protects the

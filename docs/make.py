@@ -12,7 +12,8 @@ HERE = Path(__file__).parent
 
 
 def page(cls: type[Method]) -> str:
-    """One page: the docstring as written, presets, and every option with default, meaning and source."""
+    """One page: the docstring as written, every option with default, meaning and source, presets, and the numbers beside the
+    paper's from ``numbers/<name>.md`` where that was written by hand."""
     lines = [
         f"# {cls.name}",
         "",
@@ -30,6 +31,9 @@ def page(cls: type[Method]) -> str:
     lines += ["", "## Presets", "", "| preset | options that differ from the defaults |", "|---|---|"]
     for name, settings in cls.presets.items():
         lines.append(f"| `{name}` | {', '.join(f'`{k}={v}`' for k, v in settings.items()) or 'none'} |")
+    published = HERE / "numbers" / f"{cls.name}.md"
+    if published.exists():
+        lines += ["", "## Numbers", "", published.read_text("utf-8").strip()]
     lines += ["", "Our numbers, beside the other methods: [results](../results.md).", ""]
     return "\n".join(lines)
 

@@ -26,15 +26,22 @@ BACKGROUND_RGB = {
 }
 
 
-def compose(rgba: Tensor, background: Tensor, gen: torch.Generator, size: int = IMAGE_PX, strength: float = 1.0) -> Tensor:
+def compose(
+    rgba: Tensor,
+    background: Tensor,
+    gen: torch.Generator,
+    size: int = IMAGE_PX,
+    strength: float = 1.0,
+    p_flip: float = 0.5,
+) -> Tensor:
     """Premultiplied renders (B, H, W, 4) uint8 on flat backgrounds (B, 3) -> images (B, 3, size, size) in [-1, 1].
 
-    Random scale 0.78-0.95, shift up to 6 %, flip with probability one half; ``strength`` widens all three.
+    Random scale 0.78-0.95 and shift up to 6 %, both widened by ``strength``; mirrored with probability ``p_flip``.
     """
     n = len(rgba)
     uniform = lambda lo, hi: lo + (hi - lo) * torch.rand(n, generator=gen)  # noqa: E731
     scale = uniform(0.865 - 0.085 * strength, 0.865 + 0.085 * strength)
-    flip = torch.where(torch.rand(n, generator=gen) < 0.5, 1.0, -1.0)
+    flip = torch.where(torch.rand(n, generator=gen) < p_flip, -1.0, 1.0)
     theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = flip / scale, 1 / scale
     theta[:, 0, 2], theta[:, 1, 2] = uniform(-0.12, 0.12) * strength, uniform(-0.12, 0.12) * strength

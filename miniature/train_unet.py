@@ -28,6 +28,9 @@ AUGMENTATIONS = 32
 BATCH = 64
 P_EMPTY, P_RESERVED = 0.10, 0.45
 MIN_SNR_GAMMA = 5.0
+STRENGTH, P_FLIP = 0.4, 0.0
+"""Narrow augmentation of what the denoiser learns from. With scale 0.78-0.95, shift 6 % and mirroring, where a picture lies hides
+which of six icons it is: after 6,000 steps the style word was followed in 40 % of the images."""
 
 
 def scheduler() -> DDIMScheduler:
@@ -53,7 +56,9 @@ def encode_latents(world: World, work: Path) -> None:
     backgrounds = torch.empty(n_c, n_s, AUGMENTATIONS, dtype=torch.int64)
     for i in range(n_c):
         names = draw_backgrounds(world, n_s * AUGMENTATIONS, rng)
-        x = compose(renders[i].repeat_interleave(AUGMENTATIONS, 0), background_tensor(names), gen)
+        x = compose(
+            renders[i].repeat_interleave(AUGMENTATIONS, 0), background_tensor(names), gen, strength=STRENGTH, p_flip=P_FLIP
+        )
         z = vae.encode(x).latent_dist.mean * vae.config.scaling_factor
         latents[i] = z.reshape(latents[i].shape).half()
         backgrounds[i] = torch.tensor([world.backgrounds.index(b) for b in names]).reshape(n_s, AUGMENTATIONS)

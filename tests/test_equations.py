@@ -9,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from efface.equations.attention import column_norm, probabilities, pulled
 from efface.equations.closed_form import Edit, apply_edit, shared_edit
-from efface.equations.diffusion import ddim_step, eps_from_v, noised, v_from_eps, x0_from_eps, x0_loss_weight
+from efface.equations.diffusion import ddim_step, eps_from_v, noised, v_from_eps, v_of, x0_from_eps, x0_loss_weight
 from efface.equations.guidance import away_from, guided
 from efface.equations.simplex import entropy, gumbel_noise, gumbel_softmax
 
@@ -29,7 +30,7 @@ def test_parameterizations_round_trip(seed: int, level: float) -> None:
     x0, eps, ab = draw(seed, 2, 4, 3, 3), draw(seed + 1, 2, 4, 3, 3), torch.tensor(level, dtype=F64)
     z = noised(x0, eps, ab)
     torch.testing.assert_close(x0_from_eps(eps, z, ab), x0, rtol=1e-9, atol=1e-9)
-    v = ab.sqrt() * eps - (1 - ab).sqrt() * x0
+    v = v_of(x0, eps, ab)
     torch.testing.assert_close(eps_from_v(v, z, ab), eps, **CLOSE)
     torch.testing.assert_close(v_from_eps(eps, z, ab), v, rtol=1e-9, atol=1e-9)
 
@@ -107,6 +108,55 @@ def test_gumbel_noise_has_the_gumbel_mean_and_variance() -> None:
 def test_entropy_ends() -> None:
     assert entropy(torch.zeros(10)).item() == pytest.approx(math.log(10), rel=1e-6)
     assert entropy(torch.tensor([100.0, 0.0, 0.0])).item() == pytest.approx(0, abs=1e-6)
+
+
+# -- attention -------------------------------------------------------------------------------------------------------
+
+
+@given(seeds, st.integers(1, 4), st.integers(1, 6), st.integers(1, 9))
+def test_probabilities_are_what_fused_attention_multiplies_with(seed: int, heads: int, pixels: int, tokens: int) -> None:
+    q, k, v = (draw(seed + i, 2, n, heads * 3).float() for i, n in enumerate((pixels, tokens, tokens)))
+    p = probabilities(q, k, heads)
+    assert p.shape == (2, heads, pixels, tokens)
+    torch.testing.assert_close(p.sum(-1), torch.ones(2, heads, pixels))
+    split = [x.unflatten(-1, (heads, 3)).transpose(1, 2) for x in (q, k, v)]
+    fused = torch.nn.functional.scaled_dot_product_attention(*split)
+    torch.testing.assert_close(p @ split[2], fused, rtol=1e-4, atol=1e-5)  # float32, another order of the same sum
+
+
+@given(seeds)
+def test_column_norm_is_the_norm_of_the_listed_entries(seed: int) -> None:
+    maps = [draw(seed, 2, 3, 4, 5), draw(seed + 1, 2, 1, 6, 5)]
+    chosen = [[1, 3], [0]]
+    columns = torch.zeros(2, 5, dtype=torch.bool)
+    for row, positions in enumerate(chosen):
+        columns[row, positions] = True
+    for row, positions in enumerate(chosen):
+        entries = [float(x) for a in maps for head in a[row] for pixel in head for x in pixel[positions]]
+        expected = math.sqrt(math.fsum(x * x for x in entries))
+        assert column_norm(maps, columns)[row].item() == pytest.approx(expected, rel=1e-10)
+        assert column_norm(maps, columns, rms=True)[row].item() == pytest.approx(expected / math.sqrt(len(entries)), rel=1e-10)
+        # A row is the same alone: a batch is two single rows.
+        alone = column_norm([a[row : row + 1] for a in maps], columns[row : row + 1])
+        torch.testing.assert_close(column_norm(maps, columns)[row : row + 1], alone, **CLOSE)
+
+
+def test_only_the_rms_forgets_resolution_and_number_of_tokens() -> None:
+    small, large = ([torch.full((1, 2, n, 7), 0.25, dtype=F64)] for n in (4, 64))
+    one, three = (torch.arange(7)[None] < n for n in (1, 3))
+    for columns in (one, three):
+        for maps in (small, large):
+            assert column_norm(maps, columns, rms=True).item() == pytest.approx(0.25)
+    assert column_norm(large, three).item() == pytest.approx(math.sqrt(48) * column_norm(small, one).item())
+
+
+@given(seeds, st.floats(0, 1), st.floats(0.1, 3))
+def test_pulling_keeps_directions_and_closes_the_gap_at_its_rate(seed: int, rate: float, length: float) -> None:
+    rows = draw(seed, 4, 6)
+    out = pulled(rows, length, rate)
+    torch.testing.assert_close(torch.nn.functional.cosine_similarity(rows, out), torch.ones(4, dtype=F64), **CLOSE)
+    gap, left = ((r.norm(dim=-1) - length).abs() for r in (rows, out))
+    torch.testing.assert_close(left, (1 - rate) * gap, rtol=1e-8, atol=1e-10)
 
 
 # -- closed form -----------------------------------------------------------------------------------------------------

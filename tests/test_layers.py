@@ -16,7 +16,7 @@ LEVELS = [  # a module may import its own level only inside its own package, and
     ["concepts", "records"],
     ["models"],
     ["patches", "training"],
-    ["search", "edits"],
+    ["search", "learned", "surrogate", "edits"],
     ["methods", "detectors"],
     ["config", "bench", "testing", "pictures", "reporting"],
     ["api"],

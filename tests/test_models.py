@@ -11,6 +11,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 
 from efface.concepts.prompts import Case
 from efface.errors import BadFile, BadOption, NothingSelected, PromptTooLong, UnknownName
+from efface.models.attention import cross_attentions
 from efface.models.base import official_walk
 from efface.models.load import load_model
 from efface.models.sd import StableDiffusion, schedule_of
@@ -30,6 +31,7 @@ COUNTS = {  # specification output_based.md 1.1, SD 1.4
     "xattn-kv": (32, 19_169_280),
     "noxattn": (598, 813_495_680),
     "selfattn": (80, 49_574_080),
+    "attn": (160, 93_536_640),
     "notime": (678, 857_458_240),
     "full": (686, 859_520_964),
 }
@@ -42,6 +44,8 @@ def test_selections_match_stable_diffusion_1_4() -> None:
     for name, expected in COUNTS.items():
         sizes = [n for p, n in named if selection(name)(p)]
         assert (len(sizes), sum(sizes)) == expected, name
+    places = {place: len(cross_attentions(unet, place)) for place in ("mid", "midout", "inmidout")}
+    assert places == {"mid": 1, "midout": 10, "inmidout": 16}
     assert set(COUNTS) | {"text-encoder"} == set(SELECTIONS)
 
 

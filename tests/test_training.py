@@ -13,7 +13,7 @@ import pytest
 
 from efface import api
 from efface.errors import BadFile, Cancelled
-from efface.methods import AP, ESD, Method
+from efface.methods import AP, ESD, KPOP, ConceptAblation, ForgetMeNot, Method
 from efface.models.tiny import tiny
 from efface.testing import same
 from efface.training import Run
@@ -22,7 +22,11 @@ CASES: list[Method] = [
     ESD(steps=6, sampling_steps=4, lr=1e-3),
     AP(steps=6, sampling_steps=4, nearest=4, lr=1e-3),
     AP(steps=6, sampling_steps=4, nearest=4, lr=1e-3, sampler="pool", batch=2),
+    KPOP(steps=6, sampling_steps=4, lr=1e-3, prompt_lr=1e-2, prompt_size=2),
+    ConceptAblation(steps=6, sampling_steps=4, lr=1e-3, images=3, batch=2),
+    ForgetMeNot(inversion_steps=2, vectors=2, steps=2, sampling_steps=4, lr=1e-3, images=2),  # 2 x 2 inversion, 2 resteering
 ]
+NAMES = ["esd", "ap", "ap-pool", "kpop", "ablation", "forget-me-not"]
 
 
 def stop_after(n: int):  # type: ignore[no-untyped-def]
@@ -33,7 +37,7 @@ def stop_after(n: int):  # type: ignore[no-untyped-def]
     return on_step
 
 
-@pytest.mark.parametrize("method", CASES, ids=["esd", "ap", "ap-pool"])
+@pytest.mark.parametrize("method", CASES, ids=NAMES)
 @pytest.mark.parametrize("stop", [1, 3, 5])
 def test_ctrl_c_and_resume_give_the_bits_of_an_uninterrupted_run(method: Method, stop: int, tmp_path: Path) -> None:
     whole_run = Run()
@@ -46,6 +50,24 @@ def test_ctrl_c_and_resume_give_the_bits_of_an_uninterrupted_run(method: Method,
     assert same(resumed.deltas, whole.deltas)
     assert resumed_run.log == whole_run.log
     assert resumed.card.cost == whole.card.cost
+
+
+@pytest.mark.parametrize("method", CASES, ids=NAMES)
+@pytest.mark.parametrize("death", [2, 5])
+def test_dying_between_checkpoints_costs_the_steps_since_and_no_bits(method: Method, death: int, tmp_path: Path) -> None:
+    """Nothing is written on the way out, as after kill -9: the resumed run knows the last regular checkpoint only."""
+
+    def die(step, total):  # type: ignore[no-untyped-def]
+        if step.index == death:
+            raise OSError("gone")
+
+    checkpoint = tmp_path / "c.safetensors"
+    with pytest.raises(OSError, match="gone"):
+        api.erase(tiny(), method, targets=["cat", "rose"], run=Run(checkpoint=checkpoint, every=2, on_step=die))
+    resumed_run, whole_run = Run(checkpoint=checkpoint, resume=True), Run()
+    resumed = api.erase(tiny(), method, targets=["cat", "rose"], run=resumed_run)
+    assert same(resumed.deltas, api.erase(tiny(), method, targets=["cat", "rose"], run=whole_run).deltas)
+    assert resumed_run.log == whole_run.log
 
 
 def test_kill_9_and_resume(tmp_path: Path) -> None:

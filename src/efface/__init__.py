@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .api import erase, evaluate, report, sample
     from .edits import ConceptEdit
     from .errors import EffaceError
-    from .methods import AP, ESD, MACE, RECE, TIME, UCE, Naive, RealEra
+    from .methods import AGE, AP, ESD, KPOP, MACE, RECE, TIME, UCE, ConceptAblation, ForgetMeNot, RealEra
     from .models.load import load_model
     from .patches import Patch
     from .training import Run
@@ -28,27 +28,33 @@ _HOMES = {
     "Patch": "patches",
     "Run": "training",
     "EffaceError": "errors",
+    "AGE": "methods",
     "AP": "methods",
+    "ConceptAblation": "methods",
     "ESD": "methods",
-    "Naive": "methods",
-    "UCE": "methods",
+    "ForgetMeNot": "methods",
+    "KPOP": "methods",
     "MACE": "methods",
     "RECE": "methods",
     "RealEra": "methods",
     "TIME": "methods",
+    "UCE": "methods",
     "ConceptEdit": "edits",
 }
 
 __all__ = [
+    "AGE",
     "AP",
     "ESD",
+    "KPOP",
     "MACE",
     "RECE",
     "TIME",
     "UCE",
+    "ConceptAblation",
     "ConceptEdit",
     "EffaceError",
-    "Naive",
+    "ForgetMeNot",
     "Patch",
     "RealEra",
     "Run",

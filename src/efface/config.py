@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BadFile, BadOption, UnknownName
-from .methods import METHODS, Method
+from .methods import METHODS, ROWS, Method
 
 
 def method_class(name: str) -> type[Method]:
-    if name not in METHODS:
-        raise UnknownName("method", name, METHODS)
-    return METHODS[name]
+    known = {**METHODS, **ROWS}
+    if name not in known:
+        raise UnknownName("method", name, known)
+    return known[name]
 
 
 def build_method(name: str, *, preset: str, settings: Mapping[str, Any] | None = None) -> Method:
-    """The method with the preset's options, overridden by ``settings`` (values may be strings from a command line).
+    """The method with the preset's options, overridden by ``settings`` (values may be strings from a command line). A name of
+    :data:`efface.methods.ROWS` lays its own preset over the chosen one.
 
     Raises UnknownName for a method, preset or option that does not exist, BadOption for a value it does not take.
     """
@@ -28,7 +30,7 @@ def build_method(name: str, *, preset: str, settings: Mapping[str, Any] | None =
     if preset not in cls.presets:
         raise UnknownName(f"preset of {name}", preset, cls.presets)
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    chosen = dict(cls.presets[preset])
+    chosen = {**cls.presets[preset], **(cls.presets[name] if name in ROWS else {})}
     for key, value in (settings or {}).items():
         if key not in fields:
             raise UnknownName(f"option of {name}", key, fields)

@@ -1,89 +1,296 @@
-"""The search for the concept that a change hurts most: candidates, logits, cached latents. Shared by AP-type methods."""
+"""The search for the concept that a change hurts most: candidates, and five ways to choose among them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import base64
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from .concepts.spaces import ConceptSpace
-from .equations.simplex import gumbel_noise, gumbel_softmax
+from .concepts.spaces import ConceptSpace, distances, smallest
+from .equations.simplex import entropy, gumbel_noise, gumbel_softmax, largest, spread
+from .equations.steps import into_ball, normalised_ascent
+from .learned import Learned
 from .models.base import DiffusionModel
 from .models.cond import Cond
+from .parallel import average_, share
+from .pictures import to_pixels
 from .training import Step
 
-
-def adversarial(choice: Sequence[Tensor], rows: Sequence[Cond], e: Sequence[int]) -> Cond:
-    """``c_a = y M_e`` per draw. choice: (n_e,) simplex rows; rows[i].tokens: (n_i, L, d)."""
-    tokens = torch.stack([torch.einsum("n,nld->ld", y, rows[i].tokens) for y, i in zip(choice, e, strict=True)])
-    return Cond(tokens, torch.stack([rows[i].last[int(y.argmax())] for y, i in zip(choice, e, strict=True)]))
+CHUNK = 64
 
 
 def concept_space(name: str, model: DiffusionModel) -> ConceptSpace:
-    """``auto``: the model's own closed world where it has one, else its tokenizer's whole words; else a file."""
+    """``auto``: the model's own closed world where it has one, else 3,000 common English words; ``english``, ``world`` and
+    ``vocabulary`` (whole words of the tokenizer) by name; else a file."""
     if name == "auto":
-        name = "world" if model.concept_names else "vocabulary"
+        name = "world" if model.concept_names else "english"
     if name == "world":
         return ConceptSpace.of("world", model.concept_names).require(1)
     if name == "vocabulary":
         return ConceptSpace.of("vocabulary", model.vocabulary())
+    if name == "english":
+        return ConceptSpace.english()
     return ConceptSpace.from_file(name)
 
 
-class Logits:
-    """pi of every target, and its own Adam. One optimizer per target, so that a target that was not drawn does not drift."""
+def candidates(
+    model: DiffusionModel,
+    space: ConceptSpace,
+    targets: Sequence[str],
+    *,
+    nearest: int,
+    metric: str,
+    centres: int = 0,
+    apart: float = 0.0,
+    always: Sequence[str] = (),
+) -> list[tuple[str, ...]]:
+    """The searched names of every target: the ``nearest`` of the space, then ``always``.
 
-    def __init__(self, sizes: Sequence[int], lr: float) -> None:
-        self.values = [torch.full((n,), 1 / n, requires_grad=True) for n in sizes]
-        self.optimizers = [torch.optim.Adam([v], lr=lr, maximize=True) for v in self.values]
+    ``apart``: names closer than this to a target are left out (near-synonyms). ``centres`` > 0 thins the nearest to so many that
+    spread over their range of distances, as the official code does with one-dimensional k-means.
+    """
+    rows, parts = model.encode(targets).tokens, []
+    for i in range(0, len(space.candidates), 512):  # in parts: a whole vocabulary of embeddings is 11 GB on SD 1.x
+        tokens = model.encode(space.candidates[i : i + 512]).tokens
+        parts.append(torch.stack([distances(row, tokens, metric) for row in rows]))
+    found = []
+    for distance in torch.cat(parts, dim=1):
+        order = [i for i in smallest(distance, len(distance)).tolist() if distance[i] >= apart][:nearest]
+        if centres:
+            order = [order[i] for i in spread(distance[order], centres).tolist()]
+        near = [space.candidates[i] for i in order]
+        found.append(ConceptSpace.of(space.name, [*near, *always]).require(1).candidates)
+    return found
 
-    def draw(self, i: int, step: Step, tau: float, hard: bool) -> Tensor:
-        v = self.values[i]
-        return gumbel_softmax(v, gumbel_noise((len(v),), step.rng), tau, hard)
 
-    def ascend(self, objective: Tensor, used: set[int]) -> None:
-        order = sorted(used)
-        for i, gradient in zip(order, torch.autograd.grad(objective, [self.values[i] for i in order]), strict=True):
-            self.values[i].grad = gradient
-            self.optimizers[i].step()
-            self.values[i].grad = None
+@dataclass(frozen=True)
+class Chosen:
+    """Concepts to preserve. ``names``: of the whole batch; ``cond``: this process's rows, with gradient where it has one."""
+
+    names: list[str]
+    cond: Cond
+
+    def fixed(self) -> Cond:
+        return Cond(self.cond.tokens.detach(), self.cond.last)
+
+
+class Search(Protocol):
+    """``climbs``: whether gradients of the damage move it. ``e``: target index of every row of the whole batch."""
+
+    climbs: bool
+
+    def choose(self, e: Sequence[int], step: Step) -> Chosen: ...
+    def climb(self, e: Sequence[int], damage: Tensor) -> None: ...
+    def follow(self, e: Sequence[int]) -> None: ...
+    def facts(self, i: int) -> dict[str, float]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class _Still:
+    """What does not learn from gradients."""
+
+    climbs = False
+
+    def climb(self, e: Sequence[int], damage: Tensor) -> None:
+        raise NotImplementedError("this search has no gradient to climb")
+
+    def follow(self, e: Sequence[int]) -> None:
+        raise NotImplementedError("this search has no gradient to follow")
+
+    def facts(self, i: int) -> dict[str, float]:
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"values": [v.detach() for v in self.values], "optimizers": [o.state_dict() for o in self.optimizers]}
+        return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for v, kept in zip(self.values, state["values"], strict=True):
-            v.data.copy_(kept)
-        for o, kept_state in zip(self.optimizers, state["optimizers"], strict=True):
-            o.load_state_dict(kept_state)
+        pass
 
 
-class Pool:
-    """Latents of the frozen model at every grid level, ``trajectories`` per concept, from seeds of their own."""
+class UniformSearch(_Still):
+    """Every candidate alike: the control that isolates the value of searching. With one candidate: a fixed concept."""
 
-    def __init__(self, model: DiffusionModel, *, steps: int, trajectories: int, guidance: float, seed: int) -> None:
-        self.model, self.trajectories, self.guidance, self.seed = model, trajectories, guidance, seed
-        self.grid = model.schedule.timesteps(steps)
-        self.latents: dict[str, Tensor] = {}
+    def __init__(self, names: Sequence[Sequence[str]], rows: Sequence[Cond]) -> None:
+        self.names, self.rows = names, rows
 
-    def fill(self, concepts: Sequence[str]) -> None:
-        """Cost: 2 (S - 1) evaluations per concept and trajectory; the last level needs no step beyond it."""
-        concepts = list(dict.fromkeys(concepts))
-        rng = torch.Generator().manual_seed(self.seed)
-        for i in range(0, len(concepts), 16):
-            part = concepts[i : i + 16]
-            noise = self.model.noise(len(part) * self.trajectories, rng)
-            c = self.model.encode(part).repeat(self.trajectories)
-            walk = self.model.walk(c, noise, self.grid[:-1], self.guidance, final=self.grid[-1])
-            states = torch.stack([z for _, z in walk], dim=1)  # (n * trajectories, S, C, h, w)
-            for name, z in zip(part, states.split(self.trajectories), strict=True):
-                self.latents[name] = z
+    def choose(self, e: Sequence[int], step: Step) -> Chosen:
+        picked = [step.randint(len(self.names[i])) for i in e]
+        return _rows(self.names, self.rows, e, picked)
 
-    def latents_of(self, concepts: Sequence[str], levels: Sequence[int], step: Step) -> Tensor:
-        """(B, C, h, w): a random trajectory of each concept at the given level."""
-        return torch.stack([self.latents[c][step.randint(self.trajectories), k] for c, k in zip(concepts, levels, strict=True)])
 
-    def timesteps(self, levels: Sequence[int]) -> Tensor:
-        return torch.tensor([self.grid[k] for k in levels], device=self.model.device)
+class ExhaustiveSearch(_Still):
+    """``c_a = argmax_c |eps'(z_t, t, c) - eps(z_t, t, c)|^2`` over all candidates, looked up again every ``refresh`` updates.
+
+    ``damage(cond, z, t)``: (n,) damage per row. Cost: 2 evaluations per candidate, target and refresh, plus the latents.
+    """
+
+    def __init__(self, names: Sequence[Sequence[str]], rows: Sequence[Cond], refresh: int) -> None:
+        self.names, self.rows, self.refresh = names, rows, refresh
+        self.worst = [0] * len(names)
+        self.margin = [0.0] * len(names)
+
+    def due(self, step: Step) -> bool:
+        return step.index % self.refresh == 0
+
+    @torch.no_grad()
+    def rank(self, i: int, damage: Callable[[Cond, Tensor, Tensor], Tensor], z: Tensor, t: Tensor) -> None:
+        parts = [
+            damage(self.rows[i][slice(k, k + CHUNK)], z[k : k + CHUNK], t[k : k + CHUNK])
+            for k in range(0, len(self.rows[i]), CHUNK)
+        ]
+        scores = torch.cat(parts)
+        self.worst[i] = int(scores.argmax())
+        self.margin[i] = float(scores.max() / scores.mean().clamp_min(torch.finfo(scores.dtype).tiny))
+
+    def choose(self, e: Sequence[int], step: Step) -> Chosen:
+        return _rows(self.names, self.rows, e, [self.worst[i] for i in e])
+
+    def facts(self, i: int) -> dict[str, float]:
+        """How many times the mean damage the worst candidate has."""
+        return {"margin": self.margin[i]}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"worst": self.worst, "margin": self.margin}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.worst, self.margin = list(state["worst"]), list(state["margin"])
+
+
+class GumbelSearch:
+    """``c_a = G(pi) . M_e``: logits per target over its candidates, climbed by Adam (Gumbel-Softmax, straight-through if hard).
+
+    Logits start uniform at 1/n and are kept for the whole run. One optimizer per target: a target that was not drawn must not
+    drift by momentum. ``topk`` > 0 and soft: a mixture of so many candidates at most.
+    """
+
+    climbs = True
+
+    def __init__(
+        self, names: Sequence[Sequence[str]], rows: Sequence[Cond], *, tau: float, hard: bool, lr: float, topk: int = 0
+    ) -> None:
+        self.names, self.rows, self.tau, self.hard, self.topk = names, rows, tau, hard, topk
+        self.pi = Learned([torch.full((len(n),), 1 / len(n)) for n in names], lr, maximize=True)
+
+    def choose(self, e: Sequence[int], step: Step) -> Chosen:
+        noise = [gumbel_noise((len(self.names[i]),), step.rng) for i in e]
+        picked = [int((self.pi.values[i].detach() + g).argmax()) for i, g in zip(e, noise, strict=True)]
+        tokens, last = [], []
+        for i, g, j in zip(share(list(e)), share(noise), share(picked), strict=True):
+            y = gumbel_softmax(self.pi.values[i], g, self.tau, self.hard)
+            y = largest(y, self.topk) if self.topk and not self.hard else y
+            tokens.append(torch.einsum("n,nld->ld", y.to(self.rows[i].tokens), self.rows[i].tokens))
+            last.append(self.rows[i].last[j])
+        names = [self.names[i][j] for i, j in zip(e, picked, strict=True)]
+        return Chosen(names, Cond(torch.stack(tokens), torch.stack(last)))
+
+    def climb(self, e: Sequence[int], damage: Tensor) -> None:
+        """One ascent of the drawn targets' logits on ``damage``."""
+        damage.backward()
+        self.follow(e)
+
+    def follow(self, e: Sequence[int]) -> None:
+        """The ascent with gradients that a backward pass has left behind."""
+        self.pi.update(e)
+
+    def facts(self, i: int) -> dict[str, float]:
+        return {"entropy": float(entropy(self.pi.values[i].detach() / self.tau))}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.pi.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.pi.load_state_dict(state)
+
+
+class PgdSearch:
+    """A free embedding per target, started at the target and climbed by steps of length ``rate |p|``.
+
+    ``radius`` > 0 projects it back to within ``radius |c_e|`` of the target; the official code, despite its name, does not.
+    """
+
+    climbs = True
+
+    def __init__(self, targets: Sequence[str], rows: Cond, *, rate: float, radius: float) -> None:
+        self.targets, self.origin, self.rate, self.radius = targets, rows, rate, radius
+        self.points = [row.clone().requires_grad_(True) for row in rows.tokens]
+
+    def choose(self, e: Sequence[int], step: Step) -> Chosen:
+        own = share(list(e))
+        return Chosen([self.targets[i] for i in e], Cond(torch.stack([self.points[i] for i in own]), self.origin.last[list(own)]))
+
+    def climb(self, e: Sequence[int], damage: Tensor) -> None:
+        damage.backward()
+        self.follow(e)
+
+    def follow(self, e: Sequence[int]) -> None:
+        used = sorted(set(e))
+        for i in used:
+            if self.points[i].grad is None:
+                self.points[i].grad = torch.zeros_like(self.points[i])
+        average_(self.points[i].grad for i in used)
+        for i in used:
+            p = self.points[i]
+            moved = normalised_ascent(p.detach()[None], p.grad[None], self.rate)
+            p.data = (into_ball(moved, self.origin.tokens[i][None], self.radius) if self.radius else moved)[0]
+        for p in self.points:
+            p.grad = None
+
+    def facts(self, i: int) -> dict[str, float]:
+        """How far the embedding has gone, in units of the target's norm."""
+        c = self.origin.tokens[i]
+        return {"moved": float((self.points[i].detach() - c).norm() / c.norm())}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"points": [p.detach() for p in self.points]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for p, kept in zip(self.points, state["points"], strict=True):
+            p.data.copy_(kept)
+
+
+def _rows(names: Sequence[Sequence[str]], rows: Sequence[Cond], e: Sequence[int], picked: Sequence[int]) -> Chosen:
+    own = [rows[i][j] for i, j in zip(share(list(e)), share(list(picked)), strict=True)]
+    return Chosen([names[i][j] for i, j in zip(e, picked, strict=True)], Cond.cat(own))
+
+
+class Film:
+    """Pictures of the searched concept over a run, from one start latent, by the student and by the frozen model.
+
+    Each is at most 96 pixels and kept as base64 PNG, so that it fits on a card. Cost: 4 evaluations per sampling step and frame.
+    """
+
+    PIXELS, SEED = 96, 4242
+
+    def __init__(self, frames: int, steps: int, sampling_steps: int, guidance: float) -> None:
+        self.at = {round(i * (steps - 1) / max(1, frames - 1)) for i in range(frames)} if steps else set()
+        self.sampling_steps, self.guidance = sampling_steps, guidance
+        self.shots: list[dict[str, Any]] = []
+
+    def take(self, step: Step, model: DiffusionModel, student: DiffusionModel, chosen: Chosen, target: str) -> None:
+        if step.index in self.at:
+            c = chosen.fixed()[[0]]
+            shot = {"step": step.index, "target": target, "concept": chosen.names[0]}
+            for who, network in (("frozen", model), ("student", student)):
+                shot[who] = self._picture(network, c)
+            self.shots.append(shot)
+
+    def _picture(self, network: DiffusionModel, c: Cond) -> str:
+        pixels = to_pixels(network.render(c, [self.SEED], self.sampling_steps, self.guidance))[0]
+        image = Image.fromarray(pixels)
+        image.thumbnail((self.PIXELS, self.PIXELS))
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG", optimize=True)
+        return base64.b64encode(buffer.getvalue()).decode()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"shots": self.shots}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.shots = list(state["shots"])

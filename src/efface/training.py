@@ -18,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from . import parallel
+from .equations.steps import shrunk
 from .errors import BadFile, Cancelled, MethodError, NonFiniteLoss
 from .files import atomic_write
 from .models.base import DiffusionModel
@@ -60,11 +62,17 @@ class Step:
         """Uniform on 0 .. n - 1."""
         return int(torch.randint(n, (1,), generator=self.rng))
 
+    def draw(self, n: int, batch: int) -> list[int]:
+        """One index below n for every row of the whole batch; the same in every process. See :func:`parallel.share`."""
+        return [self.randint(n) for _ in range(batch)]
+
     def minimize(self, **terms: Tensor) -> None:
         """One optimizer step on the sum of the named loss terms. Call exactly once per step."""
         if self.terms:
             raise MethodError(f"step {self.index}: minimize() was called twice.")
-        self.terms = {name: float(value.detach()) for name, value in terms.items()}
+        means = torch.stack([value.detach().reshape(()).float() for value in terms.values()])
+        parallel.average_([means])
+        self.terms = dict(zip(terms, means.tolist(), strict=True))
         bad = {n: v for n, v in self.terms.items() if not math.isfinite(v)}
         if bad:
             raise NonFiniteLoss(
@@ -74,7 +82,14 @@ class Step:
         self._optimizer.zero_grad(set_to_none=True)
         torch.stack([v.reshape(()) for v in terms.values()]).sum().backward()
         self._model.evals.backward += 1
+        parallel.average_(p.grad for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None)
         self._optimizer.step()
+
+    @torch.no_grad()
+    def shrink(self, weights: Mapping[str, Tensor], origin: Mapping[str, Tensor], rho: float) -> None:
+        """Pull the trained weights a share ``rho`` of their way back to ``origin``; see :func:`efface.equations.steps.shrunk`."""
+        for name, w in weights.items():
+            w.copy_(shrunk(w, origin[name].to(w.dtype), rho))
 
     def log(self, **values: Any) -> None:
         """Remember plain values of this step; they land in the run's log by name."""
@@ -113,9 +128,10 @@ def training(
                 raise MethodError(f"step {index}: the method never called step.minimize().")
             run.log.append({"step": index, **step.terms, **step.logged})
             run.on_step(step, steps)
-            if run.checkpoint is not None and (interrupted.is_set() or (index + 1) % run.every == 0):
+            stop = parallel.anyone(interrupted.is_set(), student.device)
+            if run.checkpoint is not None and (stop or (index + 1) % run.every == 0) and parallel.rank() == 0:
                 _save(run, index + 1, weights, kept, student, start)
-            if interrupted.is_set():
+            if stop:
                 where = f" Continue with --resume (checkpoint {run.checkpoint})." if run.checkpoint is not None else ""
                 raise Cancelled(f"stopped after step {index + 1} of {steps}.{where}")
     for p in weights.values():

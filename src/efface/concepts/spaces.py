@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -39,6 +39,11 @@ class ConceptSpace:
                 f"cannot read the concept list {str(path)!r}: {error}. It is a text file with one concept per line."
             ) from error
         return ConceptSpace.of(str(path), (line for line in lines if not line.startswith("#")))
+
+    @staticmethod
+    def english() -> ConceptSpace:
+        """3,000 English nouns for concrete things, most frequent first; see ``tools/english_words.py``."""
+        return replace(ConceptSpace.from_file(Path(__file__).with_name("english.txt")), name="english")
 
     def without(self, names: Iterable[str]) -> ConceptSpace:
         """The space minus names that the tokenizer could not tell from ``names`` (case and spacing do not count)."""

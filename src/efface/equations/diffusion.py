@@ -5,12 +5,18 @@ Throughout ``z_t = sqrt(ab) x0 + sqrt(1 - ab) eps`` with ``ab`` the cumulative a
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
 def noised(x0: Tensor, eps: Tensor, ab: Tensor) -> Tensor:
     """Forward process ``q(z_t | x0)`` with the given noise."""
     return ab.sqrt() * x0 + (1 - ab).sqrt() * eps
+
+
+def v_of(x0: Tensor, eps: Tensor, ab: Tensor) -> Tensor:
+    """The velocity of a known pair: ``v = sqrt(ab) eps - sqrt(1 - ab) x0``."""
+    return ab.sqrt() * eps - (1 - ab).sqrt() * x0
 
 
 def eps_from_v(v: Tensor, z_t: Tensor, ab: Tensor) -> Tensor:
@@ -36,3 +42,23 @@ def ddim_step(eps: Tensor, z_t: Tensor, ab: Tensor, ab_next: Tensor) -> Tensor:
 def x0_loss_weight(ab: Tensor) -> Tensor:
     """``MSE_x0 = w MSE_eps`` at fixed z_t with ``w = (1 - ab) / ab``, the inverse signal-to-noise ratio."""
     return (1 - ab) / ab
+
+
+def dpm_step(x0: Tensor, x0_last: Tensor | None, z_t: Tensor, ab_last: Tensor, ab: Tensor, ab_next: Tensor) -> Tensor:
+    """One step of DPM-Solver++(2M) from noise level ``ab`` to ``ab_next``.
+
+    With ``lam = log(sqrt(ab) / sqrt(1 - ab))``, ``h = lam_next - lam`` and ``r = (lam - lam_last) / h``:
+
+        D        = x0 + (x0 - x0_last) / (2 r)
+        z_next   = sqrt((1 - ab_next) / (1 - ab)) z_t + sqrt(ab_next) (1 - exp(-h)) D
+
+    x0, x0_last: predicted clean latents here and one step before; without the latter, or when ``ab_next`` is 1, where lam is
+    infinite, the step is of first order, which is DDIM. Source: Lu et al. 2022, arXiv:2211.01095, algorithm 2.
+    """
+    ratio = ((1 - ab_next) / (1 - ab)).sqrt()
+    fade = (ab / ab_next).sqrt() * ratio  # exp(-h), finite where h is not
+    d = x0
+    if x0_last is not None and bool((ab_next < 1).all()):
+        lam = [0.5 * torch.log(a / (1 - a)) for a in (ab_last, ab, ab_next)]
+        d = x0 + (x0 - x0_last) * (lam[2] - lam[1]) / (2 * (lam[1] - lam[0]))
+    return ratio * z_t + ab_next.sqrt() * (1 - fade) * d

@@ -29,3 +29,29 @@ def entropy(logits: Tensor) -> Tensor:
     """Entropy of ``softmax(logits)`` in nats; log n for a search that has learned nothing. logits: (..., n)."""
     log_p = torch.log_softmax(logits, dim=-1)
     return -(log_p.exp() * log_p).sum(-1)
+
+
+def largest(y: Tensor, k: int) -> Tensor:
+    """The ``k`` largest entries of every simplex row, renormalised: a mixture of k rows at most. y: (..., n)."""
+    if k >= y.shape[-1]:
+        return y
+    kept = torch.zeros_like(y).scatter_(-1, y.topk(k, dim=-1).indices, 1.0)
+    return y * kept / (y * kept).sum(-1, keepdim=True)
+
+
+def spread(values: Tensor, n: int) -> Tensor:
+    """Indices of at most ``n`` entries of ``values`` (m,) that stand for its whole range, ascending.
+
+    One-dimensional k-means (Lloyd's algorithm from evenly spaced quantiles, until nothing moves), then the entry closest to
+    every centre; centres that share an entry collapse, so fewer than n can come back.
+    """
+    values = values.double()
+    if n >= len(values):
+        return torch.arange(len(values))
+    centres = torch.quantile(values, (torch.arange(n, dtype=torch.float64) + 0.5) / n)
+    while True:
+        nearest = (values[:, None] - centres).abs().argmin(1)
+        moved = torch.stack([values[nearest == i].mean() if bool((nearest == i).any()) else centres[i] for i in range(n)])
+        if torch.equal(moved, centres):
+            return torch.unique((values[:, None] - centres).abs().argmin(0))
+        centres = moved

@@ -1,15 +1,39 @@
 """Erasure methods. To add one: write one file beside these and one import line here; see CONTRIBUTING.md."""
 
+from .ablation import ConceptAblation
+from .age import AGE
 from .ap import AP
 from .base import Method, option
 from .esd import ESD
+from .forget_me_not import ForgetMeNot
+from .kpop import KPOP
 from .mace import MACE
-from .naive import Naive
 from .realera import RealEra
 from .rece import RECE
 from .time import TIME
 from .uce import UCE
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Naive, ESD, AP, UCE, TIME, RECE, MACE, RealEra)}
+METHODS: dict[str, type[Method]] = {
+    cls.name: cls for cls in (ESD, AP, AGE, KPOP, ConceptAblation, ForgetMeNot, UCE, TIME, RECE, MACE, RealEra)
+}
 
-__all__ = ["AP", "ESD", "MACE", "METHODS", "RECE", "TIME", "UCE", "Method", "Naive", "RealEra", "option"]
+ROWS: dict[str, type[Method]] = {"naive": AP, "l2": AP, "neutral": AP, "fixed": AP}
+"""Baselines that are a method with the preset of their own name laid over the model's: they differ from it in that alone."""
+
+__all__ = [
+    "AGE",
+    "AP",
+    "ESD",
+    "KPOP",
+    "MACE",
+    "METHODS",
+    "RECE",
+    "ROWS",
+    "TIME",
+    "UCE",
+    "ConceptAblation",
+    "ForgetMeNot",
+    "Method",
+    "RealEra",
+    "option",
+]

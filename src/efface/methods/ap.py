@@ -1,53 +1,72 @@
-"""Adversarial preservation (AP)."""
+"""Adversarial preservation (AP), and the controls it must be compared with."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
-from ..concepts.request import EraseRequest
-from ..concepts.spaces import ConceptSpace, distances, smallest
-from ..equations.diffusion import x0_loss_weight
+from ..concepts.request import EraseRequest, normalised
 from ..equations.guidance import away_from
-from ..equations.simplex import entropy
-from ..errors import BadOption
-from ..models.base import DiffusionModel, mean_walk
+from ..errors import BadOption, UnknownName
+from ..latents import POOLED, Group, Latents
+from ..models.base import DiffusionModel
 from ..models.cond import Cond
-from ..models.select import SELECTIONS, selection
+from ..models.select import selection
+from ..parallel import share
 from ..patches import Patch
-from ..search import Logits, Pool, adversarial, concept_space
-from ..training import Run, Step, training
-from .base import Method, option
+from ..search import (
+    ExhaustiveSearch,
+    Film,
+    GumbelSearch,
+    PgdSearch,
+    Search,
+    UniformSearch,
+    candidates,
+    concept_space,
+)
+from ..training import Run, Stateful, Step, training
+from .base import option
+from .trained import Trained
+
+SEARCHED = ("gumbel", "exhaustive", "random")
+SEARCHES = (*SEARCHED, "pgd", "fixed", "neutral", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AP(Method):
+class AP(Trained):
     """Erase the target and, at every step, preserve the concept that the erasure hurts most.
 
-        min_theta' max_pi   | eps'(z_t, t, c_e) - goal |^2  +  lam | eps'(z'_t, t, c_a) - eps(z'_t, t, c_a) |^2
+        min_theta' max_c_a   | eps'(z_t, t, c_e) - goal |^2  +  lam | eps'(z'_t, t, c_a) - eps(z'_t, t, c_a) |^2
         goal = eps(z_t, t, c_anchor) - eta (eps(z_t, t, c_e) - eps(z_t, t, c_anchor))
-        c_a  = G(pi) . M_e,    M_e the ``nearest`` candidates around c_e,  G the Gumbel-Softmax over their rows
 
-    The descent step trains the student with c_a fixed; then ``ascents`` steps of Adam on pi climb the preservation term
-    with the weights fixed, each on fresh draws. Logits live per target, start uniform and are kept for the whole run.
+    ``search`` says how c_a is found; the rest is the same for all, so that rows of a comparison differ in what they are called:
 
+    - "gumbel": c_a = G(pi) . M_e, M_e the ``nearest`` candidates around c_e, G the Gumbel-Softmax over their rows. After the
+      descent step of the weights, ``ascents`` steps of Adam on pi climb the preservation term with the weights fixed, each on
+      fresh draws (``update="joint"``: the descent's own backward pass moves pi too). The paper's search.
+    - "exhaustive": the worst of all candidates by the damage itself, looked up again every ``refresh`` updates.
+    - "random": any candidate, uniformly. "fixed": the request's preserve set, uniformly; "fixed:NAME": that concept.
+      "neutral": the anchor. "none": no preservation term at all, which is naive erasure.
+    - "pgd": a free embedding that starts at c_e, climbed by ``ascents`` steps of length ``pgd_rate |c_a|`` on one draw. The
+      authors report that it collapses; so does ours, and it is here to show that.
+
+    ``shrink``: after every update the weights go back a share of their way (L2 regularisation in proximal form).
     Reference: Bui et al., NeurIPS 2024, "Erasing Undesirable Concepts in Diffusion Models with Adversarial Preservation".
-    Code: tuananhbui89/Erasing-Adversarial-Preservation, train_adversarial_gumbel.py.
+    Code: tuananhbui89/Erasing-Adversarial-Preservation, train_adversarial_gumbel.py, train_adversarial_pgd.py.
     Variants: preset "paper": noise space, eta 0 (map to the anchor), cosine neighbours. Preset "official": x0 space (the
-    inverse-SNR weight (1 - ab)/ab), goal 2 eps_0 - eps_e, L2 neighbours, the shifted time alignment, erased names stay
-    among the candidates.
-    Deviations: the erased concepts are excluded from the candidates (``exclude_targets``; the official code forgets to);
-    the ascent step samples nothing it does not use; trajectories of c_e and c_a run as one batch from the same start; no
-    1-D k-means over distances. ``request.preserve`` joins the candidates of every target.
-    ``sampler="pool"``: latents come from the frozen model and are drawn from a pool that is filled once, which changes the
-    distribution of z_t from theta' to theta (as the newer ESD code does) and nothing else; needs ``hard=True``, where c_a
-    always is one candidate.
-    Cost: per step, k uniform on 0 .. S-1: descent 4 k + 5, ascent 2 k + 2 each (154 at S = 50 and one ascent; the official
-    code spends 213.84). Pool: 5 + 2 per ascent, after 2 (S - 1) per concept and trajectory to fill it.
+    inverse-SNR weight (1 - ab)/ab), goal 2 eps_0 - eps_e, L2 neighbours, the shifted time alignment, erased names stay among
+    the candidates. Presets "naive", "l2", "neutral", "random", "exhaustive", "pgd" change the search (or shrink) alone.
+    Deviations: the erased concepts are excluded from the candidates (``exclude_targets``; the official code forgets to); the
+    ascent step samples nothing it does not use; trajectories of c_e and c_a run as one batch from the same start and share its
+    first unconditional pass; ``request.preserve`` joins the candidates of every target; with a pooled sampler rows have noise
+    levels of their own. "pgd" measures its term on the target's latents, as officially. A pooled sampler needs a c_a that is
+    one of the candidates: ``hard=True``.
+    Cost: per row and step, k uniform on 0 .. S-1, less one evaluation where k > 0: descent 4 k + 5 (eta = 0: 4 k + 4), each
+    ascent 2 k + 2 (153 at S = 50 and one ascent; the official code spends 213.84); no ascent with ``update="joint"``; "none": 2 k
+    + 3 (2); exhaustive: 2 k + 2 n per target and refresh. With a filled pool: 2 k and 4 k become 0. "harvest": see its fill_cost.
     """
 
     name: ClassVar[str] = "ap"
@@ -62,174 +81,230 @@ class AP(Method):
             "alignment": "official",
             "exclude_targets": False,
         },
-        "mini": {
-            "steps": 150,
-            "lr": 5e-4,
-            "sampling_steps": 12,
-            "batch": 4,
-            "eta": 1.0,
-            "lam": 3.0,
-            "nearest": 48,
-            "pi_lr": 0.1,
-            "sampler": "pool",
-        },
+        "mini": {**Trained.defaults, "eta": 1.0, "lam": 3.0, "nearest": 48, "pi_lr": 0.1, "sampler": "pool"},
         "tiny": {"steps": 3, "sampling_steps": 5, "nearest": 4},
+        "naive": {"search": "none"},
+        "l2": {"search": "none", "shrink": 1e-2},
+        "neutral": {"search": "neutral"},
+        "fixed": {"search": "fixed"},
+        "random": {"search": "random"},
+        "exhaustive": {"search": "exhaustive"},
+        "pgd": {"search": "pgd", "ascents": 10, "lam": 0.01},
     }
 
     eta: float = option(0.0, "how far beyond the anchor the goal lies", "paper 0; official code 1")
-    lam: float = option(1.0, "weight of the preservation term", "official code (implicit)", low=0.0)
-    loss_space: str = option("eps", "space of both losses", "paper eps; official code x0", choices=("eps", "x0"))
-    space: str = option("auto", "candidates: auto, vocabulary, or a file of names", "ours; officially 3,000 English words")
-    nearest: int = option(100, "candidates kept around each target", "official centres 100", low=1)
+    lam: float = option(1.0, "weight of the preservation term", "official code 1 (implicit); pgd 0.01", low=0.0)
+    search: str = option("gumbel", f"how c_a is found: {', '.join(SEARCHES)} or fixed:NAME", "paper")
+    space: str = option(
+        "auto", "candidates: auto, world, english, vocabulary, or a file of names", "officially 3,000 English words"
+    )
+    nearest: int = option(100, "candidates kept around each target", "official --gumbel_k_closest 1000, then 100 centres", low=1)
+    centres: int = option(0, "thin the nearest to so many, 0: all", "official --gumbel_num_centers 100", low=0)
     metric: str = option("cosine", "distance of candidates", "paper cosine; official code l2", choices=("cosine", "l2"))
     exclude_targets: bool = option(True, "remove the targets from the candidates", "paper; official code forgets")
     hard: bool = option(True, "one-hot c_a with straight-through gradient", "official scripts --gumbel_hard 1")
     tau: float = option(2.0, "Gumbel-Softmax temperature", "official --gumbel_temp", low=1e-6)
     pi_lr: float = option(1e-2, "Adam learning rate of the logits", "official scripts --gumbel_lr", low=0.0)
-    ascents: int = option(1, "search steps per weight update", "official pgd_num_steps 2 = one ascent", low=0)
-    sampler: str = option("exact", "where z_t comes from", "official: student trajectories", choices=("exact", "pool"))
-    pool: int = option(2, "trajectories per concept in the pool", "ours", low=1)
-    steps: int = option(1000, "weight updates", "official --iterations", low=0)
-    lr: float = option(1e-5, "Adam learning rate", "official", low=0.0)
-    batch: int = option(1, "(c_e, c_a, z, t) draws per update", "official", low=1)
-    sampling_steps: int = option(50, "grid of the partial sampling", "official --ddim_steps", low=2)
-    guidance: float = option(3.0, "guidance of the partial sampling", "official --start_guidance")
-    alignment: str = option("exact", "noise level of z_t against t", "ours; official code shifted", choices=("exact", "official"))
-    train: str = option("xattn", "trained parameters", "official scripts (nudity: noxattn)", choices=tuple(SELECTIONS))
-    seed: int = option(0, "training seed", "ours")
+    update: str = option(
+        "alternate", "search after the weights, or with them", "official alternate; joint ours", choices=("alternate", "joint")
+    )
+    ascents: int = option(1, "search steps per weight update", "official pgd_num_steps 2 = one ascent; pgd 100", low=0)
+    refresh: int = option(10, "updates between two exhaustive searches", "ours", low=1)
+    pgd_rate: float = option(1e-3, "length of a pgd step in units of |c_a|", "ours; official --pgd_lr 1e-5", low=0.0)
+    pgd_radius: float = option(0.0, "largest |c_a - c_e| / |c_e|, 0: none", "official: none", low=0.0)
+    shrink: float = option(0.0, "share of the change taken back per update", "ours", low=0.0)
+    frames: int = option(0, "pictures of the searched concept kept on the card", "official --save_freq", low=0)
 
     def __post_init__(self) -> None:
-        if self.sampler == "pool" and not self.hard:
-            raise BadOption("sampler=pool needs hard=true: a mixture of candidates has no cached latents. Use sampler=exact.")
-        if self.sampler == "pool" and self.alignment == "official":
-            raise BadOption("sampler=pool keeps every level of a trajectory, so alignment=official does not exist for it.")
+        super().__post_init__()
+        if self.search not in SEARCHES and not self.search.startswith("fixed:"):
+            raise UnknownName("search", self.search, SEARCHES)
+        if self.sampler in POOLED and self.search == "gumbel" and not self.hard:
+            raise BadOption(
+                f"sampler={self.sampler} needs hard=true: a mixture of candidates has no cached latents. Use sampler=student."
+            )
+        if self.update == "joint" and self.search not in ("gumbel", "pgd"):
+            raise BadOption(f"update=joint moves a search by gradients; search={self.search} has none. Use update=alternate.")
+        if self.frames and self.search == "none":
+            raise BadOption("frames shows what the search looks at; search=none looks at nothing. Use frames=0.")
+        if self.shrink > 1:
+            raise BadOption(f"shrink={self.shrink} is a share of the change; it must not be above 1.")
+
+    @property
+    def label(self) -> str:
+        if self.search == "none":
+            return "l2" if self.shrink else "naive" if self.eta == 0 else "esd"
+        kind = self.search.partition(":")[0]
+        return {"gumbel": "ap", "fixed": "fixed", "neutral": "neutral"}.get(kind, f"ap-{kind}")
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
-        s = self.sampling_steps
-        walked = mean_walk(s, self.official)
-        if self.sampler == "pool":
-            concepts = len(request.targets) + sum(len(names) for names in self.candidates(model, request))
-            return 2 * (s - 1) * self.pool * concepts + self.steps * self.batch * (5 + 2 * self.ascents)
-        return self.steps * self.batch * (4 * walked + 5 + self.ascents * (2 * walked + 2))
+        names = self.candidates(model, request)
+        cost = 1 + 1 + (self.eta != 0) + self.draw_cost(self._groups)  # anchor and student; the target where eta asks for it
+        if self.search != "none":
+            cost += 2
+        ranked = self.draw_cost(1) * len(request.targets) + 2 * sum(map(len, names))
+        refreshes = -(-self.steps // self.refresh) if self.search == "exhaustive" else 0
+        cost += (self.update == "alternate") * self._climbs * self._ascent_cost
+        film = 4 * self.sampling_steps * min(self.frames, self.steps)
+        pooled = self.fill_cost(self._pooled(request, names))
+        return self.steps * self.batch * cost + refreshes * ranked + film + pooled
+
+    @property
+    def _climbs(self) -> bool:
+        return self.search in ("gumbel", "pgd")
+
+    @property
+    def _groups(self) -> int:
+        """Conditionings that need latents of their own in the descent."""
+        return 1 if self.search in ("none", "pgd") else 2
+
+    @property
+    def _ascent_cost(self) -> float:
+        rounds, repeats = self._rounds
+        return rounds * (self.draw_cost(1) + 2 * repeats)
+
+    @property
+    def _rounds(self) -> tuple[int, int]:
+        """Draws per update, and ascents on each: pgd climbs on one draw, gumbel draws anew for every ascent."""
+        return (min(self.ascents, 1), self.ascents) if self.search == "pgd" else (self.ascents, 1)
 
     def candidates(self, model: DiffusionModel, request: EraseRequest) -> list[tuple[str, ...]]:
-        """The searched names of every target: its nearest in the concept space, then the request's preserve set."""
-        space = concept_space(self.space, model)
-        if self.exclude_targets:
-            space = space.without(request.targets)
-        space = space.require(1)
-        targets, parts = model.encode(request.targets).tokens, []
-        for i in range(0, len(space.candidates), 512):  # in parts: a whole vocabulary of embeddings is 11 GB on SD 1.x
-            tokens = model.encode(space.candidates[i : i + 512]).tokens
-            parts.append(torch.stack([distances(target, tokens, self.metric) for target in targets]))
-        found = []
-        for distance in torch.cat(parts, dim=1):
-            near = [space.candidates[i] for i in smallest(distance, self.nearest)]
-            found.append(ConceptSpace.of(space.name, [*near, *request.preserve]).candidates)
-        return found
+        """What may be preserved, per target. Empty for "none"; for "pgd" the target itself, where it starts."""
+        if self.search in SEARCHED:
+            space = concept_space(self.space, model)
+            if self.exclude_targets:
+                space = space.without(request.targets)
+            return candidates(
+                model,
+                space.require(1),
+                request.targets,
+                nearest=self.nearest,
+                metric=self.metric,
+                centres=self.centres,
+                always=request.preserve,
+            )
+        if self.search == "none":
+            kept: tuple[str, ...] = ()
+        elif self.search == "pgd":
+            return [(target,) for target in request.targets]
+        elif self.search == "fixed":
+            kept = request.preserve
+            if not kept:
+                raise BadOption(
+                    "search=fixed preserves the request's preserve set, which is empty; name concepts with --preserve."
+                )
+        else:
+            kept = (request.anchor if self.search == "neutral" else self.search.removeprefix("fixed:"),)
+        taken = [t for t in request.targets if normalised(t) in map(normalised, kept)]
+        if taken:
+            raise BadOption(f"search={self.search} would preserve {taken[0]!r}, which is to be erased.")
+        return [kept for _ in request.targets]
+
+    def _pooled(self, request: EraseRequest, names: list[tuple[str, ...]]) -> list[str]:
+        return [*request.targets, *(n for group in names for n in group)]
+
+    def _search(self, request: EraseRequest, names: list[tuple[str, ...]], rows: list[Cond]) -> Search | None:
+        if self.search == "none":
+            return None
+        if self.search == "pgd":
+            return PgdSearch(request.targets, Cond.cat(rows), rate=self.pgd_rate, radius=self.pgd_radius)
+        if self.search == "gumbel":
+            return GumbelSearch(names, rows, tau=self.tau, hard=self.hard, lr=self.pi_lr)
+        if self.search == "exhaustive":
+            return ExhaustiveSearch(names, rows, self.refresh)
+        return UniformSearch(names, rows)
 
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
         run, spent, select = run or Run(), model.evals.snapshot(), selection(self.train)
         names = self.candidates(model, request)
-        c_targets, c_anchor = model.encode(request.targets), model.encode([request.anchor] * self.batch)
-        rows = [model.encode(n) for n in names]  # M_e of every target
-        logits = Logits([len(n) for n in names], self.pi_lr)
+        c_targets, c_anchor = model.encode(request.targets), model.encode([request.anchor])
+        search = self._search(request, names, [model.encode(n) for n in names] if self.search != "none" else [])
         student = model.student(select)
-        pool = self._pool(model) if self.sampler == "pool" else None
-        if pool is not None:
-            pool.fill([*request.targets, *(n for group in names for n in group)])
-        for step in training(student, select, steps=self.steps, lr=self.lr, seed=self.seed, run=run, carry={"pi": logits}):
-            # Descent: the weights follow the erasure and hold on to the adversarial concept.
-            e = [step.randint(len(request.targets)) for _ in range(self.batch)]
-            choice = [logits.draw(i, step, self.tau, self.hard) for i in e]
-            c_e, c_a = c_targets[e], adversarial(choice, rows, e)
-            picked = [int(y.argmax()) for y in choice]
-            if pool is None:
-                k, jitter = self._level(step, model)
-                noise = model.noise(self.batch, step.rng)
-                z, t = student.sample_until(
-                    Cond.cat([c_e, c_a]), k, self.sampling_steps, torch.cat([noise, noise]), self.guidance, self.official, jitter
-                )
-                z_e, z_a = z.chunk(2)
-                t = t[: self.batch]
-            else:
-                k, levels = -1, [step.randint(self.sampling_steps) for _ in e]
-                z_e = pool.latents_of([request.targets[i] for i in e], levels, step)
-                z_a = pool.latents_of([names[i][j] for i, j in zip(e, picked, strict=True)], levels, step)
-                t = pool.timesteps(levels)
+        latents = self.latents(model, student)
+        if self.sampler in ("pool", "noised"):
+            latents.fill(self._pooled(request, names))  # type: ignore[attr-defined]  # these samplers are pools
+        film = Film(self.frames, self.steps, self.sampling_steps, self.guidance)
+        origin, weights = model.weights(select), student.weights(select)
+        carry: dict[str, Stateful] = {"latents": latents, "film": film, **({"search": search} if search is not None else {})}
+
+        def damage(c_a: Cond, z_a: Tensor, t: Tensor) -> Tensor:
+            """(B,) what the weights as they are now have done to c_a; no gradient through the frozen model, as officially."""
             with torch.no_grad():
-                eps_e, eps_anchor, eps_a = model.predict(
-                    torch.cat([z_e, z_e, z_a]), torch.cat([t, t, t]), Cond.cat([c_e, c_anchor, c_a])
-                ).chunk(3)
-            new_e, new_a = student.predict(torch.cat([z_e, z_a]), torch.cat([t, t]), Cond.cat([c_e, c_a])).chunk(2)
-            preserve = self._mse(model, new_a, eps_a, t)
-            step.log(
-                k=k,
-                target=request.targets[e[0]],
-                concept=names[e[0]][picked[0]],
-                entropy=float(entropy(logits.values[e[0]].detach() / self.tau)),
-            )
-            step.minimize(erase=self._mse(model, new_e, away_from(eps_anchor, eps_e, self.eta), t), preserve=self.lam * preserve)
-            # Ascent: the search climbs the damage of the weights as they are now.
-            for _ in range(self.ascents):
-                self._ascend(step, model, student, request, names, rows, logits, pool)
-        adversarial_log = [
-            {key: row[key] for key in ("step", "target", "concept", "preserve", "entropy")} for row in run.log if "concept" in row
-        ]
-        card = self.card(
-            model,
-            request,
-            spent,
-            adversarial=adversarial_log,
-            candidates={t: list(n) for t, n in zip(request.targets, names, strict=True)},
-        )
-        return Patch.between(model.weights(select), student.weights(select), card)
+                eps_a = model.predict(z_a, t, Cond(c_a.tokens.detach(), c_a.last))
+            return self.mse(model, student.predict(z_a, t, c_a), eps_a, t)
+
+        for step in training(student, select, steps=self.steps, lr=self.lr, seed=self.seed, run=run, carry=carry):
+            # Descent: the weights follow the erasure and hold on to the adversarial concept.
+            e = step.draw(len(request.targets), self.batch)
+            target = Group([request.targets[i] for i in e], c_targets[list(share(e))])
+            c_e, c_0 = target.cond, c_anchor.repeat(len(target.cond))
+            if search is None:
+                (z_e,), t = latents.draw([target], step)
+                kept: dict[str, Tensor] = {}
+            else:
+                if isinstance(search, ExhaustiveSearch) and search.due(step):
+                    for i, group in enumerate(names):
+                        z, t = latents.common(group, search.rows[i], c_anchor, step)
+                        search.rank(i, damage, z, t)
+                chosen = search.choose(e, step)
+                film.take(step, model, student, chosen, target.names[0])
+                c_a = chosen.cond if self.update == "joint" else chosen.fixed()
+                groups = [target] if self.search == "pgd" else [target, Group(chosen.names, chosen.fixed())]
+                z, t = latents.draw(groups, step)
+                z_e, z_a = z[0], z[-1]
+            frozen = [(z_e, c_0), *([(z_e, c_e)] if self.eta else []), *([(z_a, chosen.fixed())] if search else [])]
+            trained = [(z_e, c_e), *([(z_a, c_a)] if search else [])]
+            with torch.no_grad():
+                eps = _predict(model, frozen, t)
+            new = _predict(student, trained, t)
+            goal = away_from(eps[0], eps[1], self.eta) if self.eta else eps[0]
+            if search is not None:
+                kept = {"preserve": self.lam * self.mse(model, new[1], eps[-1], t).mean()}
+                step.log(target=target.names[0], concept=chosen.names[0], **search.facts(e[0]))
+            step.minimize(erase=self.mse(model, new[0], goal, t).mean(), **kept)
+            if self.shrink:
+                step.shrink(weights, origin, self.shrink)
+            if search is not None and search.climbs:
+                if self.update == "joint":
+                    search.follow(e)
+                else:
+                    self._ascend(step, student, request, search, latents, c_targets, damage)
+        keys = ("step", "target", "concept", "preserve", "entropy", "margin", "moved")
+        searched = [{k: row[k] for k in keys if k in row} for row in run.log if "concept" in row]
+        log: dict[str, Any] = {"adversarial": searched} if search is not None else {}
+        if search is not None and self.search != "pgd":
+            log["candidates"] = {t: list(n) for t, n in zip(request.targets, names, strict=True)}
+        if film.shots:
+            log["film"] = film.shots
+        return Patch.between(origin, weights, self.card(model, request, spent, **log))
 
     def _ascend(
         self,
         step: Step,
-        model: DiffusionModel,
         student: DiffusionModel,
         request: EraseRequest,
-        names: list[tuple[str, ...]],
-        rows: list[Cond],
-        logits: Logits,
-        pool: Pool | None,
+        search: Search,
+        latents: Latents,
+        c_targets: Cond,
+        damage: Any,
     ) -> None:
-        """One Adam ascent of pi on the preservation term, on fresh draws; no weight collects a gradient."""
-        e = [step.randint(len(request.targets)) for _ in range(self.batch)]
-        choice = [logits.draw(i, step, self.tau, self.hard) for i in e]
-        c_a = adversarial(choice, rows, e)
-        fixed = Cond(c_a.tokens.detach(), c_a.last)
-        if pool is None:
-            k, jitter = self._level(step, model)
-            step.log(ascent_k=[*step.logged.get("ascent_k", []), k])
-            noise = model.noise(self.batch, step.rng)
-            z_a, t = student.sample_until(fixed, k, self.sampling_steps, noise, self.guidance, self.official, jitter)
-        else:
-            levels = [step.randint(self.sampling_steps) for _ in e]
-            z_a, t = (
-                pool.latents_of([names[i][int(y.argmax())] for i, y in zip(e, choice, strict=True)], levels, step),
-                pool.timesteps(levels),
-            )
+        """The search climbs the damage of the weights as they are now, on fresh draws; no weight collects a gradient."""
+        rounds, repeats = self._rounds
         with student.frozen():
-            with torch.no_grad():
-                eps_a = model.predict(z_a, t, fixed)  # no gradient through the frozen model, as officially
-            damage = self._mse(model, student.predict(z_a, t, c_a), eps_a, t)
-            logits.ascend(damage, used=set(e))
+            for _ in range(rounds):
+                e = step.draw(len(request.targets), self.batch)
+                chosen = search.choose(e, step)
+                if self.search == "pgd":
+                    group = Group([request.targets[i] for i in e], c_targets[list(share(e))])
+                else:
+                    group = Group(chosen.names, chosen.fixed())
+                (z_a,), t = latents.draw([group], step)
+                for repeat in range(repeats):
+                    c_a = chosen.cond if repeat == 0 else search.choose(e, step).cond
+                    search.climb(e, damage(c_a, z_a, t).mean())
 
-    @property
-    def official(self) -> bool:
-        return self.alignment == "official"
 
-    def _level(self, step: Step, model: DiffusionModel) -> tuple[int, int]:
-        stride = len(model.schedule.alphas_cumprod) // self.sampling_steps
-        return step.randint(self.sampling_steps), step.randint(stride) if self.official else 0
-
-    def _pool(self, model: DiffusionModel) -> Pool:
-        return Pool(model, steps=self.sampling_steps, trajectories=self.pool, guidance=self.guidance, seed=self.seed)
-
-    def _mse(self, model: DiffusionModel, a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-        if self.loss_space == "eps":
-            return mse_loss(a, b)
-        return ((a - b).square() * x0_loss_weight(model.schedule.ab(t).to(a))).mean()
+def _predict(network: DiffusionModel, parts: list[tuple[Tensor, Cond]], t: Tensor) -> list[Tensor]:
+    """All predictions in one call."""
+    z = torch.cat([z for z, _ in parts])
+    return list(network.predict(z, t.repeat(len(parts)), Cond.cat([c for _, c in parts])).chunk(len(parts)))

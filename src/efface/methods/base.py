@@ -38,11 +38,16 @@ class Method(abc.ABC):
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         """Documented cost: expected UNet forward evaluations of ``erase``."""
 
+    @property
+    def label(self) -> str:
+        """What tables and cards call this configuration; variants that deserve a name of their own give it here."""
+        return self.name
+
     def card(self, model: DiffusionModel, request: EraseRequest, spent: Mapping[str, int], **log: Any) -> PatchCard:
         """Provenance of a patch this method made. ``spent``: the cost counter before the run."""
         now = model.evals.snapshot()
         return PatchCard(
-            method=self.name,
+            method=self.label,
             config=dataclasses.asdict(self),
             request={"targets": list(request.targets), "anchor": request.anchor, "preserve": list(request.preserve)},
             base={**model.info, "digest": model.digest()},

@@ -14,7 +14,6 @@ from ..concepts.request import EraseRequest
 from ..edits import facts, folded
 from ..equations.closed_form import F64, Edit, Moments, apply_edit, factored, fused, solved
 from ..equations.diffusion import noised
-from ..models.attention import attention_maps
 from ..models.base import DiffusionModel
 from ..models.low_rank import factors, low_rank_student, trained_factors
 from ..models.select import selection
@@ -159,7 +158,7 @@ class MACE(Method):
             k = step.randint(self.images)
             t = torch.multinomial(odds, 1, generator=step.rng).to(model.device)
             z_t = noised(pictures[k : k + 1], model.noise(1, step.rng), model.schedule.ab(t))
-            with attention_maps(student) as maps:
+            with student.attention_maps() as maps:
                 student.predict(z_t, t, c)
                 looked = [(m[..., positions] * at_size(masks[k], m.shape[2])[:, None]).norm() for m in maps]
             step.minimize(attention=torch.stack(looked).sum())
@@ -172,7 +171,7 @@ class MACE(Method):
         if self.mask == "none":
             return torch.ones(len(pictures), *pictures.shape[2:], device=pictures.device)
         t = torch.full((len(pictures),), len(model.schedule.alphas_cumprod) * 2 // 5, dtype=torch.int64, device=model.device)
-        with attention_maps(model) as maps:
+        with model.attention_maps() as maps:
             model.predict(noised(pictures, model.noise(len(pictures), rng), model.schedule.ab(t)), t, c)  # type: ignore[arg-type]
             seen = torch.zeros(len(pictures), 1, *pictures.shape[2:], device=pictures.device)
             for m in maps:

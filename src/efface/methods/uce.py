@@ -14,7 +14,7 @@ from ..equations.closed_form import Edit, sealed, shared_edit
 from ..equations.diffusion import noised
 from ..errors import BadOption
 from ..models.base import DiffusionModel
-from ..models.cond import ROWS, Cond
+from ..models.cond import POSITIONS, Cond
 from ..models.select import selection
 from ..patches import Patch
 from ..search import concept_space
@@ -72,8 +72,8 @@ class UCE(Method):
     }
 
     task: str = option("erase", "what becomes of the target", "both codes", choices=("erase", "moderate", "debias"))
-    rows: str = option("last", "edited token positions", "uce_sd_erase.py; train_erase.py last..end", choices=ROWS)
-    preserve_rows: str = option("last", "preserved token positions", "uce_sd_erase.py; train_erase.py all", choices=ROWS)
+    rows: str = option("last", "edited token positions", "uce_sd_erase.py; train_erase.py last..end", choices=POSITIONS)
+    preserve_rows: str = option("last", "preserved token positions", "uce_sd_erase.py; train_erase.py all", choices=POSITIONS)
     preserve_empty: bool = option(False, "preserve the empty prompt when nothing else is", "train_erase.py")
     erase_scale: float = option(1.0, "weight a of erased rows", "both codes", low=1e-12)
     preserve_scale: float = option(1.0, "weight b of preserved rows", "uce_sd_erase.py; train_erase.py 0.1", low=1e-12)

@@ -1,46 +1,116 @@
-"""What cross-attention looks at: the probabilities that every layer gives to every token."""
+"""Reading and steering the cross-attention of a diffusers UNet by hooks on its projections.
+
+Nothing is replaced: the stock attention runs (fused kernels included), a probe does not change its output by a bit, and when
+a context manager ends, also by an exception, its hooks are gone. Inside, the network runs eagerly and stores its activations:
+a compiled network would not see hooks that came after compilation, and gradient checkpointing would run the forward pass again
+in backward, when they are gone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .base import DiffusionModel
+from ..equations.attention import probabilities
+from ..errors import BadOption, UnknownName
+
+PLACES = {
+    "mid": ("mid_block.",),
+    "midout": ("mid_block.", "up_blocks."),
+    "inmidout": ("down_blocks.", "mid_block.", "up_blocks."),
+}
+"""Named sets of cross-attention layers; all 16 of Stable Diffusion 1.x are "inmidout"."""
+
+
+def cross_attentions(unet: nn.Module, place: str = "inmidout") -> list[nn.Module]:
+    """The cross-attention layers of the named place. Raises UnknownName, and BadOption for a UNet that has none there."""
+    if place not in PLACES:
+        raise UnknownName("place of cross-attention", place, PLACES)
+    found = [m for n, m in unet.named_modules() if n.endswith(".attn2") and n.startswith(PLACES[place])]
+    if not found:
+        raise BadOption(f"this UNet has no cross-attention in {place!r}; choose another place.")
+    return found
 
 
 @contextmanager
-def attention_maps(model: DiffusionModel) -> Iterator[list[Tensor]]:
-    """A list that each forward call inside fills with one (B, heads, pixels, tokens) tensor per cross-attention layer.
-
-    The list is emptied when the next call begins. Gradients flow through it. The hooks are gone afterwards, also after an error.
-    """
-    maps: list[Tensor] = []
-    handles = [model.network.register_forward_pre_hook(lambda *_: maps.clear())]
-    for name, module in model.network.named_modules():
-        if not name.endswith(".attn2"):
-            continue
-        seen: dict[str, Tensor] = {}
-
-        def query(_: object, __: object, out: Tensor, seen: dict[str, Tensor] = seen) -> None:
-            seen["q"] = out
-
-        def key(
-            _: object,
-            __: object,
-            out: Tensor,
-            seen: dict[str, Tensor] = seen,
-            heads: int = module.heads,
-            scale: float = module.scale,
-        ) -> None:
-            q, k = (v.unflatten(-1, (heads, -1)).transpose(1, 2) for v in (seen["q"], out))
-            maps.append(torch.softmax(scale * q @ k.transpose(-1, -2), dim=-1))
-
-        handles += [module.to_q.register_forward_hook(query), module.to_k.register_forward_hook(key)]
+def hooked(unet: nn.Module, handles: Iterable[torch.utils.hooks.RemovableHandle]) -> Iterator[None]:
+    """Run plainly with these hooks, and remove them at the end, whatever happens."""
+    handles = list(handles)
+    recomputing = [m for m in unet.modules() if getattr(m, "gradient_checkpointing", False)]
+    compiled = getattr(unet, "_compiled_call_impl", None) is not None
     try:
-        yield maps
+        for module in recomputing:
+            module.gradient_checkpointing = False
+        # Asked only when needed: the stance imports torch's compiler, which takes seconds.
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+            yield
     finally:
+        for module in recomputing:
+            module.gradient_checkpointing = True
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def probed(unet: nn.Module) -> Iterator[list[Tensor]]:
+    """A list that every forward fills anew with one (B, heads, P, L) per cross-attention layer, in order of evaluation.
+
+    Differentiable. The layers' own output is untouched; the maps are computed beside it from the same queries and keys.
+    """
+    maps: list[Tensor] = []
+    handles = [unet.register_forward_pre_hook(lambda module, args: maps.clear())]
+    for layer in cross_attentions(unet):
+        seen: dict[str, Tensor] = {}
+
+        def keep(name: str, seen: dict[str, Tensor] = seen) -> Callable[..., None]:
+            return lambda module, args, output: seen.__setitem__(name, output)
+
+        def collect(module: Any, args: Any, output: Any, seen: dict[str, Tensor] = seen) -> None:
+            queries, keys = seen.pop("q"), seen.pop("k")
+            with torch.autocast(queries.device.type, enabled=False):  # maps are float32, whatever the network runs in
+                maps.append(probabilities(queries, keys, module.heads))
+
+        handles += [
+            layer.to_q.register_forward_hook(keep("q")),
+            layer.to_k.register_forward_hook(keep("k")),
+            layer.register_forward_hook(collect),
+        ]
+    with hooked(unet, handles):
+        yield maps
+
+
+@contextmanager
+def extended(unet: nn.Module, keys: Tensor, values: Tensor, place: str) -> Iterator[None]:
+    """The layers of ``place`` read more text: ``K = W_K [c ; keys]``, ``V = W_V [c ; values]``, queries as before.
+
+    keys, values: (B, m, d) in the space of the text encoder's output, or (1, m, d) for every row. A zero row is not no row:
+    its logit 0 still takes softmax mass. m = 0 is the stock layer.
+    """
+
+    def append(rows: Tensor) -> Callable[..., Any]:
+        def hook(module: Any, args: tuple[Tensor]) -> tuple[Tensor]:
+            (context,) = args
+            return (torch.cat([context, rows.to(context.dtype).expand(len(context), -1, -1)], dim=1),)
+
+        return hook
+
+    layers = cross_attentions(unet, place)
+    projections = [pair for layer in layers for pair in ((layer.to_k, keys), (layer.to_v, values))]
+    with hooked(unet, [projection.register_forward_pre_hook(append(rows)) for projection, rows in projections]):
+        yield
+
+
+@contextmanager
+def start_detached(unet: nn.Module) -> Iterator[None]:
+    """Key and value of position 0 (start of text) carry no gradient, so that training cannot use what every prompt shares."""
+
+    def hook(module: Any, args: Any, output: Tensor) -> Tensor:
+        return torch.cat([output[:, :1].detach(), output[:, 1:]], dim=1)
+
+    projections = [projection for layer in cross_attentions(unet) for projection in (layer.to_k, layer.to_v)]
+    with hooked(unet, [projection.register_forward_hook(hook) for projection in projections]):
+        yield

@@ -5,17 +5,18 @@ from __future__ import annotations
 import abc
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from ..concepts.prompts import Case
-from ..equations.diffusion import ddim_step
+from ..equations.diffusion import ddim_step, dpm_step, x0_from_eps
 from ..equations.guidance import guided
 from .cond import Cond
 from .select import Select
+from .tokens import SoftPrompt, TokenSpan
 
 
 @dataclass
@@ -94,6 +95,10 @@ class DiffusionModel(abc.ABC):
         """Noise prediction of a native output."""
 
     @abc.abstractmethod
+    def perfect_output(self, z_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What a network that knew the truth would output, natively, for ``z_t`` made of clean latents and this noise."""
+
+    @abc.abstractmethod
     def decode(self, z_0: Tensor) -> Tensor:
         """Latents -> images (B, 3, H, W) float in [0, 1]; non-finite latents stay non-finite."""
 
@@ -113,6 +118,42 @@ class DiffusionModel(abc.ABC):
     def weights_changed(self) -> None:
         """Forget everything computed from weights (cached encodings); called when a patch is applied or reverted."""
 
+    @abc.abstractmethod
+    def constant_context(self) -> AbstractContextManager[None]:
+        """Inside, keys and values of one and the same conditioning are computed once and kept; results do not change."""
+
+    @abc.abstractmethod
+    def configure(self, *, compiled: bool = False, checkpointing: bool = False, autocast: str | None = None) -> None:
+        """How the network is run, for this model and its later students: compiled by torch, with recomputed instead of stored
+        activations, under autocast to a dtype. The weights keep their precision. Raises BadOption for an unknown dtype."""
+
+    # -- inside text and attention -------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def locate(self, prompt: str, phrase: str) -> TokenSpan:
+        """Where the phrase stands in the prompt, by token ids. Raises BadRequest when it does not."""
+
+    @abc.abstractmethod
+    def embed(self, prompts: Sequence[str]) -> SoftPrompt:
+        """The prompts as input embeddings, to put vectors among the words. Raises PromptTooLong."""
+
+    @abc.abstractmethod
+    def encode_soft(self, prompts: SoftPrompt) -> Cond:
+        """As :meth:`encode`, from embeddings and differentiable in them; not cached."""
+
+    @abc.abstractmethod
+    def attention_maps(self) -> AbstractContextManager[list[Tensor]]:
+        """A list that every ``predict`` inside fills anew with one (B, heads, pixels, L) map per cross-attention layer; rows sum
+        to 1. Differentiable."""
+
+    @abc.abstractmethod
+    def extra_context(self, keys: Tensor, values: Tensor, place: str) -> AbstractContextManager[None]:
+        """Inside, the cross-attention of ``place`` (mid, midout, inmidout) reads m more tokens: keys, values (B or 1, m, d)."""
+
+    @abc.abstractmethod
+    def start_detached(self) -> AbstractContextManager[None]:
+        """Inside, no gradient flows through cross-attention to the start-of-text token, which all prompts share."""
+
     @property
     @abc.abstractmethod
     def info(self) -> Mapping[str, object]:
@@ -122,28 +163,45 @@ class DiffusionModel(abc.ABC):
 
     @torch.no_grad()
     def walk(
-        self, c: Cond, noise: Tensor, timesteps: Sequence[int], scale: float, final: int = -1
+        self, c: Cond, noise: Tensor, timesteps: Sequence[int], scale: float, final: int = -1, solver: str = "ddim"
     ) -> Iterator[tuple[int, Tensor]]:
-        """Deterministic DDIM under guidance. Yields ``(t, z_t)``: z at the level of each grid timestep, before the step
-        that leaves it, then ``(final, z)`` at the end. noise: (B, C, h, w). Cost: 2 evaluations per row and step
-        (1 with ``scale = 1``). Nothing is evaluated for a level nobody asks for.
+        """Deterministic sampling under guidance. Yields ``(t, z_t)``: z at the level of each grid timestep, before the step
+        that leaves it, then ``(final, z)`` at the end.
+
+        noise: (B / m, C, h, w). m blocks of conditionings may start from the same noise; their first step then shares the
+        unconditional branch. ``solver``: "ddim", or "dpm" for DPM-Solver++(2M), which needs fewer steps.
+        Cost: 2 evaluations per row and step (1 with ``scale = 1``), B - B / m less at the first step. Nothing is evaluated for
+        a level nobody asks for.
         """
-        z = noise
+        blocks = len(c) // len(noise)
+        z = torch.cat([noise] * blocks)
         null = None if scale == 1.0 else self.encode([""] * len(c))
-        for i, t in enumerate(timesteps):
-            yield t, z
-            t_batch = torch.full((len(z),), t, dtype=torch.int64, device=z.device)
-            if null is None:
-                eps = self.to_eps(self.predict(z, t_batch, c), z, t_batch)
-            else:
-                out = self.predict(torch.cat([z, z]), torch.cat([t_batch, t_batch]), Cond.cat([null, c]))
-                eps_0, eps_c = self.to_eps(out, torch.cat([z, z]), torch.cat([t_batch, t_batch])).chunk(2)
-                eps = guided(eps_0, eps_c, scale)
-            ab = self.schedule.ab(t).to(z)
-            t_next = timesteps[i + 1] if i + 1 < len(timesteps) else final
-            ab_next = self.schedule.ab(t_next).to(z)
-            z = ddim_step(eps, z, ab, ab_next)
+        both = c if null is None else Cond.cat([null, c])
+        x0_last, ab_last = None, self.schedule.ab(0).to(z)
+        with self.constant_context():
+            for i, t in enumerate(timesteps):
+                yield t, z
+                if null is None:
+                    eps = self._eps(z, t, c)
+                elif i == 0 and blocks > 1:
+                    out = self._eps(torch.cat([noise, z]), t, Cond.cat([null[: len(noise)], c]))
+                    eps = guided(torch.cat([out[: len(noise)]] * blocks), out[len(noise) :], scale)
+                else:
+                    eps_0, eps_c = self._eps(torch.cat([z, z]), t, both).chunk(2)
+                    eps = guided(eps_0, eps_c, scale)
+                ab = self.schedule.ab(t).to(z)
+                t_next = timesteps[i + 1] if i + 1 < len(timesteps) else final
+                ab_next = self.schedule.ab(t_next).to(z)
+                if solver == "ddim":
+                    z = ddim_step(eps, z, ab, ab_next)
+                else:
+                    x0 = x0_from_eps(eps, z, ab)
+                    z, x0_last, ab_last = dpm_step(x0, x0_last, z, ab_last, ab, ab_next), x0, ab
         yield final, z
+
+    def _eps(self, z: Tensor, t: int, c: Cond) -> Tensor:
+        t_batch = torch.full((len(z),), t, dtype=torch.int64, device=z.device)
+        return self.to_eps(self.predict(z, t_batch, c), z, t_batch)
 
     def noise(self, n: int, rng: torch.Generator) -> Tensor:
         """Start latents (n, C, h, w), drawn on the CPU so that they do not depend on the device."""
@@ -154,14 +212,22 @@ class DiffusionModel(abc.ABC):
         return torch.cat([self.noise(1, torch.Generator().manual_seed(seed)) for seed in seeds])
 
     def sample_until(
-        self, c: Cond, k: int, steps: int, noise: Tensor, scale: float, official: bool = False, jitter: int = 0
+        self,
+        c: Cond,
+        k: int,
+        steps: int,
+        noise: Tensor,
+        scale: float,
+        official: bool = False,
+        jitter: int = 0,
+        solver: str = "ddim",
     ) -> tuple[Tensor, Tensor]:
         """``(z_t, t)`` after running the guided sampler from ``noise`` down to grid index k, 0 <= k < steps.
 
         Exact alignment (default): k steps are taken and t is the level z is at. ``official`` reproduces the legacy code of
         ESD, AP and AGE: the grid loses its noisiest level, the walk stops 39 to 58 timesteps below the t it reports, and k
         counts from the clean end; ``jitter`` (0 to stride - 1, drawn by the caller) is added to t. See
-        :func:`official_walk`. Cost: 2 k (official: 2 min(S - 1, S - k)) per row.
+        :func:`official_walk`. Cost: 2 k (official: 2 min(S - 1, S - k)) per row, less what :meth:`walk` shares.
         """
         grid = self.schedule.timesteps(steps)
         if official:
@@ -169,7 +235,7 @@ class DiffusionModel(abc.ABC):
             t = grid[steps - 1 - k] - self.schedule.steps_offset + jitter
         else:
             levels, final, t = grid[:k], grid[k], grid[k]
-        ((_, z),) = deque(self.walk(c, noise, levels, scale, final), maxlen=1)
+        ((_, z),) = deque(self.walk(c, noise, levels, scale, final, solver), maxlen=1)
         return z, torch.full((len(z),), t, dtype=torch.int64, device=z.device)
 
     @torch.no_grad()
@@ -180,14 +246,17 @@ class DiffusionModel(abc.ABC):
             rows = [i for i, case in enumerate(cases) if case.guidance == guidance]
             for start in range(0, len(rows), batch):
                 part = [cases[i] for i in rows[start : start + batch]]
-                z = self.case_noise([case.seed for case in part])
                 c = self.encode([case.prompt for case in part])
-                ((_, z_0),) = deque(self.walk(c, z, self.schedule.timesteps(steps), guidance), maxlen=1)
-                images.append((rows[start : start + batch], self.decode(z_0)))
+                images.append((rows[start : start + batch], self.render(c, [case.seed for case in part], steps, guidance)))
         out = torch.empty((len(cases), *images[0][1].shape[1:]))
         for rows, pixels in images:
-            out[rows] = pixels.float().cpu()
+            out[rows] = pixels
         return out
+
+    def render(self, c: Cond, seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] on the CPU of conditionings, one seed each: :meth:`sample` below prompts."""
+        ((_, z_0),) = deque(self.walk(c, self.case_noise(seeds), self.schedule.timesteps(steps), guidance), maxlen=1)
+        return self.decode(z_0).float().cpu()
 
     @contextmanager
     def frozen(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ROWS = ("last", "last+eos", "last..end", "all")
+POSITIONS = ("last", "last+eos", "last..end", "all")
 """Which token positions of a prompt a closed-form edit uses: the last word, also the end token behind it, everything from the
 last word through the padding, or every position."""
 
@@ -41,7 +41,7 @@ class Cond:
         return Cond(torch.cat([c.tokens for c in conds]), torch.cat([c.last for c in conds]))
 
     def rows(self, kind: str) -> Tensor:
-        """(n, d) hidden states of the positions ``kind`` (one of ROWS) of every prompt, on the CPU."""
+        """(n, d) hidden states of the positions ``kind`` (one of POSITIONS) of every prompt, on the CPU."""
         return torch.cat([tokens[_first(f, kind) : _stop(f, len(tokens), kind)] for tokens, f in self._each()])
 
     def aligned(self, goal: Cond, kind: str) -> tuple[Tensor, Tensor]:

@@ -6,18 +6,20 @@ import contextlib
 import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..equations.diffusion import eps_from_v
-from ..errors import BadFile, BadOption, NothingSelected, PromptTooLong
+from ..equations.diffusion import eps_from_v, v_of
+from ..errors import BadFile, BadOption, BadRequest, NothingSelected, PromptTooLong
+from .attention import extended, probed, start_detached
 from .base import DiffusionModel, Evals, Schedule
 from .cond import Cond
 from .select import Select
+from .tokens import SoftPrompt, TokenSpan, occurrences, substituted
 
 if TYPE_CHECKING:
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
@@ -49,6 +51,7 @@ class StableDiffusion(DiffusionModel):
         self.schedule, self.evals = schedule, Evals()
         first = next(unet.parameters())
         self.device, self.dtype = first.device, first.dtype
+        self.autocast_dtype, self.compiled = first.dtype, False
         side = unet.config.sample_size
         self.latent_shape = (unet.config.in_channels, side, side)
         self._encoded: dict[str, tuple[Tensor, int]] = {}
@@ -165,11 +168,46 @@ class StableDiffusion(DiffusionModel):
             return eps_from_v(output, z_t, self.schedule.ab(t))
         return output
 
+    def perfect_output(self, z_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        if self.schedule.prediction_type == "v_prediction":
+            return v_of(z_0, noise, self.schedule.ab(t).to(z_0))
+        return noise
+
     @torch.no_grad()
     def decode(self, z_0: Tensor) -> Tensor:
         with self._autocast():
             pixels = self.vae.decode(z_0.to(next(self.vae.parameters()).dtype) / self.vae.config.scaling_factor).sample
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
+
+    def locate(self, prompt: str, phrase: str) -> TokenSpan:
+        ids, (n,) = self._tokenize([prompt])
+        wanted = self.tokenizer(phrase, add_special_tokens=False).input_ids
+        starts = occurrences(ids[0, :n].tolist(), wanted)
+        if not starts:
+            raise BadRequest(f"{phrase!r} does not stand in the prompt {prompt!r} as the tokenizer reads it.")
+        return TokenSpan(starts, len(wanted), eos=n - 1)
+
+    @torch.no_grad()
+    def embed(self, prompts: Sequence[str]) -> SoftPrompt:
+        ids, lengths = self._tokenize(prompts)
+        ids, table = ids.to(self.device), self.text_encoder.get_input_embeddings()
+        pad_id = self.tokenizer.pad_token_id
+        return SoftPrompt(table(ids), ids, tuple(lengths), table(ids.new_tensor(pad_id)), pad_id)
+
+    def encode_soft(self, prompts: SoftPrompt) -> Cond:
+        self.evals.text += len(prompts)
+        with self._autocast(), substituted(self.text_encoder.get_input_embeddings(), prompts.embeddings):
+            hidden = self.text_encoder(prompts.ids).last_hidden_state
+        return Cond(hidden, torch.tensor([n - 2 for n in prompts.lengths]))
+
+    def attention_maps(self) -> contextlib.AbstractContextManager[list[Tensor]]:
+        return probed(self.unet)
+
+    def extra_context(self, keys: Tensor, values: Tensor, place: str) -> contextlib.AbstractContextManager[None]:
+        return extended(self.unet, keys, values, place)
+
+    def start_detached(self) -> contextlib.AbstractContextManager[None]:
+        return start_detached(self.unet)
 
     def weights(self, select: Select) -> dict[str, Tensor]:
         found = {n: p for n, p in self._named_parameters() if select(n)}
@@ -187,6 +225,8 @@ class StableDiffusion(DiffusionModel):
                 setattr(twin, part, copy.deepcopy(module, memo={id(v): v for v in shared}))
         if twin.text_encoder is not self.text_encoder:
             twin._encoded = {}
+        if self.compiled and twin.unet is not self.unet:
+            twin.unet.compile()
         for p in twin.weights(select).values():
             p.data = p.data.float()  # master weights: half precision would swallow small updates
         return twin
@@ -201,6 +241,27 @@ class StableDiffusion(DiffusionModel):
 
     def weights_changed(self) -> None:
         self._encoded.clear()
+
+    @contextlib.contextmanager
+    def constant_context(self) -> Iterator[None]:
+        # A compiled network would bake the kept tensors into its graph.
+        kept = [] if self.compiled else [m for n, m in self.unet.named_modules() if n.endswith((".attn2.to_k", ".attn2.to_v"))]
+        fresh = [m for m in kept if not isinstance(m.forward, _Kept)]
+        for module in fresh:
+            module.forward = _Kept(module.forward)
+        try:
+            yield
+        finally:
+            for module in fresh:
+                del module.forward  # the class's own method shows again
+
+    def configure(self, *, compiled: bool = False, checkpointing: bool = False, autocast: str | None = None) -> None:
+        self.autocast_dtype = self.dtype if autocast is None else named_dtype(autocast)
+        if checkpointing:
+            self.unet.enable_gradient_checkpointing()
+        if compiled and not self.compiled:
+            self.unet.compile()
+        self.compiled = compiled
 
     @property
     def info(self) -> Mapping[str, object]:
@@ -221,9 +282,24 @@ class StableDiffusion(DiffusionModel):
         return [*((f"unet.{n}", p) for n, p in self.unet.named_parameters()), *text]
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.dtype == torch.float32:
+        if self.autocast_dtype == torch.float32:
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
+        return torch.autocast(self.device.type, self.autocast_dtype)
+
+
+class _Kept:
+    """A projection that remembers its last input and output. Identity, not equality: the same tensor, unchanged since."""
+
+    def __init__(self, forward: Callable[[Tensor], Tensor]) -> None:
+        self.forward = forward
+        self.last: tuple[Tensor, int, Tensor] | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return self.forward(x)
+        if self.last is None or self.last[0] is not x or self.last[1] != x._version:
+            self.last = x, x._version, self.forward(x)
+        return self.last[2]
 
 
 def named_dtype(name: str) -> torch.dtype:

@@ -17,21 +17,43 @@ def _legacy_notime(name: str) -> bool:
     return name.startswith("unet.") and not name.startswith(("unet.conv_norm_out.", "unet.conv_out.", "unet.time_embedding."))
 
 
+def _linear(name: str) -> bool:
+    # Every layer of the UNet that is not linear or a convolution is a norm and is called one.
+    return name.startswith("unet.") and "norm" not in name
+
+
 SELECTIONS: dict[str, Select] = {
     # 80 tensors, 43,962,560 parameters: to_q, to_k, to_v, to_out of cross-attention; not its norm.
     "xattn": lambda n: n.startswith("unet.") and ".attn2." in n,
-    # 32 tensors, 19,169,280 parameters.
+    # 48 tensors, 31,559,680 parameters.
+    "xattn-qkv": lambda n: n.startswith("unet.") and n.endswith(tuple(f".attn2.to_{x}.weight" for x in "qkv")),
+    # 32 tensors, 19,169,280 parameters: esd-x-strict of the newer ESD code.
     "xattn-kv": lambda n: n.startswith("unet.") and n.endswith((".attn2.to_k.weight", ".attn2.to_v.weight")),
+    # 10 tensors, 3,605,760 parameters: xlayer of the legacy code.
+    "xattn-two": lambda n: n.startswith(("unet.up_blocks.2.attentions.0.", "unet.up_blocks.2.attentions.2.")) and ".attn2." in n,
+    # 10 tensors, 8,193,920 parameters: selflayer of the legacy code.
+    "selfattn-two": lambda n: (
+        n.startswith(("unet.down_blocks.1.attentions.0.", "unet.down_blocks.2.attentions.0.")) and ".attn1." in n
+    ),
     # 598 tensors, 813,495,680 parameters: ESD-u of the legacy code.
     "noxattn": lambda n: _legacy_notime(n) and ".attn2." not in n,
+    # 388 tensors, 815,358,084 parameters: esd-u of the newer code, every linear and convolution outside cross-attention.
+    "linear-noxattn": lambda n: _linear(n) and ".attn2." not in n,
+    # 468 tensors, 859,320,644 parameters: esd-all of the newer code.
+    "linear": lambda n: _linear(n),
     # 80 tensors, 49,574,080 parameters.
     "selfattn": lambda n: n.startswith("unet.") and ".attn1." in n,
+    # 160 tensors, 93,536,640 parameters: to_q, to_k, to_v, to_out of self- and cross-attention.
+    "attn": lambda n: n.startswith("unet.") and (".attn1." in n or ".attn2." in n),
     # 678 tensors, 857,458,240 parameters.
     "notime": _legacy_notime,
     # 686 tensors, 859,520,964 parameters.
     "full": lambda n: n.startswith("unet."),
     "text-encoder": lambda n: n.startswith("text_encoder."),
 }
+
+UNET_SELECTIONS = tuple(name for name in SELECTIONS if name != "text-encoder")
+"""For methods whose conditionings are constants: training the text encoder would reach nothing."""
 
 
 def selection(name: str) -> Select:

@@ -1,0 +1,39 @@
+"""Attention of pixels to text tokens: the probabilities, and the size of chosen columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def probabilities(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
+    """``softmax(Q K^T / sqrt(d_h))`` over all keys, in float32.
+
+    queries: (B, P, heads d_h) of P pixels; keys: (B, L, heads d_h) of L tokens. Returns (B, heads, P, L), rows sum to 1.
+    """
+    q, k = (x.float().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (queries, keys))
+    return torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1)
+
+
+def column_norm(maps: Sequence[Tensor], columns: Tensor, rms: bool = False) -> Tensor:
+    """Size of the attention that the chosen tokens receive, per row: ``|| concat_l vec(A_l[:, :, S]) ||_2``.
+
+    maps: one (B, heads_l, P_l, L) per layer. columns: (B, L) bool, each row its own S. ``rms`` divides by the square root of
+    the number of entries, so that the value does not grow with resolution, heads, layers and size of S. Returns (B,).
+    """
+    squares = torch.stack([(a.square() * columns[:, None, None]).sum((1, 2, 3)) for a in maps]).sum(0)
+    if rms:
+        entries = columns.sum(1) * sum(a.shape[1] * a.shape[2] for a in maps)
+        squares = squares / entries
+    return squares.sqrt()
+
+
+def pulled(rows: Tensor, length: float, rate: float) -> Tensor:
+    """Every row keeps its direction and moves ``rate`` of the way to the given length: ``|e| <- |e| + rate (length - |e|)``.
+
+    rows: (n, d), none of them zero.
+    """
+    norm = rows.norm(dim=-1, keepdim=True)
+    return rows / norm * (norm + rate * (length - norm))

@@ -1,0 +1,178 @@
+"""Where ``(z_t, t)`` comes from: trajectories of the student or of the frozen model, or a pool of the frozen model's latents.
+
+All sources answer the same question: for groups of B conditionings (the targets, the concepts to preserve, ...), one latent per
+row at one noise level per row, the level and the start noise shared between the groups.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .equations.diffusion import noised
+from .models.base import DiffusionModel, mean_walk
+from .models.cond import Cond
+from .parallel import share
+from .training import Step
+
+SAMPLERS = ("student", "frozen", "pool", "harvest", "noised")
+POOLED = ("pool", "harvest", "noised")
+
+
+@dataclass(frozen=True)
+class Group:
+    """B conditionings to draw latents for. ``names``: of the whole batch; ``cond``: this process's rows."""
+
+    names: Sequence[str]
+    cond: Cond
+
+
+class Latents(Protocol):
+    """A source of latents; what it keeps survives an interruption."""
+
+    def draw(self, groups: Sequence[Group], step: Step) -> tuple[list[Tensor], Tensor]:
+        """One ``z_t`` (B, C, h, w) per group, and their common ``t`` (B,)."""
+
+    def common(self, names: Sequence[str], cond: Cond, neutral: Cond, step: Step) -> tuple[Tensor, Tensor]:
+        """``z_t`` and ``t`` for n candidates at one level, to compare them with each other."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Trajectories:
+    """Guided trajectories from fresh noise down to one random grid level per draw, all groups in one batch.
+
+    Cost per draw and row of g groups: 2 g k evaluations, less the g - 1 unconditional ones that the first step shares.
+    """
+
+    def __init__(self, walker: DiffusionModel, *, steps: int, guidance: float, official: bool, solver: str, batch: int) -> None:
+        self.walker, self.steps, self.guidance, self.official, self.solver = walker, steps, guidance, official, solver
+        self.batch = batch
+
+    def _walk(self, cond: Cond, n: int, step: Step) -> tuple[Tensor, Tensor]:
+        """Draws level, jitter and n start latents; logs the level as one more entry of ``k``."""
+        stride = len(self.walker.schedule.alphas_cumprod) // self.steps
+        k, jitter = step.randint(self.steps), step.randint(stride) if self.official else 0
+        step.log(k=[*step.logged.get("k", []), k])
+        noise = self.walker.noise(n, step.rng)
+        own = share(noise) if n == self.batch else noise
+        return self.walker.sample_until(cond, k, self.steps, own, self.guidance, self.official, jitter, self.solver)
+
+    def draw(self, groups: Sequence[Group], step: Step) -> tuple[list[Tensor], Tensor]:
+        z, t = self._walk(Cond.cat([g.cond for g in groups]), self.batch, step)
+        parts = list(z.chunk(len(groups)))
+        return parts, t[: len(parts[0])]
+
+    def common(self, names: Sequence[str], cond: Cond, neutral: Cond, step: Step) -> tuple[Tensor, Tensor]:
+        """One latent of the neutral prompt for all candidates. Cost: 2 k evaluations."""
+        k, noise = step.randint(self.steps), self.walker.noise(1, step.rng)
+        step.log(common_k=[*step.logged.get("common_k", []), k])
+        z, t = self.walker.sample_until(neutral, k, self.steps, noise, self.guidance, solver=self.solver)
+        return z.expand(len(cond), -1, -1, -1), t.expand(len(cond))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class Pool:
+    """Latents by concept name at every grid level, ``trajectories`` per concept, each from a seed of its own.
+
+    ``walker`` frozen: filled once, the exact distribution of ``Trajectories`` of the frozen model (batch rows have levels of
+    their own). ``walker`` the student and a ``lifetime``: a concept's trajectory serves that many updates and is then walked
+    again by the student as it is ("harvest"). ``forward``: only clean latents are kept, and noised to any of the T levels.
+    Cost: 2 (S - 1) evaluations per concept and trajectory to fill, 2 S with ``forward``; drawing is free.
+    """
+
+    def __init__(
+        self,
+        walker: DiffusionModel,
+        *,
+        steps: int,
+        trajectories: int,
+        guidance: float,
+        solver: str,
+        seed: int,
+        batch: int,
+        lifetime: int | None = None,
+        forward: bool = False,
+    ) -> None:
+        self.walker, self.trajectories, self.guidance, self.solver = walker, trajectories, guidance, solver
+        self.seed, self.batch, self.lifetime, self.forward = seed, batch, lifetime, forward
+        self.grid = walker.schedule.timesteps(steps)
+        self.latents: dict[str, Tensor] = {}
+        self.born: dict[str, int] = {}
+
+    def fill(self, concepts: Sequence[str], now: int = 0) -> None:
+        """Walk the trajectories of concepts that are missing or too old."""
+        missing = [c for c in dict.fromkeys(concepts) if c not in self.latents or self._old(c, now)]
+        for i in range(0, len(missing), 16):
+            part = missing[i : i + 16]
+            noise = torch.cat([self.walker.noise(self.trajectories, self._rng(name, now)) for name in part])
+            c = self.walker.encode(part).repeat(self.trajectories)
+            levels, final = (self.grid, -1) if self.forward else (self.grid[:-1], self.grid[-1])
+            walk = self.walker.walk(c, noise, levels, self.guidance, final, self.solver)
+            states = [z for _, z in walk]
+            kept = torch.stack(states[-1:] if self.forward else states, dim=1)  # (n * trajectories, levels, C, h, w)
+            for name, z in zip(part, kept.split(self.trajectories), strict=True):
+                self.latents[name], self.born[name] = z, now
+
+    def _old(self, name: str, now: int) -> bool:
+        return self.lifetime is not None and now - self.born[name] >= self.lifetime
+
+    def _rng(self, name: str, now: int) -> torch.Generator:
+        """By name, so that a trajectory does not depend on what else is in the pool."""
+        told = hashlib.sha256(f"{self.seed} {now} {name}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(told[:7], "big"))
+
+    def draw(self, groups: Sequence[Group], step: Step) -> tuple[list[Tensor], Tensor]:
+        self.fill([name for g in groups for name in g.names], step.index)
+        which = share(step.draw(self.trajectories, self.batch))
+        level, t = self._levels(share(step.draw(self.depth, self.batch)))
+        noise = share(self.walker.noise(self.batch, step.rng)) if self.forward else None
+        parts = []
+        for g in groups:
+            z = torch.stack([self.latents[name][i, k] for name, i, k in zip(share(list(g.names)), which, level, strict=True)])
+            parts.append(z if noise is None else noised(z, noise, self.walker.schedule.ab(t).to(z)))
+        return parts, t
+
+    def common(self, names: Sequence[str], cond: Cond, neutral: Cond, step: Step) -> tuple[Tensor, Tensor]:
+        """Every candidate's own latent, all of the same trajectory and level."""
+        self.fill(names, step.index)
+        i, level, t = step.randint(self.trajectories), *self._levels([step.randint(self.depth)])
+        z = torch.stack([self.latents[name][i, level[0]] for name in names])
+        if self.forward:
+            z = noised(z, self.walker.noise(1, step.rng), self.walker.schedule.ab(t).to(z))
+        return z, t.expand(len(z))
+
+    @property
+    def depth(self) -> int:
+        """How many levels can be drawn."""
+        return len(self.walker.schedule.alphas_cumprod) if self.forward else len(self.grid)
+
+    def _levels(self, drawn: Sequence[int]) -> tuple[list[int], Tensor]:
+        """Index into the kept latents and timestep of every drawn level."""
+        t = list(drawn) if self.forward else [self.grid[k] for k in drawn]
+        return [0] * len(drawn) if self.forward else list(drawn), torch.tensor(t, device=self.walker.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Only what the student drew: a frozen pool is the same when it is filled again."""
+        return {"latents": self.latents, "born": self.born} if self.lifetime is not None else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.latents = {n: z.to(self.walker.device) for n, z in state.get("latents", {}).items()} or self.latents
+        self.born = state.get("born") or self.born
+
+
+def draw_cost(groups: int, steps: int, official: bool) -> float:
+    """Mean evaluations per row of one draw of :class:`Trajectories`, its level uniform on 0 .. steps - 1."""
+    walks = 1.0 if official else (steps - 1) / steps  # share of levels that need at least one step
+    return 2 * groups * mean_walk(steps, official) - (groups - 1) * walks

@@ -1,0 +1,50 @@
+"""Tensors that a method trains and that are no weights of the model: prompts, word embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .parallel import average_
+
+
+class Learned:
+    """Leaf tensors in float32, each with its own Adam, so that one that was not drawn does not drift.
+
+    Pass it to ``training(carry=...)`` to have it survive an interruption.
+    """
+
+    def __init__(self, values: Sequence[Tensor], lr: float, maximize: bool = False) -> None:
+        self.values = [v.detach().float().clone().requires_grad_(True) for v in values]
+        self.optimizers = [torch.optim.Adam([v], lr=lr, maximize=maximize) for v in self.values]
+
+    def rows(self, indices: Sequence[int]) -> Tensor:
+        """(B, ...) the tensors of the given indices, differentiable."""
+        return torch.stack([self.values[i] for i in indices])
+
+    def update(self, used: Iterable[int]) -> None:
+        """One step of those tensors on the gradients that backward passes left, averaged over the processes; all are cleared.
+
+        ``used``: indices that the whole batch drew, so that a process without such a row takes part with zeros.
+        """
+        drawn = sorted(set(used))
+        for i in drawn:
+            if self.values[i].grad is None:
+                self.values[i].grad = torch.zeros_like(self.values[i])
+        average_(self.values[i].grad for i in drawn)
+        for i in drawn:
+            self.optimizers[i].step()
+        for v in self.values:
+            v.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"values": [v.detach() for v in self.values], "optimizers": [o.state_dict() for o in self.optimizers]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for v, kept in zip(self.values, state["values"], strict=True):
+            v.data.copy_(kept)
+        for o, kept_state in zip(self.optimizers, state["optimizers"], strict=True):
+            o.load_state_dict(kept_state)

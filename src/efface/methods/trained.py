@@ -1,0 +1,99 @@
+"""What the output-based methods share: how they train and where their latents come from. No algorithm is here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..equations.diffusion import x0_loss_weight
+from ..errors import BadOption
+from ..latents import POOLED, SAMPLERS, Latents, Pool, Trajectories, draw_cost
+from ..models.base import DiffusionModel
+from ..models.select import UNET_SELECTIONS
+from .base import Method, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained(Method):
+    """Abstract. ``sampler`` says where z_t comes from:
+
+    - "student": the network being trained walks to it, as the legacy codes do;
+    - "frozen": the frozen model walks to it, as the newer ESD code does;
+    - "pool": latents of the frozen model, walked once per concept and drawn from then on: the distribution of "frozen" up to the
+      finite number of trajectories;
+    - "harvest": latents of the student, walked again after ``lifetime`` updates;
+    - "noised": clean latents of the frozen model, walked once and noised to any timestep.
+    """
+
+    defaults: ClassVar = {"steps": 150, "lr": 5e-4, "sampling_steps": 12, "batch": 4}
+    """What every output-based method takes on the miniature: the same budget."""
+
+    steps: int = option(1000, "weight updates", "legacy codes --iterations; esd_sd.py 200", low=0)
+    lr: float = option(1e-5, "Adam learning rate", "legacy codes --lr; esd_sd.py 5e-5", low=0.0)
+    batch: int = option(1, "rows per update, over all processes", "legacy codes", low=1)
+    train: str = option("xattn", "trained parameters", "legacy codes (nudity: noxattn)", choices=UNET_SELECTIONS)
+    sampler: str = option("student", "where z_t comes from", "legacy codes student; esd_sd.py frozen", choices=SAMPLERS)
+    pool: int = option(2, "trajectories per concept of a pooled sampler", "ours", low=1)
+    lifetime: int = option(10, "updates a harvested trajectory serves", "ours", low=1)
+    sampling_steps: int = option(50, "grid of the partial sampling", "legacy codes --ddim_steps", low=2)
+    solver: str = option("ddim", "solver of the partial sampling", "legacy codes; dpm ours", choices=("ddim", "dpm"))
+    guidance: float = option(3.0, "guidance of the partial sampling", "legacy codes --start_guidance")
+    alignment: str = option(
+        "exact", "noise level of z_t against t", "esd_sd.py exact; legacy codes official", choices=("exact", "official")
+    )
+    loss_space: str = option("eps", "space of the losses", "papers eps; official AP and AGE x0", choices=("eps", "x0"))
+    seed: int = option(0, "training seed", "ours")
+
+    def __post_init__(self) -> None:
+        if self.sampler in POOLED and self.official:
+            raise BadOption(
+                f"sampler={self.sampler} keeps every level of a trajectory, so alignment=official does not exist for it; "
+                "use sampler=student."
+            )
+
+    @property
+    def official(self) -> bool:
+        return self.alignment == "official"
+
+    def latents(self, model: DiffusionModel, student: DiffusionModel) -> Latents:
+        """The source that ``sampler`` names."""
+        if self.sampler in POOLED:
+            return Pool(
+                student if self.sampler == "harvest" else model,
+                steps=self.sampling_steps,
+                trajectories=self.pool,
+                guidance=self.guidance,
+                solver=self.solver,
+                seed=self.seed,
+                batch=self.batch,
+                lifetime=self.lifetime if self.sampler == "harvest" else None,
+                forward=self.sampler == "noised",
+            )
+        return Trajectories(
+            student if self.sampler == "student" else model,
+            steps=self.sampling_steps,
+            guidance=self.guidance,
+            official=self.official,
+            solver=self.solver,
+            batch=self.batch,
+        )
+
+    def fill_cost(self, concepts: Sequence[str]) -> int:
+        """Evaluations that filling a frozen pool with these concepts takes; 0 without one. "harvest" has no fixed cost: every
+        concept costs as much again each time it is drawn and older than ``lifetime`` updates."""
+        per_trajectory = {"pool": 2 * (self.sampling_steps - 1), "noised": 2 * self.sampling_steps}.get(self.sampler, 0)
+        return per_trajectory * self.pool * len(set(concepts))
+
+    def draw_cost(self, groups: int) -> float:
+        """Mean evaluations per row of drawing latents for ``groups`` conditionings; 0 for a pool."""
+        return 0.0 if self.sampler in POOLED else draw_cost(groups, self.sampling_steps, self.official)
+
+    def mse(self, model: DiffusionModel, a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+        """(B,) mean squared difference per row in the space of ``loss_space``; a, b: (B, C, h, w) predictions at t."""
+        square = (a - b).square()
+        if self.loss_space == "x0":
+            square = square * x0_loss_weight(model.schedule.ab(t).to(a))
+        return square.flatten(1).mean(1)

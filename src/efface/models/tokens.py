@@ -1,0 +1,101 @@
+"""Where words sit among tokens, and prompts made of vectors instead of words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import BadOption, PromptTooLong
+
+
+@dataclass(frozen=True)
+class TokenSpan:
+    """The positions of a phrase in a prompt, found by token ids. Position 0 is the start of text."""
+
+    starts: tuple[int, ...]
+    """First position of every occurrence."""
+    width: int
+    """Tokens per occurrence."""
+    eos: int
+    """The first end-of-text position. Everything after it is padding, even where the padding token is the end token."""
+
+    @property
+    def start(self) -> int:
+        """First position of the first occurrence."""
+        return self.starts[0]
+
+    @property
+    def stop(self) -> int:
+        """The position after the first occurrence."""
+        return self.starts[0] + self.width
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Every position of every occurrence, ascending."""
+        return tuple(sorted({s + i for s in self.starts for i in range(self.width)}))
+
+
+def occurrences(ids: Sequence[int], phrase: Sequence[int]) -> tuple[int, ...]:
+    """Every index at which ``phrase`` stands in ``ids`` as a contiguous run; none for an empty phrase."""
+    n, wanted = len(phrase), list(phrase)
+    return tuple(i for i in range(len(ids) - n + 1) if list(ids[i : i + n]) == wanted) if n else ()
+
+
+@dataclass(frozen=True)
+class SoftPrompt:
+    """Prompts as input embeddings of the text encoder, so that vectors can stand where words stood.
+
+    Made by :meth:`DiffusionModel.embed`, read by :meth:`DiffusionModel.encode_soft`, which is differentiable in them.
+    """
+
+    embeddings: Tensor
+    """(B, L, e) rows of the token table, before positions are added."""
+    ids: Tensor
+    """(B, L) the ids they were read at; 0 where a vector has no word. They say where the text ends and nothing else."""
+    lengths: tuple[int, ...]
+    """Tokens per prompt, start and end of text included."""
+    pad: Tensor
+    """(e,) the row that stands for padding."""
+    pad_id: int
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def splice(self, start: int, stop: int, rows: Tensor) -> SoftPrompt:
+        """``rows`` in the place of positions start .. stop - 1, the rest of the text moved; start = stop inserts.
+
+        rows: (m, e) for every prompt, or (B, m, e). Raises BadOption for a place that would hit start or end of text,
+        PromptTooLong when the text would not fit any more.
+        """
+        if not 1 <= start <= stop < min(self.lengths):
+            raise BadOption(f"positions {start} .. {stop} are not inside the text, which ends at {min(self.lengths) - 1}.")
+        m, limit = rows.shape[-2], self.ids.shape[1]
+        grown = m - (stop - start)
+        if max(self.lengths) + grown > limit:
+            raise PromptTooLong(
+                f"with {m} vectors the prompt has {max(self.lengths) + grown} tokens, the model reads {limit}. Use fewer."
+            )
+        rows = rows.to(self.embeddings).expand(len(self), m, -1)
+        filler = self.pad.expand(len(self), max(-grown, 0), -1)
+        no_word, padding = (self.ids.new_full((len(self), n), i) for n, i in ((m, 0), (max(-grown, 0), self.pad_id)))
+        return SoftPrompt(
+            torch.cat([self.embeddings[:, :start], rows, self.embeddings[:, stop:], filler], dim=1)[:, :limit],
+            torch.cat([self.ids[:, :start], no_word, self.ids[:, stop:], padding], dim=1)[:, :limit],
+            tuple(n + grown for n in self.lengths),
+            self.pad,
+            self.pad_id,
+        )
+
+
+@contextmanager
+def substituted(table: nn.Module, embeddings: Tensor) -> Iterator[None]:
+    """Inside, the token table answers with ``embeddings`` whatever it is asked; every other part of the encoder is stock."""
+    handle = table.register_forward_hook(lambda module, args, output: embeddings.to(output.dtype))
+    try:
+        yield
+    finally:
+        handle.remove()

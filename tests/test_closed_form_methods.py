@@ -55,6 +55,11 @@ def test_contract_and_cost(method: Method, model: str) -> None:
     assert {"condition", "norm", "null_gain", "system_condition", "bring_back"} <= set(said)
 
 
+@pytest.fixture(scope="module")
+def mini() -> DiffusionModel:
+    return load_model("mini")
+
+
 # -- against naive solutions -------------------------------------------------------------------------------------
 
 
@@ -90,6 +95,27 @@ def uce_2023_rows(model: DiffusionModel, target: str, anchor: str) -> tuple[torc
     f, g = (int(model.encode([p]).last[0]) for p in (target, anchor))
     n = len(x) - max(f, g)
     return x[f : f + n], y[g : g + n]
+
+
+@pytest.mark.parametrize("name", ["uce", "time", "rece"])
+def test_on_trained_weights_too(mini: DiffusionModel, name: str) -> None:
+    """Random weights have no structure to lose; the miniature's text vectors are strongly correlated."""
+    base, lam = layers(mini), 0.5
+    keep = [(q, 0.1) for q in rows(mini, "")]
+    if name == "uce":
+        patch = UCE(**UCE.presets["2023"]).erase(mini, EraseRequest(("fire engine",), "house"))
+        xs, ys = uce_2023_rows(mini, "fire engine", "house")
+    elif name == "time":
+        lam, keep = 0.1, []
+        patch = TIME(augment=False).erase(mini, EraseRequest(("a fire engine",), "a house"))
+        xs, ys = rows(mini, "a fire engine"), rows(mini, "a house")
+        ys = ys[alignment(*mini.token_ids(["a fire engine", "a house"]), len(xs))]
+    else:
+        patch = RECE(start="none", epochs=1, ridge=0.1).erase(mini, EraseRequest(("fire engine",), "house"))
+        s = sum(w.T @ w for w in base.values())
+        xs = torch.linalg.solve(s + 0.1 * torch.eye(len(s), dtype=F64), s @ rows(mini, "fire engine").T).T
+        ys, lam = rows(mini, "house"), 0.1
+    assert_edited(mini, patch, {n: naive(w, xs, ys, keep, lam) for n, w in base.items()})
 
 
 def test_uce_2023_and_2025(tiny_model) -> None:  # type: ignore[no-untyped-def]

@@ -321,6 +321,8 @@ def test_contradictions_are_refused_before_anything_runs(tiny_model) -> None:  #
         UCE(task="debias", attributes="one, two", desired=1.0)
     with pytest.raises(BadOption, match="seal"):
         UCE(task="debias", attributes="one, two", seal=1.0)
+    with pytest.raises(BadOption, match=r"rounds=3 does nothing with task=erase"):
+        UCE(rounds=3)
     for method in (UCE(task="moderate"), UCE(task="debias", attributes="dog, bus")):
         with pytest.raises(BadOption, match="takes no anchor"):
             method.erase(tiny_model, EraseRequest(("cat",), "dog"))

@@ -464,3 +464,23 @@ def test_sealing_trades_reach_for_damage(tiny_model) -> None:  # type: ignore[no
         found.append((missed, float((moved(shut, keep) - moved(edit, keep)).norm())))
     assert found[0][0] < found[1][0] < found[2][0], "a larger ridge seals better"
     assert found[0][1] < found[1][1] < found[2][1], "and costs the kept rows more"
+
+
+def test_the_report_and_the_command_line_show_the_way_back(tiny_model, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    from click.testing import CliRunner
+
+    from efface.cli import main
+    from efface.reporting.view import _edit
+
+    patches = {seal: UCE(rows="last+eos", seal=seal).erase(tiny_model, EraseRequest(("cat",), "bus")) for seal in (0.0, 1.0)}
+    assert _edit(patches[0.0].json())["condition number of T"] == patches[0.0].card.log["edit"]["condition"]
+    assert _edit(patches[1.0].json())["condition number of T"] == "none: T has no inverse"
+    assert _edit({"log": {}}) == {}, "a trained patch has no such table"
+    monkeypatch.chdir(tmp_path)
+    for seal, expected in (("0", "brings it back"), ("1", "T has no inverse")):
+        name = f"{seal}.safetensors"
+        done = CliRunner().invoke(
+            main, ["erase", "uce", "--model", "tiny", "--target", "cat", "--set", f"seal={seal}", "--out", name]
+        )
+        assert done.exit_code == 0, done.output
+        assert expected in done.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,6 +26,7 @@ from .base import Method, option
 TEMPLATES = ("image of {}", "photo of {}", "portrait of {}", "picture of {}", "painting of {}")
 SEALED = ("{}", "a {}", "the {}", "a photo of a {}", "a picture of a {}", "a {} on a blue background")
 PINNED = {"rows": "last..end", "preserve_rows": "all", "preserve_scale": 0.1, "pin": True, "prior": "auto"}
+DEBIAS = ("desired", "tolerance", "images", "rounds", "reach", "sampling_steps", "guidance", "draws")
 BATCH = 16
 
 
@@ -92,13 +94,18 @@ class UCE(Method):
     sampling_steps: int = option(20, "debias: DDIM steps per image", "uce_sd_debias.py", low=1)
     guidance: float = option(7.5, "debias: guidance", "uce_sd_debias.py")
     draws: int = option(4, "debias: noise levels per judgement", "ours", low=1)
-    seed: int = option(0, "debias: start noise and judgement", "ours")
 
     def __post_init__(self) -> None:
         if (self.task == "debias") != (len(self.pair) == 2):
             raise BadOption(
                 f"attributes={self.attributes!r} with task={self.task}: debiasing takes exactly two attributes, such as "
                 "--set task=debias --set 'attributes=male, female', and no other task takes any."
+            )
+        fields = {f.name: f.default for f in dataclasses.fields(self)}
+        idle = [n for n in DEBIAS if self.task != "debias" and getattr(self, n) != fields[n]]
+        if idle:
+            raise BadOption(
+                f"{idle[0]}={getattr(self, idle[0])!r} does nothing with task={self.task}; it belongs to task=debias."
             )
         if not self.tolerance < self.desired < 1 - self.tolerance and self.task == "debias":
             raise BadOption(f"desired={self.desired} must lie inside tolerance .. 1 - tolerance (tolerance={self.tolerance}).")
@@ -156,7 +163,7 @@ class UCE(Method):
         rows = [self._attribute_rows(model, target) for target in request.targets]
         alphas, log = [0.0] * len(rows), dict[str, Any]()
         for i, target in enumerate(request.targets):
-            low, high, rng = -self.reach, self.reach, torch.Generator().manual_seed(self.seed)
+            low, high, rng = -self.reach, self.reach, torch.Generator().manual_seed(i)
             tried: list[dict[str, Any]] = []
             for _ in range(self.rounds):
                 edit = self._solve_shifted(model, request, rows, alphas)

@@ -398,3 +398,25 @@ def test_realera_modes_differ_in_what_they_move(tiny_model) -> None:  # type: ig
 def test_moderation_is_erasure_towards_the_null_prompt(tiny_model) -> None:  # type: ignore[no-untyped-def]
     request = EraseRequest(("cat",))
     assert same(UCE(task="moderate").erase(tiny_model, request).deltas, UCE().erase(tiny_model, request).deltas)
+
+
+SENTENCES = """a banana -> a blue banana | a pedestal -> a wooden pedestal | a pack of roses -> a pack of red roses
+a chair -> a wooden chair | a bird in a tree -> a green bird in a tree | ice cream -> strawberry ice cream
+the forest -> the autumn forest | a cat -> a cat with blue eyes | a lion -> a fluffy white lion | a cake -> a chocolate cake
+a photo of a dog -> a photo of a dog in a hat | a ladder -> a golden ladder | steel -> rusty steel | a cup -> a cup of tea
+a man in a car -> an old man in a red car | an owl -> an owl at night | a train -> a steam train | tofu -> fried tofu
+a wall of bricks -> a wall of blue bricks | a lamp on a table -> a small lamp on a round table"""
+
+
+def test_time_aligns_every_word_of_a_sentence_with_itself() -> None:
+    """Twenty pairs of the kind TIME was made for: the destination holds all words of the source, in order."""
+    pairs = [pair.split(" -> ") for line in SENTENCES.splitlines() for pair in line.split("|")]
+    assert len(pairs) == 20
+    words = sorted({w for pair in pairs for text in pair for w in text.replace("an ", "a ").split()})
+    ids = {w: i + 1 for i, w in enumerate(words)}
+    for pair in pairs:
+        old, new = ([0, *(ids[w] for w in text.strip().replace("an ", "a ").split()), 999] for text in pair)
+        positions = alignment(old, new, 14)
+        assert [new[j] for j in positions[: len(old)]] == old, pair
+        assert positions == sorted(positions)
+        assert positions[len(old)] == len(new), "padding continues behind the destination's end"

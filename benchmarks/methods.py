@@ -280,7 +280,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         "## AP against each",
         "",
         "Paired differences AP minus the other in percentage points, on the same target, training seed and case; {95 % interval "
-        "by resampling targets, then seeds, then cases}. Erased: direct, synonym and implicit prompts pooled; kept: near and trap. "
+        "by resampling targets, then seeds, then cases}. Erased: direct, synonym and implicit pooled; kept: near and trap. "
         "Better and worse are said where the interval leaves out zero.",
         "",
         "| AP minus | erased | kept | far |",

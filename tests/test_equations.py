@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efface.equations.attention import column_norm, probabilities, pulled
-from efface.equations.closed_form import apply_edit, shared_edit
+from efface.equations.closed_form import Edit, apply_edit, shared_edit
 from efface.equations.diffusion import ddim_step, eps_from_v, noised, v_from_eps, v_of, x0_from_eps, x0_loss_weight
 from efface.equations.guidance import away_from, guided
 from efface.equations.simplex import entropy, gumbel_noise, gumbel_softmax
@@ -182,7 +182,7 @@ def naive_edit(w, x, y, a, q, b, lam):  # type: ignore[no-untyped-def]
 def test_shared_edit_equals_the_double_loop_for_every_layer(seed: int, r: int, p: int, lam: float) -> None:
     x, y, q, _ = problem(seed, r, p, 8, 5)
     a, b = draw(seed + 5, r).abs() + 0.1, draw(seed + 6, p).abs() + 0.1
-    d = shared_edit(x, y, a, q, b, lam)
+    d = shared_edit(x, y, a, q, b, lam).matrix
     for layer in range(3):
         w = draw(seed + 10 + layer, 5, 8)
         # 1e-7: the oracle inverts a matrix whose condition number can reach 1e5 at the smallest ridge
@@ -198,7 +198,7 @@ def test_shared_edit_is_the_minimum_of_its_objective() -> None:
         keep = (b * ((q @ v.T) - (q @ w.T)).square().sum(1)).sum()
         return erase + keep + lam * (v - w).square().sum()
 
-    v = (w + w @ shared_edit(x, y, a, q, b, lam)).requires_grad_(True)
+    v = (w + w @ shared_edit(x, y, a, q, b, lam).matrix).requires_grad_(True)
     (gradient,) = torch.autograd.grad(objective(v), v)
     assert gradient.abs().max() < 1e-10
     start = w.clone().requires_grad_(True)
@@ -209,15 +209,16 @@ def test_shared_edit_is_the_minimum_of_its_objective() -> None:
 def test_limits_of_the_edit() -> None:
     x, y, q, _ = problem(7, 2, 3, 8, 5)
     one, some = torch.ones(2, dtype=F64), torch.ones(3, dtype=F64)
-    edit = lambda lam, b=1.0: shared_edit(x, y, one, q, b * some, lam)  # noqa: E731
+    edit = lambda lam, b=1.0: shared_edit(x, y, one, q, b * some, lam).matrix  # noqa: E731
     assert edit(1e9).abs().max() < 1e-7  # a large ridge changes nothing
     assert edit(0.1).norm() > edit(1.0).norm() > edit(10.0).norm()
     assert (q @ edit(0.1, 1e9).T).abs().max() < 1e-6 < (q @ edit(0.1, 1e-3).T).abs().max()  # preserved rows stay, if asked to
     torch.testing.assert_close(x + x @ edit(1e-9, 1e-9).T, y, rtol=1e-5, atol=1e-5)  # nothing else to keep: exact erasure
-    assert shared_edit(x, x, one, q, some, 0.5).abs().max() == 0  # mapping a concept to itself is no edit
+    assert shared_edit(x, x, one, q, some, 0.5).matrix.abs().max() == 0  # mapping a concept to itself is no edit
 
 
 def test_apply_edit_rounds_once() -> None:
     w, d = draw(1, 5, 8).float(), draw(2, 8, 8)
-    torch.testing.assert_close(apply_edit(w, d).double(), w.double() @ d, rtol=1e-6, atol=1e-6)
-    assert apply_edit(w, d).dtype == torch.float32
+    change = apply_edit(w, Edit(d, None, 1.0))
+    torch.testing.assert_close(change.double(), w.double() @ d, rtol=1e-6, atol=1e-6)
+    assert change.dtype == torch.float32

@@ -10,13 +10,14 @@ from pathlib import Path
 SRC = Path(__file__).parents[1] / "src" / "efface"
 
 LEVELS = [  # a module may import its own level only inside its own package, and everything below
-    ["errors", "versions", "statistics", "equations"],
+    ["errors", "versions", "statistics"],
+    ["equations"],
     ["files", "parallel"],
     ["pictures"],
     ["concepts", "records"],
     ["models"],
     ["patches", "training"],
-    ["latents", "learned", "surrogate"],
+    ["latents", "learned", "surrogate", "edits"],
     ["search"],
     ["methods", "detectors"],
     ["config", "bench", "testing", "reporting"],

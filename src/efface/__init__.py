@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import erase, evaluate, report, sample
+    from .edits import ConceptEdit
     from .errors import EffaceError
-    from .methods import AGE, AP, ESD, KPOP, UCE, ConceptAblation, ForgetMeNot
+    from .methods import AGE, AP, ESD, KPOP, MACE, RECE, TIME, UCE, ConceptAblation, ForgetMeNot, RealEra
     from .models.load import load_model
     from .patches import Patch
     from .training import Run
@@ -33,7 +34,12 @@ _HOMES = {
     "ESD": "methods",
     "ForgetMeNot": "methods",
     "KPOP": "methods",
+    "MACE": "methods",
+    "RECE": "methods",
+    "RealEra": "methods",
+    "TIME": "methods",
     "UCE": "methods",
+    "ConceptEdit": "edits",
 }
 
 __all__ = [
@@ -41,11 +47,16 @@ __all__ = [
     "AP",
     "ESD",
     "KPOP",
+    "MACE",
+    "RECE",
+    "TIME",
     "UCE",
     "ConceptAblation",
+    "ConceptEdit",
     "EffaceError",
     "ForgetMeNot",
     "Patch",
+    "RealEra",
     "Run",
     "__version__",
     "erase",

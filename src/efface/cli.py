@@ -169,11 +169,13 @@ def _erase(
             run.checkpoint.unlink(missing_ok=True)
     facts = {"out": str(out), "bytes": out.stat().st_size, **{k: v for k, v in patch.json().items() if k != "log"}}
     cost = patch.card.cost["forward"]
-    _emit(
-        as_json,
-        facts,
-        f"wrote {out} ({facts['bytes'] / 1e6:.1f} MB, {facts['tensors']} tensors, {cost:,} UNet evaluations)",
-    )
+    text = f"wrote {out} ({facts['bytes'] / 1e6:.1f} MB, {facts['tensors']} tensors, {cost:,} UNet evaluations)"
+    if edit := patch.card.log.get("edit"):
+        facts["edit"], back = edit, edit["bring_back"]
+        condition = "has no inverse" if edit["condition"] is None else f"has condition number {edit['condition']:.3g}"
+        text += f"\nclosed form: T {condition}; an embedding {back['length']:.3g} times as long as {back['target']!r} brings "
+        text += "it back" if back["missed"] < 1e-3 else f"all but {100 * back['missed']:.0f} % of it back"
+    _emit(as_json, facts, text)
 
 
 class _training_bar:

@@ -10,6 +10,7 @@ EffaceError
 ├── BadFile                        truncated, hostile or foreign file
 ├── NothingSelected                a parameter selection matches no weight of this model
 ├── MethodError                    a method broke the contract of the training loop
+├── IllPosed                     a closed-form system without a usable solution
 ├── NonFiniteLoss                  NaN or infinity in a loss term; names step and term
 ├── Cancelled                      Ctrl-C; names the checkpoint to resume from
 ├── EvaluationError                an evaluation that could not say anything true
@@ -67,6 +68,10 @@ class NothingSelected(EffaceError):
 
 class MethodError(EffaceError):
     """A method did not keep the contract of the training loop."""
+
+
+class IllPosed(EffaceError):
+    """A linear system that float64 cannot solve."""
 
 
 class NonFiniteLoss(EffaceError):

@@ -7,11 +7,33 @@ from .base import Method, option
 from .esd import ESD
 from .forget_me_not import ForgetMeNot
 from .kpop import KPOP
+from .mace import MACE
+from .realera import RealEra
+from .rece import RECE
+from .time import TIME
 from .uce import UCE
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (ESD, AP, AGE, KPOP, ConceptAblation, ForgetMeNot, UCE)}
+METHODS: dict[str, type[Method]] = {
+    cls.name: cls for cls in (ESD, AP, AGE, KPOP, ConceptAblation, ForgetMeNot, UCE, TIME, RECE, MACE, RealEra)
+}
 
 ROWS: dict[str, type[Method]] = {"naive": AP, "l2": AP, "neutral": AP, "fixed": AP}
 """Baselines that are a method with the preset of their own name laid over the model's: they differ from it in that alone."""
 
-__all__ = ["AGE", "AP", "ESD", "KPOP", "METHODS", "ROWS", "UCE", "ConceptAblation", "ForgetMeNot", "Method", "option"]
+__all__ = [
+    "AGE",
+    "AP",
+    "ESD",
+    "KPOP",
+    "MACE",
+    "METHODS",
+    "RECE",
+    "ROWS",
+    "TIME",
+    "UCE",
+    "ConceptAblation",
+    "ForgetMeNot",
+    "Method",
+    "RealEra",
+    "option",
+]

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..concepts.prompts import Case
 from ..equations.diffusion import ddim_step, dpm_step, x0_from_eps
@@ -72,6 +72,15 @@ class DiffusionModel(abc.ABC):
     @abc.abstractmethod
     def encode(self, prompts: Sequence[str]) -> Cond:
         """Conditionings of prompts, cached. Raises PromptTooLong instead of cutting."""
+
+    @abc.abstractmethod
+    def token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of prompts without padding, begin and end tokens included. Raises PromptTooLong instead of cutting."""
+
+    @property
+    @abc.abstractmethod
+    def network(self) -> nn.Module:
+        """The denoiser itself; its parameters are named ``unet.`` in :meth:`weights`."""
 
     @abc.abstractmethod
     def vocabulary(self) -> list[str]:

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+POSITIONS = ("last", "last+eos", "last..end", "all")
+"""Which token positions of a prompt a closed-form edit uses: the last word, also the end token behind it, everything from the
+last word through the padding, or every position."""
+
 
 @dataclass(frozen=True)
 class Cond:
@@ -35,3 +39,31 @@ class Cond:
     @staticmethod
     def cat(conds: Sequence[Cond]) -> Cond:
         return Cond(torch.cat([c.tokens for c in conds]), torch.cat([c.last for c in conds]))
+
+    def rows(self, kind: str) -> Tensor:
+        """(n, d) hidden states of the positions ``kind`` (one of POSITIONS) of every prompt, on the CPU."""
+        return torch.cat([tokens[_first(f, kind) : _stop(f, len(tokens), kind)] for tokens, f in self._each()])
+
+    def aligned(self, goal: Cond, kind: str) -> tuple[Tensor, Tensor]:
+        """Rows of every prompt and the rows they should act like, aligned at the last words; (n, d) each, on the CPU.
+
+        With ``last..end`` both blocks have L - max(f, f_goal) rows: word on word, end token on end token. Aligning the first
+        words instead would replace words by padding. The last word of an empty goal is its first position, the BOS vector.
+        """
+        xs, ys = [], []
+        for (x, f), (y, f_goal) in zip(self._each(), goal._each(), strict=True):
+            n = _stop(0, len(x), kind) if kind in ("last", "last+eos") else len(x) - (0 if kind == "all" else max(f, f_goal))
+            xs.append(x[_first(f, kind) : _first(f, kind) + n])
+            ys.append(y[_first(f_goal, kind) : _first(f_goal, kind) + n])
+        return torch.cat(xs), torch.cat(ys)
+
+    def _each(self) -> list[tuple[Tensor, int]]:
+        return list(zip(self.tokens.cpu(), self.last.tolist(), strict=True))
+
+
+def _first(last: int, kind: str) -> int:
+    return 0 if kind == "all" else last
+
+
+def _stop(last: int, length: int, kind: str) -> int:
+    return {"last": last + 1, "last+eos": last + 2}.get(kind, length)

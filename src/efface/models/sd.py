@@ -145,6 +145,14 @@ class StableDiffusion(DiffusionModel):
                 )
         return self.tokenizer(list(prompts), padding="max_length", max_length=limit, return_tensors="pt").input_ids, lengths
 
+    def token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        ids, lengths = self._tokenize(prompts)
+        return [row[:n].tolist() for row, n in zip(ids, lengths, strict=True)]
+
+    @property
+    def network(self) -> nn.Module:
+        return self.unet
+
     def vocabulary(self) -> list[str]:
         words = [t.removesuffix("</w>") for t in self.tokenizer.get_vocab() if t.endswith("</w>")]
         return sorted({w for w in words if len(w) > 1 and w.isascii() and w.isalpha()})

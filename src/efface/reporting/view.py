@@ -240,6 +240,7 @@ def _provenance(run: RunFile, subject: Entrant) -> dict[str, Any]:
         (f"Configuration of {card.get('method', subject.id)}", settings(card.get("config"))),
         ("UNet evaluations of the erasure", settings(card.get("cost"))),
         ("Size of the patch", settings(size)),
+        ("Closed-form edit W' = W T", settings(_edit(card))),
         ("Base model", settings(card.get("base") or run.model)),
         *(
             (f"Detector: {role}", settings(facts if isinstance(facts, Mapping) else {"name": facts}))
@@ -254,6 +255,24 @@ def _provenance(run: RunFile, subject: Entrant) -> dict[str, Any]:
         "tables": [(name, rows) for name, rows in tables if rows],
         "suite": [(axis, _suite_rows(entries)) for axis, entries in run.suite.items() if isinstance(entries, list) and entries],
         "command": command if isinstance(command, str) else " ".join(map(str, command)) if command else None,
+    }
+
+
+def _edit(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What a closed-form edit says about its one matrix T, the way back included."""
+    log = card.get("log") or {}
+    said = log.get("edit") or log.get("refinement")
+    if not said:
+        return {}
+    back = said["bring_back"]
+    return {
+        "condition number of T": "none: T has no inverse" if said["condition"] is None else said["condition"],
+        "largest singular value of T": said["norm"],
+        "gain on the null prompt": said["null_gain"],
+        "condition number of the system": said["system_condition"],
+        "easiest concept to bring back": back["target"],
+        "length of the embedding that does, in lengths of the concept's own": back["length"],
+        "share of the concept that it misses": back["missed"],
     }
 
 

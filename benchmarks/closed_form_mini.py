@@ -1,0 +1,192 @@
+"""Closed-form edits of 1, 5, 20 and 50 concepts at once on the miniature: what is erased, what is kept, what comes back.
+
+    python benchmarks/closed_form_mini.py [--quick] [--json] [--out runs/closed-form] [--counts 1 5 20 50] [--docs FILE]
+
+Targets are a fixed random choice from five groups (nested: the 5 contain the 1), so that four groups stay for "far". A finished
+cell is not computed again: patches and rows are kept under --out and the table is made from them alone. "comes back": the
+gradient-free attack c' = T^-1 c (efface.edits.WayBack) on the direct prompts; the share of images that show the target again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from efface import api
+from efface.bench.evaluate import System, evaluate
+from efface.bench.judges import MiniJudge
+from efface.bench.profiles import Profile
+from efface.bench.suite import Suite
+from efface.config import build_method
+from efface.edits import WayBack
+from efface.files import write_text
+from efface.models.base import DiffusionModel
+from efface.models.load import load_model
+from efface.models.mini import card
+from efface.models.mini.world import load_world
+from efface.patches import Patch
+from efface.records import Entrant
+from efface.statistics import wilson
+
+GROUPS = ("vehicle", "animal", "food", "nature", "person")
+TUNED_ON = "dog"  # presets were chosen on this target, so it is none of ours
+TABLE = Profile("closed-form", 10, 4.0, {"direct": 40, "synonym": 12, "implicit": 12, "near": 30, "trap": 15, "far": 30})
+QUICK = Profile("closed-form-quick", 3, 4.0, {"direct": 4, "near": 2, "far": 2})
+HELD_OUT = "prior-without-judged-names.txt"
+
+ENTRANTS: dict[str, tuple[str, str, dict[str, Any]]] = {  # label -> method, preset, options
+    "time": ("time", "mini", {}),
+    "uce 2025": ("uce", "2025", {}),
+    "uce": ("uce", "mini", {}),
+    "uce + pin": ("uce", "mini", {"pin": True}),
+    "uce + prior": ("uce", "pinned", {"pin": False}),
+    "uce + both": ("uce", "pinned", {}),
+    "uce + both, judged names not in the prior": ("uce", "pinned", {"prior": HELD_OUT}),
+    "uce sealed, 0.3": ("uce", "sealed", {"seal": 0.3}),
+    "uce sealed, 3": ("uce", "sealed", {}),
+    "uce sealed, 30": ("uce", "sealed", {"seal": 30.0}),
+    "rece": ("rece", "mini", {}),
+    "rece + both": ("rece", "pinned", {}),
+    "mace, refinement alone": ("mace", "mini", {"steps": 0}),
+    "mace": ("mace", "mini", {}),
+    "realera": ("realera", "mini", {}),
+}
+MOST = {"mace": 5, "uce sealed, 0.3": 5, "uce sealed, 30": 5}
+"""Largest number of concepts an entrant is run with: mace trains every one of them, and the seals show their trade-off early."""
+
+
+@dataclass(frozen=True)
+class Attacked(System):
+    """The patched model, with every named prompt encoded as the attacker would."""
+
+    ridge: float = 0.0
+
+    def active(self, model: DiffusionModel) -> AbstractContextManager[Any]:
+        return self._active(model)
+
+    @contextmanager
+    def _active(self, model: DiffusionModel) -> Iterator[None]:
+        assert self.patch is not None
+        back = WayBack.of(model, self.patch, self.ridge)
+        with self.patch.applied(model), back.against(model):
+            yield
+
+
+def targets(n: int) -> list[str]:
+    world, known = load_world(), card()["concepts"]
+    names = [c.name for c in world.concepts if c.group in GROUPS and world.kind(c.name) == "ordinary" and c.name != TUNED_ON]
+    usable = [name for name in names if known[name]["sensitivity"] >= 0.8]
+    return random.Random(0).sample(usable, len(usable))[:n]
+
+
+def erase_all(model: DiffusionModel, n: int, labels: list[str], suite: Suite, folder: Path) -> dict[str, Patch]:
+    judged = {c.name for c in (*suite.near, *suite.trap, *suite.far)}
+    held_out = folder / HELD_OUT
+    write_text(held_out, "\n".join(c for c in model.concept_names if c not in judged) + "\n")
+    patches = {}
+    for label in labels:
+        if n > MOST.get(label, n):
+            continue
+        path = folder / f"{label.replace(' ', '-').replace(',', '')}.safetensors"
+        if not path.is_file():
+            method, preset, settings = ENTRANTS[label]
+            chosen = {k: str(held_out) if v == HELD_OUT else v for k, v in settings.items()}
+            start = time.perf_counter()
+            patch = api.erase(model, build_method(method, preset=preset, settings=chosen), targets=targets(n))
+            write_text(path.with_suffix(".seconds"), f"{time.perf_counter() - start:.3f}\n")
+            patch.save(path)
+        patches[label] = Patch.load(path)
+    return patches
+
+
+def run(out: Path, counts: list[int], labels: list[str], profile: Profile) -> dict[str, Any]:
+    model, table = load_model("mini"), {}
+    attack = Profile(f"{profile.name}-attack", profile.steps, profile.guidance, {"direct": profile.cases["direct"]})
+    for n in counts:
+        folder = out / str(n)
+        suite = api.suite_for(model, targets(n))
+        patches = erase_all(model, n, labels, suite, folder)
+        systems = [System(Entrant(label, label, "patch", p.json()), p) for label, p in patches.items()]
+        found = evaluate(model, systems, suite, profile, MiniJudge(), folder / "plain")
+        attacked = [Attacked(Entrant(label, label, "patch"), p) for label, p in patches.items()]
+        back = evaluate(model, attacked, suite, attack, MiniJudge(), folder / "attacked")
+        table[n] = {}
+        for label in ("none", *patches):
+            axes = found["entrants"][label]["axes"]
+            row = {axis: axes[axis]["erased_valid"] or axes[axis]["preserved"] for axis in axes}
+            general = [row.pop(axis) for axis in ("synonym", "implicit") if axis in row]
+            if general:
+                row["generality"] = pooled(general)
+            hits = back["entrants"][label]["axes"]["direct"]["detection"]
+            row["comes back"] = None if label == "none" else hits
+            if label in patches:
+                log = patches[label].card.log
+                row["edit"] = log.get("edit") or log.get("refinement")
+                path = folder / f"{label.replace(' ', '-').replace(',', '')}.seconds"
+                row["seconds"] = float(path.read_text())
+            table[n][label] = row
+    return {"targets": targets(max(counts)), "profile": {"steps": profile.steps, "cases": profile.cases}, "table": table}
+
+
+def pooled(rates: list[dict[str, Any]]) -> dict[str, Any]:
+    return wilson(*(sum(r[k] for r in rates) for k in ("k", "n", "invalid"))).json()
+
+
+COLUMNS = ("direct", "generality", "near", "trap", "far", "comes back")
+
+
+def cell_text(r: dict[str, Any] | None) -> str:
+    if r is None or r["n"] == 0:
+        return "-"
+    text = f"{100 * r['value']:.0f} [{100 * r['low']:.0f}, {100 * r['high']:.0f}]"
+    return text + (f" ({r['invalid']} inv.)" if r["invalid"] else "")
+
+
+def markdown(result: dict[str, Any]) -> str:
+    lines = []
+    for n, rows in result["table"].items():
+        lines += [
+            f"**{n} concept{'s' if int(n) > 1 else ''} at once**",
+            "",
+            "| edit | erased and valid | generality | near | trap | far | comes back | cond(T) | shortest way back | s |",
+            "|---|---|---|---|---|---|---|---|---|---|",
+        ]
+        for label, row in rows.items():
+            edit = row.get("edit")
+            facts = "- | - | -"
+            if edit:
+                condition = "none" if edit["condition"] is None else f"{edit['condition']:.1e}"
+                facts = f"{condition} | {edit['bring_back']['length']:.3g}"
+                facts += f", misses {100 * edit['bring_back']['missed']:.0f} %" if edit["bring_back"]["missed"] > 1e-3 else ""
+                facts += f" | {row['seconds']:.2f}"
+            lines.append(f"| {label} | " + " | ".join(cell_text(row.get(c)) for c in COLUMNS) + f" | {facts} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="under a minute: one concept, three entrants, few images")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("runs/closed-form"))
+    parser.add_argument("--counts", nargs="+", type=int, default=[1, 5, 20, 50])
+    parser.add_argument("--docs", type=Path, help="write the table to this file")
+    args = parser.parse_args()
+    if args.quick:
+        result = run(args.out / "quick", [1], ["uce", "uce sealed, 3", "rece + both"], QUICK)
+    else:
+        result = run(args.out, args.counts, list(ENTRANTS), TABLE)
+    if args.docs:
+        write_text(args.docs, markdown(result))
+    print(json.dumps(result) if args.json else markdown(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""RealEra, reimplemented from its abstract."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, mse_loss
+
+from ..concepts.request import EraseRequest
+from ..edits import facts, folded
+from ..equations.closed_form import F64, Moments, neighbour_moments, solved
+from ..equations.diffusion import noised
+from ..models.base import DiffusionModel
+from ..models.cond import Cond
+from ..models.low_rank import factors, low_rank_student, trained_factors
+from ..models.select import selection
+from ..patches import Patch
+from ..search import concept_space
+from ..training import Run, training
+from .base import Method, option
+
+TEMPLATES = ("{}", "a photo of a {}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealEra(Method):
+    """A reimplementation from the abstract: erase the target together with its neighbourhood, keep what lies beyond it.
+
+        neighbours   x = rho (s u0 + sqrt(1 - s^2) u),  s uniform on [low, high],  e = rho u0 the target's row
+        align 1      min alpha E|W' x - W e*|^2 + |W' e - W e*|^2 + beta E|W' v - W v|^2 + gamma sum |W' p - W p|^2
+                         + lam |W' - W|_F^2
+        align 2      LoRA: | eps'(z_t, x) - eps(z_t, e*) |^2 + beta_n | eps'(z_t, v) - eps(z_t, v) |^2
+                         + gamma_n | eps'(z_t, p) - eps(z_t, p) |^2                                        ``steps`` > 0
+
+    v: vectors of the same length orthogonal to e ("beyond the concept"). p: preserved concepts, and the names of ``space`` whose
+    cosine with every target is below ``low``. ``mode``: where u lies. "isotropic": anywhere; the
+    neighbours then shrink every direction alike. "subspace": in the span of the ``directions`` main differences between e and
+    its nearest names in ``space``. "vocab": the names of ``space`` themselves whose cosine with e lies in [low, high]. The first
+    two need no samples in align 1: the expectations are exact (closed_form.neighbour_moments).
+
+    What is known (abstract): random perturbations within a distance and a range of cosines are erased too; unrelated
+    embeddings keep their place; both for a closed form of cross-attention and for a LoRA on the noise prediction.
+    Open choices, all ours: every number below; one vector e per word row and per end-token row of two templates; the distance
+    bound, which equals ``low`` here because the norm is kept (D1 = rho sqrt(2 - 2 low)); v orthogonal to e; weights that do
+    not depend on a number of samples; the padding mapped without neighbours; the null prompt pinned; the shape of both losses;
+    one LoRA for all targets. Do not compare with the paper's tables.
+    Reference: Liu et al., arXiv:2410.09140 (abstract only; no code exists).
+    Cost: 0 UNet evaluations; with steps, 2 sampling_steps x images per target, then 6 per step, three of them with backward.
+    """
+
+    name: ClassVar[str] = "realera"
+    summary: ClassVar[str] = "reimplementation from the abstract: the target and its neighbourhood, nothing beyond"
+    paper: ClassVar[str] = "Liu et al., arXiv:2410.09140 (abstract only)"
+    presets: ClassVar = {
+        "paper": {},
+        "closed-form": {"steps": 0},
+        "mini": {"steps": 0, "gamma": 1.0},
+        "tiny": {"steps": 3, "images": 2, "sampling_steps": 2, "directions": 2},
+    }
+
+    mode: str = option("subspace", "where neighbours lie", "ours", choices=("isotropic", "subspace", "vocab"))
+    low: float = option(0.8, "smallest cosine of a neighbour (S1)", "ours; unknown", low=0.0)
+    high: float = option(0.98, "largest cosine of a neighbour (S2)", "ours; unknown", low=0.0)
+    alpha: float = option(1.0, "weight of the neighbourhood", "ours; unknown", low=0.0)
+    beta: float = option(1.0, "weight of what lies beyond", "ours; unknown", low=0.0)
+    gamma: float = option(0.1, "weight of preserved concepts and of names outside the cone", "ours; unknown", low=1e-12)
+    lam: float = option(0.5, "ridge towards the original weights", "ours; UCE", low=1e-12)
+    space: str = option("auto", "names to look for neighbours among: auto, vocabulary, or a file", "ours")
+    nearest: int = option(64, "subspace: names around the target", "ours", low=1)
+    directions: int = option(32, "subspace: principal directions", "ours", low=1)
+    steps: int = option(300, "LoRA updates; 0: closed form only", "ours; unknown", low=0)
+    rank: int = option(4, "rank of the LoRA", "ours; unknown", low=1)
+    lr: float = option(1e-4, "Adam learning rate", "ours; unknown", low=0.0)
+    beta_n: float = option(1.0, "weight of what lies beyond, in the LoRA's loss", "ours; unknown", low=0.0)
+    gamma_n: float = option(1.0, "weight of the null prompt, in the LoRA's loss", "ours; unknown", low=0.0)
+    images: int = option(8, "pictures per target that z_t is made from", "ours; MACE", low=1)
+    sampling_steps: int = option(30, "DDIM steps of a picture", "ours; MACE", low=1)
+    guidance: float = option(7.5, "guidance of a picture", "ours; MACE")
+    seed: int = option(0, "pictures, neighbours and training of the LoRA", "ours")
+
+    def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
+        pictures = len(request.targets) * self.images * 2 * self.sampling_steps
+        return float(pictures + 6 * self.steps) if self.steps else 0.0
+
+    def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
+        spent, base = model.evals.snapshot(), model.weights(selection("xattn-kv"))
+        moments, found = self._moments(model, request)
+        edit = solved(moments, self.lam, model.encode([""]).tokens[0].cpu())
+        edited = folded(base, edit)
+        if self.steps:
+            edited = self._aligned(model, request, edited, run or Run())
+        original = {n: w.detach().float().cpu() for n, w in base.items()}
+        card = self.card(model, request, spent, edit=facts(edit, model, request.targets), neighbours=found)
+        return Patch.between(original, edited, card)
+
+    @torch.no_grad()
+    def _moments(self, model: DiffusionModel, request: EraseRequest) -> tuple[Moments, dict[str, int]]:
+        """Moments of all rows; and how many names the neighbourhood of each target's own word is made from."""
+        pairs = [(e, f) for e in request.targets for f in TEMPLATES]
+        goal_of = {f: f.format(request.anchor).strip() for f in TEMPLATES}
+        source, goals = model.encode([f.format(e) for e, f in pairs]), model.encode([goal_of[f] for _, f in pairs])
+        x, y = source.aligned(goals, "last..end")
+        kept = (*request.preserve, *self._outside(model, request))
+        q = model.encode(kept).rows("last+eos") if kept else x[:0]
+        total = Moments.of(x, y, torch.ones(len(x)), q, torch.full((len(q),), self.gamma))
+        eye, found = torch.eye(x.shape[1], dtype=F64), dict[str, int]()
+        for i, (target, template) in enumerate(pairs):
+            rows, goal_rows = source[i].aligned(goals[i], "last+eos")
+            for position, (e, e_goal) in enumerate(zip(rows.double(), goal_rows.double(), strict=True)):
+                names = self._near(model, request, template, position, e)
+                found.setdefault(target, len(names))
+                beyond = self.beta * (e @ e * eye - torch.outer(e, e)) / (len(e) - 1)
+                if self.mode == "vocab":
+                    weight = torch.full((len(names),), self.alpha / max(1, len(names)))
+                    extra = Moments.of(names, e_goal.expand_as(names), weight, names[:0], weight[:0])
+                else:
+                    across = self._main(names - e) if self.mode == "subspace" else None
+                    gram, shift = neighbour_moments(e, e_goal, self.low, self.high, across)
+                    extra = Moments(self.alpha * gram, self.alpha * shift, torch.zeros_like(gram))
+                total = total + extra + Moments(torch.zeros_like(eye), torch.zeros_like(eye), beyond)
+        return total, found
+
+    def _outside(self, model: DiffusionModel, request: EraseRequest) -> list[str]:
+        """Names of the space that lie in no target's cone."""
+        names = concept_space(self.space, model).without((*request.targets, *request.preserve)).candidates
+        words, targets = (model.encode(n).last_token().cpu().double() for n in (names, request.targets))
+        closest = torch.nn.functional.normalize(words, dim=1) @ torch.nn.functional.normalize(targets, dim=1).T
+        return [n for n, cosine in zip(names, closest.max(1).values.tolist(), strict=True) if cosine < self.low]
+
+    def _near(self, model: DiffusionModel, request: EraseRequest, template: str, position: int, e: Tensor) -> Tensor:
+        """(n, d) the same row (0 word, 1 end token) of names near ``e``: the nearest, or in "vocab" those in the cone."""
+        if self.mode == "isotropic":
+            return e[None][:0]
+        names = concept_space(self.space, model).without((*request.targets, *request.preserve)).candidates
+        words = model.encode([template.format(name) for name in names]).rows("last+eos")[position::2].double()
+        cosines = cosine_similarity(words, e[None])
+        if self.mode == "vocab":
+            return words[(cosines >= self.low) & (cosines <= self.high)]
+        return words[torch.sort(cosines, descending=True, stable=True).indices[: self.nearest]]
+
+    def _main(self, differences: Tensor) -> Tensor:
+        """(k, d) principal directions of the differences, k at most ``directions``."""
+        return torch.linalg.svd(differences, full_matrices=False).Vh[: self.directions]
+
+    def _aligned(self, model: DiffusionModel, request: EraseRequest, start: dict[str, Tensor], run: Run) -> dict[str, Tensor]:
+        """The closed form's weights plus a LoRA trained on noise predictions."""
+        rng, n = torch.Generator().manual_seed(self.seed), len(request.targets)
+        c, goal, null = model.encode(request.targets), model.encode([request.anchor]), model.encode([""])
+        noise, grid = model.noise(n * self.images, rng), model.schedule.timesteps(self.sampling_steps)
+        *_, (_, pictures) = model.walk(c.repeat(self.images), noise, grid, self.guidance)
+        with torch.no_grad():
+            e = c.last_token().double()
+            near = [self._near(model, request, "{}", 0, row.cpu()) for row in e]
+        student = low_rank_student(model, selection("xattn-kv"), self.rank, rng, start=start)
+        for step in training(student, factors, steps=self.steps, lr=self.lr, seed=self.seed, run=run):
+            i = step.randint(n)
+            inside, outside = self._pair(e[i].cpu(), near[i], step.rng)
+            # Student and teacher see: the neighbour (teacher: the anchor), something beyond, the null prompt.
+            shown = Cond.cat([replaced(c[i], inside), replaced(c[i], outside), null])
+            taught = Cond.cat([goal, shown[1], shown[2]])
+            t = torch.full((3,), step.randint(len(model.schedule.alphas_cumprod)), dtype=torch.int64, device=model.device)
+            k = i * self.images + step.randint(self.images)
+            z_t = noised(pictures[k : k + 1], model.noise(1, step.rng), model.schedule.ab(t[:1])).expand(3, -1, -1, -1)
+            with torch.no_grad():
+                right = model.predict(z_t, t, taught)
+            made = student.predict(z_t, t, shown)
+            step.minimize(
+                erase=mse_loss(made[0], right[0]),
+                beyond=self.beta_n * mse_loss(made[1], right[1]),
+                null=self.gamma_n * mse_loss(made[2], right[2]),
+            )
+        return {name: start[name] + up @ down for name, (up, down) in trained_factors(student).items()}
+
+    def _pair(self, e: Tensor, near: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """One neighbour of ``e`` and one vector of the same length orthogonal to it, (d,) each."""
+        rho, u0 = e.norm(), e / e.norm()
+
+        def across(directions: Tensor | None) -> Tensor:
+            g = torch.randn(len(e) if directions is None else len(directions), generator=rng, dtype=F64)
+            v = g if directions is None else g @ directions
+            v = v - (v @ u0) * u0
+            return v / v.norm()
+
+        outside = rho * across(None)
+        if self.mode == "vocab":
+            chosen = e if not len(near) else near[int(torch.randint(len(near), (1,), generator=rng))]
+            return chosen, outside
+        s = self.low + (self.high - self.low) * torch.rand((), generator=rng, dtype=F64)
+        u = across(self._main(near - e) if self.mode == "subspace" else None)
+        return rho * (s * u0 + (1 - s * s).sqrt() * u), outside
+
+
+def replaced(c: Cond, row: Tensor) -> Cond:
+    """One conditioning with another vector in the place of its last word."""
+    tokens = c.tokens.clone()
+    tokens[0, int(c.last[0])] = row.to(tokens)
+    return replace(c, tokens=tokens)

@@ -1,0 +1,82 @@
+"""Text-to-Image Model Editing (TIME)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ..concepts.request import EraseRequest
+from ..edits import facts, to_patch
+from ..equations.closed_form import shared_edit
+from ..models.base import DiffusionModel
+from ..models.select import selection
+from ..patches import Patch
+from ..training import Run
+from .base import Method, option
+
+AUGMENTATIONS = ("A photo of {}", "An image of {}", "A picture of {}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TIME(Method):
+    """Make the source sentence behave like the destination sentence, token by token.
+
+        min_W'  sum_i |W' c_i - W c*_i|^2 + lam |W' - W|_F^2      over all L rows of every sentence, begin and padding included
+
+    c_i: rows of the source (the target), c*_i: the row of the destination (the anchor) that token i is aligned with: going
+    through the source's tokens, the next identical token of the destination; then the destination's remaining positions, the
+    last one repeated. W' = W T with one T for all layers (closed_form.shared_edit). ``augment`` adds three more pairs.
+    Made for "a banana" -> "a blue banana"; as an erasure the concept's tokens have no counterpart.
+    Reference: Orgad et al., ICCV 2023, arXiv:2303.08084. Code: bahjat-kawar/time-diffusion.
+    Deviations: a source token that is missing in the destination is aligned with what stands in its place (the official loop
+    raises IndexError); modules are found by name (the official filter finds none in today's diffusers, and none at widths other
+    than 768). lam counts against the rows' squares, about L |c|^2 per sentence: it means less with more sentences, as officially.
+    ``preserve`` of the request is not used: TIME has no such term.
+    Cost: 0 UNet evaluations.
+    """
+
+    name: ClassVar[str] = "time"
+    summary: ClassVar[str] = "closed form: one sentence behaves like another, token by token"
+    paper: ClassVar[str] = "Orgad et al., ICCV 2023, arXiv:2303.08084"
+    presets: ClassVar = {"paper": {}, "mini": {}, "tiny": {}}
+
+    lam: float = option(0.1, "ridge towards the original weights", "time-diffusion --lamb", low=1e-12)
+    augment: bool = option(True, "add 'A photo of', 'An image of', 'A picture of'", "README command --with_augs")
+    keys: bool = option(True, "edit keys as well as values", "README command --with_to_k")
+
+    def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
+        return 0.0
+
+    @torch.no_grad()
+    def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
+        spent, kv = model.evals.snapshot(), selection("xattn-kv")
+        templates = ("{}", *AUGMENTATIONS) if self.augment else ("{}",)
+        pairs = [(f.format(e).strip(), f.format(request.anchor).strip()) for e in request.targets for f in templates]
+        xs, ys = [], []
+        for old, new in pairs:
+            source, destination = model.encode([old]).tokens[0].cpu(), model.encode([new]).tokens[0].cpu()
+            xs.append(source)
+            old_ids, new_ids = model.token_ids([old, new])
+            ys.append(destination[alignment(old_ids, new_ids, len(source))])
+        x, y = torch.cat(xs), torch.cat(ys)
+        edit = shared_edit(x, y, torch.ones(len(x)), x[:0], torch.ones(0), self.lam)
+        base = model.weights(lambda name: kv(name) and (self.keys or ".to_v." in name))
+        return to_patch(base, edit, self.card(model, request, spent, edit=facts(edit, model, request.targets)))
+
+
+def alignment(old: Sequence[int], new: Sequence[int], length: int) -> list[int]:
+    """For each of ``length`` positions of the old sentence the position of the new one that it should act like.
+
+    Greedy and in order. An old token without a counterpart is aligned with the next position that nothing else has claimed,
+    which is not used up by it: "a [cat]" -> "a [dog]", and "a [fire] [engine]" -> "a [dog]" maps both words to it.
+    """
+    positions, free = [], 0
+    for token in old:
+        found = next((j for j in range(free, len(new)) if new[j] == token), None)
+        positions.append(min(free, length - 1) if found is None else found)
+        free = free if found is None else found + 1
+    positions += range(free, length)
+    return (positions + [length - 1] * length)[:length]

@@ -13,7 +13,8 @@ from efface.equations.attention import column_norm, probabilities, pulled
 from efface.equations.closed_form import Edit, apply_edit, shared_edit
 from efface.equations.diffusion import ddim_step, eps_from_v, noised, v_from_eps, v_of, x0_from_eps, x0_loss_weight
 from efface.equations.guidance import away_from, guided
-from efface.equations.simplex import entropy, gumbel_noise, gumbel_softmax
+from efface.equations.simplex import entropy, gumbel_noise, gumbel_softmax, largest, spread
+from efface.equations.steps import into_ball, normalised_ascent, shrunk
 
 F64 = torch.float64
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}  # a few float64 operations on numbers of order one
@@ -222,3 +223,62 @@ def test_apply_edit_rounds_once() -> None:
     change = apply_edit(w, Edit(d, None, 1.0))
     torch.testing.assert_close(change.double(), w.double() @ d, rtol=1e-6, atol=1e-6)
     assert change.dtype == torch.float32
+
+
+@given(seeds, st.integers(1, 8), st.integers(1, 8))
+def test_the_largest_entries_are_a_mixture_of_at_most_k(seed: int, n: int, k: int) -> None:
+    y = torch.softmax(draw(seed, 3, n), dim=-1)
+    kept = largest(y, k)
+    assert bool((kept >= 0).all())
+    torch.testing.assert_close(kept.sum(-1), torch.ones(3, dtype=F64))
+    assert int((kept > 0).sum(-1).max()) <= min(k, n)
+    assert torch.equal(kept.argmax(-1), y.argmax(-1))
+    if k >= n:
+        assert torch.equal(kept, y)
+
+
+@given(seeds, st.integers(1, 30), st.integers(1, 12))
+def test_spread_picks_distinct_entries_over_the_range(seed: int, m: int, n: int) -> None:
+    values = draw(seed, m)
+    picked = spread(values, n).tolist()
+    assert 1 <= len(picked) <= min(m, n)
+    assert picked == sorted(set(picked))
+    if n >= m:
+        assert picked == list(range(m))
+
+
+def test_spread_finds_separated_clusters() -> None:
+    values = torch.tensor([0.0, 0.1, 0.2, 5.0, 5.1, 5.2, 9.0, 9.1, 9.2])
+    assert [round(float(values[i])) for i in spread(values, 3)] == [0, 5, 9]
+
+
+@given(seeds, st.floats(1e-4, 1.0))
+def test_normalised_ascent_has_exactly_its_length_and_rows_without_gradient_stay(seed: int, rate: float) -> None:
+    """Specification output_based.md 11.10."""
+    p, g = draw(seed, 3, 4, 5), draw(seed + 1, 3, 4, 5)
+    g[2] = 0
+    moved = normalised_ascent(p, g, rate) - p
+    lengths = moved.flatten(1).norm(dim=1)
+    torch.testing.assert_close(lengths[:2], rate * p.flatten(1).norm(dim=1)[:2])
+    assert lengths[2] == 0
+    assert bool(((moved * g).flatten(1).sum(1)[:2] > 0).all()), "not uphill"
+
+
+@given(seeds, st.floats(0.01, 2.0))
+def test_projection_into_the_ball_is_idempotent_and_inside(seed: int, radius: float) -> None:
+    centre, p = draw(seed, 4, 6), draw(seed, 4, 6) + 3 * draw(seed + 1, 4, 6)
+    once = into_ball(p, centre, radius)
+    distance = (once - centre).norm(dim=1)
+    assert bool((distance <= radius * centre.norm(dim=1) * (1 + 1e-12)).all())
+    torch.testing.assert_close(into_ball(once, centre, radius), once)
+    assert torch.equal(into_ball(centre, centre, radius), centre)
+
+
+def test_shrinking_is_the_proximal_step_of_an_l2_penalty() -> None:
+    """argmin_v |v - w|^2 + beta |v - origin|^2 with rho = beta / (1 + beta)."""
+    w, origin, beta = draw(0, 5), draw(1, 5), 0.3
+    v = shrunk(w, origin, beta / (1 + beta)).requires_grad_(True)
+    ((v - w).square().sum() + beta * (v - origin).square().sum()).backward()
+    assert v.grad is not None
+    assert float(v.grad.abs().max()) < 1e-12
+    assert torch.equal(shrunk(w, origin, 0.0), w)

@@ -154,7 +154,8 @@ def test_few_steps_of_the_second_order_solver_come_closer() -> None:
     z0 = torch.linspace(-1, 1, 7, dtype=torch.float64)
 
     def run(steps: int, solver: str) -> torch.Tensor:
-        grid = schedule.timesteps(steps)
+        # The same levels at both ends, away from t = 0, where steps even in t are very uneven in log(signal / noise).
+        grid = torch.linspace(901, 301, steps + 1).round().int().tolist()
         z, x0_last, ab_last = z0.clone(), None, torch.tensor(1.0)
         for i, t in enumerate(grid[:-1]):
             ab, ab_next = schedule.ab(t).double(), schedule.ab(grid[i + 1]).double()
@@ -164,7 +165,7 @@ def test_few_steps_of_the_second_order_solver_come_closer() -> None:
             x0_last, ab_last = x0, ab
         return z
 
-    exact = run(500, "ddim")
+    exact = run(300, "ddim")
     errors = {solver: float((run(10, solver) - exact).abs().max()) for solver in ("ddim", "dpm")}
     assert errors["dpm"] < 0.5 * errors["ddim"], errors
 

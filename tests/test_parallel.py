@@ -30,10 +30,9 @@ def run(out: Path, *args: str, processes: int) -> subprocess.CompletedProcess[st
     "args",
     [
         ("ap", "--set", "sampler=pool", "--set", "ascents=2"),
-        ("age",),
         ("kpop", "--set", "prompt_size=2"),
     ],
-    ids=["ap-pool", "age-student", "kpop"],
+    ids=["ap-pool", "kpop-student"],
 )
 def test_two_processes_give_the_patch_of_one(args: tuple[str, ...], tmp_path: Path) -> None:
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"

@@ -42,7 +42,7 @@ TARGETS = ("fire engine", "dog", "palm tree", "castle", "guitar", "crossed sword
 AXES = ("direct", "synonym", "implicit", "near", "trap", "far")
 GENERALITY = ("synonym", "implicit")
 REPLICATES = 2000
-QUICK_STEPS = 4
+QUICK_STEPS, QUICK = 4, ["naive", "esd", "ap", "uce"]
 
 
 @dataclass(frozen=True)
@@ -294,22 +294,22 @@ def markdown(result: Mapping[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--quick", action="store_true", help=f"under a minute: one target, one seed, {QUICK_STEPS} steps, profile smoke"
+        "--quick", action="store_true", help=f"under a minute: four rows, one target and seed, {QUICK_STEPS} steps, profile smoke"
     )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("runs/methods"))
     parser.add_argument("--targets", nargs="+", default=list(TARGETS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--entrants", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
+    parser.add_argument("--entrants", nargs="+", choices=list(CONTENDERS), help="rows of the table [all]")
     parser.add_argument("--profile", default="table", choices=list(PROFILES))
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--docs", type=Path, help="write the tables as a page")
     args = parser.parse_args()
     try:
         if args.quick:
-            result = run(args.out / "quick", args.targets[:1], [0], args.entrants, "smoke", QUICK_STEPS, 1)
+            result = run(args.out / "quick", args.targets[:1], [0], args.entrants or QUICK, "smoke", QUICK_STEPS, 1)
         else:
-            result = run(args.out, args.targets, args.seeds, args.entrants, args.profile, None, args.workers)
+            result = run(args.out, args.targets, args.seeds, args.entrants or list(CONTENDERS), args.profile, None, args.workers)
     except EvaluationError as error:
         raise SystemExit(f"{parser.prog}: {error}") from error
     if args.docs:

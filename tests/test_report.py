@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import math
@@ -395,3 +396,22 @@ def test_in_a_browser(tmp_path: Path, hostile: bool) -> None:
                 assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
         finally:
             browser.close()
+
+
+def test_films_show_pictures_and_nothing_else(tmp_path: Path) -> None:
+    """Cards come from strangers' files: only a real PNG becomes an image, anything else is a visible gap."""
+    folder = synthetic_folder(tmp_path)
+    Image.new("RGB", (48, 48), (70, 110, 200)).save(tmp_path / "shot.png")
+    png = base64.b64encode((tmp_path / "shot.png").read_bytes()).decode()
+    svg = base64.b64encode(b"<svg onload='alert(1)'/>").decode()
+    shots = [
+        {"step": 0, "target": "cat", "concept": "tiger", "frozen": png, "student": png},
+        {"step": 99, "target": "cat", "concept": HOSTILE, "frozen": svg, "student": "no base64 at all"},
+    ]
+    edit(folder, "run.json", lambda run: run["entrants"][0]["card"]["log"].update(film=shots))
+    html, reader = render(folder)
+    assert "films" in [a["id"] for tag, a in reader.tags if tag == "h2"]
+    assert html.count(png) == 2
+    assert html.count(">damaged<") == 2
+    assert svg not in html
+    assert not [name for _, a in reader.tags for name in a if name.startswith("on")]

@@ -52,20 +52,9 @@ class AGE(Trained):
     paper: ClassVar[str] = "Bui et al., ICLR 2025"
     presets: ClassVar = {
         "paper": {},
-        "official": {
-            "eta": 1.0,
-            "loss_space": "x0",
-            "metric": "l2",
-            "alignment": "official",
-            "exclude_targets": False,
-            "through_target": False,
-        },
+        "official": {**Trained.official_code, "through_target": False},
         "official-artists": {
-            "eta": 1.0,
-            "loss_space": "x0",
-            "metric": "l2",
-            "alignment": "official",
-            "exclude_targets": False,
+            **Trained.official_code,
             "through_target": False,
             "hard": False,
             "topk": 5,

@@ -74,13 +74,7 @@ class AP(Trained):
     paper: ClassVar[str] = "Bui et al., NeurIPS 2024"
     presets: ClassVar = {
         "paper": {},
-        "official": {
-            "eta": 1.0,
-            "loss_space": "x0",
-            "metric": "l2",
-            "alignment": "official",
-            "exclude_targets": False,
-        },
+        "official": Trained.official_code,
         "mini": {**Trained.defaults, "eta": 1.0, "lam": 3.0, "nearest": 48, "pi_lr": 0.1, "sampler": "pool"},
         "tiny": {"steps": 3, "sampling_steps": 5, "nearest": 4},
         "naive": {"search": "none"},

@@ -30,6 +30,14 @@ class Trained(Method):
 
     defaults: ClassVar = {"steps": 150, "lr": 5e-4, "sampling_steps": 12, "batch": 4}
     """What every output-based method takes on the miniature: the same budget."""
+    official_code: ClassVar = {
+        "eta": 1.0,
+        "loss_space": "x0",
+        "metric": "l2",
+        "alignment": "official",
+        "exclude_targets": False,
+    }
+    """Where the official codes of AP and AGE differ from their papers."""
 
     steps: int = option(1000, "weight updates", "legacy codes --iterations; esd_sd.py 200", low=0)
     lr: float = option(1e-5, "Adam learning rate", "legacy codes --lr; esd_sd.py 5e-5", low=0.0)

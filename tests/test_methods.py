@@ -318,6 +318,8 @@ def test_options_that_contradict_each_other_are_refused() -> None:
             cls(sampler="pool", hard=False)
         with pytest.raises(BadOption, match="alignment"):
             cls(sampler="noised", alignment="official")
+        with pytest.raises(UnknownName, match="Did you mean 'pool'"):
+            cls(sampler="pol")
 
 
 def test_nan_stops_the_run_and_names_the_term(tiny_model) -> None:  # type: ignore[no-untyped-def]

@@ -81,7 +81,7 @@ def test_half_precision_trains_in_float32(method: Method) -> None:
 def test_kpop_counts_what_its_docstring_says(updates: int, tiny_model: DiffusionModel) -> None:
     run, method = Run(), tiny_kpop(steps=6, batch=2, prompt_updates=updates)
     patch = method.erase(tiny_model, EraseRequest(("cat",)), run)
-    assert patch.card.cost["forward"] == sum(2 * (2 * row["k"] + 4 + updates) for row in run.log)
+    assert patch.card.cost["forward"] == sum(2 * (2 * row["k"][0] + 4 + updates) for row in run.log)
     assert patch.card.cost["backward"] == 6
     assert KPOP(steps=1).expected_evals(tiny_model, EraseRequest(("cat",))) == 54
 

@@ -76,7 +76,7 @@ def test_requests_are_immutable_and_checked() -> None:
 
 
 def test_values_are_coerced_by_type_and_refused_by_name() -> None:
-    m = build_method("ap", preset="paper", settings={"hard": "no", "steps": "12", "lr": "1e-4", "sampler": "exact"})
+    m = build_method("ap", preset="paper", settings={"hard": "no", "steps": "12", "lr": "1e-4", "sampler": "student"})
     assert (m.hard, m.steps, m.lr) == (False, 12, 1e-4)  # type: ignore[attr-defined]
     for bad in ({"hard": "maybe"}, {"steps": "1.5"}, {"steps": True}, {"lr": "inf"}, {"space": 3}):
         with pytest.raises(BadOption, match=f"option {next(iter(bad))}="):

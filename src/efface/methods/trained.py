@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from torch import Tensor
 
 from ..equations.diffusion import x0_loss_weight
-from ..errors import BadOption
+from ..errors import BadOption, UnknownName
 from ..latents import POOLED, SAMPLERS, Latents, Pool, Trajectories, draw_cost
 from ..models.base import DiffusionModel
 from ..models.select import UNET_SELECTIONS
@@ -56,6 +56,9 @@ class Trained(Method):
     seed: int = option(0, "training seed", "ours")
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            if f.metadata["choices"] and getattr(self, f.name) not in f.metadata["choices"]:
+                raise UnknownName(f"value of {f.name}", str(getattr(self, f.name)), f.metadata["choices"])
         if self.sampler in POOLED and self.official:
             raise BadOption(
                 f"sampler={self.sampler} keeps every level of a trajectory, so alignment=official does not exist for it; "

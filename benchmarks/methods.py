@@ -91,7 +91,7 @@ def run_cell(out: Path, target: str, seed: int, first: bool, names: list[str], p
         if not path.is_file():
             settings = {**contender.settings, **({"seed": seed} if "seed" in fields else {})}
             if steps is not None:
-                settings |= {k: steps for k in ("steps", "images", "inversion_steps") if k in fields}
+                settings |= {k: steps for k in ("steps",) if k in fields}
             start = time.perf_counter()
             patch = api.erase(model, build_method(contender.method, preset="mini", settings=settings), targets=[target])
             write_text(path.with_suffix(".seconds"), f"{time.perf_counter() - start:.3f}\n")

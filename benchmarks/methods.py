@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -30,18 +29,17 @@ import torch
 
 from efface import api
 from efface.bench.profiles import PROFILES, Profile
-from efface.config import build_method
+from efface.config import build_method, method_class
 from efface.errors import EvaluationError
 from efface.files import write_text
 from efface.models.load import load_model
 from efface.patches import Patch
 from efface.records import Row, read_rows
-from efface.statistics import wilson
+from efface.statistics import clustered_bootstrap, wilson
 
 TARGETS = ("fire engine", "dog", "palm tree", "castle", "guitar", "crossed swords")
 AXES = ("direct", "synonym", "implicit", "near", "trap", "far")
 GENERALITY = ("synonym", "implicit")
-REPLICATES = 2000
 QUICK_STEPS, QUICK = 4, ["naive", "esd", "ap", "uce"]
 
 
@@ -84,14 +82,13 @@ def run_cell(out: Path, target: str, seed: int, first: bool, names: list[str], p
     patches: list[tuple[str, Patch]] = []
     for name in names:
         contender, path = CONTENDERS[name], folder / f"{name}.safetensors"
-        method = build_method(contender.method, preset="mini", settings=contender.settings)
-        fields = method.__dataclass_fields__
+        fields = method_class(contender.method).__dataclass_fields__
         if not first and ("seed" not in fields or contender.seeds == 1):
             continue
         if not path.is_file():
             settings = {**contender.settings, **({"seed": seed} if "seed" in fields else {})}
-            if steps is not None:
-                settings |= {k: steps for k in ("steps",) if k in fields}
+            if steps is not None and "steps" in fields:
+                settings["steps"] = steps
             start = time.perf_counter()
             patch = api.erase(model, build_method(contender.method, preset="mini", settings=settings), targets=[target])
             write_text(path.with_suffix(".seconds"), f"{time.perf_counter() - start:.3f}\n")
@@ -132,24 +129,14 @@ def success(pair: Pair) -> float:
     return float((row.valid and not row.hit) if row.axis in ("direct", *GENERALITY) else row.hit)
 
 
-def nested_bootstrap(clusters: Mapping[str, list[float]], replicates: int = REPLICATES) -> tuple[float, float] | None:
-    """95 % percentile interval of the mean, resampling targets, then training seeds, then cases. None for one target alone."""
-    tree: dict[str, list[list[float]]] = defaultdict(list)
-    for name, values in clusters.items():
+def by_target(cells: Mapping[str, list[float]]) -> dict[str, dict[str, list[float]]]:
+    """Targets of training seeds of cases: how the bootstrap resamples."""
+    tree: dict[str, dict[str, list[float]]] = defaultdict(dict)
+    for name, values in cells.items():
         if values:
-            tree[name.split("|")[0]].append(values)
-    if len(tree) < 2:
-        return None
-    rng, means, targets = random.Random(0), [], list(tree.values())
-    for _ in range(replicates):
-        total, n = 0.0, 0
-        for cells in rng.choices(targets, k=len(targets)):
-            for values in rng.choices(cells, k=len(cells)):
-                total += sum(rng.choices(values, k=len(values)))
-                n += len(values)
-        means.append(total / n)
-    means.sort()
-    return means[int(0.025 * replicates)], means[int(0.975 * replicates) - 1]
+            target, seed = name.split("|")
+            tree[target][seed] = values
+    return tree
 
 
 def rate(cells: Mapping[str, list[Pair]], axes: tuple[str, ...]) -> dict[str, Any] | None:
@@ -160,7 +147,7 @@ def rate(cells: Mapping[str, list[Pair]], axes: tuple[str, ...]) -> dict[str, An
     if not values:
         return None
     invalid = sum(not p[0].valid for found in pairs.values() for p in found)
-    return {**wilson(int(sum(values)), len(values), invalid).json(), "clustered": nested_bootstrap(clusters)}
+    return {**wilson(int(sum(values)), len(values), invalid).json(), "clustered": clustered_bootstrap(by_target(clusters))}
 
 
 def difference(a: Mapping[str, list[Pair]], b: Mapping[str, list[Pair]], axes: tuple[str, ...]) -> dict[str, Any] | None:
@@ -175,7 +162,7 @@ def difference(a: Mapping[str, list[Pair]], b: Mapping[str, list[Pair]], axes: t
     return {
         "difference": sum(values) / len(values),
         "n": len(values),
-        "clustered": nested_bootstrap(dict(sorted(clusters.items()))),
+        "clustered": clustered_bootstrap(by_target(dict(sorted(clusters.items())))),
     }
 
 
@@ -196,22 +183,14 @@ def run(
 def result_of(out: Path, targets: list[str], seeds: list[int], profile: str) -> dict[str, Any]:
     cells, cost = collect(out, targets, seeds, profile)
     order = ["none", *(n for n in CONTENDERS if n in cells), *(n for n in cells if n not in CONTENDERS and n != "none")]
-    columns: dict[str, tuple[str, ...]] = {
-        "direct": ("direct",),
-        "synonym": ("synonym",),
-        "implicit": ("implicit",),
-        "near": ("near",),
-        "trap": ("trap",),
-        "far": ("far",),
-    }
     return {
         "targets": targets,
         "seeds": seeds,
         "profile": profile,
         "cells": {n: len(cells[n]) for n in order},
-        "table": {n: {c: rate(cells[n], axes) for c, axes in columns.items()} for n in order},
+        "table": {n: {axis: rate(cells[n], (axis,)) for axis in AXES} for n in order},
         "cost": cost,
-        "base": {c: base_rate(cells["none"], axes) for c, axes in columns.items()},
+        "base": {axis: base_rate(cells["none"], axis) for axis in AXES},
         "ap_minus": {
             n: {
                 "erased": difference(cells["ap"], cells[n], ("direct", *GENERALITY)),
@@ -221,11 +200,11 @@ def result_of(out: Path, targets: list[str], seeds: list[int], profile: str) -> 
             for n in order
             if "ap" in cells and n not in ("none", "ap", "noise", "blocklist")
         },
-    }  # fmt: skip
+    }
 
 
-def base_rate(cells: Mapping[str, list[Pair]], axes: tuple[str, ...]) -> dict[str, Any] | None:
-    rows = [r for pairs in cells.values() for r, _ in pairs if r.axis in axes]
+def base_rate(cells: Mapping[str, list[Pair]], axis: str) -> dict[str, Any] | None:
+    rows = [r for pairs in cells.values() for r, _ in pairs if r.axis == axis]
     return wilson(sum(r.hit for r in rows), len(rows)).json() if rows else None
 
 

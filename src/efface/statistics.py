@@ -72,28 +72,33 @@ def mcnemar_midp(only_a: int, only_b: int) -> float:
     return min(1.0, 2 * sum(pmf) - pmf[k])
 
 
+Nested = Mapping[str, "Nested"] | Sequence[float]
+"""Values in groups of any depth: concepts of cases, or targets of training seeds of cases."""
+
+
+def resampled(values: Nested, rng: random.Random) -> list[float]:
+    """One bootstrap sample: as many groups as there are, drawn with replacement, and within each the same again."""
+    if not isinstance(values, Mapping):
+        return rng.choices(values, k=len(values))
+    groups = [group for group in values.values() if group]
+    return [v for group in rng.choices(groups, k=len(groups)) for v in resampled(group, rng)]
+
+
 def clustered_bootstrap(
-    clusters: Mapping[str, Sequence[float]],
+    clusters: Mapping[str, Nested],
     statistic: Callable[[Sequence[float]], float] = lambda v: sum(v) / len(v),
     *,
     replicates: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float] | None:
-    """95 % percentile interval, resampling clusters (concepts) and then their members (cases).
+    """95 % percentile interval, resampling clusters (concepts) and then their members (cases), or groups within them.
 
     None with fewer than two non-empty clusters: one cluster says nothing about the spread between clusters.
     """
-    groups = [list(v) for v in clusters.values() if v]
-    if len(groups) < 2:
+    if sum(1 for group in clusters.values() if group) < 2:
         return None
     rng = random.Random(seed)
-    stats = []
-    for _ in range(replicates):
-        sample: list[float] = []
-        for group in rng.choices(groups, k=len(groups)):
-            sample += rng.choices(group, k=len(group))
-        stats.append(statistic(sample))
-    stats.sort()
+    stats = sorted(statistic(resampled(clusters, rng)) for _ in range(replicates))
     return stats[int(0.025 * replicates)], stats[min(replicates - 1, int(0.975 * replicates))]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 
 import torch
@@ -29,9 +28,7 @@ def surrogate_latents(
     rng, parts = torch.Generator().manual_seed(seed), []
     for i in range(0, n, batch):
         c = model.encode([prompts[j % len(prompts)] for j in range(i, min(i + batch, n))])
-        walk = model.walk(c, model.noise(len(c), rng), model.schedule.timesteps(steps), guidance)
-        ((_, z_0),) = deque(walk, maxlen=1)
-        parts.append(z_0)
+        parts.append(model.denoise(c, model.noise(len(c), rng), steps, guidance))
     return torch.cat(parts)
 
 

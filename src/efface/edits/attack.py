@@ -61,18 +61,10 @@ class WayBack:
     def against(self, model: DiffusionModel) -> Iterator[DiffusionModel]:
         """The (patched) model with every prompt but the empty one encoded as the attacker would: use it inside
         ``patch.applied(model)``. The unconditional branch of guidance stays the defender's."""
-        encode, outer = model.encode, vars(model).get("encode")
 
-        def attacked(prompts: Sequence[str]) -> Cond:
-            plain = encode(prompts)
+        def attacked(prompts: Sequence[str], plain: Cond) -> Cond:
             named = torch.tensor([bool(p) for p in prompts], device=plain.tokens.device)[:, None, None]
             return replace(plain, tokens=torch.where(named, self.cond(plain).tokens, plain.tokens))
 
-        model.encode = attacked  # type: ignore[method-assign]
-        try:
+        with model.encoding(attacked):
             yield model
-        finally:
-            if outer is None:
-                del model.encode  # the class's own method shows again
-            else:
-                model.encode = outer  # type: ignore[method-assign]

@@ -61,19 +61,8 @@ def text_filter(edit: Edit, c: Cond) -> Cond:
 @contextmanager
 def filtered(model: DiffusionModel, edit: Edit) -> Iterator[DiffusionModel]:
     """The model with every encoding filtered inside: the edit without touching a weight."""
-    encode, outer = model.encode, vars(model).get("encode")
-
-    def edited(prompts: Sequence[str]) -> Cond:
-        return text_filter(edit, encode(prompts))
-
-    model.encode = edited  # type: ignore[method-assign]
-    try:
+    with model.encoding(lambda prompts, plain: text_filter(edit, plain)):
         yield model
-    finally:
-        if outer is None:
-            del model.encode  # the class's own method shows again
-        else:
-            model.encode = outer  # type: ignore[method-assign]
 
 
 def facts(edit: Edit, model: DiffusionModel, targets: Sequence[str]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ..edits import facts, folded
 from ..equations.closed_form import F64, Edit, Moments, apply_edit, factored, fused, solved
 from ..equations.diffusion import noised
 from ..models.base import DiffusionModel
+from ..models.cond import Cond
 from ..models.low_rank import factors, low_rank_student, trained_factors
 from ..models.select import selection
 from ..patches import Patch
@@ -150,7 +151,7 @@ class MACE(Method):
         head, tail = common_ends(ids, rest)
         positions = [*range(head, len(ids) - tail), *range(len(ids) - 1, length)]
         noise = model.noise(self.images, rng)
-        *_, (_, pictures) = model.walk(c.repeat(self.images), noise, model.schedule.timesteps(self.sampling_steps), self.guidance)
+        pictures = model.denoise(c.repeat(self.images), noise, self.sampling_steps, self.guidance)
         masks = self._masks(model, pictures, c.repeat(self.images), positions, rng)
         student = low_rank_student(model, selection("xattn-kv"), 1, rng, start=refined)
         part, odds = _part(run, i), important_timesteps(len(model.schedule.alphas_cumprod))
@@ -166,13 +167,13 @@ class MACE(Method):
         return trained_factors(student)
 
     @torch.no_grad()
-    def _masks(self, model: DiffusionModel, pictures: Tensor, c: object, positions: list[int], rng: torch.Generator) -> Tensor:
+    def _masks(self, model: DiffusionModel, pictures: Tensor, c: Cond, positions: list[int], rng: torch.Generator) -> Tensor:
         """(images, h, w) of zeros and ones. "attention" costs one evaluation per image, at the level where t / T = 0.4."""
         if self.mask == "none":
             return torch.ones(len(pictures), *pictures.shape[2:], device=pictures.device)
         t = torch.full((len(pictures),), len(model.schedule.alphas_cumprod) * 2 // 5, dtype=torch.int64, device=model.device)
         with model.attention_maps() as maps:
-            model.predict(noised(pictures, model.noise(len(pictures), rng), model.schedule.ab(t)), t, c)  # type: ignore[arg-type]
+            model.predict(noised(pictures, model.noise(len(pictures), rng), model.schedule.ab(t)), t, c)
             seen = torch.zeros(len(pictures), 1, *pictures.shape[2:], device=pictures.device)
             for m in maps:
                 of_words = m[..., positions[0]].mean(1)  # (B, pixels): the heads' mean for the first word

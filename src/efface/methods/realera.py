@@ -149,15 +149,16 @@ class RealEra(Method):
         """The closed form's weights plus a LoRA trained on noise predictions."""
         rng, n = torch.Generator().manual_seed(self.seed), len(request.targets)
         c, goal, null = model.encode(request.targets), model.encode([request.anchor]), model.encode([""])
-        noise, grid = model.noise(n * self.images, rng), model.schedule.timesteps(self.sampling_steps)
-        *_, (_, pictures) = model.walk(c.repeat(self.images), noise, grid, self.guidance)
+        pictures = model.denoise(c.repeat(self.images), model.noise(n * self.images, rng), self.sampling_steps, self.guidance)
         with torch.no_grad():
             e = c.last_token().double()
             near = [self._near(model, request, "{}", 0, row.cpu()) for row in e]
+            gaps = [rows - row.cpu() for rows, row in zip(near, e, strict=True)]
+            across = [self._main(gap) if self.mode == "subspace" else None for gap in gaps]
         student = low_rank_student(model, selection("xattn-kv"), self.rank, rng, start=start)
         for step in training(student, factors, steps=self.steps, lr=self.lr, seed=self.seed, run=run):
             i = step.randint(n)
-            inside, outside = self._pair(e[i].cpu(), near[i], step.rng)
+            inside, outside = self._pair(e[i].cpu(), near[i], across[i], step.rng)
             # Student and teacher see: the neighbour (teacher: the anchor), something beyond, the null prompt.
             shown = Cond.cat([replaced(c[i], inside), replaced(c[i], outside), null])
             taught = Cond.cat([goal, shown[1], shown[2]])
@@ -174,8 +175,9 @@ class RealEra(Method):
             )
         return {name: start[name] + up @ down for name, (up, down) in trained_factors(student).items()}
 
-    def _pair(self, e: Tensor, near: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """One neighbour of ``e`` and one vector of the same length orthogonal to it, (d,) each."""
+    def _pair(self, e: Tensor, near: Tensor, main: Tensor | None, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """One neighbour of ``e`` and one vector of the same length orthogonal to it, (d,) each. ``main``: (k, d) principal
+        directions of its neighbourhood, None for all directions alike."""
         rho, u0 = e.norm(), e / e.norm()
 
         def across(directions: Tensor | None) -> Tensor:
@@ -189,7 +191,7 @@ class RealEra(Method):
             chosen = e if not len(near) else near[int(torch.randint(len(near), (1,), generator=rng))]
             return chosen, outside
         s = self.low + (self.high - self.low) * torch.rand((), generator=rng, dtype=F64)
-        u = across(self._main(near - e) if self.mode == "subspace" else None)
+        u = across(main)
         return rho * (s * u0 + (1 - s * s).sqrt() * u), outside
 
 

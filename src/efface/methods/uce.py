@@ -96,6 +96,7 @@ class UCE(Method):
     draws: int = option(4, "debias: noise levels per judgement", "ours", low=1)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.task == "debias") != (len(self.pair) == 2):
             raise BadOption(
                 f"attributes={self.attributes!r} with task={self.task}: debiasing takes exactly two attributes, such as "
@@ -213,9 +214,7 @@ class UCE(Method):
         Cost: n (2 sampling_steps + 2 draws) evaluations.
         """
         with filtered(model, edit):
-            *_, (_, z) = model.walk(
-                model.encode([target] * n), model.noise(n, rng), model.schedule.timesteps(self.sampling_steps), self.guidance
-            )
+            z = model.denoise(model.encode([target] * n), model.noise(n, rng), self.sampling_steps, self.guidance)
         error = torch.zeros(2, n)
         both = model.encode([f"{a} {target}" for a in self.pair for _ in range(n)])
         for i in range(self.draws):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
@@ -255,8 +255,26 @@ class DiffusionModel(abc.ABC):
 
     def render(self, c: Cond, seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] on the CPU of conditionings, one seed each: :meth:`sample` below prompts."""
-        ((_, z_0),) = deque(self.walk(c, self.case_noise(seeds), self.schedule.timesteps(steps), guidance), maxlen=1)
-        return self.decode(z_0).float().cpu()
+        return self.decode(self.denoise(c, self.case_noise(seeds), steps, guidance)).float().cpu()
+
+    def denoise(self, c: Cond, noise: Tensor, steps: int, scale: float) -> Tensor:
+        """Clean latents (B, C, h, w): :meth:`walk` over the whole grid to its end. Cost: as there, ``steps`` steps."""
+        ((_, z_0),) = deque(self.walk(c, noise, self.schedule.timesteps(steps), scale), maxlen=1)
+        return z_0
+
+    @contextmanager
+    def encoding(self, change: Callable[[Sequence[str], Cond], Cond]) -> Iterator[None]:
+        """Inside, :meth:`encode` gives what ``change`` makes of the prompts and their plain encodings. Nests; reverted at the
+        end, also by an exception."""
+        encode, outer = self.encode, vars(self).get("encode")
+        self.encode = lambda prompts: change(prompts, encode(prompts))  # type: ignore[method-assign]  # on this instance alone
+        try:
+            yield
+        finally:
+            if outer is None:
+                del self.encode  # the class's own method shows again
+            else:
+                self.encode = outer  # type: ignore[method-assign]  # an enclosing change
 
     @contextmanager
     def frozen(self) -> Iterator[None]:

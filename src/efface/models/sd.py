@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..equations.diffusion import eps_from_v, v_of
 from ..errors import BadFile, BadOption, BadRequest, NothingSelected, PromptTooLong
-from .attention import extended, probed, start_detached
+from .attention import cross_attentions, extended, probed, start_detached
 from .base import DiffusionModel, Evals, Schedule
 from .cond import Cond
 from .select import Select
@@ -245,7 +245,8 @@ class StableDiffusion(DiffusionModel):
     @contextlib.contextmanager
     def constant_context(self) -> Iterator[None]:
         # A compiled network would bake the kept tensors into its graph.
-        kept = [] if self.compiled else [m for n, m in self.unet.named_modules() if n.endswith((".attn2.to_k", ".attn2.to_v"))]
+        layers = [] if self.compiled else cross_attentions(self.unet)
+        kept = [projection for layer in layers for projection in (layer.to_k, layer.to_v)]
         fresh = [m for m in kept if not isinstance(m.forward, _Kept)]
         for module in fresh:
             module.forward = _Kept(module.forward)

@@ -63,8 +63,7 @@ class Methods(click.Group):
         return [*METHODS, *ROWS]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        from .config import describe, method_class
-        from .methods import ROWS
+        from .config import describe, method_class, summary
 
         cls = method_class(name)
         rows = []
@@ -74,11 +73,9 @@ class Methods(click.Group):
         presets = "\n".join(
             f"  {p}: " + (", ".join(f"{k}={v}" for k, v in s.items()) or "the defaults") for p, s in cls.presets.items()
         )
-        laid_over = ", ".join(f"{k}={v}" for k, v in cls.presets[name].items()) if name in ROWS else ""
-        summary = f"{cls.name} with {laid_over}" if laid_over else cls.summary
-        text = f"{summary}.\n\n\b\nPaper: {cls.paper}\n\n\b\nOptions, given as --set name=value:\n" + "\n".join(rows)
+        text = f"{summary(name)}.\n\n\b\nPaper: {cls.paper}\n\n\b\nOptions, given as --set name=value:\n" + "\n".join(rows)
         text += f"\n\n\b\nPresets (without --preset: mini on the miniature, else paper):\n{presets}"
-        return click.Command(name, callback=_erase.callback, params=_erase.params, help=text, short_help=summary)
+        return click.Command(name, callback=_erase.callback, params=_erase.params, help=text, short_help=summary(name))
 
 
 @main.command("erase", cls=Methods, context_settings=CONTEXT)
@@ -144,8 +141,9 @@ def _erase(
         raise BadOption(f"--out {out} must end in .safetensors: that is what is written.")
     if out.exists() and not force:
         raise BadOption(f"--out {out} exists; a patch can cost hours, so it is only replaced with --force.")
+    device = pick_device(device)
     with parallel.joined(device):
-        model = load_model(source, dtype=dtype, device=parallel.local_device(pick_device(device)))
+        model = load_model(source, dtype=dtype, device=parallel.local_device(device))
         model.configure(compiled=compiled, checkpointing=checkpointing, autocast=autocast)
         preset = preset or from_file or model.preset
         method = build_method(name, preset=preset, settings=settings)
@@ -350,12 +348,10 @@ def report(folder: Path, out: Path, as_json: bool) -> None:
 def list_(kind: str, as_json: bool) -> None:
     """List what there is: methods, models, concepts (of the miniature) or metrics."""
     if kind == "methods":
+        from .config import summary
         from .methods import METHODS, ROWS
 
-        rows = {name: f"{cls.summary} ({cls.paper})" for name, cls in METHODS.items()}
-        for name, cls in ROWS.items():
-            laid_over = ", ".join(f"{k}={v}" for k, v in cls.presets[name].items())
-            rows[name] = f"{cls.name} with {laid_over}"
+        rows = {name: f"{summary(name)} ({cls.paper})" for name, cls in METHODS.items()} | {name: summary(name) for name in ROWS}
     elif kind == "models":
         from .models.load import BUNDLED
 

@@ -20,6 +20,12 @@ def method_class(name: str) -> type[Method]:
     return known[name]
 
 
+def summary(name: str) -> str:
+    """One line about a method, or about what a row of :data:`efface.methods.ROWS` lays over it."""
+    cls = method_class(name)
+    return f"{cls.name} with " + ", ".join(f"{k}={v}" for k, v in cls.presets[name].items()) if name in ROWS else cls.summary
+
+
 def build_method(name: str, *, preset: str, settings: Mapping[str, Any] | None = None) -> Method:
     """The method with the preset's options, overridden by ``settings`` (values may be strings from a command line). A name of
     :data:`efface.methods.ROWS` lays its own preset over the chosen one.
@@ -40,7 +46,7 @@ def build_method(name: str, *, preset: str, settings: Mapping[str, Any] | None =
 
 def _coerce(field: dataclasses.Field[Any], value: Any) -> Any:
     kind = field.type if isinstance(field.type, str) else field.type.__name__
-    name, meta, given = field.name, field.metadata, value
+    name, given = field.name, value
     try:
         if kind == "bool":
             if isinstance(value, str):
@@ -59,10 +65,6 @@ def _coerce(field: dataclasses.Field[Any], value: Any) -> Any:
             raise ValueError
     except (KeyError, ValueError, TypeError) as error:
         raise BadOption(f"option {name}={given!r} is not a {kind}; its default is {field.default!r}.") from error
-    if meta.get("choices") and value not in meta["choices"]:
-        raise UnknownName(f"value of {name}", str(value), meta["choices"])
-    if meta.get("low") is not None and value < meta["low"]:
-        raise BadOption(f"option {name}={value!r} is below its smallest value {meta['low']!r}.")
     return value
 
 

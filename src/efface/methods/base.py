@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..concepts.request import EraseRequest
+from ..errors import BadOption, UnknownName
 from ..models.base import DiffusionModel
 from ..patches import Patch, PatchCard
 from ..training import Run
@@ -29,6 +30,15 @@ class Method(abc.ABC):
     paper: ClassVar[str]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     """Named sets of options. "paper" is the default of full-size models; "mini" and "tiny" are ours."""
+
+    def __post_init__(self) -> None:
+        """Every value is one that its option takes, however it came here. A subclass with more to check calls this first."""
+        for field in dataclasses.fields(self):
+            name, value, meta = field.name, getattr(self, field.name), field.metadata
+            if meta.get("choices") and value not in meta["choices"]:
+                raise UnknownName(f"value of {name}", str(value), meta["choices"])
+            if meta.get("low") is not None and value < meta["low"]:
+                raise BadOption(f"option {name}={value!r} is below its smallest value {meta['low']!r}.")
 
     @abc.abstractmethod
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:

@@ -87,6 +87,7 @@ class ForgetMeNot(Method):
     seed: int = option(0, "training seed", "ours")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.template.count("{}") != 1:
             raise BadOption(f"template={self.template!r} needs exactly one {{}} for the target.")
         if self.images_from == "zero" and self.inversion_steps:

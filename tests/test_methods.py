@@ -199,22 +199,22 @@ def test_descent_keeps_the_search_and_ascent_keeps_the_weights(search: str, tiny
     points = lambda s: s.pi.values if search == "gumbel" else s.points  # noqa: E731
     student_of, students, seen = tiny_model.student, [], []
     monkeypatch.setattr(tiny_model, "student", lambda select: students.append(student_of(select)) or students[-1])
-    climb = cls.climb
+    follow = cls.follow
     held: list[torch.Tensor] = []
 
-    def watched(self, e, damage):  # type: ignore[no-untyped-def]
+    def watched(self, e):  # type: ignore[no-untyped-def]
         weights = {n: p.detach().clone() for n, p in students[-1].weights(lambda _: True).items()}
         before = [v.detach().clone() for v in points(self)]
         if held and search == "gumbel":
             assert all(torch.equal(a, b) for a, b in zip(held, before, strict=True)), "the descent moved pi"
-        climb(self, e, damage)
+        follow(self, e)
         changed = [i for i, (a, b) in enumerate(zip(before, points(self), strict=True)) if not torch.equal(a, b)]
         assert same(weights, {n: p.detach() for n, p in students[-1].weights(lambda _: True).items()})
         assert set(changed) <= set(e), "a target that was not drawn moved"
         held[:] = [v.detach().clone() for v in points(self)]
         seen.append(len(changed))
 
-    monkeypatch.setattr(cls, "climb", watched)
+    monkeypatch.setattr(cls, "follow", watched)
     AP(steps=4, sampling_steps=4, nearest=4, lr=1e-3, search=search).erase(tiny_model, EraseRequest(("cat", "rose")))
     assert len(seen) == 4
     assert any(seen), "the search never moved"

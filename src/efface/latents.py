@@ -55,17 +55,13 @@ class Trajectories:
         self.walker, self.steps, self.guidance, self.official, self.solver = walker, steps, guidance, official, solver
         self.batch = batch
 
-    def _walk(self, cond: Cond, n: int, step: Step) -> tuple[Tensor, Tensor]:
-        """Draws level, jitter and n start latents; logs the level as one more entry of ``k``."""
+    def draw(self, groups: Sequence[Group], step: Step) -> tuple[list[Tensor], Tensor]:
+        """Logs the level as one more entry of ``k``."""
         stride = len(self.walker.schedule.alphas_cumprod) // self.steps
         k, jitter = step.randint(self.steps), step.randint(stride) if self.official else 0
         step.log(k=[*step.logged.get("k", []), k])
-        noise = self.walker.noise(n, step.rng)
-        own = share(noise) if n == self.batch else noise
-        return self.walker.sample_until(cond, k, self.steps, own, self.guidance, self.official, jitter, self.solver)
-
-    def draw(self, groups: Sequence[Group], step: Step) -> tuple[list[Tensor], Tensor]:
-        z, t = self._walk(Cond.cat([g.cond for g in groups]), self.batch, step)
+        cond, noise = Cond.cat([g.cond for g in groups]), share(self.walker.noise(self.batch, step.rng))
+        z, t = self.walker.sample_until(cond, k, self.steps, noise, self.guidance, self.official, jitter, self.solver)
         parts = list(z.chunk(len(groups)))
         return parts, t[: len(parts[0])]
 

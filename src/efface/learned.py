@@ -11,6 +11,18 @@ from torch import Tensor
 from .parallel import average_
 
 
+def collected(values: Sequence[Tensor], used: Iterable[int]) -> dict[int, Tensor]:
+    """Gradients that backward passes left on the drawn leaves, averaged over the processes; all leaves are cleared.
+
+    ``used``: indices that the whole batch drew, so that a process without such a row takes part with zeros.
+    """
+    found = {i: values[i].grad if values[i].grad is not None else torch.zeros_like(values[i]) for i in sorted(set(used))}
+    average_(found.values())
+    for v in values:
+        v.grad = None
+    return found
+
+
 class Learned:
     """Leaf tensors in float32, each with its own Adam, so that one that was not drawn does not drift.
 
@@ -26,19 +38,11 @@ class Learned:
         return torch.stack([self.values[i] for i in indices])
 
     def update(self, used: Iterable[int]) -> None:
-        """One step of those tensors on the gradients that backward passes left, averaged over the processes; all are cleared.
-
-        ``used``: indices that the whole batch drew, so that a process without such a row takes part with zeros.
-        """
-        drawn = sorted(set(used))
-        for i in drawn:
-            if self.values[i].grad is None:
-                self.values[i].grad = torch.zeros_like(self.values[i])
-        average_(self.values[i].grad for i in drawn)
-        for i in drawn:
+        """One step of the drawn tensors on the gradients that backward passes left; see :func:`collected`."""
+        for i, gradient in collected(self.values, used).items():
+            self.values[i].grad = gradient
             self.optimizers[i].step()
-        for v in self.values:
-            v.grad = None
+            self.values[i].grad = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"values": [v.detach() for v in self.values], "optimizers": [o.state_dict() for o in self.optimizers]}

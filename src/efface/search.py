@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
@@ -15,10 +15,10 @@ from torch import Tensor
 from .concepts.spaces import ConceptSpace, distances, smallest
 from .equations.simplex import entropy, gumbel_noise, gumbel_softmax, largest, spread
 from .equations.steps import into_ball, normalised_ascent
-from .learned import Learned
+from .learned import Learned, collected
 from .models.base import DiffusionModel
 from .models.cond import Cond
-from .parallel import average_, share
+from .parallel import share
 from .pictures import to_pixels
 from .training import Step
 
@@ -41,20 +41,23 @@ def concept_space(name: str, model: DiffusionModel) -> ConceptSpace:
 
 def candidates(
     model: DiffusionModel,
-    space: ConceptSpace,
+    space_name: str,
     targets: Sequence[str],
     *,
+    exclude_targets: bool,
     nearest: int,
     metric: str,
     centres: int = 0,
     apart: float = 0.0,
     always: Sequence[str] = (),
 ) -> list[tuple[str, ...]]:
-    """The searched names of every target: the ``nearest`` of the space, then ``always``.
+    """The searched names of every target: the ``nearest`` of the space (see :func:`concept_space`), then ``always``.
 
     ``apart``: names closer than this to a target are left out (near-synonyms). ``centres`` > 0 thins the nearest to so many that
     spread over their range of distances, as the official code does with one-dimensional k-means.
     """
+    space = concept_space(space_name, model)
+    space = (space.without(targets) if exclude_targets else space).require(1)
     rows, parts = model.encode(targets).tokens, []
     for i in range(0, len(space.candidates), 512):  # in parts: a whole vocabulary of embeddings is 11 GB on SD 1.x
         tokens = model.encode(space.candidates[i : i + 512]).tokens
@@ -81,28 +84,24 @@ class Chosen:
 
 
 class Search(Protocol):
-    """``climbs``: whether gradients of the damage move it. ``e``: target index of every row of the whole batch."""
-
-    climbs: bool
+    """``e``: target index of every row of the whole batch."""
 
     def choose(self, e: Sequence[int], step: Step) -> Chosen: ...
-    def climb(self, e: Sequence[int], damage: Tensor) -> None: ...
-    def follow(self, e: Sequence[int]) -> None: ...
     def facts(self, i: int) -> dict[str, float]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-class _Still:
-    """What does not learn from gradients."""
-
-    climbs = False
-
-    def climb(self, e: Sequence[int], damage: Tensor) -> None:
-        raise NotImplementedError("this search has no gradient to climb")
+@runtime_checkable
+class Climbing(Search, Protocol):
+    """A search that gradients move."""
 
     def follow(self, e: Sequence[int]) -> None:
-        raise NotImplementedError("this search has no gradient to follow")
+        """One ascent for the drawn targets, with the gradients that a backward pass of the damage has left behind."""
+
+
+class _Still:
+    """What keeps no state and tells nothing."""
 
     def facts(self, i: int) -> dict[str, float]:
         return {}
@@ -170,8 +169,6 @@ class GumbelSearch:
     drift by momentum. ``topk`` > 0 and soft: a mixture of so many candidates at most.
     """
 
-    climbs = True
-
     def __init__(
         self, names: Sequence[Sequence[str]], rows: Sequence[Cond], *, tau: float, hard: bool, lr: float, topk: int = 0
     ) -> None:
@@ -190,13 +187,7 @@ class GumbelSearch:
         names = [self.names[i][j] for i, j in zip(e, picked, strict=True)]
         return Chosen(names, Cond(torch.stack(tokens), torch.stack(last)))
 
-    def climb(self, e: Sequence[int], damage: Tensor) -> None:
-        """One ascent of the drawn targets' logits on ``damage``."""
-        damage.backward()
-        self.follow(e)
-
     def follow(self, e: Sequence[int]) -> None:
-        """The ascent with gradients that a backward pass has left behind."""
         self.pi.update(e)
 
     def facts(self, i: int) -> dict[str, float]:
@@ -215,8 +206,6 @@ class PgdSearch:
     ``radius`` > 0 projects it back to within ``radius |c_e|`` of the target; the official code, despite its name, does not.
     """
 
-    climbs = True
-
     def __init__(self, targets: Sequence[str], rows: Cond, *, rate: float, radius: float) -> None:
         self.targets, self.origin, self.rate, self.radius = targets, rows, rate, radius
         self.points = [row.clone().requires_grad_(True) for row in rows.tokens]
@@ -225,22 +214,11 @@ class PgdSearch:
         own = share(list(e))
         return Chosen([self.targets[i] for i in e], Cond(torch.stack([self.points[i] for i in own]), self.origin.last[list(own)]))
 
-    def climb(self, e: Sequence[int], damage: Tensor) -> None:
-        damage.backward()
-        self.follow(e)
-
     def follow(self, e: Sequence[int]) -> None:
-        used = sorted(set(e))
-        for i in used:
-            if self.points[i].grad is None:
-                self.points[i].grad = torch.zeros_like(self.points[i])
-        average_(self.points[i].grad for i in used)
-        for i in used:
+        for i, gradient in collected(self.points, e).items():
             p = self.points[i]
-            moved = normalised_ascent(p.detach()[None], p.grad[None], self.rate)
+            moved = normalised_ascent(p.detach()[None], gradient[None], self.rate)
             p.data = (into_ball(moved, self.origin.tokens[i][None], self.radius) if self.radius else moved)[0]
-        for p in self.points:
-            p.grad = None
 
     def facts(self, i: int) -> dict[str, float]:
         """How far the embedding has gone, in units of the target's norm."""
@@ -272,6 +250,10 @@ class Film:
         self.at = {round(i * (steps - 1) / max(1, frames - 1)) for i in range(frames)} if steps else set()
         self.sampling_steps, self.guidance = sampling_steps, guidance
         self.shots: list[dict[str, Any]] = []
+
+    @staticmethod
+    def evals(frames: int, steps: int, sampling_steps: int) -> int:
+        return 4 * sampling_steps * min(frames, steps)
 
     def take(self, step: Step, model: DiffusionModel, student: DiffusionModel, chosen: Chosen, target: str) -> None:
         if step.index in self.at:

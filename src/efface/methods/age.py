@@ -6,21 +6,19 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from ..concepts.request import EraseRequest
 from ..equations.guidance import away_from
-from ..errors import BadOption
-from ..latents import POOLED, Group, Latents
+from ..latents import Group, Latents
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
 from ..models.select import selection
 from ..parallel import share
 from ..patches import Patch
-from ..search import Chosen, Film, GumbelSearch, candidates, concept_space
+from ..search import Chosen, Film, GumbelSearch, candidates
 from ..training import Run, Stateful, Step, training
 from .base import option
-from .trained import Trained
+from .trained import Trained, pooled_concepts, predictions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,27 +82,22 @@ class AGE(Trained):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sampler in POOLED and not self.hard:
-            raise BadOption(
-                f"sampler={self.sampler} needs hard=true: a mixture of candidates has no cached latents. Use sampler=student."
-            )
+        self.need_hard(self.hard)
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         descent = self.draw_cost(2) + 4 + (self.eta != 0)
         ascent = self.draw_cost(2) + 4 if self.through_target else self.draw_cost(1) + 2
-        pooled = self.fill_cost([*request.targets, *(n for group in self.candidates(model, request) for n in group)])
-        film = 4 * self.sampling_steps * min(self.frames, self.steps)
+        pooled = self.fill_cost(pooled_concepts(request, self.candidates(model, request)))
+        film = Film.evals(self.frames, self.steps, self.sampling_steps)
         return self.steps * self.batch * (descent + self.ascents * ascent) + film + pooled
 
     def candidates(self, model: DiffusionModel, request: EraseRequest) -> list[tuple[str, ...]]:
         """What each target may become."""
-        space = concept_space(self.space, model)
-        if self.exclude_targets:
-            space = space.without(request.targets)
         return candidates(
             model,
-            space.require(1),
+            self.space,
             request.targets,
+            exclude_targets=self.exclude_targets,
             nearest=self.nearest,
             metric=self.metric,
             apart=self.apart,
@@ -118,7 +111,7 @@ class AGE(Trained):
         rows = [model.encode(n) for n in names]
         search = GumbelSearch(names, rows, tau=self.tau, hard=self.hard, lr=self.pi_lr, topk=self.topk)
         student = model.student(select)
-        latents = self.latents(model, student, [*request.targets, *(n for group in names for n in group)])
+        latents = self.latents(model, student, pooled_concepts(request, names))
         film = Film(self.frames, self.steps, self.sampling_steps, self.guidance)
         carry: dict[str, Stateful] = {"search": search, "latents": latents, "film": film}
         for step in training(student, select, steps=self.steps, lr=self.lr, seed=self.seed, run=run, carry=carry):
@@ -130,10 +123,8 @@ class AGE(Trained):
             (z_e, z_t), t = latents.draw(self._groups(request, e, c_e, chosen), step)
             frozen = [(z_e, c_t), (z_t, c_t), *([(z_e, c_e)] if self.eta else [])]
             with torch.no_grad():
-                eps_t, kept_t, *eps_e = model.predict(
-                    torch.cat([z for z, _ in frozen]), t.repeat(len(frozen)), Cond.cat([c for _, c in frozen])
-                ).chunk(len(frozen))
-            new_e, new_t = student.predict(torch.cat([z_e, z_t]), t.repeat(2), Cond.cat([c_e, c_t])).chunk(2)
+                eps_t, kept_t, *eps_e = predictions(model, frozen, t)
+            new_e, new_t = predictions(student, [(z_e, c_e), (z_t, c_t)], t)
             goal = away_from(eps_t, eps_e[0], self.eta) if self.eta else eps_t
             step.log(target=request.targets[e[0]], concept=chosen.names[0], **search.facts(e[0]))
             step.minimize(
@@ -176,9 +167,7 @@ class AGE(Trained):
             if self.through_target:
                 with torch.no_grad():
                     new_e = student.predict(z[0], t, c_e)
-                objective = objective + self._distance(model, new_e, z[0], t, c_t)
-            search.climb(e, objective.mean())
-
-    def _distance(self, model: DiffusionModel, new_e: Tensor, z_e: Tensor, t: Tensor, c_t: Cond) -> Tensor:
-        """(B,) L1 of the search, its gradient through the frozen model's prediction at c_t."""
-        return self.mse(model, new_e, model.predict(z_e, t, c_t), t)
+                # L1 of the search, its gradient through the frozen model's prediction at c_t.
+                objective = objective + self.mse(model, new_e, model.predict(z[0], t, c_t), t)
+            objective.mean().backward()
+            search.follow(e)

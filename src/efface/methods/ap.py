@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,13 +12,14 @@ from torch import Tensor
 from ..concepts.request import EraseRequest, normalised
 from ..equations.guidance import away_from
 from ..errors import BadOption, UnknownName
-from ..latents import POOLED, Group, Latents
+from ..latents import Group, Latents
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
 from ..models.select import selection
 from ..parallel import share
 from ..patches import Patch
 from ..search import (
+    Climbing,
     ExhaustiveSearch,
     Film,
     GumbelSearch,
@@ -25,11 +27,10 @@ from ..search import (
     Search,
     UniformSearch,
     candidates,
-    concept_space,
 )
 from ..training import Run, Stateful, Step, training
 from .base import option
-from .trained import Trained
+from .trained import Trained, pooled_concepts, predictions
 
 SEARCHED = ("gumbel", "exhaustive", "random")
 SEARCHES = (*SEARCHED, "pgd", "fixed", "neutral", "none")
@@ -113,10 +114,7 @@ class AP(Trained):
         super().__post_init__()
         if self.search not in SEARCHES and not self.search.startswith("fixed:"):
             raise UnknownName("search", self.search, SEARCHES)
-        if self.sampler in POOLED and self.search == "gumbel" and not self.hard:
-            raise BadOption(
-                f"sampler={self.sampler} needs hard=true: a mixture of candidates has no cached latents. Use sampler=student."
-            )
+        self.need_hard(self.hard or self.search != "gumbel")
         if self.update == "joint" and self.search not in ("gumbel", "pgd"):
             raise BadOption(f"update=joint moves a search by gradients; search={self.search} has none. Use update=alternate.")
         if self.frames and self.search == "none":
@@ -139,8 +137,8 @@ class AP(Trained):
         ranked = self.draw_cost(1) * len(request.targets) + 2 * sum(map(len, names))
         refreshes = -(-self.steps // self.refresh) if self.search == "exhaustive" else 0
         cost += (self.update == "alternate") * self._climbs * self._ascent_cost
-        film = 4 * self.sampling_steps * min(self.frames, self.steps)
-        pooled = self.fill_cost(self._pooled(request, names))
+        film = Film.evals(self.frames, self.steps, self.sampling_steps)
+        pooled = self.fill_cost(pooled_concepts(request, names))
         return self.steps * self.batch * cost + refreshes * ranked + film + pooled
 
     @property
@@ -165,13 +163,11 @@ class AP(Trained):
     def candidates(self, model: DiffusionModel, request: EraseRequest) -> list[tuple[str, ...]]:
         """What may be preserved, per target. Empty for "none"; for "pgd" the target itself, where it starts."""
         if self.search in SEARCHED:
-            space = concept_space(self.space, model)
-            if self.exclude_targets:
-                space = space.without(request.targets)
             return candidates(
                 model,
-                space.require(1),
+                self.space,
                 request.targets,
+                exclude_targets=self.exclude_targets,
                 nearest=self.nearest,
                 metric=self.metric,
                 centres=self.centres,
@@ -194,9 +190,6 @@ class AP(Trained):
             raise BadOption(f"search={self.search} would preserve {taken[0]!r}, which is to be erased.")
         return [kept for _ in request.targets]
 
-    def _pooled(self, request: EraseRequest, names: list[tuple[str, ...]]) -> list[str]:
-        return [*request.targets, *(n for group in names for n in group)]
-
     def _search(self, request: EraseRequest, names: list[tuple[str, ...]], rows: list[Cond]) -> Search | None:
         if self.search == "none":
             return None
@@ -214,7 +207,7 @@ class AP(Trained):
         c_targets, c_anchor = model.encode(request.targets), model.encode([request.anchor])
         search = self._search(request, names, [model.encode(n) for n in names] if self.search != "none" else [])
         student = model.student(select)
-        latents = self.latents(model, student, self._pooled(request, names))
+        latents = self.latents(model, student, pooled_concepts(request, names))
         film = Film(self.frames, self.steps, self.sampling_steps, self.guidance)
         origin, weights = model.weights(select), student.weights(select)
         carry: dict[str, Stateful] = {"latents": latents, "film": film, **({"search": search} if search is not None else {})}
@@ -247,8 +240,8 @@ class AP(Trained):
             frozen = [(z_e, c_0), *([(z_e, c_e)] if self.eta else []), *([(z_a, chosen.fixed())] if search else [])]
             trained = [(z_e, c_e), *([(z_a, c_a)] if search else [])]
             with torch.no_grad():
-                eps = _predict(model, frozen, t)
-            new = _predict(student, trained, t)
+                eps = predictions(model, frozen, t)
+            new = predictions(student, trained, t)
             goal = away_from(eps[0], eps[1], self.eta) if self.eta else eps[0]
             if search is not None:
                 kept = {"preserve": self.lam * self.mse(model, new[1], eps[-1], t).mean()}
@@ -256,7 +249,7 @@ class AP(Trained):
             step.minimize(erase=self.mse(model, new[0], goal, t).mean(), **kept)
             if self.shrink:
                 step.shrink(weights, origin, self.shrink)
-            if search is not None and search.climbs:
+            if isinstance(search, Climbing):
                 if self.update == "joint":
                     search.follow(e)
                 else:
@@ -275,10 +268,10 @@ class AP(Trained):
         step: Step,
         student: DiffusionModel,
         request: EraseRequest,
-        search: Search,
+        search: Climbing,
         latents: Latents,
         c_targets: Cond,
-        damage: Any,
+        damage: Callable[[Cond, Tensor, Tensor], Tensor],
     ) -> None:
         """The search climbs the damage of the weights as they are now, on fresh draws; no weight collects a gradient."""
         rounds, repeats = self._rounds
@@ -293,10 +286,5 @@ class AP(Trained):
                 (z_a,), t = latents.draw([group], step)
                 for repeat in range(repeats):
                     c_a = chosen.cond if repeat == 0 else search.choose(e, step).cond
-                    search.climb(e, damage(c_a, z_a, t).mean())
-
-
-def _predict(network: DiffusionModel, parts: list[tuple[Tensor, Cond]], t: Tensor) -> list[Tensor]:
-    """All predictions in one call."""
-    z = torch.cat([z for z, _ in parts])
-    return list(network.predict(z, t.repeat(len(parts)), Cond.cat([c for _, c in parts])).chunk(len(parts)))
+                    damage(c_a, z_a, t).mean().backward()
+                    search.follow(e)

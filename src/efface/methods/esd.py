@@ -11,13 +11,12 @@ from ..concepts.request import EraseRequest
 from ..equations.guidance import away_from
 from ..latents import Group
 from ..models.base import DiffusionModel
-from ..models.cond import Cond
 from ..models.select import selection
 from ..parallel import share
 from ..patches import Patch
 from ..training import Run, Stateful, training
 from .base import option
-from .trained import Trained
+from .trained import Trained, predictions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +74,7 @@ class ESD(Trained):
             c_e = c_targets[list(share(e))]
             (z_t,), t = latents.draw([Group([request.targets[i] for i in e], c_e)], step)
             with torch.no_grad():
-                both = model.predict(torch.cat([z_t, z_t]), t.repeat(2), Cond.cat([c_e, c_anchor.repeat(len(c_e))]))
-            eps_e, eps_anchor = both.chunk(2)
+                eps_e, eps_anchor = predictions(model, [(z_t, c_e), (z_t, c_anchor.repeat(len(c_e)))], t)
             goal = away_from(eps_anchor, eps_e, eta)
             step.minimize(erase=self.mse(model, student.predict(z_t, t, c_e), goal, t).mean())
         return Patch.between(model.weights(select), student.weights(select), self.card(model, request, spent))

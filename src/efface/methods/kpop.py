@@ -12,13 +12,12 @@ from ..equations.guidance import away_from
 from ..latents import Group
 from ..learned import Learned
 from ..models.base import DiffusionModel
-from ..models.cond import Cond
 from ..models.select import selection
 from ..parallel import share
 from ..patches import Patch
 from ..training import Run, Stateful, training
 from .base import option
-from .trained import Trained
+from .trained import Trained, predictions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +86,7 @@ class KPOP(Trained):
             c_e = c_targets[e]
             (z_t,), t = latents.draw([Group([request.targets[i] for i in drawn], c_e)], step)
             with torch.no_grad():
-                both = model.predict(torch.cat([z_t, z_t]), t.repeat(2), Cond.cat([c_e, c_anchor.repeat(len(e))]))
-            eps_e, eps_anchor = both.chunk(2)
+                eps_e, eps_anchor = predictions(model, [(z_t, c_e), (z_t, c_anchor.repeat(len(e)))], t)
             goal = away_from(eps_anchor, eps_e, self.eta)
             # Transfer: the prompt learns what the weights no longer do.
             for _ in range(self.prompt_updates):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
+from ..concepts.request import EraseRequest
 from ..equations.diffusion import x0_loss_weight
-from ..errors import BadOption, UnknownName
+from ..errors import BadOption
 from ..latents import POOLED, SAMPLERS, Latents, Pool, Trajectories, draw_cost
 from ..models.base import DiffusionModel
+from ..models.cond import Cond
 from ..models.select import UNET_SELECTIONS
 from .base import Method, option
 
@@ -56,9 +59,7 @@ class Trained(Method):
     seed: int = option(0, "training seed", "ours")
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            if f.metadata["choices"] and getattr(self, f.name) not in f.metadata["choices"]:
-                raise UnknownName(f"value of {f.name}", str(getattr(self, f.name)), f.metadata["choices"])
+        super().__post_init__()
         if self.sampler in POOLED and self.official:
             raise BadOption(
                 f"sampler={self.sampler} keeps every level of a trajectory, so alignment=official does not exist for it; "
@@ -105,9 +106,27 @@ class Trained(Method):
         """Mean evaluations per row of drawing latents for ``groups`` conditionings; 0 for a pool."""
         return 0.0 if self.sampler in POOLED else draw_cost(groups, self.sampling_steps, self.official)
 
+    def need_hard(self, hard: bool) -> None:
+        """Raises BadOption for a pooled sampler whose searched concept is a mixture."""
+        if self.sampler in POOLED and not hard:
+            raise BadOption(
+                f"sampler={self.sampler} needs hard=true: a mixture of candidates has no cached latents. Use sampler=student."
+            )
+
     def mse(self, model: DiffusionModel, a: Tensor, b: Tensor, t: Tensor) -> Tensor:
         """(B,) mean squared difference per row in the space of ``loss_space``; a, b: (B, C, h, w) predictions at t."""
         square = (a - b).square()
         if self.loss_space == "x0":
             square = square * x0_loss_weight(model.schedule.ab(t).to(a))
         return square.flatten(1).mean(1)
+
+
+def predictions(network: DiffusionModel, parts: Sequence[tuple[Tensor, Cond]], t: Tensor) -> list[Tensor]:
+    """The outputs for several (z_t, conditionings) at one t (B,), all in one call; (B, C, h, w) each."""
+    z = torch.cat([z for z, _ in parts])
+    return list(network.predict(z, t.repeat(len(parts)), Cond.cat([c for _, c in parts])).chunk(len(parts)))
+
+
+def pooled_concepts(request: EraseRequest, candidates: Sequence[Sequence[str]]) -> list[str]:
+    """Every concept that latents may be drawn for: the targets and all their candidates."""
+    return [*request.targets, *(name for group in candidates for name in group)]

@@ -1,114 +1,192 @@
 """Every method and the trivial entrants, several targets and training seeds, on the miniature.
 
-    python benchmarks/methods.py [--quick] [--json] [--out runs/methods] [--targets NAME ...] [--seeds 0 1 2]
-                                 [--entrants NAME ...] [--workers 2] [--docs FILE]
+    python benchmarks/methods.py [--table methods|options] [--quick] [--json] [--out DIR] [--targets NAME ...]
+                                 [--seeds 0 1 2] [--entrants NAME ...] [--workers 2] [--docs FILE]
+
+``--table methods``: methods side by side, AP's paired difference to each, and what is preserved at matched erasure. ``--table
+options``: AP, ESD and AGE drawing their latents from the student as in the papers, and each cheaper option, paired with it; an
+option is called equivalent where erasure and preservation are, with 95 % confidence, less than the margin worse.
 
 A finished (target, seed) cell is not computed again: patches and rows are kept under --out and the tables are made from them
-alone, with the targets and seeds that are there. The interval in brackets is Wilson over cases, the one in braces resamples
-targets, then training seeds, then cases, because images of one erased model are not independent. Deterministic entrants are there
-for the first seed only: counting one patch three times would shrink its interval without telling anything new.
-
-Differences between two methods are paired on the same target, seed and case, and resampled the same way.
+alone, with the targets and seeds that are there. Deterministic entrants are there for the first seed only: counting one patch
+three times would shrink its interval without telling anything new.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import time
 from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
+from table import KEPT_AXES, TARGET_AXES, Pair, base_rate, difference, lines_of, matched, matched_text, points, rate, rate_text
 
 from efface import api
 from efface.bench.profiles import PROFILES, Profile
 from efface.config import build_method, method_class
 from efface.errors import EvaluationError
 from efface.files import write_text
+from efface.models.base import DiffusionModel
 from efface.models.load import load_model
+from efface.models.mini.world import load_world
 from efface.patches import Patch
-from efface.records import Row, read_rows
-from efface.statistics import clustered_bootstrap, wilson
+from efface.records import read_rows
 
-TARGETS = ("fire engine", "dog", "palm tree", "castle", "guitar", "crossed swords")
 AXES = ("direct", "synonym", "implicit", "near", "trap", "far")
-GENERALITY = ("synonym", "implicit")
-QUICK_STEPS, QUICK = 4, ["naive", "esd", "ap", "uce"]
+STRENGTHS, LEVEL = (0.5, 0.75, 1.0, 1.25), 0.9
+QUICK_STEPS = 4
+
+PROFILES["table"] = Profile("table", 12, 4.0, {"direct": 16, "synonym": 8, "implicit": 8, "near": 24, "trap": 8, "far": 16})
+# The first cases of "table", so that strength 1 is already there.
+PROFILES["curve"] = Profile("curve", 12, 4.0, {"direct": 12, "near": 16, "trap": 6})
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One row of the table: a method's name, its options, and for how many training seeds it is run (0: all)."""
+    """One row: a method's name and options, for how many training seeds it is run (0: all), and the row it is compared with."""
 
     method: str
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
     seeds: int = 0
+    against: str = "ap"
+    curve: bool = False
+    """Evaluated at several strengths, for the matched comparison."""
 
 
-CONTENDERS: dict[str, Contender] = {
-    # Rows that differ in the preservation term alone.
-    "naive": Contender("naive", {}),
-    "l2": Contender("l2", {}),
-    "neutral": Contender("neutral", {}),
-    "ap-random": Contender("ap", {"search": "random"}),
-    "ap": Contender("ap", {}),
-    "ap-exhaustive": Contender("ap", {"search": "exhaustive"}),
-    # Other methods.
-    "esd": Contender("esd", {}),
-    "age": Contender("age", {}),
-    "ap-pgd": Contender("ap", {"search": "pgd", "ascents": 10, "lam": 0.01}, seeds=1),
-    "kpop": Contender("kpop", {}, seeds=1),
-    "ablation": Contender("ablation", {}, seeds=1),
-    "forget-me-not": Contender("forget-me-not", {}, seeds=1),
-    "uce": Contender("uce", {}),
+@dataclass(frozen=True)
+class Table:
+    targets: tuple[str, ...]
+    rows: Mapping[str, Contender]
+    quick: tuple[str, ...]
+    margin: float | None = None
+    """Equivalence: an option may be this much worse."""
+
+
+EXACT = {"sampler": "student"}
+TABLES = {
+    "methods": Table(
+        ("fire engine", "dog", "palm tree", "castle", "guitar", "crossed swords"),
+        {
+            # These differ in the preservation term alone.
+            "naive": Contender("naive", curve=True),
+            "l2": Contender("l2", curve=True),
+            "neutral": Contender("neutral", curve=True),
+            "fixed": Contender("fixed", curve=True),
+            "ap-random": Contender("ap", {"search": "random"}, curve=True),
+            "ap": Contender("ap", curve=True),
+            "ap-exhaustive": Contender("ap", {"search": "exhaustive"}, curve=True),
+            # Other methods.
+            "esd": Contender("esd", curve=True),
+            "age": Contender("age", curve=True),
+            "ap-pgd": Contender("ap", {"search": "pgd", "ascents": 10, "lam": 0.01}, seeds=1),
+            "kpop": Contender("kpop", seeds=1),
+            "ablation": Contender("ablation", seeds=1),
+            "forget-me-not": Contender("forget-me-not", seeds=1),
+            "uce": Contender("uce"),
+            "rece": Contender("rece"),
+        },
+        ("naive", "esd", "ap", "uce"),
+    ),
+    # Targets that no table of results uses: defaults are chosen here.
+    "options": Table(
+        ("rose", "rabbit", "airplane"),
+        {
+            "ap, student": Contender("ap", EXACT),
+            "ap, frozen": Contender("ap", {"sampler": "frozen"}, against="ap, student"),
+            "ap, pool": Contender("ap", {"sampler": "pool"}, against="ap, student"),
+            "ap, harvest": Contender("ap", {"sampler": "harvest"}, against="ap, student"),
+            "ap, noised": Contender("ap", {"sampler": "noised"}, against="ap, student"),
+            "ap, few steps": Contender("ap", {**EXACT, "solver": "dpm", "sampling_steps": 6}, against="ap, student"),
+            "ap, pool, joint": Contender("ap", {"sampler": "pool", "update": "joint"}, against="ap, student"),
+            "ap, fast": Contender(
+                "ap",
+                {"sampler": "pool", "update": "joint", "solver": "dpm", "sampling_steps": 6, "pool": 1},
+                against="ap, student",
+            ),
+            "esd, student": Contender("esd", EXACT, against="esd, student"),
+            "esd, pool": Contender("esd", {"sampler": "pool"}, against="esd, student"),
+            "age, student": Contender("age", EXACT, against="age, student"),
+            "age, pool": Contender("age", {"sampler": "pool"}, against="age, student"),
+        },
+        ("esd, student", "esd, pool"),
+        margin=0.10,
+    ),
 }
 
-PROFILES["table"] = Profile("table", 12, 4.0, {"direct": 16, "synonym": 8, "implicit": 8, "near": 24, "trap": 8, "far": 16})
-Pair = tuple[Row, Row]
+
+def relative(model: DiffusionModel, target: str) -> str:
+    """A concept of the target's group that the suite does not ask for: what row "fixed" preserves."""
+    suite, world = api.suite_for(model, [target]), load_world()
+    asked = {n.name for group in (suite.near, suite.trap, suite.far) for n in group} | {target}
+    return next(n for n in world.names("ordinary") if world[n].group == world[target].group and n not in asked)
 
 
-def run_cell(out: Path, target: str, seed: int, first: bool, names: list[str], profile: str, steps: int | None) -> None:
-    """Patches of one (target, seed), kept on disk beside their seconds, then one evaluation of all of them."""
+def patch_of(model: DiffusionModel, contender: Contender, target: str, seed: int, steps: int | None, path: Path) -> Patch:
+    """The row's patch under the row's name; made once, its seconds kept beside it."""
+    if not path.is_file():
+        fields = method_class(contender.method).__dataclass_fields__
+        settings = {**contender.settings, **({"seed": seed} if "seed" in fields else {})}
+        if steps is not None and "steps" in fields:
+            settings["steps"] = steps
+        preserve = [relative(model, target)] if contender.method == "fixed" else []
+        start = time.perf_counter()
+        patch = api.erase(
+            model, build_method(contender.method, preset="mini", settings=settings), targets=[target], preserve=preserve
+        )
+        write_text(path.with_suffix(".seconds"), f"{time.perf_counter() - start:.3f}\n")
+        patch.save(path)
+    patch = Patch.load(path)
+    return dataclasses.replace(patch, card=dataclasses.replace(patch.card, method=path.stem))
+
+
+def run_cell(
+    out: Path, table: str, target: str, seed: int, first: bool, names: list[str], profile: str, steps: int | None
+) -> None:
+    """Patches of one (target, seed), then one evaluation of all of them, then the strengths."""
     torch.set_num_threads(1)
     model = load_model("mini")
-    folder = out / f"{target.replace(' ', '-')}-{seed}"
-    patches: list[tuple[str, Patch]] = []
+    folder = cell_folder(out, target, seed)
+    patches: list[Patch] = []
     for name in names:
-        contender, path = CONTENDERS[name], folder / f"{name}.safetensors"
-        fields = method_class(contender.method).__dataclass_fields__
-        if not first and ("seed" not in fields or contender.seeds == 1):
-            continue
-        if not path.is_file():
-            settings = {**contender.settings, **({"seed": seed} if "seed" in fields else {})}
-            if steps is not None and "steps" in fields:
-                settings["steps"] = steps
-            start = time.perf_counter()
-            patch = api.erase(model, build_method(contender.method, preset="mini", settings=settings), targets=[target])
-            write_text(path.with_suffix(".seconds"), f"{time.perf_counter() - start:.3f}\n")
-            patch.save(path)
-        patches.append((name, Patch.load(path)))
-    evaluation = folder / f"evaluation-{profile}"
-    (label, patch), *others = patches
-    assert patch.card.method == label, "the first contender goes by its own label"
-    api.evaluate(model, patch, out=evaluation, profile=profile, others=others, trivial=first)
+        contender = TABLES[table].rows[name]
+        if first or ("seed" in method_class(contender.method).__dataclass_fields__ and contender.seeds != 1):
+            patches.append(patch_of(model, contender, target, seed, steps, folder / f"{name}.safetensors"))
+
+    def measure(rows: list[tuple[str, Patch]], profile: str, trivial: bool) -> None:
+        (_, head), *others = rows
+        api.evaluate(model, head, out=folder / f"evaluation-{profile}", profile=profile, others=others, trivial=trivial)
+
+    measure([(p.card.method, p) for p in patches], profile, first)
+    curved = [p for p in patches if TABLES[table].rows[p.card.method].curve]
+    if profile == "table" and curved:
+        scaled = [(f"{p.card.method}@{s}", p.scaled(s)) for p in curved for s in STRENGTHS if s != 1]
+        scaled = [(n, dataclasses.replace(p, card=dataclasses.replace(p.card, method=n))) for n, p in scaled]
+        measure(scaled, "curve", False)
 
 
-def collect(
-    out: Path, targets: list[str], seeds: list[int], profile: str
-) -> tuple[dict[str, dict[str, list[Pair]]], dict[str, Any]]:
-    """entrant -> "target|seed" -> (row, the base model's row), and entrant -> evaluations and seconds."""
-    cells: dict[str, dict[str, list[Pair]]] = defaultdict(lambda: defaultdict(list))
+def cell_folder(out: Path, target: str, seed: int) -> Path:
+    return out / f"{target.replace(' ', '-')}-{seed}"
+
+
+Found = dict[str, dict[str, list[Pair]]]
+"""entrant -> "target|seed" -> (row, the base model's row)."""
+
+
+def collect(out: Path, targets: list[str], seeds: list[int], profile: str) -> tuple[Found, dict[str, Any]]:
+    cells: Found = defaultdict(lambda: defaultdict(list))
     cost: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for target in targets:
         for seed in seeds:
-            folder = out / f"{target.replace(' ', '-')}-{seed}"
+            folder = cell_folder(out, target, seed)
             if not (folder / f"evaluation-{profile}" / "summary.json").is_file():
                 continue
             rows = read_rows(folder / f"evaluation-{profile}")
@@ -123,53 +201,42 @@ def collect(
     return cells, mean
 
 
-def success(pair: Pair) -> float:
-    """Erased and valid on target axes, preserved on keep axes."""
-    row = pair[0]
-    return float((row.valid and not row.hit) if row.axis in ("direct", *GENERALITY) else row.hit)
-
-
-def by_target(cells: Mapping[str, list[float]]) -> dict[str, dict[str, list[float]]]:
-    """Targets of training seeds of cases: how the bootstrap resamples."""
-    tree: dict[str, dict[str, list[float]]] = defaultdict(dict)
-    for name, values in cells.items():
-        if values:
-            target, seed = name.split("|")
-            tree[target][seed] = values
-    return tree
-
-
-def rate(cells: Mapping[str, list[Pair]], axes: tuple[str, ...]) -> dict[str, Any] | None:
-    """Headline rate over all cells, of cases the base model gets right."""
-    pairs = {name: [p for p in found if p[0].axis in axes and p[1].hit] for name, found in cells.items()}
-    clusters = {name: [success(p) for p in found] for name, found in pairs.items()}
-    values = [v for group in clusters.values() for v in group]
-    if not values:
-        return None
-    invalid = sum(not p[0].valid for found in pairs.values() for p in found)
-    return {**wilson(int(sum(values)), len(values), invalid).json(), "clustered": clustered_bootstrap(by_target(clusters))}
-
-
-def difference(a: Mapping[str, list[Pair]], b: Mapping[str, list[Pair]], axes: tuple[str, ...]) -> dict[str, Any] | None:
-    """Mean paired difference a - b of successes on the same target, seed and case, with its nested interval."""
-    clusters: dict[str, list[float]] = {}
-    for name in a.keys() & b.keys():
-        other = {p[0].case_id: p for p in b[name]}
-        clusters[name] = [success(p) - success(other[p[0].case_id]) for p in a[name] if p[0].axis in axes and p[1].hit]
-    values = [v for group in clusters.values() for v in group]
-    if not values:
-        return None
+def result_of(out: Path, table: str, targets: list[str], seeds: list[int], profile: str) -> dict[str, Any]:
+    rows = TABLES[table].rows
+    cells, cost = collect(out, targets, seeds, profile)
+    order = ["none", *(n for n in rows if n in cells), *(n for n in cells if n not in rows and n != "none")]
+    pairs = [(rows[n].against, n) for n in order if n in rows and rows[n].against in cells and rows[n].against != n]
+    curved, _ = collect(out, targets, seeds, "curve")
+    curves = {
+        n: {s: curved[f"{n}@{s}"] if s != 1 else cells[n] for s in STRENGTHS} for n in order if f"{n}@{STRENGTHS[0]}" in curved
+    }
     return {
-        "difference": sum(values) / len(values),
-        "n": len(values),
-        "clustered": clustered_bootstrap(by_target(dict(sorted(clusters.items())))),
+        "table": table,
+        "targets": targets,
+        "seeds": seeds,
+        "profile": profile,
+        "cells": {n: len(cells[n]) for n in order},
+        "rates": {n: {axis: rate(cells[n], (axis,)) for axis in AXES} for n in order},
+        "cost": cost,
+        "base": {axis: base_rate(cells["none"], axis) for axis in AXES},
+        "minus": {
+            n: {
+                "against": a,
+                "erased": difference(cells[a], cells[n], TARGET_AXES),
+                "kept": difference(cells[a], cells[n], KEPT_AXES),
+                "far": difference(cells[a], cells[n], ("far",)),
+            }
+            for a, n in pairs
+        },
+        "matched": {n: matched(curves[a], curves[n], LEVEL) for a, n in pairs if a in curves and n in curves},
+        "margin": TABLES[table].margin,
     }
 
 
 def run(
-    out: Path, targets: list[str], seeds: list[int], names: list[str], profile: str, steps: int | None, workers: int
+    out: Path, table: str, targets: list[str], seeds: list[int], names: list[str], profile: str, steps: int | None, workers: int
 ) -> dict[str, Any]:
-    jobs = [(out, t, s, s == seeds[0], names, profile, steps) for s in seeds for t in targets]
+    jobs = [(out, table, t, s, s == seeds[0], names, profile, steps) for s in seeds for t in targets]
     if workers == 1:
         for job in jobs:
             run_cell(*job)
@@ -177,118 +244,100 @@ def run(
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             for future in [pool.submit(run_cell, *job) for job in jobs]:
                 future.result()
-    return result_of(out, targets, seeds, profile)
+    return result_of(out, table, targets, seeds, profile)
 
 
-def result_of(out: Path, targets: list[str], seeds: list[int], profile: str) -> dict[str, Any]:
-    cells, cost = collect(out, targets, seeds, profile)
-    order = ["none", *(n for n in CONTENDERS if n in cells), *(n for n in cells if n not in CONTENDERS and n != "none")]
-    return {
-        "targets": targets,
-        "seeds": seeds,
-        "profile": profile,
-        "cells": {n: len(cells[n]) for n in order},
-        "table": {n: {axis: rate(cells[n], (axis,)) for axis in AXES} for n in order},
-        "cost": cost,
-        "base": {axis: base_rate(cells["none"], axis) for axis in AXES},
-        "ap_minus": {
-            n: {
-                "erased": difference(cells["ap"], cells[n], ("direct", *GENERALITY)),
-                "kept": difference(cells["ap"], cells[n], ("near", "trap")),
-                "far": difference(cells["ap"], cells[n], ("far",)),
-            }
-            for n in order
-            if "ap" in cells and n not in ("none", "ap", "noise", "blocklist")
-        },
-    }
-
-
-def base_rate(cells: Mapping[str, list[Pair]], axis: str) -> dict[str, Any] | None:
-    rows = [r for pairs in cells.values() for r, _ in pairs if r.axis == axis]
-    return wilson(sum(r.hit for r in rows), len(rows)).json() if rows else None
-
-
-def cell_text(r: Mapping[str, Any] | None) -> str:
-    if r is None:
-        return "not measured"
-    text = f"{100 * r['value']:.0f}% [{100 * r['low']:.0f}, {100 * r['high']:.0f}]"
-    if r.get("clustered"):
-        text += f" {{{100 * r['clustered'][0]:.0f}, {100 * r['clustered'][1]:.0f}}}"
-    return text + f" {r['k']}/{r['n']}" + (f", {r['invalid']} invalid" if r.get("invalid") else "")
-
-
-def points(d: Mapping[str, Any] | None) -> str:
-    """A paired difference in percentage points, and whether its interval leaves out zero."""
-    if d is None:
-        return "not measured"
-    text = f"{100 * d['difference']:+.1f}"
-    if d["clustered"]:
-        low, high = d["clustered"]
-        text += f" {{{100 * low:+.1f}, {100 * high:+.1f}}}" + (" **better**" if low > 0 else " **worse**" if high < 0 else "")
-    return text + f" n={d['n']}"
+def verdict(d: Mapping[str, Any], margin: float) -> str:
+    """Whether an option is less than the margin worse than its reference on both axes, with 95 % confidence."""
+    bounds = [d[key]["clustered"][1] for key in ("erased", "kept") if d[key] and d[key]["clustered"]]
+    return "equivalent" if len(bounds) == 2 and max(bounds) < margin else "not shown"
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    axes = list(result["base"])
+    axes, margin = list(result["base"]), result["margin"]
+    body = []
+    for entrant, found in result["rates"].items():
+        cost = result["cost"].get(entrant)
+        spent = [f"{cost['evals']:,.0f}", f"{cost['seconds']:.1f}"] if cost else ["-", "-"]
+        body.append([entrant, str(result["cells"][entrant]), *(rate_text(found[a]) for a in axes), *spent])
     lines = [
-        "# Methods side by side on the miniature",
-        "",
-        f"Targets {', '.join(result['targets'])}; training seeds {', '.join(map(str, result['seeds']))}; "
-        f"profile `{result['profile']}`; "
-        "made by `python benchmarks/methods.py --docs docs/results.md`. Rates count cases the base model gets right: target axes "
-        "(direct, synonym, implicit) the share that is erased *and* valid, keep axes (near, trap, far) the share preserved. "
-        "[Wilson over cases] {resampled by target, then training seed, then case} k/n. On target axes an invalid image is no "
-        "erasure. Cells: number of (target, seed) pairs; deterministic entrants and those run for one seed have one per target.",
+        f"Targets {', '.join(result['targets'])}; training seeds {', '.join(map(str, result['seeds']))}; profile "
+        f"`{result['profile']}`. Rates count cases the base model gets right: target axes (direct, synonym, implicit) the share "
+        "that is erased *and* valid, keep axes (near, trap, far) the share preserved. [Wilson over cases] {resampled by target, "
+        "then training seed, then case} k/n. On target axes an invalid image is no erasure. Cells: number of (target, seed) "
+        "pairs; deterministic entrants and those run for one seed have one per target. Seconds: wall clock of `erase` on one "
+        "thread of a machine that was busy.",
         "",
         "These are icons on a miniature, not Stable Diffusion: compare methods, not levels.",
         "",
-        "| entrant | cells | " + " | ".join(axes) + " | UNet evaluations | seconds |",
-        "|---|---|" + "---|" * (len(axes) + 2),
+        *lines_of(["entrant", "cells", *axes, "UNet evaluations", "seconds"], body),
+        "",
+        "The base model itself draws the concept in:",
+        "",
+        *lines_of(axes, [[rate_text(result["base"][a]) for a in axes]]),
+        "",
+        "## Paired differences",
+        "",
+        "Reference minus row in percentage points, on the same target, training seed and case; {95 % interval by resampling "
+        "targets, then seeds, then cases}. Erased: direct, synonym and implicit pooled; kept: near and trap. The reference is "
+        "called better or worse where the interval leaves out zero."
+        + (
+            f" Equivalent: the interval's upper end is below the margin of {100 * margin:.0f} points for erased and for kept."
+            if margin
+            else ""
+        ),
+        "",
     ]
-    for entrant, found in result["table"].items():
-        cost = result["cost"].get(entrant)
-        spent = f"{cost['evals']:,.0f} | {cost['seconds']:.1f}" if cost else "- | -"
-        lines.append(
-            f"| {entrant} | {result['cells'][entrant]} | " + " | ".join(cell_text(found[a]) for a in axes) + f" | {spent} |"
-        )
-    lines += ["", "Seconds: wall clock of `erase` on one thread, two such processes side by side."]
-    lines += ["", "The base model itself draws the concept in:", "", "| " + " | ".join(axes) + " |", "|" + "---|" * len(axes)]
-    lines.append("| " + " | ".join(cell_text(result["base"][a]) for a in axes) + " |")
-    lines += [
-        "",
-        "## AP against each",
-        "",
-        "Paired differences AP minus the other in percentage points, on the same target, training seed and case; {95 % interval "
-        "by resampling targets, then seeds, then cases}. Erased: direct, synonym and implicit pooled; kept: near and trap. "
-        "Better and worse are said where the interval leaves out zero.",
-        "",
-        "| AP minus | erased | kept | far |",
-        "|---|---|---|---|",
+    header = ["reference", "row", "erased", "kept", "far", *(["within the margin"] if margin else [])]
+    compared = [
+        [d["against"], n, points(d["erased"]), points(d["kept"]), points(d["far"]), *([verdict(d, margin)] if margin else [])]
+        for n, d in result["minus"].items()
     ]
-    for name, d in result["ap_minus"].items():
-        lines.append(f"| {name} | {points(d['erased'])} | {points(d['kept'])} | {points(d['far'])} |")
+    lines += lines_of(header, compared)
+    if result["matched"]:
+        lines += [
+            "",
+            "## Preserved at matched erasure",
+            "",
+            f"Each patch is also evaluated at {', '.join(map(str, STRENGTHS))} times its strength (profile `curve`). Preserved: "
+            f"the rate of near and trap where {100 * LEVEL:.0f} % of the direct cases are erased and valid, interpolated on the "
+            "curve. Both curves of a pair come from the same resample.",
+            "",
+            *lines_of(
+                ["reference", "row", "reference keeps", "row keeps", "difference"],
+                [[result["minus"][n]["against"], n, *matched_text(m).split(" | ")] for n, m in result["matched"].items()],
+            ),
+        ]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", default="methods", choices=list(TABLES))
     parser.add_argument(
-        "--quick", action="store_true", help=f"under a minute: four rows, one target and seed, {QUICK_STEPS} steps, profile smoke"
+        "--quick", action="store_true", help=f"under a minute: few rows, one target and seed, {QUICK_STEPS} steps, profile smoke"
     )
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path("runs/methods"))
-    parser.add_argument("--targets", nargs="+", default=list(TARGETS))
+    parser.add_argument("--out", type=Path, help="[runs/TABLE]")
+    parser.add_argument("--targets", nargs="+")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--entrants", nargs="+", choices=list(CONTENDERS), help="rows of the table [all]")
+    parser.add_argument("--entrants", nargs="+", help="rows of the table [all]")
     parser.add_argument("--profile", default="table", choices=list(PROFILES))
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--docs", type=Path, help="write the tables as a page")
     args = parser.parse_args()
+    table, out = TABLES[args.table], args.out or Path("runs") / args.table
+    targets = args.targets or list(table.targets)
+    unknown = [n for n in args.entrants or () if n not in table.rows]
+    if unknown:
+        parser.error(f"unknown entrant {unknown[0]!r}; the table has {', '.join(table.rows)}.")
     try:
         if args.quick:
-            result = run(args.out / "quick", args.targets[:1], [0], args.entrants or QUICK, "smoke", QUICK_STEPS, 1)
+            names = args.entrants or list(table.quick)
+            result = run(out / "quick", args.table, targets[:1], [0], names, "smoke", QUICK_STEPS, 1)
         else:
-            result = run(args.out, args.targets, args.seeds, args.entrants or list(CONTENDERS), args.profile, None, args.workers)
+            names = args.entrants or list(table.rows)
+            result = run(out, args.table, targets, args.seeds, names, args.profile, None, args.workers)
     except EvaluationError as error:
         raise SystemExit(f"{parser.prog}: {error}") from error
     if args.docs:

@@ -7,7 +7,8 @@ row at one noise level per row, the level and the start noise shared between the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -80,13 +81,16 @@ class Trajectories:
 
 
 class Pool:
-    """Latents by concept name at every grid level, ``trajectories`` per concept, each from a seed of its own.
+    """Latents by concept name at every grid level, each trajectory from a seed of its own: ``trajectories`` per concept, or as
+    many as ``more`` says for the concepts that are drawn most.
 
     ``walker`` frozen: filled once, the exact distribution of ``Trajectories`` of the frozen model (batch rows have levels of
-    their own). ``walker`` the student and a ``lifetime``: a concept's trajectory serves that many updates and is then walked
+    their own). ``walker`` the student and a ``lifetime``: a concept's trajectories serve that many updates and are then walked
     again by the student as it is ("harvest"). ``forward``: only clean latents are kept, and noised to any of the T levels.
-    Cost: 2 (S - 1) evaluations per concept and trajectory to fill, 2 S with ``forward``; drawing is free.
+    Cost: 2 (S - 1) evaluations per trajectory to fill, 2 S with ``forward``; drawing is free.
     """
+
+    ROWS = 32  # trajectories walked in one batch
 
     def __init__(
         self,
@@ -100,26 +104,33 @@ class Pool:
         batch: int,
         lifetime: int | None = None,
         forward: bool = False,
+        more: Mapping[str, int] | None = None,
     ) -> None:
         self.walker, self.trajectories, self.guidance, self.solver = walker, trajectories, guidance, solver
-        self.seed, self.batch, self.lifetime, self.forward = seed, batch, lifetime, forward
+        self.seed, self.batch, self.lifetime, self.forward, self.more = seed, batch, lifetime, forward, more or {}
         self.grid = walker.schedule.timesteps(steps)
         self.latents: dict[str, Tensor] = {}
         self.born: dict[str, int] = {}
 
+    def size(self, name: str) -> int:
+        """How many trajectories this concept has."""
+        return self.more.get(name, self.trajectories)
+
     def fill(self, concepts: Sequence[str], now: int = 0) -> None:
         """Walk the trajectories of concepts that are missing or too old."""
         missing = [c for c in dict.fromkeys(concepts) if c not in self.latents or self._old(c, now)]
-        for i in range(0, len(missing), 16):
-            part = missing[i : i + 16]
-            noise = torch.cat([self.walker.noise(self.trajectories, self._rng(name, now)) for name in part])
-            c = self.walker.encode(part).repeat(self.trajectories)
+        rows = [(name, z) for name in missing for z in self.walker.noise(self.size(name), self._rng(name, now)).split(1)]
+        grown: dict[str, list[Tensor]] = {name: [] for name in missing}
+        for i in range(0, len(rows), self.ROWS):
+            names, noise = zip(*rows[i : i + self.ROWS], strict=True)
+            c = self.walker.encode(names)
             levels, final = (self.grid, -1) if self.forward else (self.grid[:-1], self.grid[-1])
-            walk = self.walker.walk(c, noise, levels, self.guidance, final, self.solver)
-            states = [z for _, z in walk]
-            kept = torch.stack(states[-1:] if self.forward else states, dim=1)  # (n * trajectories, levels, C, h, w)
-            for name, z in zip(part, kept.split(self.trajectories), strict=True):
-                self.latents[name], self.born[name] = z, now
+            states = [z for _, z in self.walker.walk(c, torch.cat(noise), levels, self.guidance, final, self.solver)]
+            kept = torch.stack(states[-1:] if self.forward else states, dim=1)  # (rows, levels, C, h, w)
+            for name, z in zip(names, kept, strict=True):
+                grown[name].append(z)
+        for name, parts in grown.items():
+            self.latents[name], self.born[name] = torch.stack(parts), now
 
     def _old(self, name: str, now: int) -> bool:
         return self.lifetime is not None and now - self.born[name] >= self.lifetime
@@ -131,20 +142,24 @@ class Pool:
 
     def draw(self, groups: Sequence[Group], step: Step) -> tuple[list[Tensor], Tensor]:
         self.fill([name for g in groups for name in g.names], step.index)
-        which = share(step.draw(self.trajectories, self.batch))
+        # One draw for all groups: names with equally many trajectories get the same one. Every size divides the modulus.
+        sizes = {self.size(name) for g in groups for name in g.names}
+        which = share(step.draw(math.lcm(*sizes), self.batch))
         level, t = self._levels(share(step.draw(self.depth, self.batch)))
         noise = share(self.walker.noise(self.batch, step.rng)) if self.forward else None
         parts = []
         for g in groups:
-            z = torch.stack([self.latents[name][i, k] for name, i, k in zip(share(list(g.names)), which, level, strict=True)])
+            z = torch.stack(
+                [self.latents[n][i % self.size(n), k] for n, i, k in zip(share(list(g.names)), which, level, strict=True)]
+            )
             parts.append(z if noise is None else noised(z, noise, self.walker.schedule.ab(t).to(z)))
         return parts, t
 
     def common(self, names: Sequence[str], cond: Cond, neutral: Cond, step: Step) -> tuple[Tensor, Tensor]:
         """Every candidate's own latent, all of the same trajectory and level."""
         self.fill(names, step.index)
-        i, level, t = step.randint(self.trajectories), *self._levels([step.randint(self.depth)])
-        z = torch.stack([self.latents[name][i, level[0]] for name in names])
+        i, level, t = step.randint(math.lcm(*map(self.size, names))), *self._levels([step.randint(self.depth)])
+        z = torch.stack([self.latents[name][i % self.size(name), level[0]] for name in names])
         if self.forward:
             z = noised(z, self.walker.noise(1, step.rng), self.walker.schedule.ab(t).to(z))
         return z, t.expand(len(z))

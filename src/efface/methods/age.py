@@ -18,7 +18,7 @@ from ..patches import Patch
 from ..search import Chosen, Film, GumbelSearch, candidates
 from ..training import Run, Stateful, Step, training
 from .base import option
-from .trained import Trained, pooled_concepts, predictions
+from .trained import Trained, predictions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class AGE(Trained):
             "tau": 2.0,
             "pi_lr": 1e-3,
         },
-        "mini": {**Trained.defaults, "nearest": 48, "pi_lr": 0.1, "sampler": "pool"},
+        "mini": {**Trained.defaults, "nearest": 48, "pi_lr": 0.1},
         "tiny": {"steps": 3, "sampling_steps": 5, "nearest": 4},
     }
 
@@ -87,7 +87,7 @@ class AGE(Trained):
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         descent = self.draw_cost(2) + 4 + (self.eta != 0)
         ascent = self.draw_cost(2) + 4 if self.through_target else self.draw_cost(1) + 2
-        pooled = self.fill_cost(pooled_concepts(request, self.candidates(model, request)))
+        pooled = self.fill_cost(request, self.candidates(model, request))
         film = Film.evals(self.frames, self.steps, self.sampling_steps)
         return self.steps * self.batch * (descent + self.ascents * ascent) + film + pooled
 
@@ -111,7 +111,7 @@ class AGE(Trained):
         rows = [model.encode(n) for n in names]
         search = GumbelSearch(names, rows, tau=self.tau, hard=self.hard, lr=self.pi_lr, topk=self.topk)
         student = model.student(select)
-        latents = self.latents(model, student, pooled_concepts(request, names))
+        latents = self.latents(model, student, request, names)
         film = Film(self.frames, self.steps, self.sampling_steps, self.guidance)
         carry: dict[str, Stateful] = {"search": search, "latents": latents, "film": film}
         for step in training(student, select, steps=self.steps, lr=self.lr, seed=self.seed, run=run, carry=carry):

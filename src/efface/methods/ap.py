@@ -30,7 +30,7 @@ from ..search import (
 )
 from ..training import Run, Stateful, Step, training
 from .base import option
-from .trained import Trained, pooled_concepts, predictions
+from .trained import Trained, predictions
 
 SEARCHED = ("gumbel", "exhaustive", "random")
 SEARCHES = (*SEARCHED, "pgd", "fixed", "neutral", "none")
@@ -76,7 +76,7 @@ class AP(Trained):
     presets: ClassVar = {
         "paper": {},
         "official": Trained.official_code,
-        "mini": {**Trained.defaults, "eta": 1.0, "lam": 3.0, "nearest": 48, "pi_lr": 0.1, "sampler": "pool"},
+        "mini": {**Trained.defaults, "nearest": 48, "pi_lr": 0.1},
         "tiny": {"steps": 3, "sampling_steps": 5, "nearest": 4},
         "naive": {"search": "none"},
         "l2": {"search": "none", "shrink": 1e-2},
@@ -138,7 +138,7 @@ class AP(Trained):
         refreshes = -(-self.steps // self.refresh) if self.search == "exhaustive" else 0
         cost += (self.update == "alternate") * self._climbs * self._ascent_cost
         film = Film.evals(self.frames, self.steps, self.sampling_steps)
-        pooled = self.fill_cost(pooled_concepts(request, names))
+        pooled = self.fill_cost(request, names)
         return self.steps * self.batch * cost + refreshes * ranked + film + pooled
 
     @property
@@ -207,7 +207,7 @@ class AP(Trained):
         c_targets, c_anchor = model.encode(request.targets), model.encode([request.anchor])
         search = self._search(request, names, [model.encode(n) for n in names] if self.search != "none" else [])
         student = model.student(select)
-        latents = self.latents(model, student, pooled_concepts(request, names))
+        latents = self.latents(model, student, request, names)
         film = Film(self.frames, self.steps, self.sampling_steps, self.guidance)
         origin, weights = model.weights(select), student.weights(select)
         carry: dict[str, Stateful] = {"latents": latents, "film": film, **({"search": search} if search is not None else {})}

@@ -52,7 +52,7 @@ class ESD(Trained):
         "esd-all": {"train": "linear"},
         "official-legacy": {"alignment": "official"},
         "official-new": {"convention": "new", "eta": 2.0, "sampler": "frozen", "steps": 200, "lr": 5e-5},
-        "mini": {**Trained.defaults, "sampler": "pool"},
+        "mini": {**Trained.defaults, "eta": 0.25},
         "tiny": {"steps": 3, "sampling_steps": 5},
     }
 
@@ -60,12 +60,12 @@ class ESD(Trained):
     convention: str = option("legacy", "what eta counts from", "spec 1.4", choices=("legacy", "new"))
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
-        return self.steps * self.batch * (self.draw_cost(1) + 3) + self.fill_cost(request.targets)
+        return self.steps * self.batch * (self.draw_cost(1) + 3) + self.fill_cost(request)
 
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
         run, spent, select = run or Run(), model.evals.snapshot(), selection(self.train)
         student = model.student(select)
-        latents = self.latents(model, student, request.targets)
+        latents = self.latents(model, student, request)
         eta = self.eta if self.convention == "legacy" else self.eta - 1
         c_targets, c_anchor = model.encode(request.targets), model.encode([request.anchor])
         carry: dict[str, Stateful] = {"latents": latents}

@@ -54,7 +54,7 @@ class KPOP(Trained):
     presets: ClassVar = {
         "paper": {},
         "adversary": {"with_prompt_target": "erase"},
-        "mini": {**Trained.defaults, "sampler": "pool", "prompt_lr": 1e-2},
+        "mini": {**Trained.defaults, "prompt_lr": 1e-2},
         "tiny": {"steps": 3, "sampling_steps": 5, "prompt_size": 2, "prompt_lr": 1e-2},
     }
 
@@ -69,12 +69,12 @@ class KPOP(Trained):
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         per_row = self.draw_cost(1) + 4 + self.prompt_updates
-        return self.steps * self.batch * per_row + self.fill_cost(request.targets)
+        return self.steps * self.batch * per_row + self.fill_cost(request)
 
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
         run, spent, select = run or Run(), model.evals.snapshot(), selection(self.train)
         student = model.student(select)
-        latents = self.latents(model, student, request.targets)
+        latents = self.latents(model, student, request)
         c_targets, c_anchor = model.encode(request.targets), model.encode([request.anchor])
         shape = (len(c_targets), 2, self.prompt_size, c_targets.tokens.shape[-1])
         start = self.prompt_init * torch.randn(shape, generator=torch.Generator().manual_seed(self.seed))

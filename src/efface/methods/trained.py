@@ -31,7 +31,7 @@ class Trained(Method):
     - "noised": clean latents of the frozen model, walked once and noised to any timestep.
     """
 
-    defaults: ClassVar = {"steps": 150, "lr": 5e-4, "sampling_steps": 12, "batch": 4}
+    defaults: ClassVar = {"steps": 100, "lr": 1e-3, "sampling_steps": 12, "batch": 4, "sampler": "pool"}
     """What every output-based method takes on the miniature: the same budget."""
     official_code: ClassVar = {
         "eta": 1.0,
@@ -47,7 +47,8 @@ class Trained(Method):
     batch: int = option(1, "rows per update, over all processes", "legacy codes", low=1)
     train: str = option("xattn", "trained parameters", "legacy codes (nudity: noxattn)", choices=UNET_SELECTIONS)
     sampler: str = option("student", "where z_t comes from", "legacy codes student; esd_sd.py frozen", choices=SAMPLERS)
-    pool: int = option(2, "trajectories per concept of a pooled sampler", "ours", low=1)
+    pool: int = option(8, "trajectories per target of a pooled sampler", "ours", low=1)
+    pool_kept: int = option(1, "trajectories per candidate of a pooled sampler, which is drawn rarely", "ours", low=1)
     lifetime: int = option(10, "updates a harvested trajectory serves", "ours", low=1)
     sampling_steps: int = option(50, "grid of the partial sampling", "legacy codes --ddim_steps", low=2)
     solver: str = option("ddim", "solver of the partial sampling", "legacy codes; dpm ours", choices=("ddim", "dpm"))
@@ -70,13 +71,16 @@ class Trained(Method):
     def official(self) -> bool:
         return self.alignment == "official"
 
-    def latents(self, model: DiffusionModel, student: DiffusionModel, concepts: Sequence[str]) -> Latents:
-        """The source that ``sampler`` names; a pool of the frozen model is filled with these concepts."""
+    def latents(
+        self, model: DiffusionModel, student: DiffusionModel, request: EraseRequest, candidates: Sequence[Sequence[str]] = ()
+    ) -> Latents:
+        """The source that ``sampler`` names; a pool of the frozen model is filled with the targets and their candidates."""
         if self.sampler in POOLED:
             pool = Pool(
                 student if self.sampler == "harvest" else model,
                 steps=self.sampling_steps,
-                trajectories=self.pool,
+                trajectories=self.pool_kept,
+                more=dict.fromkeys(request.targets, self.pool),
                 guidance=self.guidance,
                 solver=self.solver,
                 seed=self.seed,
@@ -85,7 +89,7 @@ class Trained(Method):
                 forward=self.sampler == "noised",
             )
             if self.sampler != "harvest":
-                pool.fill(concepts)
+                pool.fill([*request.targets, *(name for group in candidates for name in group)])
             return pool
         return Trajectories(
             student if self.sampler == "student" else model,
@@ -96,11 +100,12 @@ class Trained(Method):
             batch=self.batch,
         )
 
-    def fill_cost(self, concepts: Sequence[str]) -> int:
-        """Evaluations that filling a frozen pool with these concepts takes; 0 without one. "harvest" has no fixed cost: every
-        concept costs as much again each time it is drawn and older than ``lifetime`` updates."""
+    def fill_cost(self, request: EraseRequest, candidates: Sequence[Sequence[str]] = ()) -> int:
+        """Evaluations that filling a frozen pool takes; 0 without one. "harvest" has no fixed cost: every concept costs as much
+        again each time it is drawn and older than ``lifetime`` updates."""
         per_trajectory = {"pool": 2 * (self.sampling_steps - 1), "noised": 2 * self.sampling_steps}.get(self.sampler, 0)
-        return per_trajectory * self.pool * len(set(concepts))
+        kept = {name for group in candidates for name in group} - set(request.targets)
+        return per_trajectory * (self.pool * len(request.targets) + self.pool_kept * len(kept))
 
     def draw_cost(self, groups: int) -> float:
         """Mean evaluations per row of drawing latents for ``groups`` conditionings; 0 for a pool."""
@@ -125,8 +130,3 @@ def predictions(network: DiffusionModel, parts: Sequence[tuple[Tensor, Cond]], t
     """The outputs for several (z_t, conditionings) at one t (B,), all in one call; (B, C, h, w) each."""
     z = torch.cat([z for z, _ in parts])
     return list(network.predict(z, t.repeat(len(parts)), Cond.cat([c for _, c in parts])).chunk(len(parts)))
-
-
-def pooled_concepts(request: EraseRequest, candidates: Sequence[Sequence[str]]) -> list[str]:
-    """Every concept that latents may be drawn for: the targets and all their candidates."""
-    return [*request.targets, *(name for group in candidates for name in group)]

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from table import into_page
+
 from efface import api
 from efface.bench.evaluate import System, evaluate
 from efface.bench.judges import MiniJudge
@@ -177,14 +179,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("runs/closed-form"))
     parser.add_argument("--counts", nargs="+", type=int, default=[1, 5, 20, 50])
-    parser.add_argument("--docs", type=Path, help="write the table to this file")
+    parser.add_argument("--docs", type=Path, help="put the table between the page's markers")
     args = parser.parse_args()
     if args.quick:
         result = run(args.out / "quick", [1], ["uce", "uce sealed, 3", "rece + both"], QUICK)
     else:
         result = run(args.out, args.counts, list(ENTRANTS), TABLE)
     if args.docs:
-        write_text(args.docs, markdown(result))
+        into_page(args.docs, "mini", markdown(result))
     print(json.dumps(result) if args.json else markdown(result))
 
 

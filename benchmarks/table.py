@@ -10,8 +10,10 @@ import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+from efface.files import write_text
 from efface.records import Row
 from efface.statistics import clustered_bootstrap, resampled, wilson
 
@@ -164,3 +166,12 @@ def matched_text(m: Mapping[str, Any]) -> str:
 def lines_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A markdown table."""
     return [f"| {' | '.join(header)} |", "|" + "---|" * len(header), *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def into_page(page: Path, name: str, text: str) -> None:
+    """Replace what stands between the page's markers ``<!-- name -->`` and ``<!-- /name -->``; the words around stay."""
+    before, mark, rest = page.read_text("utf-8").partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- /{name} -->")
+    if not mark or not end:
+        raise SystemExit(f"{page} has no markers <!-- {name} --> and <!-- /{name} -->; add them where the table shall stand.")
+    write_text(page, f"{before}{mark}{text}{end}{after}")

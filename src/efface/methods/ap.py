@@ -77,6 +77,7 @@ class AP(Trained):
         "paper": {},
         "official": Trained.official_code,
         "mini": {**Trained.defaults, "nearest": 48, "pi_lr": 0.1},
+        "fast": {"sampler": "pool", "pool": 4, "solver": "dpm", "sampling_steps": 15, "nearest": 50, "update": "joint"},
         "tiny": {"steps": 3, "sampling_steps": 5, "nearest": 4},
         "naive": {"search": "none"},
         "l2": {"search": "none", "shrink": 1e-2},

@@ -54,7 +54,7 @@ class KPOP(Trained):
     presets: ClassVar = {
         "paper": {},
         "adversary": {"with_prompt_target": "erase"},
-        "mini": {**Trained.defaults, "prompt_lr": 1e-2},
+        "mini": {**Trained.defaults, "eta": 0.25, "prompt_lr": 1e-2},
         "tiny": {"steps": 3, "sampling_steps": 5, "prompt_size": 2, "prompt_lr": 1e-2},
     }
 

@@ -18,10 +18,12 @@ from efface.bench.profiles import Profile
 from efface.concepts.prompts import Case
 from efface.config import build_method
 from efface.detectors.mini import MiniDetector
+from efface.edits import ConceptEdit, save_lora
 from efface.models.base import DiffusionModel
 from efface.models.load import load_model
 from efface.models.mini import HERE, WEIGHTS, card, similar
 from efface.models.mini.world import load_world
+from efface.models.select import selection
 from efface.patches import Patch
 from efface.patches.patch import empty_like, noise_like
 from efface.records import Entrant
@@ -146,6 +148,34 @@ def test_an_erasure_erases_on_a_loaded_pipeline_too(mini: DiffusionModel, tmp_pa
         after = hits()
     assert before >= 12
     assert after <= before - 8, f"{before} of 16 before, {after} after"
+
+
+def test_diffusers_loads_the_lora_of_an_edit(mini: DiffusionModel, tmp_path: Path) -> None:
+    """``load_lora_weights`` of a stock pipeline, by peft: the same pictures as the edit folded into the weights, and, unloaded,
+    those of the base."""
+    from diffusers import StableDiffusionPipeline
+
+    concepts = ConceptEdit.of(mini, preserve_scale=0.1)
+    concepts.erase(TARGET, *mini.encode([TARGET]).aligned(mini.encode([""]), "last..end"))
+    save_lora(tmp_path / "edit.safetensors", mini.weights(selection("xattn-kv")), concepts.solve())
+    pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS)
+    pipe.set_progress_bar_config(disable=True)
+    cases = [Case("x", TARGET, f"a {TARGET}", s, 4.0) for s in (3, 4)]
+
+    def drawn() -> torch.Tensor:
+        latents = mini.case_noise([3, 4])
+        return pipe(
+            [c.prompt for c in cases], latents=latents, num_inference_steps=6, guidance_scale=4.0, output_type="pt"
+        ).images
+
+    plain = mini.sample(cases, 6)
+    with concepts.patch(mini).applied(mini):
+        edited = mini.sample(cases, 6)
+    assert (edited - plain).abs().mean() > 0.05
+    pipe.load_lora_weights(str(tmp_path), weight_name="edit.safetensors")
+    torch.testing.assert_close(drawn(), edited, atol=2e-3, rtol=0)  # six steps in float32 that multiply in another order
+    pipe.unload_lora_weights()
+    torch.testing.assert_close(drawn(), plain, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

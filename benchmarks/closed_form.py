@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from efface.equations.closed_form import F64, Moments, apply_edit, factored, fused, gram_of_maps, shared_edit, solved
+from efface.equations.closed_form import F64, Moments, edited, factored, fused, gram_of_maps, shared_edit, solved
 from efface.methods import RECE
 
 SD = {320: 10, 640: 10, 1280: 12}  # out dimension -> number of key and value matrices
@@ -159,7 +159,7 @@ def errors(every: list[Tensor], x: Tensor, y: Tensor, a: Tensor, q: Tensor, b: T
     m, edit = Moments.of(x, y, a, q, b), shared_edit(x, y, a, q, b, lam)
     chosen = {len(w): w for w in every}.values()
     references = [reference_of(w, m, lam) for w in chosen]
-    ours = [error(w + apply_edit(w, edit), r) for w, r in zip(chosen, references, strict=True)]
+    ours = [error(edited(w, edit), r) for w, r in zip(chosen, references, strict=True)]
     theirs = [error(float32_of(w, x, y, a, q, b, lam), r) for w, r in zip(chosen, references, strict=True)]
     return {"ours": max(ours), "official": max(theirs), "condition": edit.condition}
 
@@ -177,8 +177,8 @@ def case(n: int, official: float, work: Callable[[], Any], flops: float, repeat:
     }  # fmt: skip
 
 
-def edited(every: list[Tensor], edit: Any) -> list[Tensor]:
-    return [w + apply_edit(w, edit) for w in every]
+def edited_all(every: list[Tensor], edit: Any) -> list[Tensor]:
+    return [edited(w, edit) for w in every]
 
 
 def uce_2025(every: list[Tensor], n: int, repeat: int) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def uce_2025(every: list[Tensor], n: int, repeat: int) -> dict[str, Any]:
     low = 2 * n < d
     flops = (4 * n * n * d * 2 if 4 * n < d else d**3 / 3 + 2 * d * d * n * 2) + (4 * outs * d * n if low else 2 * outs * d * d)
     return case(
-        n, official, lambda: edited(every, shared_edit(x, y, ones, q, ones, LAM)), flops, repeat,
+        n, official, lambda: edited_all(every, shared_edit(x, y, ones, q, ones, LAM)), flops, repeat,
         extrapolated="over matrices", **{"error": errors(every, x, y, ones, q, ones, LAM)},
     )  # fmt: skip
 
@@ -202,7 +202,7 @@ def uce_2023(every: list[Tensor], n: int, repeat: int) -> dict[str, Any]:
     inverses = per_size(SD, every, lambda w: w @ torch.inverse(LAM * torch.eye(d) + x[:d].T @ x[:d]))
     flops = 0.625 * 2 * d * d * r + d**3 / 3 + 2 * d**3 + 2 * outs * d * d
     return case(
-        n, one * (n + 1) + inverses, lambda: edited(every, shared_edit(x, y, a, q, b, LAM)), flops, repeat,
+        n, one * (n + 1) + inverses, lambda: edited_all(every, shared_edit(x, y, a, q, b, LAM)), flops, repeat,
         extrapolated="over matrices and concepts", error=errors(every, x, y, a, q, b, LAM),
     )  # fmt: skip
 
@@ -222,7 +222,7 @@ def rece(every: list[Tensor], n: int, repeat: int) -> dict[str, Any]:
         rows = Moments.of(x, y, torch.ones(r), q, torch.full((LENGTH,), 0.1))
         goals = y[:LENGTH].double()
         edit, _ = method.rounds(gram_of_maps(every) if s is None else s, first, rows, n * goals.T @ goals, None, words)
-        return edited(every, edit)
+        return edited_all(every, edit)
 
     s = gram_of_maps(every)
     flops = 0.625 * 2 * d * d * (outs + r) + 3 * 10 * 2 * d**3 + 2 * outs * d * d
@@ -271,7 +271,7 @@ def time_edit(every: list[Tensor], repeat: int) -> dict[str, Any]:
     inverses = per_size(SD, every, lambda w: w @ torch.inverse(0.1 * torch.eye(d) + x.T @ x))
     flops = 2 * r * r * d + r**3 / 3 + 4 * outs * d * r
     return case(
-        1, 4 * one + inverses, lambda: edited(every, shared_edit(x, y, a, x[:0], none, 0.1)), flops, repeat,
+        1, 4 * one + inverses, lambda: edited_all(every, shared_edit(x, y, a, x[:0], none, 0.1)), flops, repeat,
         extrapolated="over matrices and sentences", error=errors(every, x, y, a, x[:0], none, 0.1),
     )  # fmt: skip
 
@@ -286,14 +286,13 @@ def mace(every: list[Tensor], n: int, repeat: int) -> dict[str, Any]:
     one = per_size(SD, every, lambda w: official_products(w, *blocks[0]))
     inverses = per_size(SD, every, lambda w: w @ torch.inverse(torch.eye(d) + blocks[0][0].T @ blocks[0][0]))
 
-    def ours() -> list[Tensor]:
-        total = Moments(torch.zeros(d, d, dtype=F64), torch.zeros(d, d, dtype=F64), keep)
-        for start in range(0, n, 4):  # a few concepts at a time: memory does not grow, the anchor's rows are summed first
-            x, y = (torch.cat([blocks[i % len(blocks)][k] for i in range(start, min(n, start + 4))]) for k in (0, 1))
-            total = total + Moments.of(x, y, torch.ones(len(x)), none, none[:, 0])
-        return edited(every, solved(total, 10.0))
+    x, y = (torch.cat([blocks[i % len(blocks)][k] for i in range(n)]) for k in (0, 1))
 
-    flops = n * 0.9 * 2 * d * d * r + d**3 / 3 + 2 * d**3 + 2 * outs * d * d
+    def ours() -> list[Tensor]:
+        erased = Moments.of(x, y, torch.ones(len(x)), none, none[:, 0])
+        return edited_all(every, solved(Moments(erased.gram, erased.shift, keep), 10.0))
+
+    flops = (0.625 * n + 1) * 2 * d * d * r + d**3 / 3 + 2 * d**3 + 2 * outs * d * d
     found = errors(every, *blocks[0], a, none, none[:, 0], 10.0)
     return case(n, n * one + inverses, ours, flops, repeat, extrapolated="over matrices and concepts", error=found)
 
@@ -334,7 +333,7 @@ def sdxl(n: int, repeat: int) -> dict[str, Any]:
         edit = shared_edit(x, y, ones, q, ones, LAM)
         for w, count in zip(pair, SDXL.values(), strict=True):
             for _ in range(count):
-                w + apply_edit(w, edit)
+                edited(w, edit)
 
     outs = sum(out * count for out, count in SDXL.items())
     flops = 4 * n * n * d * 2 + 4 * outs * d * n

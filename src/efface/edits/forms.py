@@ -17,7 +17,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..equations.closed_form import Edit, apply_edit, low_rank, moved, preimage, singular_values
+from ..equations.closed_form import Edit, edited, low_rank, moved, preimage, singular_values
 from ..files import atomic_write
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
@@ -26,7 +26,7 @@ from ..patches import Patch, PatchCard
 
 def folded(base: Mapping[str, Tensor], edit: Edit) -> dict[str, Tensor]:
     """``W + W D`` of every weight (out, d), in float32 on the CPU; half-precision weights are widened first."""
-    return {name: w.detach().float().cpu() + apply_edit(w.detach().cpu(), edit) for name, w in base.items()}
+    return {name: edited(w.detach().cpu(), edit) for name, w in base.items()}
 
 
 def to_patch(base: Mapping[str, Tensor], edit: Edit, card: PatchCard) -> Patch:

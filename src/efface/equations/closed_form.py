@@ -23,6 +23,7 @@ from ..errors import IllPosed
 
 F64 = torch.float64
 ENOUGH = 7e-7  # relative error of W' on the probed rows up to which float32 products do: below 1e-6 with room to spare
+ROWS = 4096  # rows that are widened to float64 at a time: memory does not grow with their number
 JITTERS = (0.0, 1e-12, 1e-11, 1e-10, 1e-9, 1e-8)  # of the mean diagonal entry
 WORST = 1e14  # a condition number above which float64 (2e-16) leaves less than two digits
 
@@ -65,20 +66,24 @@ class Moments:
     def of(x: Tensor, y: Tensor, a: Tensor, q: Tensor, b: Tensor) -> Moments:
         """Cost: about 1.3 x 2 d^2 operations per erased row and 0.6 x 2 d^2 per preserved one (rows y that occur many times,
         such as one anchor's, are added up first). In float64: float32 Grams alone cost 5e-3 of a small-ridge edit."""
-        x, a, q, b = (v.to(F64) for v in (x, a, q, b))
         gram = weighted_gram(x, a)
         goals, which = torch.unique(y, dim=0, return_inverse=True)
-        ax = torch.zeros(len(goals), x.shape[1], dtype=F64).index_add_(0, which, x * a[:, None])
+        ax = torch.zeros(len(goals), x.shape[1], dtype=F64)
+        for rows, weights, i in zip(x.split(ROWS), a.split(ROWS), which.split(ROWS), strict=True):
+            ax.index_add_(0, i, rows.to(F64) * weights.to(F64)[:, None])
         return Moments(gram, goals.to(F64).T @ ax - gram, weighted_gram(q, b))
 
 
 def weighted_gram(rows: Tensor, weights: Tensor) -> Tensor:
-    """``sum_i w_i r_i r_i^T`` (d, d) float64; only the upper triangle of blocks is multiplied out."""
-    scaled, d = rows.to(F64) * weights.to(F64)[:, None].sqrt(), rows.shape[1]
+    """``sum_i w_i r_i r_i^T`` (d, d) float64; only the upper triangle of blocks is multiplied out, some rows at a time."""
+    d = rows.shape[1]
     edges = [d * i // 4 for i in range(5)]
-    gram = torch.empty(d, d, dtype=F64)
+    gram = torch.zeros(d, d, dtype=F64)
+    for part, w in zip(rows.split(ROWS), weights.split(ROWS), strict=True):
+        scaled = part.to(F64) * w.to(F64)[:, None].sqrt()
+        for start, stop in pairwise(edges):
+            gram[start:stop, start:].addmm_(scaled[:, start:stop].T, scaled[:, start:])
     for start, stop in pairwise(edges):
-        gram[start:stop, start:] = scaled[:, start:stop].T @ scaled[:, start:]
         gram[stop:, start:stop] = gram[start:stop, stop:].T
     return gram
 
@@ -195,13 +200,29 @@ def apply_edit(weight: Tensor, edit: Edit) -> Tensor:
     Multiplied out in float32, which takes half the time, where 16 of its rows show against float64 that this is enough; in
     float64 otherwise and for small matrices. Cost: 2 out d^2 operations, or 4 out d r for an edit of rank r.
     """
-    if len(weight) >= 256:
-        single = Edit(edit.left.float(), None if edit.right is None else edit.right.float(), edit.condition)
-        probe = weight[:: len(weight) // 16]
-        exact = _product(probe.to(F64), edit)
-        if float((_product(probe.float(), single) - exact).norm()) < ENOUGH * float((probe + exact).norm()):
-            return _product(weight.float(), single)
-    return _product(weight.to(F64), edit).float()
+    single = _single(weight, edit)
+    return _product(weight.to(F64), edit).float() if single is None else _product(weight.float(), single)
+
+
+def edited(weight: Tensor, edit: Edit) -> Tensor:
+    """``W' = W + W D`` in float32, as :func:`apply_edit` computes it, with the sum taken inside the last product."""
+    single = _single(weight, edit)
+    if single is None:
+        return weight.float() + _product(weight.to(F64), edit).float()
+    weight = weight.float()
+    left, right = (weight, single.left) if single.right is None else (weight @ single.left, single.right)
+    return torch.addmm(weight, left, right)
+
+
+def _single(weight: Tensor, edit: Edit) -> Edit | None:
+    """The edit in float32 where that is exact enough for this weight."""
+    if len(weight) < 256:
+        return None
+    single = Edit(edit.left.float(), None if edit.right is None else edit.right.float(), edit.condition)
+    probe = weight[:: len(weight) // 16]
+    exact = _product(probe.to(F64), edit)
+    close = float((_product(probe.float(), single) - exact).norm()) < ENOUGH * float((probe + exact).norm())
+    return single if close else None
 
 
 def _product(weight: Tensor, edit: Edit) -> Tensor:

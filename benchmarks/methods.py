@@ -136,10 +136,11 @@ TABLES = {
 
 
 def relative(model: DiffusionModel, target: str) -> str:
-    """A concept of the target's group that the suite does not ask for: what row "fixed" preserves."""
+    """A concept of the target's group, one that the suite does not ask for where there is one: what row "fixed" preserves."""
     suite, world = api.suite_for(model, [target]), load_world()
-    asked = {n.name for group in (suite.near, suite.trap, suite.far) for n in group} | {target}
-    return next(n for n in world.names("ordinary") if world[n].group == world[target].group and n not in asked)
+    asked = [n.name for n in (*suite.near, *suite.trap)]
+    family = [n for n in world.names("ordinary") if world[n].group == world[target].group and n != target]
+    return min(family, key=lambda n: n in asked)
 
 
 def patch_of(model: DiffusionModel, contender: Contender, target: str, seed: int, steps: int | None, path: Path) -> Patch:

@@ -6,7 +6,7 @@ import inspect
 from pathlib import Path
 
 from efface.config import describe
-from efface.methods import METHODS, Method
+from efface.methods import METHODS, ROWS, Method
 
 HERE = Path(__file__).parent
 
@@ -32,10 +32,33 @@ def page(cls: type[Method]) -> str:
     for name, settings in cls.presets.items():
         lines.append(f"| `{name}` | {', '.join(f'`{k}={v}`' for k, v in settings.items()) or 'none'} |")
     published = HERE / "numbers" / f"{cls.name}.md"
+    lines += ["", "## Numbers", ""]
     if published.exists():
-        lines += ["", "## Numbers", "", published.read_text("utf-8").strip()]
-    lines += ["", "Our numbers, beside the other methods: [results](../results.md).", ""]
+        lines += [published.read_text("utf-8").strip(), ""]
+    ours = measured(cls)
+    if ours:
+        lines += [
+            "Ours, on the miniature (share erased and valid, then shares preserved; six targets, up to three training seeds):",
+            "",
+            *ours,
+            "",
+        ]
+    lines += ["All methods side by side, and what the columns mean: [results](../results.md).", ""]
     return "\n".join(lines)
+
+
+def measured(cls: type[Method]) -> list[str]:
+    """The rows of the method, and of its presets that go by a name of their own, in the first table of the results page."""
+    _, _, text = (HERE / "results.md").read_text("utf-8").partition("<!-- methods -->\n")
+    lines = [line for line in text.split("## ")[0].splitlines() if line.startswith("| ")]
+    own = {cls.name, *(name for name, row in ROWS.items() if row is cls)}
+
+    def mine(line: str) -> bool:
+        label = line.split(" | ")[0].removeprefix("| ")
+        return label in own or label.startswith(f"{cls.name}-")
+
+    rows = [line for line in lines if mine(line)]
+    return [lines[0], "|" + "---|" * (lines[0].count("|") - 1), *rows] if rows else []
 
 
 def main() -> None:

@@ -82,12 +82,12 @@ def test_generated_method_pages_are_up_to_date() -> None:
         )
 
 
-@pytest.mark.parametrize("script", ["ap_cost.py", "methods.py", "memory.py"])
+@pytest.mark.parametrize("script", ["ap_cost.py", "methods.py", "memory.py", "search_films.py"])
 def test_benchmarks_quick(script: str, tmp_path: Path) -> None:
     """The promise of every script in benchmarks/: --quick runs, --json prints one object of measured figures."""
     import json
 
-    args = ["--out", str(tmp_path)] if script == "methods.py" else []
+    args = ["--out", str(tmp_path)] if script in ("methods.py", "search_films.py") else []
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / script), "--quick", "--json", *args],
         capture_output=True,
@@ -106,5 +106,12 @@ def test_benchmarks_quick(script: str, tmp_path: Path) -> None:
     elif script == "memory.py":
         # The tiny model's encodings and latents are not small beside its trained tensors; the full size is measured by hand.
         assert result["live_gb"] > result["model_gb"] > result["trained_gb"] > 0
+    elif script == "search_films.py":
+        discrete, continuous = result
+        assert discrete["steps"] == continuous["steps"] == [0, 2]
+        # The continuous search starts at the target and has left it; the discrete one never looks at the target.
+        assert continuous["moved"][0] == 0 < continuous["moved"][1]
+        assert discrete["target"] not in discrete["concepts"]
+        assert list((tmp_path / "quick").glob("*.html"))
     else:
         assert set(result["rates"]) >= {"none", "noise", "blocklist", "naive", "esd", "ap", "uce"}

@@ -236,7 +236,9 @@ def rece(every: list[Tensor], n: int, repeat: int) -> dict[str, Any]:
 
 def rece_errors(every: list[Tensor], found: list[Tensor], x: Tensor, y: Tensor, q: Tensor) -> dict[str, float]:
     """Against the same epochs run on the weights themselves, layer by layer, in float64 with LU; and that in float32 with
-    inverses, as the official code has it."""
+    inverses, as the official code has it. condition: of the worst system, which bounds what the reference itself can know."""
+
+    conditions: list[float] = []
 
     def recursion(dtype: torch.dtype) -> list[Tensor]:
         eye, rows, goals, kept = torch.eye(x.shape[1], dtype=dtype), x.to(dtype), y.to(dtype), q.to(dtype)
@@ -250,6 +252,8 @@ def rece_errors(every: list[Tensor], found: list[Tensor], x: Tensor, y: Tensor, 
                 derived, weight, lam = rows @ inverse.T, 0.1, 0.1
             keep = lam * eye + weight * kept.T @ kept
             left, right = keep + goals.T @ derived, keep + derived.T @ derived
+            if dtype == F64:
+                conditions.append(float(torch.linalg.cond(right)))
             if dtype == torch.float32:
                 now = [(w @ left) @ torch.inverse(right) for w in now]
             else:
@@ -260,6 +264,7 @@ def rece_errors(every: list[Tensor], found: list[Tensor], x: Tensor, y: Tensor, 
     return {
         "ours": max(error(a, b) for a, b in zip(found, exact, strict=True)),
         "official": max(error(a, b) for a, b in zip(official, exact, strict=True)),
+        "condition": max(conditions),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+COMPILED_GRADIENTS = 0.1
+"""Largest relative error of a compiled network's gradients: far above rounding, autocast included, below the fault found."""
 CACHE_LIMIT = 4096  # prompts; at SD's 77 x 768 floats that is 1 GB
 
 
@@ -225,11 +228,38 @@ class StableDiffusion(DiffusionModel):
                 setattr(twin, part, copy.deepcopy(module, memo={id(v): v for v in shared}))
         if twin.text_encoder is not self.text_encoder:
             twin._encoded = {}
-        if self.compiled and twin.unet is not self.unet:
-            twin.unet.compile()
         for p in twin.weights(select).values():
             p.data = p.data.float()  # master weights: half precision would swallow small updates
+        if self.compiled and twin.unet is not self.unet:
+            twin._compile_checked(select)
         return twin
+
+    def _compile_checked(self, select: Select) -> None:
+        """Compile the student's network and compare its gradients with the plain ones, once: the compiler of torch 2.13 gives a
+        small network on the CPU no gradient at all in its mid block, silently. Raises BadOption."""
+        plain = self._gradients(select)
+        self.unet.compile()
+        for (name, g), h in zip(plain.items(), self._gradients(select).values(), strict=True):
+            error = float((h - g).norm() / g.norm().clamp_min(1e-12))
+            if not error < COMPILED_GRADIENTS:
+                raise BadOption(
+                    f"torch.compile gives wrong gradients for this network ({name} is off by {100 * error:.0f} %). "
+                    "Run without --compile."
+                )
+
+    def _gradients(self, select: Select) -> dict[str, Tensor]:
+        """Of the mean square output at two fixed latents; no part of any run's cost."""
+        weights, before = self.weights(select), dataclasses.replace(self.evals)
+        flags = {n: p.requires_grad for n, p in weights.items()}
+        for p in weights.values():
+            p.requires_grad_(True)
+        z, t = self.noise(2, torch.Generator().manual_seed(0)), torch.tensor([100, 700], device=self.device)
+        loss = self.predict(z, t, self.encode(["", ""])).square().mean()
+        found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+        for n, p in weights.items():
+            p.requires_grad_(flags[n])
+        self.evals.forward, self.evals.calls, self.evals.text = before.forward, before.calls, before.text
+        return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(weights.items(), found, strict=True)}
 
     def digest(self) -> str:
         """sha256 over names and half-precision values, so that one checkpoint loaded in float32 or float16 has one digest."""

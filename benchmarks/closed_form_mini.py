@@ -91,11 +91,14 @@ def targets(n: int) -> list[str]:
 def erase_all(model: DiffusionModel, n: int, labels: list[str], suite: Suite, folder: Path) -> dict[str, Patch]:
     judged = {c.name for c in (*suite.near, *suite.trap, *suite.far)}
     held_out = folder / HELD_OUT
-    write_text(held_out, "\n".join(c for c in model.concept_names if c not in judged) + "\n")
+    others = [c for c in model.concept_names if c not in judged]
+    write_text(held_out, "\n".join(others) + "\n")
     patches = {}
     for label in labels:
         if n > MOST.get(label, n):
             continue
+        if HELD_OUT in ENTRANTS[label][2].values() and not set(others) - set(targets(n)):
+            continue  # every name of the world is a target or judged
         path = folder / f"{label.replace(' ', '-').replace(',', '')}.safetensors"
         if not path.is_file():
             method, preset, settings = ENTRANTS[label]

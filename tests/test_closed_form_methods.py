@@ -330,6 +330,12 @@ def test_contradictions_are_refused_before_anything_runs(tiny_model) -> None:  #
         UCE(expand=True).erase(tiny_model, EraseRequest(("qqqqqqqqqqqqqqqqqqq",)))
 
 
+def test_a_prior_of_nothing_but_targets_is_an_error(tiny_model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "names.txt").write_text("cat\n")
+    with pytest.raises(BadOption, match="nothing but targets"):
+        UCE(prior=str(tmp_path / "names.txt")).erase(tiny_model, EraseRequest(("cat",)))
+
+
 def test_a_system_without_ridge_and_prior_is_not_answered_silently(tiny_model) -> None:  # type: ignore[no-untyped-def]
     """MACE's published celebrity setting is lam = 0; without a prior the Gram of a few templates is singular to float64."""
     with pytest.warns(RuntimeWarning, match="singular to float64"):

@@ -148,6 +148,8 @@ class UCE(Method):
         null = model.encode([""]).tokens[0].cpu()
         if self.prior != "none":
             names = concept_space(self.prior, model).without(request.targets).candidates
+            if not names:
+                raise BadOption(f"prior={self.prior} names nothing but targets: nothing is left to preserve. Use prior=none.")
             prior = model.encode(names).rows(self.preserve_rows)
             q, b = torch.cat([q, prior]), torch.cat([b, torch.full((len(prior),), self.prior_scale)])
         a = torch.full((len(x),), self.erase_scale)

@@ -16,6 +16,7 @@ from efface.equations.closed_form import (
     apply_edit,
     brought_back,
     condition_estimate,
+    distinct,
     factored,
     fused,
     gram_of_maps,
@@ -422,3 +423,21 @@ def test_pin_works_on_a_factor_as_on_the_whole() -> None:
     d = shared_edit(x, y, a, q, b, 0.3).matrix
     low, _ = right_factor(x, a, q, b, 0.3, n)
     torch.testing.assert_close((y - x).T @ low, pin(d, lower, n), **CLOSE)
+
+
+@given(st.integers(0, 2**31), st.integers(0, 40), st.integers(1, 6))
+def test_distinct_rows_are_each_there_once(seed: int, n: int, d: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    rows = torch.randint(0, 3, (n, d), generator=rng).float()
+    found, which = distinct(rows)
+    assert torch.equal(found[which], rows)
+    assert len(found) == len({tuple(row) for row in rows.tolist()})
+
+
+def test_rows_with_one_projection_are_told_apart() -> None:
+    """Rows that differ across the direction only have equal keys, or nearly: all of them must come back."""
+    direction = torch.cos(torch.arange(2, dtype=torch.float64))
+    across = torch.stack([-direction[1], direction[0]])
+    rows = torch.stack([torch.zeros(2, dtype=torch.float64), across * 2.0**-60, across * 2.0**60])
+    found, which = distinct(rows)
+    assert torch.equal(found[which], rows)

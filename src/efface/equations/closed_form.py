@@ -67,11 +67,27 @@ class Moments:
         """Cost: about 1.3 x 2 d^2 operations per erased row and 0.6 x 2 d^2 per preserved one (rows y that occur many times,
         such as one anchor's, are added up first). In float64: float32 Grams alone cost 5e-3 of a small-ridge edit."""
         gram = weighted_gram(x, a)
-        goals, which = torch.unique(y, dim=0, return_inverse=True)
+        goals, which = distinct(y)
         ax = torch.zeros(len(goals), x.shape[1], dtype=F64)
         for rows, weights, i in zip(x.split(ROWS), a.split(ROWS), which.split(ROWS), strict=True):
             ax.index_add_(0, i, rows.to(F64) * weights.to(F64)[:, None])
         return Moments(gram, goals.to(F64).T @ ax - gram, weighted_gram(q, b))
+
+
+def distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """``(u, which)`` with ``u[which] == rows`` and no row of u twice. rows: (r, d).
+
+    Sorted by one projection per row, a tenth of the time of sorting whole rows; two different rows with the same projection are
+    noticed, and whole rows are sorted then.
+    """
+    direction = torch.cos(torch.arange(rows.shape[1], dtype=F64))
+    keys = torch.cat([part.to(F64) @ direction for part in rows.split(ROWS)]) if len(rows) else rows.new_zeros(0)
+    values, which = torch.unique(keys, return_inverse=True)
+    first = torch.full((len(values),), len(rows)).scatter_reduce_(0, which, torch.arange(len(rows)), "amin")
+    found = rows[first]
+    if all(torch.equal(found[i], part) for part, i in zip(rows.split(ROWS), which.split(ROWS), strict=True)):
+        return found, which
+    return torch.unique(rows, dim=0, return_inverse=True)
 
 
 def weighted_gram(rows: Tensor, weights: Tensor) -> Tensor:

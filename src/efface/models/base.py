@@ -28,6 +28,8 @@ class Evals:
     calls: int = 0
     backward: int = 0
     text: int = 0
+    differentiated: int = 0
+    """Rows that an attacker asked gradients of; see :meth:`DiffusionModel.deployed_eps`."""
 
     def snapshot(self) -> dict[str, int]:
         return {"forward": self.forward, "calls": self.calls, "backward": self.backward, "text": self.text}
@@ -230,9 +232,12 @@ class DiffusionModel(abc.ABC):
 
         Cost: 1 evaluation per row, or the guide's blocks.
         """
-        if self.guide is None:
-            return self.to_eps(self.predict(z, t, c), z, t)
-        return self._guarded(self.guide(c, scale), z, t)
+        before = self.evals.forward
+        guide = self.guide(c, scale) if self.guide is not None else None
+        eps = self.to_eps(self.predict(z, t, c), z, t) if guide is None else self._guarded(guide, z, t)
+        if eps.requires_grad:
+            self.evals.differentiated += self.evals.forward - before
+        return eps
 
     def noise(self, n: int, rng: torch.Generator) -> Tensor:
         """Start latents (n, C, h, w), drawn on the CPU so that they do not depend on the device."""

@@ -75,6 +75,33 @@ class SAFREE(Guard):
         with model.encoding(change, soft), model.guided_by(guide):
             yield
 
+    def pipeline_arguments(self, pipe: Any, prompt: str, targets: tuple[str, ...]) -> dict[str, Any]:
+        """What to call a loaded diffusers Stable Diffusion pipeline with instead of the prompt: the projected embedding, and a
+        ``callback_on_step_end`` that puts the plain one back when t' is over."""
+        from ..models.sd import StableDiffusion
+
+        model = StableDiffusion.from_pipeline(pipe)
+        with self.active(model, targets):
+            c = model.encode([prompt])
+        length = len(model.schedule.alphas_cumprod)
+
+        def embedding(t: int) -> Tensor:
+            return _at(c, torch.tensor([t], device=c.tokens.device), length).tokens
+
+        def callback(pipe: Any, i: int, t: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+            following = pipe.scheduler.timesteps[i + 1 : i + 2].tolist()
+            if following:
+                text = inputs["prompt_embeds"]
+                inputs["prompt_embeds"] = torch.cat([text[:-1], embedding(following[0]).to(text)])
+            return inputs
+
+        return {
+            "prompt_embeds": embedding(length),
+            "negative_prompt": ", ".join(targets) if self.negative else None,
+            "callback_on_step_end": callback,
+            "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"],
+        }
+
     def _filtered(self, prompts: SoftPrompt, c: Cond, kept: Tensor, encode_soft: Callable[[SoftPrompt], Cond]) -> Cond:
         """The plain conditionings with the projected ones and the filter's last timestep beside them."""
         early, until = [], []
@@ -116,16 +143,21 @@ def masked(prompts: SoftPrompt, i: int, n: int) -> SoftPrompt:
     return SoftPrompt(rows, prompts.ids[i].repeat(n - 2, 1), (n,) * (n - 2), prompts.pad, prompts.pad_id)
 
 
+def _at(c: Cond, t: Tensor, length: int) -> Cond:
+    """The conditionings at timesteps t (B,): projected up to t', plain then; and as they are if they never passed the filter."""
+    if not c.extras:
+        return c
+    # Step i of 50 on the leading grid is at timestep 981 - 20 i of 1,000: i <= t' there means exactly this.
+    early = (t > length * (1 - (c.extras["until"].to(t.device) + 1) / STEPS)).reshape(-1, 1, 1)
+    return Cond(torch.where(early, c.extras["early"], c.tokens), c.last)
+
+
 class _Guide:
     def __init__(self, null: Cond, c: Cond, scale: float, length: int) -> None:
         self.null, self.c, self.scale, self.length = null, c, scale, length
 
     def cond(self, t: Tensor) -> Cond:
-        if not self.c.extras:  # embeddings that never passed the filter
-            return Cond.cat([self.null, self.c])
-        # Step i of 50 on the leading grid is at timestep 981 - 20 i of 1,000: i <= t' there means exactly this.
-        early = (t > self.length * (1 - (self.c.extras["until"].to(t.device) + 1) / STEPS)).reshape(-1, 1, 1)
-        return Cond.cat([self.null, Cond(torch.where(early, self.c.extras["early"], self.c.tokens), self.c.last)])
+        return Cond.cat([self.null, _at(self.c, t, self.length)])
 
     def combine(self, eps: Tensor, t: Tensor) -> Tensor:
         eps_0, eps_c = eps.chunk(2)

@@ -9,9 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import erase, evaluate, report, sample
+    from .api import attack, erase, evaluate, report, sample
+    from .attacks import ConceptInversion, UnlearnDiff
     from .edits import ConceptEdit
     from .errors import EffaceError
+    from .guards import SAFREE, SLD, Negative
     from .methods import AGE, AP, ESD, KPOP, MACE, RECE, TIME, UCE, ConceptAblation, ForgetMeNot, RealEra
     from .models.load import load_model
     from .patches import Patch
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "attack": "api",
     "erase": "api",
     "evaluate": "api",
     "report": "api",
@@ -40,6 +43,11 @@ _HOMES = {
     "TIME": "methods",
     "UCE": "methods",
     "ConceptEdit": "edits",
+    "ConceptInversion": "attacks",
+    "UnlearnDiff": "attacks",
+    "Negative": "guards",
+    "SAFREE": "guards",
+    "SLD": "guards",
 }
 
 __all__ = [
@@ -49,16 +57,22 @@ __all__ = [
     "KPOP",
     "MACE",
     "RECE",
+    "SAFREE",
+    "SLD",
     "TIME",
     "UCE",
     "ConceptAblation",
     "ConceptEdit",
+    "ConceptInversion",
     "EffaceError",
     "ForgetMeNot",
+    "Negative",
     "Patch",
     "RealEra",
     "Run",
+    "UnlearnDiff",
     "__version__",
+    "attack",
     "erase",
     "evaluate",
     "load_model",

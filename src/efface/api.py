@@ -5,21 +5,25 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .attacks import TIERS, Attack, Deployed, Direct, Goal
+from .bench.attack import Unit, run_attacks
 from .bench.evaluate import System, blocklist
 from .bench.evaluate import evaluate as run_evaluation
 from .bench.profiles import profile as find_profile
 from .bench.suite import Neighbour, Suite, lexical_traps, world_suite
 from .concepts.prompts import Case
 from .concepts.request import EraseRequest
-from .config import build_method
+from .config import build_attack, build_guard, build_method
 from .errors import BadOption, BadRequest, UnknownName
+from .guards import Guard
 from .methods import Method
 from .models.base import DiffusionModel
 from .models.load import load_model
@@ -135,11 +139,39 @@ def suite_for(model: DiffusionModel, targets: Sequence[str], near: Sequence[str]
     return Suite(tuple(targets), kept[0], shared, kept[1], {}, {})
 
 
+def _targets(model: DiffusionModel, patch: Patch | None, targets: Sequence[str]) -> list[str]:
+    """The patch's targets, or those given for a system without one. Raises BadOption when that is contradictory or nothing."""
+    if patch is None:
+        if not targets:
+            raise BadOption("without a patch there is no target: name one with --target.")
+        return list(request_for(model, targets).targets)
+    patch.check_base(model)
+    mine = list(patch.card.request["targets"])
+    if targets and list(targets) != mine:
+        raise BadOption(f"the patch erases {', '.join(mine)}, not {', '.join(targets)}; leave --target out.")
+    return mine
+
+
+def judge_for(model: DiffusionModel, suite: Suite, clip: str | None = None) -> Any:
+    """The miniature's own detectors, or a CLIP checkpoint that names the suite's concepts. Raises BadOption without either."""
+    from .bench.judges import ClipJudge, MiniJudge
+
+    if model.preset == "mini":
+        return MiniJudge()
+    if clip is None:
+        raise BadOption(
+            "this model has no detectors of its own: give --clip FOLDER_OR_HUB_ID of a CLIP checkpoint to name its images."
+        )
+    return ClipJudge(clip, [*suite.targets, *(n.name for group in (suite.near, suite.trap, suite.far) for n in group)])
+
+
 def evaluate(
     model: Any,
-    patch: Patch,
+    patch: Patch | None,
     *,
     out: str | Path,
+    targets: Sequence[str] = (),
+    guard: Guard | str | None = None,
     profile: str = "mini-lite",
     clip: str | None = None,
     near: Sequence[str] = (),
@@ -153,27 +185,25 @@ def evaluate(
 
     Beside the patch stand the base model ``none``, and with ``trivial`` also ``noise`` (same norm on the same tensors) and
     ``blocklist`` (prompts that contain the name become the anchor). ``others``: further (label, patch) entrants.
-    ``clip``: a CLIP checkpoint that names images of models other than the miniature.
-    Cost: 2 x steps UNet evaluations per image and entrant; the base model's images are cached.
+    ``clip``: a CLIP checkpoint that names images of models other than the miniature. ``guard``: stands on the patch, or on the
+    bare model when ``patch`` is None and ``targets`` says against what; an instance, a name, or ``NAME:option=value``.
+    Cost: 2 x steps (a guard: its branches x steps) UNet evaluations per image and entrant; the base model's images are cached.
     """
-    from .bench.judges import ClipJudge, MiniJudge
-
     model = load_model(model)
     chosen = find_profile(profile)
-    patch.check_base(model)
-    targets = list(patch.card.request["targets"])
+    targets = _targets(model, patch, targets)
     suite = suite_for(model, targets, near, far)
-    judge: Any
-    if model.preset == "mini":
-        judge = MiniJudge()
-    elif clip is None:
-        raise BadOption(
-            "this model has no detectors of its own: give --clip FOLDER_OR_HUB_ID of a CLIP checkpoint to name its images."
-        )
-    else:
-        judge = ClipJudge(clip, [*targets, *(n.name for group in (suite.near, suite.trap, suite.far) for n in group)])
-    systems = [System(Entrant(label, label, "patch", p.json()), p) for label, p in [(patch.card.method, patch), *others]]
-    if trivial:
+    judge = judge_for(model, suite, clip)
+    guard = build_guard(guard) if isinstance(guard, str) else guard
+    entrants = [(patch.card.method, patch)] if patch is not None else []
+    systems = [System(Entrant(label, label, "patch", p.json()), p) for label, p in [*entrants, *others]]
+    if guard is not None:
+        label = f"{patch.card.method}+{guard.name}" if patch is not None else guard.name
+        kind = "patch" if patch is not None else "guard"
+        card = patch.json() if patch is not None else None
+        guarded = System(Entrant(label, label, kind, card), patch, guard=guard, targets=tuple(targets))
+        systems = [guarded, *systems[len(entrants) :]]
+    if trivial and patch is not None:
         noise = noise_like(patch, torch.Generator().manual_seed(0))
         anchor = str(patch.card.request.get("anchor", ""))
         systems.append(System(Entrant("noise", "noise of the same norm", "trivial"), noise))
@@ -190,6 +220,140 @@ def evaluate(
     if len(set(ids)) < len(ids) or "none" in ids:
         raise BadOption(f"entrants need distinct names other than 'none', got {ids}.")
     return run_evaluation(model, systems, suite, chosen, judge, Path(out), on_image=on_image, command=command)
+
+
+def attack(
+    model: Any,
+    attack: Attack | str,
+    *,
+    budget: int,
+    target: str | None = None,
+    patch: Patch | None = None,
+    guard: Guard | str | None = None,
+    out: str | Path | None = None,
+    cases: int = 10,
+    profile: str = "mini-lite",
+    controls: bool = True,
+    wordings: Mapping[str, Sequence[str]] | None = None,
+    clip: str | None = None,
+    near: Sequence[str] = (),
+    far: Sequence[str] = (),
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+    note: Callable[[str], None] = lambda text: None,
+    command: str = "",
+) -> dict[str, Any]:
+    """Attack an erased model and count the cases in which the target comes back; returns the summary.
+
+    ``budget``: UNet evaluations per case (forwards, backwards and images), of the attack and of each control alike. A system of
+    neither patch nor guard is the model itself. ``target``: needed when the patch has none or several. ``wordings``: family ->
+    other words for the target, for models other than the miniature. ``out``: a folder for run.json, attempts and summary, which
+    a stopped attack is continued in; without it nothing is kept. Beside the attack stand ``direct`` (the plain prompts) and, with
+    ``controls``, the attack's controls at the same budget; for concept_inversion on the miniature also the same attack on the
+    gold model with a concept it never saw.
+    Raises UsageError for what cannot be run before anything is computed, EvaluationError where nothing true can be said.
+    """
+    model = load_model(model)
+    built = build_attack(attack, preset=model.preset) if isinstance(attack, str) else attack
+    guard = build_guard(guard) if isinstance(guard, str) else guard
+    target, targets = _one_target(model, patch, target)
+    units = attack_units(model, [built], target, targets, patch, guard, cases, profile, wordings, near, far, controls=controls)
+    planned = sum(u.cost(budget) for u in units)
+    note(
+        f"{built.name} ({built.tier}: {TIERS[built.tier]}) on {model.name}: {len(units)} runs of {len(units[0].goal.cases)} "
+        f"cases, {planned:,} UNet evaluations, {planned * seconds_per_eval(model, batch=32) / 60:.1f} min on {model.device}."
+    )
+    suite = suite_for(model, [target], near, far)
+    judge, folder = judge_for(model, suite, clip), Path(out) if out is not None else None
+    chosen = find_profile(profile)
+    with tempfile.TemporaryDirectory() as nowhere:
+        return run_attacks(
+            units,
+            chosen,
+            judge,
+            folder or Path(nowhere),
+            budget,
+            calibration=suite.cases(chosen),
+            on_image=on_image,
+            command=command,
+        )
+
+
+def _one_target(model: DiffusionModel, patch: Patch | None, target: str | None) -> tuple[str, tuple[str, ...]]:
+    """The attacked target, and everything the guard holds back."""
+    if patch is None:
+        (only,) = _targets(model, None, [target] if target is not None else [])
+        return only, (only,)
+    mine = tuple(_targets(model, patch, ()))
+    if target is None and len(mine) > 1:
+        raise BadOption(f"the patch erases {', '.join(mine)}; say which is attacked with --target.")
+    if target is not None and target not in mine:
+        raise UnknownName("target of the patch", target, mine)
+    return target or mine[0], mine
+
+
+def attack_units(
+    model: DiffusionModel,
+    attacks: Sequence[Attack],
+    target: str,
+    targets: tuple[str, ...],
+    patch: Patch | None,
+    guard: Guard | None,
+    cases: int,
+    profile: str,
+    wordings: Mapping[str, Sequence[str]] | None = None,
+    near: Sequence[str] = (),
+    far: Sequence[str] = (),
+    *,
+    controls: bool = True,
+    deployed: DiffusionModel | None = None,
+) -> list[Unit]:
+    """The runs that belong to attacks on one system: ``direct``, the attacks, and each control once.
+
+    ``deployed``: another model in the place of the patched one, such as the gold model.
+    """
+    chosen = find_profile(profile)
+    suite = suite_for(model, [target], near, far)
+    direct = [c for c in suite.cases(chosen) if c.axis == "direct"]
+    if not 1 <= cases <= len(direct):
+        raise BadOption(f"profile {profile} has {len(direct)} cases of the target, {cases} were asked for.")
+    words = {**known_wordings(model, target), **{k: tuple(v) for k, v in (wordings or {}).items()}}
+    system = Deployed(model, chosen.steps, targets, patch, guard, deployed)
+    goal = Goal(target, tuple(direct[:cases]), words)
+    units = [Unit("direct", Direct(), system, goal, "baseline")]
+    units += [Unit(a.name, a, system, goal) for a in attacks if a.name != "direct"]
+    for a in attacks:
+        for name in a.controls if controls else ():
+            if name not in {u.label for u in units}:
+                units.append(
+                    Unit(name, build_attack(name, preset=model.preset, settings={"seed": a.seed}), system, goal, "control")
+                )
+    novel = [a for a in attacks if a.name == "concept_inversion"]
+    if novel and controls and model.name == "mini" and deployed is None:
+        unseen = unseen_concept(target)
+        gold = load_model("mini-gold", device=str(model.device))
+        plain = [c for c in suite_for(model, [unseen]).cases(chosen) if c.axis == "direct"][:cases]
+        taught = Deployed(model, chosen.steps, (), model=gold)
+        units.append(Unit("never_learned", novel[0], taught, Goal(unseen, tuple(plain)), "novel"))
+    return units
+
+
+def unseen_concept(target: str) -> str:
+    """A concept the gold model never saw: the target itself, one of its group, or the first."""
+    from .models.mini.world import load_world
+
+    world = load_world()
+    return min(world.reserved, key=lambda n: (n != target, world[n].group != world[target].group))
+
+
+def known_wordings(model: DiffusionModel, target: str) -> dict[str, tuple[str, ...]]:
+    """Other words for a target of the miniature by family; nothing for other models."""
+    if model.preset != "mini":
+        return {}
+    from .models.mini.world import load_world
+
+    world = load_world()
+    concept = world[target]
+    return {"synonym": concept.synonyms, "implicit": concept.implicit, "group": (world.group_words[concept.group],)}
 
 
 def report(folder: str | Path, out: str | Path) -> Path:

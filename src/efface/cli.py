@@ -50,8 +50,24 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One JSON obj
 model_option = click.option(
     "--model", "source", default="mini", show_default=True, help="mini, a diffusers folder, a checkpoint file or a Hub id."
 )
+guard_option = click.option(
+    "--guard", default=None, metavar="NAME[:OPTION=VALUE,...]", help="Guard at sampling time: efface list guards."
+)
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 dtype_option = click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16.")
+
+
+def _options(cls: Any, described: list[dict[str, Any]]) -> str:
+    """Paper, options and presets of a method or an attack, from its dataclass."""
+    rows = []
+    for o in described:
+        takes = " | ".join(o["choices"]) if o["choices"] else o["type"]
+        rows.append(f"  {o['name']} = {o['default']!r}\n      {o['help']} ({takes}). Source: {o['source']}.")
+    presets = "\n".join(
+        f"  {p}: " + (", ".join(f"{k}={v}" for k, v in s.items()) or "the defaults") for p, s in cls.presets.items()
+    )
+    text = f"\b\nPaper: {cls.paper}\n\n\b\nOptions, given as --set name=value:\n" + "\n".join(rows)
+    return text + f"\n\n\b\nPresets (without --preset: mini on the miniature, else paper):\n{presets}"
 
 
 class Methods(click.Group):
@@ -66,15 +82,7 @@ class Methods(click.Group):
         from .config import describe, method_class, summary
 
         cls = method_class(name)
-        rows = []
-        for o in describe(cls):
-            takes = " | ".join(o["choices"]) if o["choices"] else o["type"]
-            rows.append(f"  {o['name']} = {o['default']!r}\n      {o['help']} ({takes}). Source: {o['source']}.")
-        presets = "\n".join(
-            f"  {p}: " + (", ".join(f"{k}={v}" for k, v in s.items()) or "the defaults") for p, s in cls.presets.items()
-        )
-        text = f"{summary(name)}.\n\n\b\nPaper: {cls.paper}\n\n\b\nOptions, given as --set name=value:\n" + "\n".join(rows)
-        text += f"\n\n\b\nPresets (without --preset: mini on the miniature, else paper):\n{presets}"
+        text = f"{summary(name)}.\n\n{_options(cls, describe(cls))}"
         return click.Command(name, callback=_erase.callback, params=_erase.params, help=text, short_help=summary(name))
 
 
@@ -248,7 +256,9 @@ def sample(
 
 @main.command()
 @model_option
-@click.option("--patch", "patch_path", type=click.Path(path_type=Path), required=True, help="Patch file to measure.")
+@click.option("--patch", "patch_path", type=click.Path(path_type=Path), default=None, help="Patch file to measure.")
+@guard_option
+@click.option("--target", "targets", multiple=True, help="What the guard holds back, without a patch; repeat for several.")
 @click.option("--profile", default="mini-lite", show_default=True, help="smoke, mini-lite or mini.")
 @click.option("--clip", default=None, help="CLIP checkpoint that names images of models other than the miniature.")
 @click.option("--near", multiple=True, help="Related concept to keep (other models than the miniature).")
@@ -261,7 +271,9 @@ def sample(
 @json_option
 def evaluate(
     source: str,
-    patch_path: Path,
+    patch_path: Path | None,
+    guard: str | None,
+    targets: tuple[str, ...],
     profile: str,
     clip: str | None,
     near: tuple[str, ...],
@@ -271,14 +283,19 @@ def evaluate(
     dtype: str,
     as_json: bool,
 ) -> None:
-    """Measure a patch on paired cases beside the base model, noise and a blocklist."""
+    """Measure a patch, a guard or both on paired cases beside the base model, noise and a blocklist."""
     from . import api
     from .bench.profiles import profile as find_profile
+    from .config import build_guard
+    from .errors import BadOption
     from .models.load import load_model
     from .patches import Patch
 
     chosen = find_profile(profile)
-    patch = Patch.load(patch_path)
+    guarded = build_guard(guard) if guard is not None else None
+    if patch_path is None and guarded is None:
+        raise BadOption("nothing to measure: give --patch FILE, or --guard NAME with --target NAME.")
+    patch = Patch.load(patch_path) if patch_path is not None else None
     model = load_model(source, dtype=dtype, device=device)
     images = 4 * sum(chosen.cases.values())
     evals = images * chosen.evals_per_image
@@ -289,6 +306,8 @@ def evaluate(
             model,
             patch,
             out=out,
+            targets=targets,
+            guard=guarded,
             profile=profile,
             clip=clip,
             near=near,
@@ -330,6 +349,125 @@ def _table(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+class Attacks(click.Group):
+    """One subcommand per attack; its help lists the attack's own options from its dataclass."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from .attacks import ATTACKS
+
+        return list(ATTACKS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        from .attacks import TIERS
+        from .config import attack_class, describe
+
+        cls = attack_class(name)
+        text = f"{cls.summary}.\n\nTier {cls.tier}: {TIERS[cls.tier]}.\n\n{_options(cls, describe(cls))}"
+        return click.Command(name, callback=_attack.callback, params=_attack.params, help=text, short_help=cls.summary)
+
+
+@main.command("attack", cls=Attacks, context_settings=CONTEXT)
+def attack_group() -> None:
+    """Attack an erased model: efface attack ATTACK --patch FILE --budget N."""
+
+
+@click.command()
+@model_option
+@click.option("--patch", "patch_path", type=click.Path(path_type=Path), default=None, help="Patch file under attack.")
+@guard_option
+@click.option("--target", default=None, help="Concept to bring back; default: the patch's only target.")
+@click.option("--budget", type=int, required=True, help="UNet evaluations per case: forwards, backwards and images.")
+@click.option("--cases", type=int, default=10, show_default=True, help="Prompts and seeds under attack.")
+@click.option("--profile", default="mini-lite", show_default=True, help="smoke, mini-lite or mini: sampler and cases.")
+@click.option("--no-controls", is_flag=True, help="The attack and the plain prompts only.")
+@click.option("--preset", default=None, help="Named set of options.")
+@click.option("--set", "pairs", multiple=True, metavar="NAME=VALUE", help="One option of the attack; repeat.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the attack.")
+@click.option("--clip", default=None, help="CLIP checkpoint that names images of models other than the miniature.")
+@click.option("--near", multiple=True, help="Related concept (other models than the miniature).")
+@click.option("--far", multiple=True, help="Unrelated concept (other models than the miniature).")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), default=None, help="Folder for attempts and summary; resumable."
+)
+@device_option
+@dtype_option
+@json_option
+@click.pass_context
+def _attack(
+    ctx: click.Context,
+    source: str,
+    patch_path: Path | None,
+    guard: str | None,
+    target: str | None,
+    budget: int,
+    cases: int,
+    profile: str,
+    no_controls: bool,
+    preset: str | None,
+    pairs: tuple[str, ...],
+    seed: int,
+    clip: str | None,
+    near: tuple[str, ...],
+    far: tuple[str, ...],
+    out: Path | None,
+    device: str,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    """Body of every ``efface attack ATTACK``; the attack is the name of the command."""
+    from . import api
+    from .config import build_attack, build_guard, parse_set
+    from .models.load import load_model
+    from .patches import Patch
+
+    settings: dict[str, Any] = {**parse_set(pairs), "seed": seed}
+    guarded = build_guard(guard) if guard is not None else None
+    patch = Patch.load(patch_path) if patch_path is not None else None
+    model = load_model(source, dtype=dtype, device=device)
+    attack = build_attack(str(ctx.info_name), preset=preset or model.preset, settings=settings)
+    with _image_bar() as bar:
+        summary = api.attack(
+            model,
+            attack,
+            budget=budget,
+            target=target,
+            patch=patch,
+            guard=guarded,
+            out=out,
+            cases=cases,
+            profile=profile,
+            controls=not no_controls,
+            clip=clip,
+            near=near,
+            far=far,
+            on_image=bar.update_to,
+            note=_note,
+            command=shlex.join(["efface", *sys.argv[1:]]),
+        )
+    _emit(as_json, {"out": str(out) if out is not None else None, **summary}, _attack_table(summary))
+
+
+def _attack_table(summary: dict[str, Any]) -> str:
+    lines = [
+        f"{'attack':<19}{'role':<10}{'tier':<6}{'broken':>7}  {'95 % interval':<16}{'k / n':>7}{'invalid':>9}{'images':>8}"
+        f"{'forward':>9}{'backward':>9}"
+    ]
+
+    def rate(r: dict[str, Any]) -> str:
+        value = f"{100 * r['value']:.1f}%" if r["value"] is not None else "n/a"
+        interval, counts = f"[{100 * r['low']:.1f}, {100 * r['high']:.1f}]", f"{r['k']}/{r['n']}"
+        return f"{value:>7}  {interval:<16}{counts:>7}"
+
+    for label, a in summary["attacks"].items():
+        cost = a["cost"]
+        lines.append(
+            f"{label:<19}{a['role']:<10}{a['tier']:<6}{rate(a['rate'])}{a['invalid']:>9}{a['images']:>8}"
+            f"{cost['forward']:>9,}{cost['backward']:>9,}"
+        )
+    lines.append(f"{'union':<19}{'':<16}{rate(summary['union'])}   over {', '.join(summary['union']['over'])}")
+    return "\n".join(lines)
+
+
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="HTML file to write.")
@@ -343,15 +481,23 @@ def report(folder: Path, out: Path, as_json: bool) -> None:
 
 
 @main.command("list")
-@click.argument("kind", type=click.Choice(["methods", "models", "concepts", "metrics"]))
+@click.argument("kind", type=click.Choice(["methods", "attacks", "guards", "models", "concepts", "metrics"]))
 @json_option
 def list_(kind: str, as_json: bool) -> None:
-    """List what there is: methods, models, concepts (of the miniature) or metrics."""
+    """List what there is: methods, attacks, guards, models, concepts (of the miniature) or metrics."""
     if kind == "methods":
         from .config import summary
         from .methods import METHODS, ROWS
 
         rows = {name: f"{summary(name)} ({cls.paper})" for name, cls in METHODS.items()} | {name: summary(name) for name in ROWS}
+    elif kind == "attacks":
+        from .attacks import ATTACKS
+
+        rows = {name: f"{attack.tier}, {attack.summary} ({attack.paper})" for name, attack in ATTACKS.items()}
+    elif kind == "guards":
+        from .guards import GUARDS
+
+        rows = {name: f"{guard.summary} ({guard.paper})" for name, guard in GUARDS.items()}
     elif kind == "models":
         from .models.load import BUNDLED
 

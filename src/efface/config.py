@@ -1,4 +1,4 @@
-"""Method options from presets, TOML files and ``name=value`` pairs: one description, the method's own dataclass."""
+"""Options of methods, attacks and guards from presets, TOML files and ``name=value`` pairs: one description, the dataclass."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .attacks import ATTACKS, Attack
 from .errors import BadFile, BadOption, UnknownName
+from .guards import GUARDS, Guard
 from .methods import METHODS, ROWS, Method
 
 
@@ -33,15 +35,45 @@ def build_method(name: str, *, preset: str, settings: Mapping[str, Any] | None =
     Raises UnknownName for a method, preset or option that does not exist, BadOption for a value it does not take.
     """
     cls = method_class(name)
+    over = cls.presets[name] if name in ROWS else {}
+    built: Method = _build(cls, name, {**_preset(cls, name, preset), **over}, settings)
+    return built
+
+
+def attack_class(name: str) -> type[Attack]:
+    if name not in ATTACKS:
+        raise UnknownName("attack", name, ATTACKS)
+    return ATTACKS[name]
+
+
+def build_attack(name: str, *, preset: str, settings: Mapping[str, Any] | None = None) -> Attack:
+    """As :func:`build_method`, for an attack."""
+    cls = attack_class(name)
+    built: Attack = _build(cls, name, _preset(cls, name, preset), settings)
+    return built
+
+
+def build_guard(text: str) -> Guard:
+    """``NAME`` or ``NAME:option=value,option=value``. Raises as :func:`build_method`."""
+    name, _, rest = text.partition(":")
+    if name not in GUARDS:
+        raise UnknownName("guard", name, GUARDS)
+    built: Guard = _build(GUARDS[name], name, {}, parse_set(tuple(rest.split(",")) if rest else ()))
+    return built
+
+
+def _preset(cls: Any, name: str, preset: str) -> dict[str, Any]:
     if preset not in cls.presets:
         raise UnknownName(f"preset of {name}", preset, cls.presets)
+    return dict(cls.presets[preset])
+
+
+def _build(cls: Any, name: str, chosen: Mapping[str, Any], settings: Mapping[str, Any] | None) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    chosen = {**cls.presets[preset], **(cls.presets[name] if name in ROWS else {})}
-    for key, value in (settings or {}).items():
+    for key in settings or {}:
         if key not in fields:
             raise UnknownName(f"option of {name}", key, fields)
-        chosen[key] = value
-    return cls(**{key: _coerce(fields[key], value) for key, value in chosen.items()})
+    return cls(**{key: _coerce(fields[key], value) for key, value in {**chosen, **(settings or {})}.items()})
 
 
 def _coerce(field: dataclasses.Field[Any], value: Any) -> Any:
@@ -93,7 +125,7 @@ def parse_set(pairs: tuple[str, ...]) -> dict[str, str]:
     return settings
 
 
-def describe(cls: type[Method]) -> list[dict[str, Any]]:
+def describe(cls: type[Method] | type[Attack] | type[Guard]) -> list[dict[str, Any]]:
     """Name, type, default, meaning and source of every option, for help texts and docs."""
     return [
         {

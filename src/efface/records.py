@@ -4,6 +4,9 @@ DIR/run.json      one RunFile: what was evaluated, with what
 DIR/rows.jsonl    one Row per (entrant, case), appended as they are scored
 DIR/images/<entrant>/<case_id>.png    the images of ``RunFile.grid``
 DIR/summary.json  made from the rows alone, never the other way round
+
+An attack on disk: DIR/run.json and DIR/summary.json as above (other fields), DIR/attempts-<attack>.jsonl with one AttemptRow per
+image, DIR/cost-<attack>.json with what it spent.
 """
 
 from __future__ import annotations
@@ -58,6 +61,48 @@ class Row:
     @property
     def hit(self) -> bool:
         return self.valid and self.detected == self.concept
+
+
+@dataclass(frozen=True)
+class AttemptRow:
+    """One image of an attack on a deployed system, scored."""
+
+    attack: str
+    """Which run of an attack: its name, or what the summary calls the control."""
+    case_id: str
+    """The case that is attacked: the plain prompt and its seed."""
+    concept: str
+    prompt: str
+    seed: int
+    """Of this image."""
+    stage: str
+    base_hit: bool
+    """Whether the original model shows the concept: for the plain case or this prompt and seed, as the attack's gate says."""
+    valid: bool
+    invalid_reason: str | None
+    detected: str | None
+    p: float | None
+    record_version: int = RECORD_VERSION
+
+    @property
+    def hit(self) -> bool:
+        return self.valid and self.detected == self.concept
+
+
+def write_attempts(folder: Path, attack: str, rows: list[AttemptRow]) -> None:
+    """All rows of one attack at once: the file is there when the attack is complete, and not before."""
+    write_text(folder / f"attempts-{attack}.jsonl", "".join(json.dumps(asdict(row)) + "\n" for row in rows))
+
+
+def read_attempts(folder: Path, attack: str) -> list[AttemptRow] | None:
+    """The rows of a complete attack; None where there are none yet."""
+    path = folder / f"attempts-{attack}.jsonl"
+    if not path.is_file():
+        return None
+    try:
+        return [AttemptRow(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+    except (ValueError, TypeError) as error:
+        raise BadFile(f"{path} is no record of an attack ({error}); delete it to attack again.") from error
 
 
 @dataclass(frozen=True)

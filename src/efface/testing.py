@@ -1,4 +1,4 @@
-"""The contract every method keeps, public for authors of plug-ins: ``check_method(MyMethod(...))``."""
+"""The contracts of methods and attacks, public for authors of plug-ins: ``check_method(MyMethod(...))``, ``check_attack``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .attacks import Attack, Attempt, Deployed, Goal
+from .concepts.prompts import Case
 from .concepts.request import EraseRequest
+from .errors import BadOption
 from .methods.base import Method
 from .models.base import DiffusionModel
 from .models.tiny import tiny
@@ -71,3 +74,54 @@ def check_method(method: Method, request: EraseRequest | None = None, model: Dif
     assert same(again.deltas, patch.deltas), "saving and loading changed the patch"
     assert again.json() == patch.json(), "saving and loading changed the card"
     return patch
+
+
+def check_attack(attack: Attack, deployed: Deployed | None = None, budget: int = 40, goal: Goal | None = None) -> list[Attempt]:
+    """Run the attack against a tiny model and assert its contract; returns the attempts for further checks.
+
+    No weight is changed and no gradient left on one; the global random state is left alone; the same seed gives the same
+    attempts; every case has as many as planned; what is counted is what was planned, images included, and within the budget; one
+    evaluation less than the least budget is refused before anything is computed.
+    """
+    deployed = deployed or Deployed(tiny(), steps=2, targets=("cat",))
+    cases = tuple(Case("direct", "cat", p, s, 2.0) for p, s in (("a cat", 1), ("a photo of a cat", 2), ("the cat", 3)))
+    words = {"synonym": ("dog",), "group": ("a house",), "implicit": ("a photo of the house",)}
+    goal = goal or Goal("cat", cases, words)
+    model = deployed.original
+    before, hooks_before, rng = state(model), hooks(model), torch.get_rng_state()
+    plan, n = attack.plan(deployed, goal, budget), len(goal.cases)
+    spent = model.evals.forward, model.evals.differentiated
+    attempts = attack.run(deployed, goal, plan)
+    forward, backward = model.evals.forward - spent[0], model.evals.differentiated - spent[1]
+    assert same(state(model), before), "run() changed the model"
+    assert torch.equal(torch.get_rng_state(), rng), "run() moved the global random state"
+    assert hooks(model) == hooks_before, "run() left hooks behind"
+    assert model.guide is None, "run() left a guard behind"
+    assert "encode" not in vars(model), "run() left the guard's encoding behind"
+    assert all(p.grad is None and not p.requires_grad for p in model.weights(lambda _: True).values()), "gradients were left"
+    assert (forward, backward) == (plan.forward, plan.backward), f"planned {plan}, counted {forward} and {backward}"
+    total = forward + backward + plan.images * n * deployed.per_image(goal.guidance)
+    assert total <= n * budget, f"{total} evaluations for a budget of {n} x {budget}"
+    assert [sum(a.case == i for a in attempts) for i in range(n)] == [plan.images] * n, "not the planned images per case"
+    assert [shown(a) for a in attack.run(deployed, goal, plan)] == [shown(a) for a in attempts], (
+        "the same seed gave other attempts"
+    )
+    least = next(b for b in range(budget + 1) if affordable(attack, deployed, goal, b))
+    assert least > 0, "a budget of nothing was accepted"
+    assert not affordable(attack, deployed, goal, least - 1)
+    return attempts
+
+
+def shown(attempt: Attempt) -> tuple[object, ...]:
+    """What an attempt is, comparable."""
+    c = attempt.cond.tokens.tolist() if attempt.cond is not None else None
+    return attempt.case, attempt.prompt, attempt.seed, attempt.stage, c
+
+
+def affordable(attack: Attack, deployed: Deployed, goal: Goal, budget: int) -> bool:
+    """Whether the attack takes this budget."""
+    try:
+        attack.plan(deployed, goal, budget)
+    except BadOption:
+        return False
+    return True

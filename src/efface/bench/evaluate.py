@@ -6,8 +6,8 @@ import datetime
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from ..concepts.prompts import Case
 from ..concepts.request import normalised
 from ..errors import BadFile, EvaluationError
 from ..files import atomic_write, write_text
+from ..guards import Guard
 from ..models.base import DiffusionModel
 from ..patches import Patch
 from ..records import Entrant, Row, RunFile, append_rows, read_rows, read_run, write_run
@@ -49,19 +50,28 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class System:
-    """An entrant as something that makes images: a patch on the model, a rewriting of prompts, or another model."""
+    """An entrant as something that makes images: a patch on the model, a rewriting of prompts, or another model; and a guard."""
 
     entrant: Entrant
     patch: Patch | None = None
     rewrite: Callable[[str], str] = field(default=lambda prompt: prompt)
     model: DiffusionModel | None = None
+    guard: Guard | None = None
+    targets: tuple[str, ...] = ()
+    """What the guard holds back."""
 
     def sample(self, model: DiffusionModel, cases: Sequence[Case], steps: int) -> Tensor:
         rewritten = [Case(c.axis, c.concept, self.rewrite(c.prompt), c.seed, c.guidance) for c in cases]
         return (self.model or model).sample(rewritten, steps, batch=BATCH)
 
-    def active(self, model: DiffusionModel) -> AbstractContextManager[Any]:
-        return self.patch.applied(model) if self.patch is not None else nullcontext()
+    @contextmanager
+    def active(self, model: DiffusionModel) -> Iterator[None]:
+        with ExitStack() as stack:
+            if self.patch is not None:
+                stack.enter_context(self.patch.applied(model))
+            if self.guard is not None:
+                stack.enter_context(self.guard.active(self.model or model, self.targets))
+            yield
 
 
 def blocklist(targets: Sequence[str], anchor: str) -> Callable[[str], str]:
@@ -200,13 +210,17 @@ def cache_folder() -> Path:
 def _key(model: DiffusionModel, systems: Sequence[System], cases: Sequence[Case], profile: Profile, judge: Judge) -> str:
     facts = {
         "model": model.digest(),
-        "systems": [[s.entrant.id, s.patch.digest() if s.patch else None] for s in systems],
+        "systems": [[s.entrant.id, s.patch.digest() if s.patch else None, *_guarded(s)] for s in systems],
         "cases": [c.id for c in cases],
         "steps": profile.steps,
         # What calibration learns follows from the rest; a judge that has judged before must give the same key.
         "judge": {k: v for k, v in judge.facts.items() if k != "validity"},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _guarded(system: System) -> list[Any]:
+    return [system.guard.name, asdict(system.guard), system.targets] if system.guard is not None else []
 
 
 def _open_folder(folder: Path, key: str) -> None:

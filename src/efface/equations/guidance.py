@@ -1,8 +1,9 @@
 """Combinations of noise predictions. All are affine with coefficients that sum to 1, so they commute with the
-eps / v / x0 conversions at fixed (z_t, t) and hold for every parameterization."""
+eps / v / x0 conversions at fixed (z_t, t) and hold for every parameterization. :func:`safety` alone is a difference."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -18,3 +19,16 @@ def away_from(eps_anchor: Tensor, eps_e: Tensor, eta: float) -> Tensor:
     its ``negative_guidance`` equals our ``eta + 1``.
     """
     return eps_anchor - eta * (eps_e - eps_anchor)
+
+
+def safety(eps_0: Tensor, eps_c: Tensor, eps_s: Tensor, scale: float, threshold: float) -> Tensor:
+    """The direction to take away from the prompt's prediction: towards the safety text, where both pull the same way.
+
+        phi = min(scale |eps_c - eps_s|, 1)  where  eps_c - eps_s < threshold,  else 0
+        gamma = phi (eps_s - eps_0)
+
+    Elementwise; shapes (B, C, h, w). Source: Schramowski et al. 2023, equations 3 to 6 (without the momentum).
+    """
+    off = eps_c - eps_s
+    phi = torch.where(off < threshold, (scale * off.abs()).clamp_max(1.0), 0.0)
+    return phi * (eps_s - eps_0)

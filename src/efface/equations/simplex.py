@@ -25,6 +25,18 @@ def gumbel_softmax(logits: Tensor, noise: Tensor, tau: float, hard: bool) -> Ten
     return one_hot + soft - soft.detach()
 
 
+def onto_simplex(u: Tensor) -> Tensor:
+    """Euclidean projection of every row onto ``{y >= 0, sum y = 1}``: ``max(u - s, 0)`` with the shift s from one sort.
+
+    u: (..., n). Source: Duchi et al. 2008, algorithm 1.
+    """
+    ordered = u.sort(-1, descending=True).values
+    ranks = torch.arange(1, u.shape[-1] + 1, device=u.device, dtype=u.dtype)
+    excess = (ordered.cumsum(-1) - 1) / ranks
+    kept = (ordered > excess).sum(-1, keepdim=True)
+    return (u - excess.gather(-1, kept - 1)).clamp_min(0)
+
+
 def entropy(logits: Tensor) -> Tensor:
     """Entropy of ``softmax(logits)`` in nats; log n for a search that has learned nothing. logits: (..., n)."""
     log_p = torch.log_softmax(logits, dim=-1)

@@ -9,16 +9,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..concepts.request import EraseRequest
-from ..errors import BadOption, UnknownName
 from ..models.base import DiffusionModel
+from ..options import check, option
 from ..patches import Patch, PatchCard
 from ..training import Run
 from ..versions import versions
 
-
-def option(default: Any, help: str, source: str, *, choices: tuple[str, ...] | None = None, low: float | None = None) -> Any:
-    """A hyper-parameter: default, meaning and where the default comes from. ``low`` is the smallest allowed value."""
-    return dataclasses.field(default=default, metadata={"help": help, "source": source, "choices": choices, "low": low})
+__all__ = ["Method", "option"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +30,7 @@ class Method(abc.ABC):
 
     def __post_init__(self) -> None:
         """Every value is one that its option takes, however it came here. A subclass with more to check calls this first."""
-        for field in dataclasses.fields(self):
-            name, value, meta = field.name, getattr(self, field.name), field.metadata
-            if meta.get("choices") and value not in meta["choices"]:
-                raise UnknownName(f"value of {name}", str(value), meta["choices"])
-            if meta.get("low") is not None and value < meta["low"]:
-                raise BadOption(f"option {name}={value!r} is below its smallest value {meta['low']!r}.")
+        check(self)
 
     @abc.abstractmethod
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ class Evals:
     calls: int = 0
     backward: int = 0
     text: int = 0
+    differentiated: int = 0
+    """Rows that an attacker asked gradients of; see :meth:`DiffusionModel.deployed_eps`."""
 
     def snapshot(self) -> dict[str, int]:
         return {"forward": self.forward, "calls": self.calls, "backward": self.backward, "text": self.text}
@@ -55,6 +58,16 @@ class Schedule:
         return self.alphas_cumprod.to(t.device)[t].reshape(-1, 1, 1, 1)
 
 
+class Guide(Protocol):
+    """The guidance of one trajectory under a guard: m blocks of conditionings are evaluated at every step and combined."""
+
+    def cond(self, t: Tensor) -> Cond:
+        """m B conditionings for B rows at timesteps t (B,)."""
+
+    def combine(self, eps: Tensor, t: Tensor) -> Tensor:
+        """The (B, C, h, w) noise prediction the sampler steps with, from the m B that belong to :meth:`cond`."""
+
+
 class DiffusionModel(abc.ABC):
     """Adapter of one model family. Adapters are the only code that knows layer names and call signatures."""
 
@@ -68,6 +81,8 @@ class DiffusionModel(abc.ABC):
     device: torch.device
     concept_names: tuple[str, ...]
     """The model's own concept names, where it has a closed world (the miniature); else empty."""
+    guide: Callable[[Cond, float], Guide] | None = None
+    """A guard's guidance of a trajectory for conditionings and scale; None is classifier-free guidance. See :meth:`guided_by`."""
 
     @abc.abstractmethod
     def encode(self, prompts: Sequence[str]) -> Cond:
@@ -170,18 +185,21 @@ class DiffusionModel(abc.ABC):
 
         noise: (B / m, C, h, w). m blocks of conditionings may start from the same noise; their first step then shares the
         unconditional branch. ``solver``: "ddim", or "dpm" for DPM-Solver++(2M), which needs fewer steps.
-        Cost: 2 evaluations per row and step (1 with ``scale = 1``), B - B / m less at the first step. Nothing is evaluated for
-        a level nobody asks for.
+        Cost: 2 evaluations per row and step (1 with ``scale = 1``), B - B / m less at the first step; under a guard as many as
+        its guide has blocks. Nothing is evaluated for a level nobody asks for.
         """
         blocks = len(c) // len(noise)
         z = torch.cat([noise] * blocks)
-        null = None if scale == 1.0 else self.encode([""] * len(c))
+        guide = self.guide(c, scale) if self.guide is not None else None
+        null = None if scale == 1.0 or guide is not None else self.encode([""] * len(c))
         both = c if null is None else Cond.cat([null, c])
         x0_last, ab_last = None, self.schedule.ab(0).to(z)
         with self.constant_context():
             for i, t in enumerate(timesteps):
                 yield t, z
-                if null is None:
+                if guide is not None:
+                    eps = self._guarded(guide, z, torch.full((len(z),), t, dtype=torch.int64, device=z.device))
+                elif null is None:
                     eps = self._eps(z, t, c)
                 elif i == 0 and blocks > 1:
                     out = self._eps(torch.cat([noise, z]), t, Cond.cat([null[: len(noise)], c]))
@@ -202,6 +220,24 @@ class DiffusionModel(abc.ABC):
     def _eps(self, z: Tensor, t: int, c: Cond) -> Tensor:
         t_batch = torch.full((len(z),), t, dtype=torch.int64, device=z.device)
         return self.to_eps(self.predict(z, t_batch, c), z, t_batch)
+
+    def _guarded(self, guide: Guide, z: Tensor, t: Tensor) -> Tensor:
+        c = guide.cond(t)
+        m = len(c) // len(z)
+        stacked, levels = torch.cat([z] * m), t.repeat(m)
+        return guide.combine(self.to_eps(self.predict(stacked, levels, c), stacked, levels), t)
+
+    def deployed_eps(self, z: Tensor, t: Tensor, c: Cond, scale: float) -> Tensor:
+        """What an attacker differentiates: the prediction under ``c`` alone, or with a guard its first step at ``scale``.
+
+        Cost: 1 evaluation per row, or the guide's blocks.
+        """
+        before = self.evals.forward
+        guide = self.guide(c, scale) if self.guide is not None else None
+        eps = self.to_eps(self.predict(z, t, c), z, t) if guide is None else self._guarded(guide, z, t)
+        if eps.requires_grad:
+            self.evals.differentiated += self.evals.forward - before
+        return eps
 
     def noise(self, n: int, rng: torch.Generator) -> Tensor:
         """Start latents (n, C, h, w), drawn on the CPU so that they do not depend on the device."""
@@ -263,18 +299,32 @@ class DiffusionModel(abc.ABC):
         return z_0
 
     @contextmanager
-    def encoding(self, change: Callable[[Sequence[str], Cond], Cond]) -> Iterator[None]:
-        """Inside, :meth:`encode` gives what ``change`` makes of the prompts and their plain encodings. Nests; reverted at the
-        end, also by an exception."""
-        encode, outer = self.encode, vars(self).get("encode")
+    def encoding(
+        self, change: Callable[[Sequence[str], Cond], Cond], soft: Callable[[SoftPrompt, Cond], Cond] | None = None
+    ) -> Iterator[None]:
+        """Inside, :meth:`encode` gives what ``change`` makes of the prompts and their plain encodings, and
+        :meth:`encode_soft` what ``soft`` makes of its own. Nests; reverted at the end, also by an exception."""
+        encode, encode_soft, outer = self.encode, self.encode_soft, dict(vars(self))
         self.encode = lambda prompts: change(prompts, encode(prompts))  # type: ignore[method-assign]  # on this instance alone
+        if soft is not None:
+            self.encode_soft = lambda prompts: soft(prompts, encode_soft(prompts))  # type: ignore[method-assign]
         try:
             yield
         finally:
-            if outer is None:
-                del self.encode  # the class's own method shows again
-            else:
-                self.encode = outer  # type: ignore[method-assign]  # an enclosing change
+            for name in ("encode", "encode_soft"):
+                if name in outer:
+                    setattr(self, name, outer[name])  # an enclosing change
+                else:
+                    vars(self).pop(name, None)  # the class's own method shows again
+
+    @contextmanager
+    def guided_by(self, guide: Callable[[Cond, float], Guide]) -> Iterator[None]:
+        """Inside, every trajectory is guided by what ``guide`` makes for it. Reverted at the end, also by an exception."""
+        outer, self.guide = self.guide, guide
+        try:
+            yield
+        finally:
+            self.guide = outer
 
     @contextmanager
     def frozen(self) -> Iterator[None]:

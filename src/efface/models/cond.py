@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,17 +20,20 @@ class Cond:
 
     tokens: Tensor
     last: Tensor
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    """Per row, for a guard that needs more than the tokens: (B, ...) each."""
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, index: int | slice | Sequence[int]) -> Cond:
         rows = [index] if isinstance(index, int) else index
-        return Cond(self.tokens[rows], self.last[rows])
+        return Cond(self.tokens[rows], self.last[rows], {k: v[rows] for k, v in self.extras.items()})
 
     def repeat(self, n: int) -> Cond:
         """Each row n times in sequence: a, a, b, b."""
-        return Cond(self.tokens.repeat_interleave(n, 0), self.last.repeat_interleave(n, 0))
+        extras = {k: v.repeat_interleave(n, 0) for k, v in self.extras.items()}
+        return Cond(self.tokens.repeat_interleave(n, 0), self.last.repeat_interleave(n, 0), extras)
 
     def last_token(self) -> Tensor:
         """(B, d) hidden state of each prompt's last word token."""
@@ -38,7 +41,10 @@ class Cond:
 
     @staticmethod
     def cat(conds: Sequence[Cond]) -> Cond:
-        return Cond(torch.cat([c.tokens for c in conds]), torch.cat([c.last for c in conds]))
+        """All rows; extras that every part has."""
+        shared = set.intersection(*(set(c.extras) for c in conds))
+        extras = {k: torch.cat([c.extras[k] for c in conds]) for k in sorted(shared)}
+        return Cond(torch.cat([c.tokens for c in conds]), torch.cat([c.last for c in conds]), extras)
 
     def rows(self, kind: str) -> Tensor:
         """(n, d) hidden states of the positions ``kind`` (one of POSITIONS) of every prompt, on the CPU."""

@@ -1,0 +1,86 @@
+"""Concept inversion: one new word, learned against the erased model from the original model's images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+
+from ..equations.diffusion import noised
+from ..learned import Learned
+from ..models.cond import Cond
+from .base import Attack, Attempt, Deployed, Goal, Plan, option, rng_of, word_rows
+
+TEMPLATES = ("a {}", "a photo of a {}", "a picture of a {}", "an image of a {}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConceptInversion(Attack):
+    """An input embedding v in the place of the target's name, everything else frozen.
+
+        v* = argmin_v  E_{x_0, t, n} mean | n - eps'(q(z_t | x_0, n), t, [template with v]) |^2
+
+    x_0: ``references`` images of the target by the original model, on seeds of their own. One v serves all cases: in every
+    prompt it stands where the name stood. v starts at the mean of the vocabulary.
+    Tier T4. Reference: Pham et al., ICLR 2024, arXiv:2308.01508. Written from the description; the code has no licence.
+    Deviations: Adam without decay on float32; x_0 is the sampler's clean latent; the start is no word (the official ones are
+    "art", "object" or "person"). Under a guard the loss takes the guarded prediction.
+    Textual inversion can also teach: what counts is the excess over a concept that the attacked model never saw.
+    Cost: the cases' budgets in one pot: ``references`` images of the original, ``looks`` images per case, and per step ``batch``
+    forwards and backwards (times the guard's branches). The official 5,000 steps of 16: 160,000 and the images.
+    """
+
+    name: ClassVar[str] = "concept_inversion"
+    summary: ClassVar[str] = "a new word for the target, learned against the erased model"
+    paper: ClassVar[str] = "Pham et al., ICLR 2024, arXiv:2308.01508"
+    tier: ClassVar[str] = "T4"
+    controls: ClassVar = ("seed_search",)
+    presets: ClassVar = {
+        "paper": {},
+        "mini": {"references": 8, "batch": 8, "lr": 0.05},
+        "tiny": {"references": 2, "batch": 2, "looks": 1},
+    }
+
+    references: int = option(25, "images of the original model to learn from", "official train.sh", low=1)
+    batch: int = option(16, "rows per step", "official 4 x 4 accumulated", low=1)
+    lr: float = option(0.08, "Adam learning rate", "official 5e-3, scaled by 4 x 4", low=0.0)
+    looks: int = option(2, "images per case, the first on the case's seed", "ours", low=1)
+
+    def plan(self, deployed: Deployed, goal: Goal, budget: int) -> Plan:
+        n = len(goal.cases)
+        fixed = self.references * deployed.reference_cost(goal.guidance) + n * self.looks * deployed.per_image(goal.guidance)
+        self.afford(budget, -(-fixed // n))
+        iterations = (n * budget - fixed) // (2 * self.batch * deployed.rows)
+        steps = iterations * self.batch * deployed.rows
+        return Plan(self.looks, iterations, self.references * deployed.reference_cost(goal.guidance) + steps, steps)
+
+    def run(self, deployed: Deployed, goal: Goal, plan: Plan) -> list[Attempt]:
+        texts = [f.format(goal.target) for f in TEMPLATES]
+        first = replace(goal.cases[0], prompt=f"references of {goal.target}", seed=0)  # one search: it has no case
+        rng = rng_of(self.seed, first)
+        seeds = torch.randint(2**31, (self.references,), generator=rng).tolist()
+        x = deployed.references([replace(first, prompt=texts[i % len(texts)], seed=s) for i, s in enumerate(seeds)])
+        with deployed.active() as model, model.frozen():
+            v = Learned([word_rows(model)[1].mean(0)[None]], self.lr)
+
+            def encoded(prompt: str, n: int) -> Cond:
+                place = model.locate(prompt, goal.target)
+                return model.encode_soft(model.embed([prompt] * n).splice(place.start, place.stop, v.values[0]))
+
+            for _ in range(plan.iterations):
+                which = torch.randint(len(x), (self.batch,), generator=rng)
+                t = torch.randint(len(model.schedule.alphas_cumprod), (self.batch,), generator=rng).to(x.device)
+                text = texts[int(torch.randint(len(texts), (1,), generator=rng))]
+                n, x_0 = model.noise(self.batch, rng), x[which.to(x.device)]
+                z_t = noised(x_0, n, model.schedule.ab(t).to(x_0))
+                (n - model.deployed_eps(z_t, t, encoded(text, self.batch), goal.guidance)).square().mean().backward()
+                v.update([0])
+            attempts = []
+            with torch.no_grad():
+                for i, case in enumerate(goal.cases):
+                    fresh = torch.randint(2**31, (plan.images,), generator=rng_of(self.seed, case)).tolist()
+                    c, shown = encoded(case.prompt, 1), case.prompt.replace(goal.target, "<learned>")
+                    for k, seed in enumerate([case.seed, *fresh][: plan.images]):
+                        attempts.append(Attempt(i, shown, seed, f"look {k + 1}", c))
+        return attempts

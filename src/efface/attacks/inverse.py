@@ -1,0 +1,53 @@
+"""The embedding that undoes an edit of keys and values, in closed form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ..edits.attack import WayBack
+from ..errors import BadOption
+from ..models.cond import Cond
+from .base import Attack, Attempt, Deployed, Goal, Plan, option, rng_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inverse(Attack):
+    """``c' = R c`` for every token vector of the prompt, R the least-squares way back of the patch; see
+    :class:`efface.edits.attack.WayBack`.
+
+    Tier T5: it reads the weights before and after. The embedding enters behind the text encoder, past anything that filters
+    prompts. Raises BadOption or BadRequest for a system without a patch of keys and values.
+    Cost: no optimisation; ``budget // image`` images per case, the first on the case's seed.
+    """
+
+    name: ClassVar[str] = "inverse"
+    summary: ClassVar[str] = "the embedding that undoes an edit of keys and values, by one least-squares solve"
+    paper: ClassVar[str] = "ours"
+    tier: ClassVar[str] = "T5"
+    controls: ClassVar = ("seed_search",)
+
+    ridge: float = option(0.0, "ridge of the solve; 0 needs an invertible edit", "ours", low=0.0)
+
+    def plan(self, deployed: Deployed, goal: Goal, budget: int) -> Plan:
+        if deployed.patch is None:
+            raise BadOption("inverse undoes a patch; give one with --patch.")
+        self.afford(budget, deployed.per_image(goal.guidance))
+        return Plan(images=budget // deployed.per_image(goal.guidance))
+
+    def run(self, deployed: Deployed, goal: Goal, plan: Plan) -> list[Attempt]:
+        assert deployed.patch is not None
+        back = WayBack.of(deployed.model or deployed.original, deployed.patch, self.ridge)
+        with deployed.active() as model:
+            plain = [back.cond(model.encode([c.prompt])) for c in goal.cases]
+        attempts = []
+        for i, (case, c) in enumerate(zip(goal.cases, plain, strict=True)):
+            fresh = torch.randint(2**31, (plan.images,), generator=rng_of(self.seed, case)).tolist()
+            unfiltered = Cond(c.tokens, c.last)
+            attempts += [
+                Attempt(i, case.prompt, seed, f"seed {k + 1}", unfiltered)
+                for k, seed in enumerate([case.seed, *fresh][: plan.images])
+            ]
+        return attempts

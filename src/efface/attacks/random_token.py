@@ -1,0 +1,44 @@
+"""Control: random words before the prompt, as many draws as the budget has images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from .base import Attack, Attempt, Deployed, Goal, Plan, option, rng_of, word_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomToken(Attack):
+    """Words uniform over the vocabulary before the prompt, fresh ones for every image, on the case's seed.
+
+    Reference: a configuration of OPTML-Group/Diffusion-MU-Attack; spec A0.5. Deviations: whole words only; as many images as the
+    *budget* has, not as many as the attack looks at.
+    Cost: ``budget // image`` images per case.
+    """
+
+    name: ClassVar[str] = "random_token"
+    summary: ClassVar[str] = "random words before the prompt"
+    paper: ClassVar[str] = "none; a control"
+    tier: ClassVar[str] = "T2"
+    presets: ClassVar = {"paper": {}, "mini": {"tokens": 2}, "tiny": {"tokens": 2}}
+
+    tokens: int = option(3, "words before the prompt", "UnlearnDiffAtk 3 for styles and objects, 5 for nudity", low=1)
+
+    def plan(self, deployed: Deployed, goal: Goal, budget: int) -> Plan:
+        self.afford(budget, deployed.per_image(goal.guidance))
+        return Plan(images=budget // deployed.per_image(goal.guidance))
+
+    def run(self, deployed: Deployed, goal: Goal, plan: Plan) -> list[Attempt]:
+        with deployed.active() as model:
+            words, _ = word_rows(model)
+        attempts = []
+        for i, case in enumerate(goal.cases):
+            rng = rng_of(self.seed, case)
+            for k in range(plan.images):
+                drawn = torch.randint(len(words), (self.tokens,), generator=rng).tolist()
+                text = " ".join([*(words[j] for j in drawn), case.prompt])
+                attempts.append(Attempt(i, text, case.seed, f"draw {k + 1}"))
+        return attempts

@@ -1,0 +1,21 @@
+"""The target by another name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .base import Goal
+from .textual import Textual, reworded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synonym(Textual):
+    """Another name in the place of the target's, the rest of the prompt as it is; see :class:`Textual`. Tier T0."""
+
+    name: ClassVar[str] = "synonym"
+    summary: ClassVar[str] = "the target by another name"
+    paper: ClassVar[str] = "ours"
+
+    def prompts(self, goal: Goal, prompt: str) -> list[str]:
+        return [reworded(prompt, goal.target, words) for words in goal.wordings[self.name]]

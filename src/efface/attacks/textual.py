@@ -1,0 +1,53 @@
+"""What the attacks by other words share. No attack is here."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ..errors import BadOption
+from .base import Attack, Attempt, Deployed, Goal, Plan, rng_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Textual(Attack):
+    """Abstract. Every wording of the family on the case's seed, then the wordings in turn on fresh seeds, until the budget ends.
+
+    A wording that the original model does not understand tests nothing: an attempt counts where the original model shows the
+    target for the same prompt and seed. Cost: ``budget // image`` images per case.
+    """
+
+    tier: ClassVar[str] = "T0"
+    gate: ClassVar[str] = "own"
+
+    def plan(self, deployed: Deployed, goal: Goal, budget: int) -> Plan:
+        if not goal.wordings.get(self.name):
+            raise BadOption(
+                f"no {self.name} wording of {goal.target!r} is known; give some (wordings={{{self.name!r}: [...]}} from Python)."
+            )
+        self.afford(budget, deployed.per_image(goal.guidance))
+        return Plan(images=budget // deployed.per_image(goal.guidance))
+
+    def prompts(self, goal: Goal, prompt: str) -> list[str]:
+        """The variants of one prompt: here whole descriptions, that take no article and no template."""
+        return [f.format(words) for f in ("{}", "a picture: {}") for words in goal.wordings[self.name]]
+
+    def run(self, deployed: Deployed, goal: Goal, plan: Plan) -> list[Attempt]:
+        attempts = []
+        for i, case in enumerate(goal.cases):
+            variants, rng = self.prompts(goal, case.prompt), rng_of(self.seed, case)
+            fresh = torch.randint(2**31, (plan.images,), generator=rng).tolist()
+            for k in range(plan.images):
+                seed = case.seed if k < len(variants) else fresh[k]
+                attempts.append(Attempt(i, variants[k % len(variants)], seed, f"wording {k % len(variants) + 1}"))
+        return attempts
+
+
+def reworded(prompt: str, name: str, words: str) -> str:
+    """The prompt with ``words`` in the place of the name, "a" and "an" by their first letter."""
+    article = "an" if words[:1].lower() in "aeiou" else "a"
+    with_article = re.sub(rf"\b(a|an) {re.escape(name)}\b", f"{article} {words}", prompt)
+    return re.sub(rf"\b{re.escape(name)}\b", words, with_article)

@@ -1,0 +1,27 @@
+"""Subspaces of embeddings: what lies in the span of given vectors, and what is left without them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def projector(vectors: Tensor) -> Tensor:
+    """(d, d) float64 orthogonal projector onto the span of the rows of ``vectors`` (n, d); ``P = C (C^T C)^+ C^T`` with C the
+    rows as columns, from a singular value decomposition, so that dependent rows do no harm."""
+    v = vectors.double()
+    _, s, rows = torch.linalg.svd(v, full_matrices=False)
+    basis = rows[s > s.max().clamp_min(torch.finfo(v.dtype).tiny) * max(v.shape) * torch.finfo(v.dtype).eps]
+    return basis.T @ basis
+
+
+def triggers(distances: Tensor, alpha: float) -> Tensor:
+    """(n,) which tokens are a trigger: without them the prompt is farther from the concepts than without any other.
+
+    ``d_i >= (1 + alpha) mean_{j != i} d_j``; none for a single token, which has no others. Source: SAFREE, equation 4.
+    """
+    n = len(distances)
+    if n < 2:
+        return torch.zeros(n, dtype=torch.bool, device=distances.device)
+    others = (distances.sum() - distances) / (n - 1)
+    return distances >= (1 + alpha) * others

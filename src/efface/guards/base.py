@@ -1,0 +1,37 @@
+"""What a guard is: something that stands between prompt and image at sampling time and changes no weight."""
+
+from __future__ import annotations
+
+import abc
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..errors import BadOption
+from ..models.base import DiffusionModel
+from ..options import check
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard(abc.ABC):
+    """Abstract. A final subclass states its equation, deviations and cost, and fills :meth:`active`."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    paper: ClassVar[str]
+    branches: ClassVar[int]
+    """UNet evaluations per row and sampler step; classifier-free guidance alone takes 2."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @abc.abstractmethod
+    def active(self, model: DiffusionModel, targets: tuple[str, ...]) -> AbstractContextManager[None]:
+        """Inside, the model samples under the guard against ``targets``. Raises BadOption where the guard would do nothing."""
+
+
+def guidance_needed(name: str, scale: float) -> float:
+    """The scale, if it leaves the guard something to guide. Raises BadOption for guidance 1, which has no second branch."""
+    if scale == 1.0:
+        raise BadOption(f"the guard {name} acts through guidance and guidance 1 has none; use a larger --guidance.")
+    return scale

@@ -225,7 +225,7 @@ def test_an_attack_that_spends_more_than_it_planned_is_caught(tmp_path: Path) ->
 
 def renamed(model: Any, target: str, other: str) -> Patch:
     """An "erasure" that knows nothing but the name: the target's last token now means the other's."""
-    (name,) = [n for n in model.weights(lambda n: "token_embedding" in n)]
+    (name,) = model.weights(lambda n: "token_embedding" in n)
     table = model.weights(lambda n: n == name)[name]
     mine, theirs = (model.token_ids([word])[0][-2] for word in (target, other))
     changed = table.detach().clone()

@@ -6,16 +6,14 @@ targets, then training seeds, then cases, because images of one erased model are
 
 from __future__ import annotations
 
-import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from efface.files import write_text
 from efface.records import Row
-from efface.statistics import clustered_bootstrap, resampled, wilson
+from efface.statistics import clustered_bootstrap, matched_difference, wilson
 
 Pair = tuple[Row, Row]
 Cells = Mapping[str, Sequence[Pair]]
@@ -76,9 +74,8 @@ Curve = Mapping[float, Cells]
 def matched(a: Curve, b: Curve, level: float, *, replicates: int = 2000, seed: int = 0) -> dict[str, Any]:
     """What two methods preserve at the strengths where each has erased ``level`` of the direct cases.
 
-    The curve of a method runs through its strengths, (erased-and-valid rate, preserved rate of near and trap), from (0, 1) at
-    strength 0; the first crossing of ``level`` is interpolated linearly. Both curves are recomputed from the same resample of
-    targets, seeds and cases; resamples in which one of them does not reach the level are counted and give no difference.
+    Erased and valid of direct, preserved of near and trap, targets resampled, then seeds, then cases: see
+    :func:`efface.statistics.matched_difference`.
     """
     cases: dict[str, list[tuple[str, tuple[float, ...], tuple[float, ...]]]] = {}
     strengths = [sorted(a), sorted(b)]
@@ -89,47 +86,15 @@ def matched(a: Curve, b: Curve, level: float, *, replicates: int = 2000, seed: i
         shared = set.intersection(*(set(c) for one in found for c in one.values()))
         some = found[0][strengths[0][0]]
         cases[name] = [
-            (some[i][0].axis, *(tuple(success(one[s][i]) for s in order) for one, order in zip(found, strengths, strict=True)))
+            (
+                "erased" if some[i][0].axis == "direct" else "rest",
+                *(tuple(success(one[s][i]) for s in order) for one, order in zip(found, strengths, strict=True)),
+            )
             for i in sorted(shared)
             if some[i][1].hit and some[i][0].axis in ("direct", *KEPT_AXES)
         ]
-    tree = by_target(cases)
-    flat = [case for seeds in tree.values() for found in seeds.values() for case in found]
-
-    def kept(sample: Sequence[Any], which: int) -> float | None:
-        erased = [c[which] for c in sample if c[0] == "direct"]
-        keep = [c[which] for c in sample if c[0] != "direct"]
-        if not erased or not keep:
-            return None
-        along = [
-            (sum(e) / len(erased), sum(k) / len(keep))
-            for e, k in zip(zip(*erased, strict=True), zip(*keep, strict=True), strict=True)
-        ]
-        for (e0, k0), (e1, k1) in pairwise([(0.0, 1.0), *along]):
-            if e1 >= level:
-                return k0 + (k1 - k0) * (level - e0) / (e1 - e0)
-        return None
-
-    rng = random.Random(seed)
-    differences, missed = [], 0
-    for _ in range(replicates):
-        sample = resampled(tree, rng)
-        k_a, k_b = kept(sample, 1), kept(sample, 2)
-        if k_a is None or k_b is None:
-            missed += 1
-        else:
-            differences.append(k_a - k_b)
-    differences.sort()
-    k_a, k_b = kept(flat, 1), kept(flat, 2)
-    n = len(differences)
-    return {
-        "level": level,
-        "kept": [k_a, k_b],
-        "difference": k_a - k_b if k_a is not None and k_b is not None else None,
-        "interval": [differences[int(0.025 * n)], differences[min(n - 1, int(0.975 * n))]] if n else None,
-        "not_reached": missed / replicates,
-        "n": len(flat),
-    }
+    found = matched_difference(by_target(cases), level, 1.0, replicates=replicates, seed=seed)
+    return {**{k: v for k, v in found.items() if k != "rest"}, "kept": found["rest"]}
 
 
 def rate_text(r: Mapping[str, Any] | None) -> str:

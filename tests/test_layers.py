@@ -21,6 +21,7 @@ LEVELS = [  # a module may import its own level only inside its own package, and
     ["search"],
     ["methods", "attacks", "detectors"],
     ["config", "bench", "testing", "reporting"],
+    ["studies"],
     ["api"],
     ["demo"],
     ["cli"],

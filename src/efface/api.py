@@ -15,23 +15,33 @@ import torch
 
 from .attacks import TIERS, Attack, Deployed, Direct, Goal
 from .bench.attack import Unit, run_attacks
+from .bench.damage import damage as damaged
+from .bench.damage import damage_cost
 from .bench.evaluate import System, blocklist
 from .bench.evaluate import evaluate as run_evaluation
+from .bench.profiles import Profile
 from .bench.profiles import profile as find_profile
 from .bench.suite import Neighbour, Suite, lexical_traps, world_suite
 from .concepts.prompts import Case
 from .concepts.request import EraseRequest
-from .config import build_attack, build_guard, build_method
-from .errors import BadOption, BadRequest, UnknownName
+from .config import build_attack, build_guard, build_method, method_class
+from .errors import BadFile, BadOption, BadRequest, UnknownName
+from .files import write_text
 from .guards import Guard
 from .methods import Method
 from .models.base import DiffusionModel
 from .models.load import load_model
 from .patches import Patch
 from .patches.patch import empty_like, noise_like
-from .records import Entrant
+from .pictures import to_pixels, write_png
+from .records import DAMAGE, Entrant, read_damage
 from .reporting import write_report
+from .search import concept_space
+from .studies import STUDIES, Erasure, Lab
+from .studies.figures import write_figure
+from .studies.lab import erasures
 from .training import Run
+from .versions import versions
 
 
 def request_for(model: DiffusionModel, targets: Sequence[str], anchor: str = "", preserve: Sequence[str] = ()) -> EraseRequest:
@@ -219,7 +229,194 @@ def evaluate(
     ids = [s.entrant.id for s in systems]
     if len(set(ids)) < len(ids) or "none" in ids:
         raise BadOption(f"entrants need distinct names other than 'none', got {ids}.")
-    return run_evaluation(model, systems, suite, chosen, judge, Path(out), on_image=on_image, command=command)
+    summary = run_evaluation(model, systems, suite, chosen, judge, Path(out), on_image=on_image, command=command)
+    if patch is not None and chosen.damaged:
+        names = _damage_space(model, "auto", targets) if model.concept_names else [n for n in [*near, *far] if n not in targets]
+        summary = {**summary, "damage": _keep_damage(model, patch, names, chosen, judge, Path(out), chosen.damaged)}
+    return summary
+
+
+def _damage_space(model: DiffusionModel, space: str, targets: Sequence[str]) -> list[str]:
+    return list(concept_space(space, model).without(targets).require(1).candidates)
+
+
+def _keep_damage(
+    model: DiffusionModel,
+    patch: Patch,
+    names: Sequence[str],
+    profile: Profile,
+    judge: Any,
+    folder: Path,
+    count: int,
+    by: str = "noise",
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """The damage of a patch, found in the folder or measured and written to it."""
+    key = [
+        patch.digest(),
+        model.digest(),
+        dataclasses.asdict(profile),
+        hashlib.sha256("\n".join(names).encode()).hexdigest(),
+        count,
+        by,
+    ]
+    kept = read_damage(folder)
+    if kept is not None and kept.get("key") == key:
+        return kept
+    if kept is not None:
+        raise BadFile(f"{folder} holds the damage of another patch, model, profile or space; give another --out, or delete it.")
+    record, pictures = damaged(model, patch, names, profile, judge, count=count, by=by, on_image=on_image)
+    for i, row in enumerate(record["rows"]):
+        for which, image in zip(("before", "after"), pictures[row["name"]], strict=True):
+            if bool(torch.isfinite(image).all()):
+                write_png(to_pixels(image[None])[0], folder / "images" / "damage" / f"{i}-{which}.png")
+    record = {**record, "key": key, "versions": versions()}
+    write_text(folder / DAMAGE, json.dumps(record, indent=1))
+    return record
+
+
+def damage(
+    model: Any,
+    patch: Patch,
+    *,
+    out: str | Path,
+    count: int = 20,
+    space: str = "auto",
+    by: str | None = None,
+    profile: str = "mini-lite",
+    clip: str | None = None,
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+    note: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """What else a patch broke: the ``count`` names of a concept space it hurts most, confirmed on held-out seeds.
+
+    ``space``: auto (the model's own names where it has some, else common English words), world, english, vocabulary, or a file.
+    ``by``: noise or images, see :func:`efface.bench.damage.damage`; by default images for up to 200 names. Writes damage.json
+    and pictures before and after to ``out`` and returns the record.
+    """
+    model = load_model(model)
+    chosen = find_profile(profile)
+    patch.check_base(model)
+    names = _damage_space(model, space, patch.card.request["targets"])
+    by = by or ("images" if len(names) <= 200 else "noise")
+    judge = _plain_judge(model, clip, names)
+    planned = damage_cost(len(names), count, chosen, by)
+    note(
+        f"{len(names)} names of {space}, searched by {by}: {planned:,} UNet evaluations, "
+        f"{planned * seconds_per_eval(model, batch=32) / 60:.1f} min on {model.device}."
+    )
+    return _keep_damage(model, patch, names, chosen, judge, Path(out), count, by, on_image)
+
+
+def _plain_judge(model: DiffusionModel, clip: str | None, names: Sequence[str]) -> Any:
+    """As :func:`judge_for`, without a suite."""
+    return judge_for(model, Suite(tuple(names), (), (), (), {}, {}), clip)
+
+
+def study(
+    model: Any,
+    name: str,
+    *,
+    out: str | Path,
+    targets: Sequence[str] = (),
+    methods: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    images: int | None = None,
+    space: str = "auto",
+    profile: str = "mini-lite",
+    store: str | Path | None = None,
+    clip: str | None = None,
+    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    note: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Run a study of what erasing does to the rest; see :mod:`efface.studies`. Writes records.jsonl, result.json and figure.svg
+    to ``out`` and returns the result.
+
+    What is left out takes the study's own default (targets: four of the miniature). ``store``: where erasures and scans are
+    kept and found again, by this study after a stop and by the others; default ``out``/store. Raises UsageError before anything
+    is computed.
+    """
+    if name not in STUDIES:
+        raise UnknownName("study", name, STUDIES)
+    cls, model = STUDIES[name], load_model(model)
+    chosen = dataclasses.replace(find_profile(profile), cases={}, damaged=0)
+    if not targets and model.preset != "mini":
+        raise BadOption("this model has no world of its own: name what is erased with --target.")
+    targets = tuple(targets) or STUDY_TARGETS
+    request_for(model, targets)
+    names = tuple(dict.fromkeys([*concept_space(space, model).require(2).candidates, *targets]))
+    built = cls(
+        targets=targets,
+        names=names,
+        methods=tuple(methods) or cls.default_methods,
+        seeds=tuple(seeds) or cls.default_seeds,
+        images=cls.default_images if images is None else images,
+    )
+    groups, gold, unseen = _world_of(model)
+    lab = Lab(
+        model,
+        _plain_judge(model, clip, names),
+        chosen,
+        Path(store) if store is not None else Path(out) / "store",
+        lambda e: _row_method(model, e),
+        lambda method, request, run: erase(
+            model, method, targets=request.targets, anchor=request.anchor, preserve=request.preserve, run=run
+        ),
+        on_progress,
+        groups,
+        gold,
+        unseen,
+    )
+    wants = built.wants(lab)
+    planned = lab.cost(wants)
+    note(
+        f"study {name} on {model.name}, {len(names)} names: {len(erasures(wants))} erasures; {planned:,} UNet evaluations are missing, "
+        f"{planned * seconds_per_eval(model, batch=32) / 60:.1f} min plus gradients on {model.device}."
+    )
+    lab.fulfil(wants)
+    numbers = built.conclude(lab)
+    records = numbers.pop("records")
+    facts = {
+        "study": name,
+        "question": cls.question,
+        "targets": list(targets),
+        "methods": list(built.methods),
+        "seeds": list(built.seeds),
+        "images": built.images,
+        "names": len(names),
+        "space": space,
+        "profile": profile,
+        "model": {**model.info, "digest": model.digest()},
+        "versions": versions(),
+    }
+    result = {**facts, **numbers}
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "records.jsonl", "".join(json.dumps(row) + "\n" for row in records))
+    write_figure(built.draw(numbers), folder / "figure.svg")
+    write_text(folder / "result.json", json.dumps(result, indent=1))
+    return result
+
+
+STUDY_TARGETS = ("fire engine", "dog", "palm tree", "castle")
+"""Of the miniature: four groups."""
+
+
+def _row_method(model: DiffusionModel, e: Erasure) -> Method:
+    """The method of a study's row with the preset that fits the model, and its training seed where it has one."""
+    name = e.method or e.row
+    seed = {"seed": e.seed} if "seed" in method_class(name).__dataclass_fields__ else {}
+    return build_method(name, preset=model.preset, settings={**dict(e.settings), **seed})
+
+
+def _world_of(model: DiffusionModel) -> tuple[dict[str, str], DiffusionModel | None, tuple[str, ...]]:
+    """Groups of names, the gold model, and what that never saw, of the miniature; nothing for other models."""
+    if model.name != "mini":
+        return {}, None, ()
+    from .models.mini.world import load_world
+
+    world = load_world()
+    return {c.name: c.group for c in world.concepts}, load_model("mini-gold", device=str(model.device)), tuple(world.reserved)
 
 
 def attack(

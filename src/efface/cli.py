@@ -53,6 +53,9 @@ model_option = click.option(
 guard_option = click.option(
     "--guard", default=None, metavar="NAME[:OPTION=VALUE,...]", help="Guard at sampling time: efface list guards."
 )
+space_option = click.option(
+    "--space", default="auto", show_default=True, help="world, english, vocabulary, or a text file with one name per line."
+)
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 dtype_option = click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16.")
 
@@ -478,6 +481,180 @@ def report(folder: Path, out: Path, as_json: bool) -> None:
 
     path = write_report(folder, out)
     _emit(as_json, {"out": str(path), "bytes": path.stat().st_size}, f"wrote {path}")
+
+
+@main.command()
+@model_option
+@click.option("--patch", "patch_path", type=click.Path(path_type=Path), required=True, help="Patch file to look at.")
+@click.option("--count", default=20, show_default=True, help="Names in the list.")
+@space_option
+@click.option("--by", default=None, help="Find names by images or by noise; default: images up to 200 names.")
+@click.option("--profile", default="mini-lite", show_default=True, help="smoke, mini-lite or mini: sampler.")
+@click.option("--clip", default=None, help="CLIP checkpoint that scores images of models other than the miniature.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for record and pictures.")
+@device_option
+@dtype_option
+@json_option
+def damage(
+    source: str,
+    patch_path: Path,
+    count: int,
+    space: str,
+    by: str | None,
+    profile: str,
+    clip: str | None,
+    out: Path,
+    device: str,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    """What else a patch broke: the names it hurts most, confirmed on held-out seeds, with pictures before and after."""
+    from . import api
+    from .models.load import load_model
+    from .patches import Patch
+    from .pictures import join_pictures
+
+    patch = Patch.load(patch_path)
+    model = load_model(source, dtype=dtype, device=device)
+    with _image_bar() as bar:
+        found = api.damage(
+            model,
+            patch,
+            out=out,
+            count=count,
+            space=space,
+            by=by,
+            profile=profile,
+            clip=clip,
+            on_image=bar.update_to,
+            note=_note,
+        )
+    join_pictures(out / "images" / "damage", len(found["rows"]), out / "before-after.png")
+    _emit(as_json, {"out": str(out), **found}, _damage_table(found))
+
+
+def _damage_table(found: dict[str, Any]) -> str:
+    lines = [
+        f"{'name':<22}{'fall of the score':>18}  {'95 % interval':<18}{'p':>8}{'named before':>14}{'after':>7}{'invalid':>9}"
+    ]
+    for r in found["rows"]:
+        before, after = ("-" if r[k] is None else f"{r[k]}/{found['seeds']}" for k in ("before", "after"))
+        mark, interval = "*" if r["damaged"] else " ", f"[{r['low']:.1f}, {r['high']:.1f}]"
+        lines.append(
+            f"{r['name'][:21]:<22}{r['drop']:>17.1f}{mark}  {interval:<18}{r['p']:>8.4f}{before:>14}{after:>7}{r['invalid']:>9}"
+        )
+    worst = f"{found['damaged']} of the {len(found['rows'])} names that looked worst of {found['names']} are damaged (*)"
+    return "\n".join([*lines, f"{worst}: false discovery rate 5 %, on {found['seeds']} images each that did not choose them."])
+
+
+class Studies(click.Group):
+    """One subcommand per study; its help is the study's own description."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from .studies import STUDIES
+
+        return list(STUDIES)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        from .errors import UnknownName
+        from .studies import STUDIES
+
+        if name not in STUDIES:
+            raise UnknownName("study", name, STUDIES)
+        cls = STUDIES[name]
+        defaults = [
+            *(f"--method {m}" for m in cls.default_methods),
+            *(f"--seed {s}" for s in cls.default_seeds),
+            f"--images {cls.default_images}",
+        ]
+        text = f"{cls.question.capitalize()}\n\n{cls.__doc__}\n\nDefaults: {' '.join(defaults)}."
+        return click.Command(name, callback=_study.callback, params=_study.params, help=text, short_help=cls.question)
+
+
+@main.command("study", cls=Studies, context_settings=CONTEXT)
+def study_group() -> None:
+    """What erasing does to the rest: efface study STUDY --out DIR."""
+
+
+@click.command()
+@model_option
+@click.option("--target", "targets", multiple=True, help="Concept to erase; repeat. Default: four of the miniature.")
+@click.option("--method", "methods", multiple=True, help="Row to study; repeat.")
+@click.option("--seed", "seeds", type=int, multiple=True, help="Training seed; repeat.")
+@click.option("--images", type=int, default=None, help="Images per name.")
+@space_option
+@click.option("--profile", default="mini-lite", show_default=True, help="smoke, mini-lite or mini: sampler.")
+@click.option("--clip", default=None, help="CLIP checkpoint that scores images of models other than the miniature.")
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    help="Where erasures and scans are kept, for several studies to share; default: OUT/store.",
+)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for records and figure.")
+@device_option
+@dtype_option
+@json_option
+@click.pass_context
+def _study(
+    ctx: click.Context,
+    source: str,
+    targets: tuple[str, ...],
+    methods: tuple[str, ...],
+    seeds: tuple[int, ...],
+    images: int | None,
+    space: str,
+    profile: str,
+    clip: str | None,
+    store: Path | None,
+    out: Path,
+    device: str,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    """Body of every ``efface study STUDY``; the study is the name of the command."""
+    from . import api
+    from .models.load import load_model
+
+    model = load_model(source, dtype=dtype, device=device)
+    with _progress_bars() as bars:
+        result = api.study(
+            model,
+            str(ctx.info_name),
+            out=out,
+            targets=targets,
+            methods=methods,
+            seeds=seeds,
+            images=images,
+            space=space,
+            profile=profile,
+            store=store,
+            clip=clip,
+            on_progress=bars.update,
+            note=_note,
+        )
+    _emit(as_json, {"out": str(out), **result}, f"{result['sentence']}\nwrote {out}: result.json, records.jsonl, figure.svg")
+
+
+class _progress_bars:
+    """One tqdm bar after the other, each with its own name."""
+
+    def __enter__(self) -> _progress_bars:
+        self.bar: Any = None
+        self.what = ""
+        return self
+
+    def update(self, what: str, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if what != self.what:
+            self.__exit__()
+            self.bar, self.what = tqdm(total=total, desc=what, file=sys.stderr, mininterval=1.0), what
+        self.bar.update(max(0, done - self.bar.n))
+
+    def __exit__(self, *_: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
 
 
 @main.command("list")

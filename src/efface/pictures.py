@@ -27,6 +27,20 @@ def write_png(pixels: Any, path: Path) -> None:
     atomic_write(path, write)
 
 
+def join_pictures(folder: Path, count: int, path: Path) -> None:
+    """``<i>-before.png`` above ``<i>-after.png`` of a folder side by side, enlarged to at least 96 pixels; a missing one stays
+    white. Nothing is written when all are missing."""
+    found = {(i, w): folder / f"{i}-{w}.png" for i in range(count) for w in ("before", "after")}
+    images = {key: Image.open(p).convert("RGB") for key, p in found.items() if p.is_file()}
+    if not images:
+        return
+    side = max(96, *(image.width for image in images.values()))
+    sheet = Image.new("RGB", (side * count, 2 * side), "white")
+    for (i, which), image in images.items():
+        sheet.paste(image.resize((side, side), Image.Resampling.BICUBIC), (side * i, side * (which == "after")))
+    write_png(np.asarray(sheet), path)
+
+
 def write_grid(images: Tensor, columns: int, path: Path, zoom: int = 0) -> None:
     """One picture, ``columns`` images per row; small images are enlarged to at least 96 pixels."""
     pixels = to_pixels(images)

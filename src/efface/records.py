@@ -4,6 +4,7 @@ DIR/run.json      one RunFile: what was evaluated, with what
 DIR/rows.jsonl    one Row per (entrant, case), appended as they are scored
 DIR/images/<entrant>/<case_id>.png    the images of ``RunFile.grid``
 DIR/summary.json  made from the rows alone, never the other way round
+DIR/damage.json   what else the patch broke, with pictures in DIR/images/damage/
 
 An attack on disk: DIR/run.json and DIR/summary.json as above (other fields), DIR/attempts-<attack>.jsonl with one AttemptRow per
 image, DIR/cost-<attack>.json with what it spent.
@@ -185,3 +186,12 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """{"entrants": {id: {"axes": {axis: AxisSummary}, "scores": {...}}}}; see :mod:`efface.bench.aggregate`."""
     summary: dict[str, Any] = _json(folder / "summary.json")
     return summary
+
+
+DAMAGE = "damage.json"
+
+
+def read_damage(folder: Path) -> dict[str, Any] | None:
+    """What :func:`efface.bench.damage.damage` recorded, with pictures ``images/damage/<i>-before.png`` and ``-after``; None
+    where it was not measured."""
+    return _json(folder / DAMAGE) if (folder / DAMAGE).is_file() else None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
 
 Z95 = 1.959963984540054
 
@@ -112,3 +114,172 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
         return mean, math.nan, math.nan
     half = Z95 * math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
     return mean, mean - half, mean + half
+
+
+def typical_interval(values: Sequence[float], *, level: float = 0.95, draws: int = 4096, seed: int = 0) -> tuple[float, float]:
+    """Interval for the centre of paired differences from the means of their subsets.
+
+    Hartigan (1969): for independent values with symmetric distributions about one centre, the means of the 2^n - 1 non-empty
+    subsets cut the line into 2^n pieces that contain the centre with equal probability. So quantiles of these means are an exact
+    interval, whatever the distribution; it contains 0 where the two-sided sign-flip test does not reject. More than 12 values:
+    ``draws`` random subsets. Unbounded below 6 values, where no such interval has 95 %.
+    """
+    n = len(values)
+    if n < math.ceil(math.log2(2 / (1 - level))):
+        return -math.inf, math.inf
+    if n <= 12:
+        sums, counts = [0.0], [0]
+        for v in values:
+            sums, counts = sums + [s + v for s in sums], counts + [c + 1 for c in counts]
+        means = sorted(s / c for s, c in zip(sums[1:], counts[1:], strict=True))
+    else:
+        rng = random.Random(seed)
+        subsets = ([v for v in values if rng.random() < 0.5] for _ in range(draws - 1))
+        means = sorted(sum(s) / len(s) for s in subsets if s)
+    cut = math.floor((len(means) + 1) * (1 - level) / 2)  # pieces outside on each side
+    return means[cut - 1], means[-cut]
+
+
+def sign_flip(values: Sequence[float], *, draws: int = 4095, seed: int = 0) -> float:
+    """One-sided p value of "the mean is above 0" when every sign was as likely as its opposite.
+
+    All 2^n sign patterns up to 12 values, else ``draws`` random ones beside the observed.
+    """
+    n, observed = len(values), math.fsum(values)
+    if not n:
+        return 1.0
+    slack = 1e-12 * math.fsum(map(abs, values))  # sums that are equal but for rounding count as equal
+    if n <= 12:
+        sums = [0.0]
+        for v in values:
+            sums = [s + d for s in sums for d in (v, -v)]
+        return sum(s >= observed - slack for s in sums) / len(sums)
+    rng = random.Random(seed)
+    sums = [math.fsum(v if rng.random() < 0.5 else -v for v in values) for _ in range(draws)]
+    return (1 + sum(s >= observed - slack for s in sums)) / (draws + 1)
+
+
+def benjamini_hochberg(p_values: Sequence[float], q: float = 0.05) -> list[bool]:
+    """Which hypotheses are rejected with a false discovery rate of at most q. With none false: any rejection has probability <=
+    q."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    passed = [k for k, i in enumerate(order, 1) if p_values[i] <= q * k / len(order)]
+    rejected = set(order[: max(passed, default=0)])
+    return [i in rejected for i in range(len(p_values))]
+
+
+def ranks(values: Sequence[float]) -> list[float]:
+    """Ranks from 1, ties share their mean rank."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    found, start = [0.0] * len(values), 0
+    for stop in range(1, len(order) + 1):
+        if stop == len(order) or values[order[stop]] != values[order[start]]:
+            for i in order[start:stop]:
+                found[i] = (start + 1 + stop) / 2
+            start = stop
+    return found
+
+
+def pearson(x: Sequence[float], y: Sequence[float]) -> float:
+    """Correlation; NaN where one of the two does not vary."""
+    mx, my = sum(x) / len(x), sum(y) / len(y)
+    sxx, syy = sum((a - mx) ** 2 for a in x), sum((b - my) ** 2 for b in y)
+    sxy = sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True))
+    return sxy / math.sqrt(sxx * syy) if sxx > 0 and syy > 0 else math.nan
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float:
+    """Rank correlation; NaN where one of the two does not vary."""
+    return pearson(ranks(x), ranks(y))
+
+
+def percentile_interval(samples: Iterable[float]) -> tuple[float, float] | None:
+    """2.5 and 97.5 % points of bootstrap replicates, NaN replicates left out; None without any."""
+    kept = sorted(s for s in samples if s == s)
+    return (kept[int(0.025 * len(kept))], kept[min(len(kept) - 1, int(0.975 * len(kept)))]) if kept else None
+
+
+def spearman_interval(
+    x: Sequence[float], y: Sequence[float], *, replicates: int = 1000, seed: int = 0
+) -> tuple[float, tuple[float, float] | None]:
+    """Rank correlation with a 95 % bootstrap interval over the pairs."""
+    rng, n = random.Random(seed), len(x)
+    drawn = ([rng.randrange(n) for _ in range(n)] for _ in range(replicates))
+    return spearman(x, y), percentile_interval(spearman([x[i] for i in d], [y[i] for i in d]) for d in drawn)
+
+
+def grouping_test(
+    similarity: Sequence[Sequence[float]], labels: Sequence[str], *, draws: int = 1999, seed: int = 0
+) -> tuple[float, float, float]:
+    """(mean similarity within labels, between labels, one-sided p that within is no higher), by permuting the labels.
+
+    ``similarity``: symmetric matrix over items. Raises ValueError without a pair of one label and a pair of two.
+    """
+
+    def means(named: Sequence[str]) -> tuple[float, float]:
+        sums, counts = [0.0, 0.0], [0, 0]
+        for i in range(len(named)):
+            for j in range(i):
+                same = named[i] == named[j]
+                sums[same] += similarity[i][j]
+                counts[same] += 1
+        if not all(counts):
+            raise ValueError("a grouping needs two items of one label and items of two labels")
+        return sums[1] / counts[1], sums[0] / counts[0]
+
+    within, between = means(labels)
+    rng, shuffled, higher = random.Random(seed), list(labels), 1
+    for _ in range(draws):
+        rng.shuffle(shuffled)
+        w, b = means(shuffled)
+        higher += w - b >= within - between - 1e-12
+    return within, between, higher / (draws + 1)
+
+
+Along = tuple[str, Sequence[float], Sequence[float]]
+"""A case at several strengths of two methods: "erased" or "rest", the values of a, the values of b."""
+
+
+def matched_difference(tree: Nested, level: float, start: float, *, replicates: int = 2000, seed: int = 0) -> dict[str, Any]:
+    """What two methods do to the rest at the strengths where each has erased ``level`` of the target's cases.
+
+    ``tree``: groups of any depth of :data:`Along`, strengths ascending. A method's curve runs through (mean of "erased", mean
+    of "rest") at its strengths, from (0, ``start``) at strength 0; the first crossing of ``level`` is interpolated linearly.
+    Both curves come from the same resample; resamples in which one does not reach the level are counted and give no difference.
+    """
+
+    def rest(sample: Sequence[Any], which: int) -> float | None:
+        erased = [c[which] for c in sample if c[0] == "erased"]
+        others = [c[which] for c in sample if c[0] == "rest"]
+        if not erased or not others:
+            return None
+        along = [
+            (sum(e) / len(erased), sum(r) / len(others))
+            for e, r in zip(zip(*erased, strict=True), zip(*others, strict=True), strict=True)
+        ]
+        for (e0, r0), (e1, r1) in pairwise([(0.0, start), *along]):
+            if e1 >= level:
+                return r0 + (r1 - r0) * (level - e0) / (e1 - e0)
+        return None
+
+    def flat(groups: Any) -> list[Any]:
+        return [v for g in groups.values() for v in flat(g)] if isinstance(groups, Mapping) else list(groups)
+
+    rng, differences, missed = random.Random(seed), [], 0
+    for _ in range(replicates):
+        sample = resampled(tree, rng)
+        a, b = rest(sample, 1), rest(sample, 2)
+        if a is None or b is None:
+            missed += 1
+        else:
+            differences.append(a - b)
+    a, b = (rest(flat(tree), which) for which in (1, 2))
+    interval = percentile_interval(differences)
+    return {
+        "level": level,
+        "rest": [a, b],
+        "difference": a - b if a is not None and b is not None else None,
+        "interval": list(interval) if interval else None,
+        "not_reached": missed / replicates,
+        "n": len(flat(tree)),
+    }

@@ -41,6 +41,8 @@ class Judge(Protocol):
     asked concept, invalid reason)."""
 
     facts: Mapping[str, Any]
+    names: Sequence[str]
+    """What ``detect`` can name."""
 
     def calibrate(self, images: Tensor) -> None: ...
     def detect(self, images: Tensor, concepts: Sequence[str]) -> list[tuple[str | None, float | None, str | None]]: ...

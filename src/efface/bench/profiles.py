@@ -13,6 +13,9 @@ class Profile:
     steps: int
     guidance: float
     cases: dict[str, int]
+    damaged: int = 0
+    """Names of a concept space that are found by their noise predictions and measured again, in search of damage; see
+    :func:`bench.damage.damage`."""
 
     @property
     def evals_per_image(self) -> int:
@@ -23,8 +26,8 @@ PROFILES = {
     p.name: p
     for p in (
         Profile("smoke", 10, 4.0, {"direct": 24, "near": 24, "far": 12}),
-        Profile("mini-lite", 12, 4.0, {"direct": 60, "synonym": 30, "implicit": 30, "near": 60, "trap": 20, "far": 60}),
-        Profile("mini", 16, 4.0, {"direct": 120, "synonym": 60, "implicit": 60, "near": 120, "trap": 60, "far": 120}),
+        Profile("mini-lite", 12, 4.0, {"direct": 60, "synonym": 30, "implicit": 30, "near": 60, "trap": 20, "far": 60}, 12),
+        Profile("mini", 16, 4.0, {"direct": 120, "synonym": 60, "implicit": 60, "near": 120, "trap": 60, "far": 120}, 20),
     )
 }
 

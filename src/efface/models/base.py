@@ -157,6 +157,10 @@ class DiffusionModel(abc.ABC):
         """As :meth:`encode`, from embeddings and differentiable in them; not cached."""
 
     @abc.abstractmethod
+    def text_layers(self, prompts: Sequence[str]) -> list[Cond]:
+        """Hidden states of the prompts at every layer of the text encoder, the input embeddings first; not cached."""
+
+    @abc.abstractmethod
     def attention_maps(self) -> AbstractContextManager[list[Tensor]]:
         """A list that every ``predict`` inside fills anew with one (B, heads, pixels, L) map per cross-attention layer; rows sum
         to 1. Differentiable."""

@@ -203,6 +203,18 @@ class StableDiffusion(DiffusionModel):
             hidden = self.text_encoder(prompts.ids).last_hidden_state
         return Cond(hidden, torch.tensor([n - 2 for n in prompts.lengths]))
 
+    @torch.no_grad()
+    def text_layers(self, prompts: Sequence[str]) -> list[Cond]:
+        ids, lengths = self._tokenize(prompts)
+        last = torch.tensor([n - 2 for n in lengths])
+        found: list[list[Tensor]] = []
+        for part in ids.split(64):
+            with self._autocast():
+                states = self.text_encoder(part.to(self.device), output_hidden_states=True)
+            found.append([*states.hidden_states[:-1], states.last_hidden_state])
+        self.evals.text += len(prompts)
+        return [Cond(torch.cat(layer), last) for layer in zip(*found, strict=True)]
+
     def attention_maps(self) -> contextlib.AbstractContextManager[list[Tensor]]:
         return probed(self.unet)
 

@@ -1,0 +1,145 @@
+"""What else a patch broke: the names of a concept space it hurt most, found on some seeds and measured again on others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import BadOption
+from ..models.base import DiffusionModel
+from ..patches import Patch
+from ..statistics import benjamini_hochberg, sign_flip, typical_interval
+from .evaluate import Judge
+from .profiles import Profile
+from .scan import Probe, case_images, distances, drops, scan_cases, scored
+
+FALSE_DISCOVERY = 0.05
+MIN_SEEDS = 6
+"""Below, no distribution-free 95 % interval exists."""
+FOUND_BY = ("noise", "images")
+FIND = Probe(trajectories=1)
+FIND_SEEDS = 2
+"""Images per name in a search by images."""
+SEEDS_B = 5_000_000
+"""First seed of the images; the search draws its latents from seeds of its own."""
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """One name. ``score``: the figure by which it was found. ``drop``: mean fall of the image-text score on held-out seeds,
+    with an exact 95 % interval; ``p``: one-sided sign-flip test of a fall. ``damaged``: the fall is real by Benjamini-Hochberg
+    over the list. ``before``, ``after``: in how many of the n images the detector names it."""
+
+    name: str
+    score: float
+    drop: float
+    low: float
+    high: float
+    p: float
+    damaged: bool
+    n: int
+    invalid: int
+    before: int | None
+    after: int | None
+
+
+def confirm(drop: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    """Per name, from its paired drops (NaN: could not be scored): mean, interval, p value, and whether it is damaged.
+
+    The images that could not be scored are counted and take no part. With no damage anywhere, the chance that any name is called
+    damaged is at most 5 %, as long as drops are as likely as rises of the same size.
+    """
+    kept = [[v for v in row if v == v] for row in drop]
+    p_values = [sign_flip(row) for row in kept]
+    rejected = benjamini_hochberg(p_values, FALSE_DISCOVERY)
+    found = []
+    for all_of, row, p, damaged in zip(drop, kept, p_values, rejected, strict=True):
+        low, high = typical_interval(row)
+        mean = sum(row) / len(row) if row else float("nan")
+        found.append(
+            {"drop": mean, "low": low, "high": high, "p": p, "damaged": damaged, "n": len(row), "invalid": len(all_of) - len(row)}
+        )
+    return found
+
+
+def least_seeds(count: int) -> int:
+    """Paired images per name with which a single damaged name among ``count`` can be told: all falls, p = 2^-n <= 5 % / count."""
+    return max(MIN_SEEDS, math.ceil(math.log2(count / FALSE_DISCOVERY)))
+
+
+def damage_cost(names: int, count: int, profile: Profile, by: str = "noise", probe: Probe = FIND) -> int:
+    """Evaluations of :func:`damage`, the base model's images included."""
+    count = min(count, names)
+    found = probe.cost(names) if by == "noise" else 2 * names * FIND_SEEDS * profile.evals_per_image
+    return found + 2 * count * least_seeds(count) * profile.evals_per_image
+
+
+def damage(
+    model: DiffusionModel,
+    patch: Patch,
+    names: Sequence[str],
+    profile: Profile,
+    judge: Judge,
+    *,
+    count: int = 20,
+    by: str = "noise",
+    probe: Probe = FIND,
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[dict[str, Any], dict[str, tuple[Tensor, Tensor]]]:
+    """The ``count`` names that the patch seems to hurt most, measured again on paired images of other seeds.
+
+    ``by`` says how they are found: "noise", the change of the noise predictions (no image, so a large space can be searched),
+    or "images", the fall of the image-text score on 2 seeds. Two sets of seeds, because the maximum of noisy figures is biased
+    upward: a harmless change would show damage in the very names it was found by. Returns the record and, per name, the
+    pictures (3, H, W) of the first seed before and after. Raises BadOption for a count below 1 or another ``by``. Cost:
+    :func:`damage_cost`.
+    """
+    if count < 1 or by not in FOUND_BY:
+        raise BadOption(f"damage lists at least 1 name, found by one of {', '.join(FOUND_BY)}; got {count}, {by!r}.")
+    count = min(count, len(names))
+    seeds = least_seeds(count)
+    cases = scan_cases(names, range(FIND_SEEDS), profile.guidance) if by == "images" else []
+    total, start = 2 * (len(cases) + count * seeds), 2 * len(cases)
+    if by == "noise":
+        scores = distances(model, patch, names, probe, seed=0).mean(1)
+    else:
+        first = case_images(model, None, cases, profile, lambda n: on_image(n, total))
+        judge.calibrate(first)
+        second = case_images(model, patch, cases, profile, lambda n: on_image(len(cases) + n, total))
+        pair = [scored(x, names, FIND_SEEDS, judge) for x in (first, second)]
+        scores = torch.nanmean(drops(pair[0], pair[1]), dim=1).nan_to_num(-torch.inf)
+    order = torch.sort(scores, descending=True, stable=True).indices[:count].tolist()
+    worst = [names[i] for i in order]
+    cases = scan_cases(worst, range(SEEDS_B, SEEDS_B + seeds), profile.guidance)
+    before = case_images(model, None, cases, profile, lambda n: on_image(start + n, total))
+    judge.calibrate(before)
+    after = case_images(model, patch, cases, profile, lambda n: on_image(start + len(cases) + n, total))
+    was, now = (scored(images, worst, seeds, judge) for images in (before, after))
+    tested = confirm(drops(was, now).tolist())
+    rows = [
+        Damaged(
+            name,
+            float(scores[i]),
+            before=int(was.shown[k].sum()) if name in judge.names else None,
+            after=int(now.shown[k].sum()) if name in judge.names else None,
+            **tested[k],
+        )
+        for k, (i, name) in enumerate(zip(order, worst, strict=True))
+    ]
+    record = {
+        "targets": list(patch.card.request["targets"]),
+        "method": patch.card.method,
+        "names": len(names),
+        "by": by,
+        "seeds": seeds,
+        "profile": profile.name,
+        "damaged": sum(r.damaged for r in rows),
+        "rows": [asdict(r) for r in sorted(rows, key=lambda r: -r.drop)],
+    }
+    pictures = {n: (before[k * seeds], after[k * seeds]) for k, n in enumerate(worst)}
+    return record, pictures

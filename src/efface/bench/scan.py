@@ -1,0 +1,211 @@
+"""What a change does to every concept of a space: by paired images, and by paired noise predictions, which need no image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..concepts.prompts import Case
+from ..equations.steps import normalised_ascent
+from ..errors import EvaluationError
+from ..files import atomic_write
+from ..latents import Pool
+from ..models.base import DiffusionModel
+from ..models.cond import Cond
+from ..patches import Patch
+from .evaluate import BATCH, Judge, base_images, quantised
+from .profiles import Profile
+
+BLOCK = 256
+"""Concepts whose noise predictions are kept at a time."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One system's images of n names, s seeds each, as numbers. ``text``: (n, s) 100 max(cos, 0) of image and name, NaN where an
+    image could not be scored; ``shown``: (n, s) whether the report detector names the concept, False throughout for names that it
+    does not know; ``embedded``: (n, s, d) image embeddings of unit length."""
+
+    names: tuple[str, ...]
+    text: Tensor
+    shown: Tensor
+    embedded: Tensor
+
+    def at(self, names: Sequence[str]) -> list[int]:
+        place = {n: i for i, n in enumerate(self.names)}
+        return [place[n] for n in names]
+
+    def save(self, path: Path) -> None:
+        tensors = {"text": self.text, "shown": self.shown, "embedded": self.embedded}
+        atomic_write(path, lambda p: save_file(tensors, p, metadata={"names": "\n".join(self.names)}))
+
+    @staticmethod
+    def load(path: Path, names: Sequence[str]) -> Scan:
+        return Scan(tuple(names), **load_file(path))
+
+
+def scan_cases(names: Sequence[str], seeds: Sequence[int], guidance: float) -> list[Case]:
+    """Bare names as prompts, seeds inside names."""
+    return [Case("scan", name, name, seed, guidance) for name in names for seed in seeds]
+
+
+def case_images(
+    model: DiffusionModel, patch: Patch | None, cases: Sequence[Case], profile: Profile, on_image: Callable[[int], None]
+) -> Tensor:
+    """Images of the cases by the patched model; without a patch by the base model, from the cache where they are there."""
+    if patch is None:
+        return base_images(model, cases, profile, on_image)
+    parts = []
+    with patch.applied(model):
+        for start in range(0, len(cases), BATCH):
+            parts.append(quantised(model.sample(cases[start : start + BATCH], profile.steps, batch=BATCH)))
+            on_image(min(start + BATCH, len(cases)))
+    return torch.cat(parts)
+
+
+def scored(images: Tensor, names: Sequence[str], seeds: int, judge: Judge) -> Scan:
+    """The numbers of ``seeds`` images per name."""
+    prompts = [name for name in names for _ in range(seeds)]
+    text = torch.tensor([float("nan") if t is None else t for t in judge.clip_t(images, prompts)])
+    shown = torch.zeros(len(prompts), dtype=torch.bool)
+    known = [i for i, name in enumerate(prompts) if name in judge.names]
+    if known:
+        found = judge.detect(images[known], [prompts[i] for i in known])
+        shown[known] = torch.tensor(
+            [reason is None and label == prompts[i] for i, (label, _, reason) in zip(known, found, strict=True)]
+        )
+    shape = (len(names), seeds)
+    return Scan(tuple(names), text.reshape(shape), shown.reshape(shape), judge.embed_images(images).reshape(*shape, -1))
+
+
+def drops(base: Scan, changed: Scan) -> Tensor:
+    """(n, s) fall of the image-text score on the same name and seed: the damage ``CLIP(x, c) - CLIP(x', c)``; NaN where either
+    image could not be scored. Raises EvaluationError where the base model's could not."""
+    broken = [n for n, row in zip(base.names, base.text, strict=True) if not bool(torch.isfinite(row).all())]
+    if broken:
+        raise EvaluationError(f"the base model's own image of {broken[0]!r} cannot be scored; leave the name out.")
+    return base.text - changed.text
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Where noise predictions are compared: ``trajectories`` of the frozen model times ``levels`` of its ``steps`` grid levels.
+
+    ``own``: every concept on latents of its own; otherwise all on the neutral prompt's, which a whole vocabulary can share.
+    """
+
+    trajectories: int = 2
+    levels: int = 4
+    steps: int = 12
+    guidance: float = 3.0
+    own: bool = True
+
+    @property
+    def grid(self) -> list[int]:
+        """Indices of the levels, spread evenly over the grid, both ends left out."""
+        return [round((i + 1) * self.steps / (self.levels + 1)) for i in range(self.levels)]
+
+    def cost(self, names: int) -> int:
+        """Evaluations for one change: the walks, and two predictions per name and pair."""
+        return (names if self.own else 1) * self.trajectories * 2 * (self.steps - 1) + 2 * names * self.pairs
+
+    @property
+    def pairs(self) -> int:
+        return self.trajectories * self.levels
+
+
+def distances(model: DiffusionModel, patch: Patch, names: Sequence[str], probe: Probe, seed: int) -> Tensor:
+    """(n, pairs) mean squared difference ``|eps'(z_t, t, c) - eps(z_t, t, c)|^2`` of the patched and the base model.
+
+    z_t comes from guided trajectories of the base model for the concept itself or for the neutral prompt; the same ``seed``
+    gives the same latents for every patch. Cost: :meth:`Probe.cost`.
+    """
+    pool = Pool(
+        model,
+        steps=probe.steps,
+        trajectories=probe.trajectories,
+        guidance=probe.guidance,
+        solver="ddim",
+        seed=seed,
+        batch=1,
+    )
+    if not probe.own:
+        pool.fill([""])
+    found = []
+    for start in range(0, len(names), BLOCK):
+        part = names[start : start + BLOCK]
+        pool.fill(part if probe.own else [])
+        with torch.no_grad():
+            before = _predictions(model, part, pool, probe, nullcontext())
+            after = _predictions(model, part, pool, probe, patch.applied(model))
+        found.append((after - before).square().flatten(2).mean(-1))
+        for name in part if probe.own else ():
+            del pool.latents[name]  # a vocabulary of latents does not fit
+    return torch.cat(found)
+
+
+def _predictions(
+    model: DiffusionModel, names: Sequence[str], pool: Pool, probe: Probe, change: AbstractContextManager[Any]
+) -> Tensor:
+    """(n, pairs, C, h, w) noise predictions of every name at every pair, in the changed model."""
+    pairs = [(j, k) for j in range(probe.trajectories) for k in probe.grid]
+    found = []
+    with change:
+        c = model.encode(names)
+        for j, k in pairs:
+            z = torch.stack([pool.latents[name if probe.own else ""][j, k] for name in names])
+            t = torch.full((len(z),), pool.grid[k], dtype=torch.int64, device=z.device)
+            parts = [
+                model.to_eps(
+                    model.predict(z[i : i + BATCH], t[i : i + BATCH], c[slice(i, i + BATCH)]), z[i : i + BATCH], t[i : i + BATCH]
+                )
+                for i in range(0, len(names), BATCH)
+            ]
+            found.append(torch.cat(parts).cpu())
+    return torch.stack(found, dim=1)
+
+
+def climb_cost(probe: Probe, ascents: int) -> int:
+    """Evaluations of :func:`climbed`: the walks, and two predictions per pair for every embedding on the way."""
+    return probe.trajectories * 2 * (probe.steps - 1) + 2 * probe.pairs * (ascents + 1)
+
+
+def climbed(
+    model: DiffusionModel, patch: Patch, target: str, probe: Probe, seed: int, *, ascents: int, rate: float
+) -> dict[str, Tensor]:
+    """The continuous search on a fixed erased model: an embedding that starts at the target's and takes ``ascents`` steps of
+    length ``rate |p|`` up the damage ``|eps'(z_t, t, p) - eps(z_t, t, p)|^2``, on the target's own latents.
+
+    ``embedding``: (L, d) where it ends; ``damage``: (ascents + 1,) mean squared difference at the start and after each step.
+    Cost: :func:`climb_cost`.
+    """
+    pool = Pool(
+        model, steps=probe.steps, trajectories=probe.trajectories, guidance=probe.guidance, solver="ddim", seed=seed, batch=1
+    )
+    pool.fill([target])
+    pairs = [(j, k) for j in range(probe.trajectories) for k in probe.grid]
+    z = torch.stack([pool.latents[target][j, k] for j, k in pairs])
+    t = torch.tensor([pool.grid[k] for _, k in pairs], device=z.device)
+    start = model.encode([target])
+    p, found = start.tokens.clone(), []
+    for i in range(ascents + 1):
+        p = p.detach().requires_grad_(i < ascents)
+        c = Cond(p, start.last, start.extras).repeat(len(z))
+        with torch.set_grad_enabled(i < ascents):
+            before = model.to_eps(model.predict(z, t, c), z, t)
+            with patch.applied(model):
+                after = model.to_eps(model.predict(z, t, c), z, t)
+                damage = (after - before).square().mean()
+                if i < ascents:
+                    (gradient,) = torch.autograd.grad(damage, p)
+        found.append(float(damage.detach()))
+        if i < ascents:
+            p = normalised_ascent(p.detach(), gradient, rate)
+    return {"embedding": p.detach()[0].cpu().contiguous(), "damage": torch.tensor(found)}

@@ -1,0 +1,106 @@
+"""A study: one question, the data it wants, and what the data allow to be said."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..errors import BadOption
+from ..statistics import clustered_bootstrap
+from .lab import Erasure, Images, Lab, Want
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Tree = Mapping[str, Mapping[str, Sequence[float]]]
+"""target -> training seed -> values: how intervals resample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(abc.ABC):
+    """``targets``: concepts erased one at a time. ``names``: the concept space, targets included. ``methods``: rows compared.
+    ``seeds``: training seeds. ``images``: seeds per name."""
+
+    name: ClassVar[str]
+    question: ClassVar[str]
+    default_methods: ClassVar[tuple[str, ...]]
+    default_seeds: ClassVar[tuple[int, ...]] = (0,)
+    default_images: ClassVar[int] = 4
+    min_targets: ClassVar[int] = 1
+    min_seeds: ClassVar[int] = 1
+
+    targets: tuple[str, ...]
+    names: tuple[str, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    images: int
+
+    def __post_init__(self) -> None:
+        for what, given, least in (("target", self.targets, self.min_targets), ("seed", self.seeds, self.min_seeds)):
+            if len(given) < least or len(set(given)) < len(given):
+                raise BadOption(f"study {self.name} needs at least {least} different --{what}, got {list(given)}.")
+        if not self.methods or self.images < 1:
+            raise BadOption(f"study {self.name} needs a method and at least 1 image per name.")
+
+    @property
+    def erasures(self) -> list[Erasure]:
+        return [Erasure(m, t, s) for m in self.methods for t in self.targets for s in self.seeds]
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The space without the targets: what is preserved or damaged."""
+        return tuple(n for n in self.names if n not in self.targets)
+
+    def scan(self, erasure: Erasure | None) -> Images:
+        return Images(erasure, self.names, tuple(range(self.images)))
+
+    @abc.abstractmethod
+    def wants(self, lab: Lab) -> Sequence[Want]:
+        """Everything the study reads, so that its cost is known before anything is computed."""
+
+    @abc.abstractmethod
+    def conclude(self, lab: Lab) -> dict[str, Any]:
+        """Numbers as JSON: ``sentence`` says what they allow, ``records`` are the rows behind them."""
+
+    @abc.abstractmethod
+    def draw(self, numbers: Mapping[str, Any]) -> Figure:
+        """The one figure that answers the question, from the numbers alone."""
+
+
+def nested(tree: Tree) -> dict[str, Any]:
+    """Mean over all values with its interval by resampling targets, then training seeds, then values; ``per_target`` means.
+
+    With one target there is no interval over targets: then seeds are resampled, then values; with one seed values alone.
+    """
+    values = [v for seeds in tree.values() for group in seeds.values() for v in group]
+    groups: Mapping[str, Any] = tree
+    while len(groups) == 1 and isinstance(only := next(iter(groups.values())), Mapping):
+        groups = only
+    if len(groups) == 1:
+        groups = {str(i): [v] for i, v in enumerate(next(iter(groups.values())))}
+    interval = clustered_bootstrap(groups) if values else None
+    per = {t: sum(found) / len(found) for t, s in tree.items() if (found := [v for group in s.values() for v in group])}
+    return {
+        "value": sum(values) / len(values) if values else None,
+        "low": interval[0] if interval else None,
+        "high": interval[1] if interval else None,
+        "n": len(values),
+        "per_target": per,
+    }
+
+
+def said(estimate: Mapping[str, Any], digits: int = 1, unit: str = "") -> str:
+    """``3.1 {1.2, 5.0}``; braces because targets and training seeds are resampled."""
+    if estimate["value"] is None:
+        return "not measured"
+    interval = f" {{{estimate['low']:.{digits}f}, {estimate['high']:.{digits}f}}}" if estimate["low"] is not None else ""
+    return f"{estimate['value']:.{digits}f}{unit}{interval}"
+
+
+def sign(estimate: Mapping[str, Any]) -> int:
+    """1 or -1 where the interval leaves out zero, else 0."""
+    if estimate["low"] is None:
+        return 0
+    return 1 if estimate["low"] > 0 else -1 if estimate["high"] < 0 else 0

@@ -1,0 +1,185 @@
+"""Does the search find the concept that is really hurt most, and how long does it stay the worst?"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from ..bench.scan import Probe
+from ..concepts.prompts import Case
+from ..concepts.spaces import distances
+from ..errors import BadOption
+from ..methods import AP
+from ..pictures import to_pixels
+from ..statistics import spearman
+from .base import Study, nested, said, sign
+from .figures import COLOURS
+from .lab import Climb, Distances, Erasure, Lab, Want
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SNAPSHOTS = (0.1, 0.25, 0.5, 1.0)
+"""Shares of the updates at which the model being erased is looked at."""
+WINDOW = 0.1
+"""The search's choices within this share of the updates before a snapshot are ranked there."""
+PROBE = Probe(trajectories=1)
+ASCENTS, RATE = 10, 0.05
+PICTURE_SEED = 4242
+
+
+class Search(Study):
+    """AP is run to 10, 25, 50 and 100 % of its updates (one run, cut off at four lengths: the same draws), and every
+    candidate's damage is measured at each point: the exhaustive answer. Against it the percentile (100: the worst candidate) of
+    what the Gumbel search chose just before, of the candidate nearest in the text encoder, and 50 for a random choice; the
+    continuous search climbs from the target's embedding on the same models, and its damage is given as a multiple of the worst
+    candidate's, with the percentile of the candidate nearest to where it ends.
+
+    How long a concept stays the worst: rank correlation of damage between neighbouring snapshots, and how often the worst
+    stays.
+    """
+
+    name = "search"
+    question = "does the search find the most damaged concept, and does it stay the worst?"
+    default_methods = ("ap",)
+
+    def _steps(self, lab: Lab) -> list[int]:
+        method = lab.make(Erasure(self.methods[0], self.targets[0], self.seeds[0]))
+        if not isinstance(method, AP) or method.search != "gumbel":
+            raise BadOption(f"study search follows the Gumbel search of AP; {self.methods[0]!r} has none. Use --method ap.")
+        return sorted({max(1, round(share * method.steps)) for share in SNAPSHOTS})
+
+    def _runs(self, lab: Lab) -> list[list[Erasure]]:
+        """Per target and seed: the run cut off at each snapshot; the whole run is the row's own patch."""
+        steps, row = self._steps(lab), self.methods[0]
+        return [
+            [*(Erasure(f"{row}@{k}", t, s, row, (("steps", k),)) for k in steps[:-1]), Erasure(row, t, s)]
+            for t in self.targets
+            for s in self.seeds
+        ]
+
+    def _candidates(self, lab: Lab, e: Erasure) -> tuple[str, ...]:
+        method = lab.make(e)
+        assert isinstance(method, AP)
+        return method.candidates(lab.model, lab.request(e))[0]
+
+    def wants(self, lab: Lab) -> Sequence[Want]:
+        found: list[Want] = []
+        for run in self._runs(lab):
+            names = self._candidates(lab, run[-1])
+            found += [Distances(e, names, 0, PROBE) for e in run]
+            found += [Climb(e, 0, PROBE, ASCENTS, RATE) for e in run]
+        return found
+
+    def conclude(self, lab: Lab) -> dict[str, Any]:
+        steps = self._steps(lab)
+        ways = ("gumbel", "nearest in text", "continuous, nearest candidate", "continuous, times the worst")
+        trees: dict[str, dict[int, dict[str, dict[str, list[float]]]]] = {w: {k: {} for k in steps} for w in ways}
+        stable: dict[str, dict[str, list[float]]] = {}
+        stays: dict[str, dict[str, list[float]]] = {}
+        records, films = [], []
+        for run in self._runs(lab):
+            t, s = run[-1].target, str(run[-1].seed)
+            names = self._candidates(lab, run[-1])
+            log = lab.patch(run[-1]).card.log["adversarial"]
+            rows = lab.model.encode([t, *names]).tokens
+            nearest = names[int(distances(rows[0], rows[1:], "cosine").argmin())]
+            spectra = [lab.distances(Distances(e, names, 0, PROBE)).mean(1).tolist() for e in run]
+            for k, e, damage in zip(steps, run, spectra, strict=True):
+                percentile = {n: 100 * sum(d < damage[i] for d in damage) / (len(names) - 1) for i, n in enumerate(names)}
+                recent = [entry["concept"] for entry in log if k - max(1, WINDOW * steps[-1]) <= entry["step"] < k]
+                climb = lab.climbed(Climb(e, 0, PROBE, ASCENTS, RATE))
+                end = names[int(distances(climb["embedding"].to(rows), rows[1:], "cosine").argmin())]
+                got = {
+                    ways[0]: [percentile[n] for n in recent],
+                    ways[1]: [percentile[nearest]],
+                    ways[2]: [percentile[end]],
+                    ways[3]: [float(climb["damage"][-1]) / max(damage)],
+                }
+                for way, values in got.items():
+                    trees[way][k].setdefault(t, {})[s] = values
+                worst = max(percentile, key=percentile.__getitem__)
+                records.append(
+                    {
+                        "target": t,
+                        "seed": int(s),
+                        "step": k,
+                        "worst": worst,
+                        "chosen": recent,
+                        "nearest": nearest,
+                        "climbed_to": end,
+                        "damage": dict(zip(names, damage, strict=True)),
+                    }
+                )
+                if s == str(self.seeds[0]):
+                    films.append({"target": t, "step": k, "concept": worst, **self._pictures(lab, e, worst)})
+            pairs = list(pairwise(spectra))
+            stable.setdefault(t, {})[s] = [spearman(a, b) for a, b in pairs]
+            stays.setdefault(t, {})[s] = [100.0 * (a.index(max(a)) == b.index(max(b))) for a, b in pairs]
+        ranks = {way: {str(k): nested(tree) for k, tree in by_step.items()} for way, by_step in trees.items()}
+        last = {way: found[str(steps[-1])] for way, found in ranks.items()}
+        chosen = last["gumbel"]
+        over = {k: chosen[k] - 50 if chosen[k] is not None else None for k in ("value", "low", "high")}
+        verdict = {1: "better than chance", -1: "worse than chance", 0: "not shown to be better than chance"}[sign(over)]
+        sentence = (
+            f"At the end of the run what the Gumbel search chooses stands at percentile {said(chosen, 0)} of the candidates' "
+            f"damage, {verdict} (50); the nearest in text at {said(last[ways[1]], 0)}. The worst candidate stays the worst from "
+            f"one snapshot to the next in {said(nested(stays), 0)} % of cases (rank correlation {said(nested(stable), 2)}). The "
+            f"continuous search reaches {said(last[ways[3]], 1)} times the worst candidate's damage, at an embedding whose "
+            f"nearest candidate stands at percentile {said(last[ways[2]], 0)}."
+        )
+        numbers = {"sentence": sentence, "steps": steps, "ranks": ranks, "stable": nested(stable), "stays": nested(stays)}
+        return {**numbers, "films": films, "records": records}
+
+    def _pictures(self, lab: Lab, e: Erasure, concept: str) -> dict[str, str]:
+        """The concept by the base model and by the model being erased, from one start latent, as base64 PNG."""
+        case = [Case("film", concept, concept, PICTURE_SEED, lab.profile.guidance)]
+        before = lab.model.sample(case, lab.profile.steps)
+        with lab.patch(e).applied(lab.model):
+            after = lab.model.sample(case, lab.profile.steps)
+        return {"before": _png(before), "after": _png(after)}
+
+    def draw(self, numbers: Mapping[str, Any]) -> Figure:
+        from matplotlib.figure import Figure
+
+        films = numbers["films"]
+        targets = list(dict.fromkeys(f["target"] for f in films))
+        fig = Figure(figsize=(8.5, 2.6 + 1.5 * len(targets)), layout="constrained")
+        parts = fig.add_gridspec(2, 1, height_ratios=[2.6, 1.5 * len(targets)])
+        above, below = fig.add_subfigure(parts[0]), fig.add_subfigure(parts[1])
+        ax = above.add_subplot()
+        ax.spines[["top", "right"]].set_visible(False)
+        for i, way in enumerate(("gumbel", "nearest in text", "continuous, nearest candidate")):
+            x = [k * (1 + 0.02 * i) for k in numbers["steps"]]
+            found = list(numbers["ranks"][way].values())
+            ax.plot(x, [v["value"] for v in found], "o-", color=COLOURS[i], label=way)
+            for at, v in zip(x, found, strict=True):
+                if v["low"] is not None:
+                    ax.plot([at, at], [v["low"], v["high"]], color=COLOURS[i])
+        ax.axhline(50, color="#999999", linewidth=0.8, label="random")
+        ax.set(ylim=(-3, 103), xlabel="updates", ylabel="percentile of damage")
+        ax.legend(frameon=False, fontsize=8, ncols=4)
+        for i, film in enumerate(films):
+            cell = below.add_subplot(len(targets), len(numbers["steps"]), i + 1)
+            cell.imshow(torch.cat([_pixels(film["before"]), _pixels(film["after"])], dim=1).numpy())
+            cell.set_axis_off()
+            cell.set_title(f"{film['target']}, {film['step']}: {film['concept']}", fontsize=7)
+        below.suptitle("the worst candidate, before and after", fontsize=8)
+        return fig
+
+
+def _png(images: torch.Tensor) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(to_pixels(images)[0]).save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _pixels(encoded: str) -> torch.Tensor:
+    image = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
+    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(image.height, image.width, 3)

@@ -1,0 +1,103 @@
+"""Does the similarity of the prompts predict which concepts an erasure hurts?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..models.base import DiffusionModel
+from ..models.cond import Cond
+from ..statistics import spearman_interval
+from .base import Study, nested, said, sign
+from .figures import COLOURS, dots, figure
+from .lab import Lab, Want, mean_rows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+IMAGES = "base images"
+
+
+class TextSimilarity(Study):
+    """Rank correlation of a name's similarity to the target with its damage: cosine of text features at the first, middle and
+    last layer, pooled at the last word, at the end token, over the words and over all positions; beside them the similarity of
+    base images.
+
+    Per target with an interval over concepts, and over targets and training seeds.
+    """
+
+    name = "text-similarity"
+    question = "does text similarity predict damage?"
+    default_methods = ("naive",)
+
+    def wants(self, lab: Lab) -> Sequence[Want]:
+        return [self.scan(e) for e in self.erasures]
+
+    def conclude(self, lab: Lab) -> dict[str, Any]:
+        features = {**text_features(lab.model, self.names), IMAGES: lab.images(self.scan(None)).embedded.mean(1)}
+        found: dict[str, Any] = {}
+        records = []
+        for method in self.methods:
+            trees: dict[str, dict[str, dict[str, list[float]]]] = {k: {} for k in features}
+            for e in (e for e in self.erasures if e.row == method):
+                drop = mean_rows(lab.drops(self.scan(e)))
+                target = self.names.index(e.target)
+                rest = [i for i in range(len(self.names)) if i != target]
+                for kind, x in features.items():
+                    alike = torch.nn.functional.cosine_similarity(x[[target]].double(), x[rest].double()).tolist()
+                    rho, interval = spearman_interval(alike, [drop[i] for i in rest])
+                    trees[kind].setdefault(e.target, {})[str(e.seed)] = [rho]
+                    low, high = interval or (None, None)
+                    records.append(
+                        {
+                            "method": method,
+                            "target": e.target,
+                            "seed": e.seed,
+                            "feature": kind,
+                            "rho": rho,
+                            "low": low,
+                            "high": high,
+                        }
+                    )
+            found[method] = {kind: nested(tree) for kind, tree in trees.items()}
+        first = found[self.methods[0]]
+        texts = {k: v for k, v in first.items() if k != IMAGES}
+        best = max(texts, key=lambda k: texts[k]["value"] if texts[k]["value"] is not None else -2.0)
+        verdict = {1: "does go with", -1: "goes against", 0: "was not shown to go with"}[sign(texts[best])]
+        sentence = (
+            f"With {self.methods[0]}, similarity of the text {verdict} damage even at its best pooling ({best}): rank "
+            f"correlation {said(texts[best], 2)}; similarity of the base images: {said(first[IMAGES], 2)}."
+        )
+        return {"sentence": sentence, "methods": found, "records": records}
+
+    def draw(self, numbers: Mapping[str, Any]) -> Figure:
+        rows = list(numbers["methods"][self.methods[0]].items())
+        fig, (ax,) = figure(6.8, 0.9 + 0.27 * len(rows))
+        dots(ax, rows, [COLOURS[1] if kind == IMAGES else COLOURS[0] for kind, _ in rows])
+        ax.set_xlabel(f"rank correlation of similarity to the target and damage ({self.methods[0]}); marks are targets")
+        return fig
+
+
+def text_features(model: DiffusionModel, names: Sequence[str]) -> dict[str, Tensor]:
+    """ "layer, pooling" -> (n, features) of every name."""
+    layers = model.text_layers(names)
+    chosen = {"first layer": layers[0], "middle layer": layers[len(layers) // 2], "last layer": layers[-1]}
+    return {
+        f"{at}, {how}": pool(c, how) for at, c in chosen.items() for how in ("last word", "end token", "words", "all positions")
+    }
+
+
+def pool(c: Cond, how: str) -> Tensor:
+    """(n, d) or (n, L d) features of prompts."""
+    if how == "last word":
+        return c.last_token().cpu()
+    if how == "end token":
+        return c.tokens[torch.arange(len(c)), c.last + 1].cpu()
+    if how == "words":  # the empty prompt has no word: its begin token stands in
+        return torch.stack(
+            [row[min(1, last) : last + 1].mean(0) for row, last in zip(c.tokens, c.last.tolist(), strict=True)]
+        ).cpu()
+    return c.tokens.flatten(1).cpu()

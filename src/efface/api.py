@@ -370,7 +370,7 @@ def study(
     wants = built.wants(lab)
     planned = lab.cost(wants)
     note(
-        f"study {name} on {model.name}, {len(names)} names: {len(erasures(wants))} erasures; {planned:,} UNet evaluations are missing, "
+        f"study {name} on {model.name}, {len(names)} names: {len(erasures(wants))} erasures; {planned:,} UNet evaluations missing, "
         f"{planned * seconds_per_eval(model, batch=32) / 60:.1f} min plus gradients on {model.device}."
     )
     lab.fulfil(wants)

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..errors import BadFile
 from ..files import write_text
-from ..records import RECORD_VERSION, read_run, read_summary
+from ..records import RECORD_VERSION, read_damage, read_run, read_summary
 from .view import page
 
 __all__ = ["write_report"]
@@ -30,7 +30,7 @@ def write_report(folder: Path, out: Path) -> Path:
             problem = f"{folder / name} has record version {version}, this efface reads {RECORD_VERSION}"
             raise BadFile(f"{problem}; use the efface that wrote it.")
     try:
-        context = page(run, summary, folder / "images")
+        context = page(run, summary, read_damage(folder), folder / "images")
     except (KeyError, TypeError, AttributeError) as error:
         raise BadFile(f"{folder} does not hold the records of an efface evaluation ({error!r}).") from error
     # Autoescape is a plain True: jinja's select_autoescape goes by suffix and would not recognise ".html.j2".

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from ..records import AXES, KEEP_AXES, TARGET_AXES, Entrant, RunFile
 from . import plots, verdict
 from .pictures import embedded_png, picture
-from .wording import RateText, estimate, finite, p_value, rate, score, settings
+from .wording import NOT_MEASURED, RateText, estimate, finite, p_value, rate, score, settings
 
 BASE = "none"
 KINDS = {
@@ -33,7 +33,7 @@ TIMELINE_CONCEPTS = 12
 Axes = Mapping[str, Mapping[str, Any]]
 
 
-def page(run: RunFile, summary: Mapping[str, Any], images: Path) -> dict[str, Any]:
+def page(run: RunFile, summary: Mapping[str, Any], damage: Mapping[str, Any] | None, images: Path) -> dict[str, Any]:
     """The context of template.html.j2, in the order of the page."""
     subject, axes_of = _subject(run), {i: e["axes"] for i, e in summary["entrants"].items()}
     axes = axes_of.get(subject.id, {})
@@ -52,6 +52,7 @@ def page(run: RunFile, summary: Mapping[str, Any], images: Path) -> dict[str, An
         "by_target": by_concept(axes, TARGET_AXES) if len(run.targets) > 1 else [],
         "by_concept": by_concept(axes, KEEP_AXES),
         "shown_concepts": SHOWN_CONCEPTS,
+        "damage": _damage(damage, images),
         "searches": _searches(subject.card),
         "films": [film for e in run.entrants for film in _films(e)],
         "provenance": _provenance(run, subject),
@@ -190,6 +191,26 @@ def by_concept(axes: Axes, wanted: Sequence[str]) -> list[dict[str, Any]]:
             order = (r.measured is None, r.measured[0] if r.measured else 0.0, -r.n)
             rows.append((order, {"concept": concept, "axis": axis, "rate": r, "bar": bar}))
     return [row for _, row in sorted(rows, key=lambda entry: entry[0])]
+
+
+def _damage(found: Mapping[str, Any] | None, images: Path) -> dict[str, Any] | None:
+    """What else the patch broke, the most damaged name first, with its pictures before and after."""
+    if found is None:
+        return None
+    rows = [
+        {
+            "name": str(row["name"]),
+            "drop": estimate({"value": row["drop"], "low": row["low"], "high": row["high"]}, digits=1),
+            "p": p_value(row["p"]),
+            "damaged": bool(row["damaged"]),
+            "named": [NOT_MEASURED if row[k] is None else f"{row[k]}/{found['seeds']}" for k in ("before", "after")],
+            "invalid": int(row["invalid"]),
+            "pair": [(w, picture(images, "damage", f"{i}-{w}")) for w in ("before", "after")],
+        }
+        for i, row in enumerate(found["rows"])
+    ]
+    facts = {k: found[k] for k in ("names", "by", "seeds", "damaged")}
+    return {**facts, "rows": rows}
 
 
 def _searches(card: Mapping[str, Any] | None) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ class Study(abc.ABC):
     question: ClassVar[str]
     default_methods: ClassVar[tuple[str, ...]]
     default_seeds: ClassVar[tuple[int, ...]] = (0,)
-    default_images: ClassVar[int] = 4
+    default_images: ClassVar[int] = 2
     min_targets: ClassVar[int] = 1
     min_seeds: ClassVar[int] = 1
 

@@ -33,7 +33,6 @@ class Spectrum(Study):
     name = "spectrum"
     question = "where do neutral concepts lie in the spectrum of damage?"
     default_methods = ("naive",)
-    default_images = 4
 
     def scans(self, e: Erasure) -> list[Distances]:
         return [Distances(e, (*self.names, *self.neutral), seed, PROBE) for seed in (0, 1)]

@@ -271,7 +271,7 @@ def _keep_damage(
             if bool(torch.isfinite(image).all()):
                 write_png(to_pixels(image[None])[0], folder / "images" / "damage" / f"{i}-{which}.png")
     record = {**record, "key": key, "versions": versions()}
-    write_text(folder / DAMAGE, json.dumps(record, indent=1))
+    write_text(folder / DAMAGE, json.dumps(record, indent=1, allow_nan=False))
     return record
 
 
@@ -356,6 +356,7 @@ def study(
     lab = Lab(
         model,
         _plain_judge(model, clip, names),
+        names,
         chosen,
         Path(store) if store is not None else Path(out) / "store",
         lambda e: _row_method(model, e),
@@ -370,8 +371,8 @@ def study(
     wants = built.wants(lab)
     planned = lab.cost(wants)
     note(
-        f"study {name} on {model.name}, {len(names)} names: {len(erasures(wants))} erasures; {planned:,} UNet evaluations missing, "
-        f"{planned * seconds_per_eval(model, batch=32) / 60:.1f} min plus gradients on {model.device}."
+        f"study {name} on {model.name}, {len(names)} names: {len(erasures(wants))} erasures; {planned:,} UNet evaluations "
+        f"missing, {planned * seconds_per_eval(model, batch=32) / 60:.1f} min plus gradients on {model.device}."
     )
     lab.fulfil(wants)
     numbers = built.conclude(lab)
@@ -392,9 +393,9 @@ def study(
     result = {**facts, **numbers}
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "records.jsonl", "".join(json.dumps(row) + "\n" for row in records))
+    write_text(folder / "records.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in records))
     write_figure(built.draw(numbers), folder / "figure.svg")
-    write_text(folder / "result.json", json.dumps(result, indent=1))
+    write_text(folder / "result.json", json.dumps(result, indent=1, allow_nan=False))
     return result
 
 

@@ -539,10 +539,9 @@ def _damage_table(found: dict[str, Any]) -> str:
     ]
     for r in found["rows"]:
         before, after = ("-" if r[k] is None else f"{r[k]}/{found['seeds']}" for k in ("before", "after"))
-        mark, interval = "*" if r["damaged"] else " ", f"[{r['low']:.1f}, {r['high']:.1f}]"
-        lines.append(
-            f"{r['name'][:21]:<22}{r['drop']:>17.1f}{mark}  {interval:<18}{r['p']:>8.4f}{before:>14}{after:>7}{r['invalid']:>9}"
-        )
+        interval = "too few images" if r["low"] is None else f"[{r['low']:.1f}, {r['high']:.1f}]"
+        mark, drop = "*" if r["damaged"] else " ", "not scored" if r["drop"] is None else f"{r['drop']:.1f}"
+        lines.append(f"{r['name'][:21]:<22}{drop:>17}{mark}  {interval:<18}{r['p']:>8.4f}{before:>14}{after:>7}{r['invalid']:>9}")
     worst = f"{found['damaged']} of the {len(found['rows'])} names that looked worst of {found['names']} are damaged (*)"
     return "\n".join([*lines, f"{worst}: false discovery rate 5 %, on {found['seeds']} images each that did not choose them."])
 

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..detectors.cloud import MINIMUM
 from ..errors import BadOption
 from ..models.base import DiffusionModel
 from ..patches import Patch
 from ..statistics import benjamini_hochberg, sign_flip, typical_interval
 from .evaluate import Judge
 from .profiles import Profile
-from .scan import Probe, case_images, distances, drops, scan_cases, scored
+from .scan import Probe, case_images, distances, drops, scan_cases, scored, text_scores
 
 FALSE_DISCOVERY = 0.05
 MIN_SEEDS = 6
@@ -37,9 +38,9 @@ class Damaged:
 
     name: str
     score: float
-    drop: float
-    low: float
-    high: float
+    drop: float | None
+    low: float | None
+    high: float | None
     p: float
     damaged: bool
     n: int
@@ -59,8 +60,8 @@ def confirm(drop: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
     rejected = benjamini_hochberg(p_values, FALSE_DISCOVERY)
     found = []
     for all_of, row, p, damaged in zip(drop, kept, p_values, rejected, strict=True):
-        low, high = typical_interval(row)
-        mean = sum(row) / len(row) if row else float("nan")
+        low, high = (bound if math.isfinite(bound) else None for bound in typical_interval(row))
+        mean = sum(row) / len(row) if row else None
         found.append(
             {"drop": mean, "low": low, "high": high, "p": p, "damaged": damaged, "n": len(row), "invalid": len(all_of) - len(row)}
         )
@@ -76,7 +77,12 @@ def damage_cost(names: int, count: int, profile: Profile, by: str = "noise", pro
     """Evaluations of :func:`damage`, the base model's images included."""
     count = min(count, names)
     found = probe.cost(names) if by == "noise" else 2 * names * FIND_SEEDS * profile.evals_per_image
-    return found + 2 * count * least_seeds(count) * profile.evals_per_image
+    return found + count * (least_seeds(count) + _base_seeds(count)) * profile.evals_per_image
+
+
+def _base_seeds(count: int) -> int:
+    """The base model's images per name: at least as many in all as say what is valid."""
+    return max(least_seeds(count), -(-MINIMUM // count))
 
 
 def damage(
@@ -102,25 +108,25 @@ def damage(
     if count < 1 or by not in FOUND_BY:
         raise BadOption(f"damage lists at least 1 name, found by one of {', '.join(FOUND_BY)}; got {count}, {by!r}.")
     count = min(count, len(names))
-    seeds = least_seeds(count)
-    cases = scan_cases(names, range(FIND_SEEDS), profile.guidance) if by == "images" else []
-    total, start = 2 * (len(cases) + count * seeds), 2 * len(cases)
+    seeds, base_seeds = least_seeds(count), _base_seeds(count)
+    find = scan_cases(names, range(FIND_SEEDS), profile.guidance) if by == "images" else []
+    total, start = 2 * len(find) + count * (seeds + base_seeds), 2 * len(find)
     if by == "noise":
         scores = distances(model, patch, names, probe, seed=0).mean(1)
     else:
-        first = case_images(model, None, cases, profile, lambda n: on_image(n, total))
-        judge.calibrate(first)
-        second = case_images(model, patch, cases, profile, lambda n: on_image(len(cases) + n, total))
-        pair = [scored(x, names, FIND_SEEDS, judge) for x in (first, second)]
-        scores = torch.nanmean(drops(pair[0], pair[1]), dim=1).nan_to_num(-torch.inf)
+        first = case_images(model, None, find, profile, lambda n: on_image(n, total))
+        second = case_images(model, patch, find, profile, lambda n: on_image(len(find) + n, total))
+        was_text, now_text = (text_scores(images, names, FIND_SEEDS, judge) for images in (first, second))
+        scores = torch.nanmean(drops(names, was_text, now_text), dim=1).nan_to_num(-torch.inf)
     order = torch.sort(scores, descending=True, stable=True).indices[:count].tolist()
     worst = [names[i] for i in order]
-    cases = scan_cases(worst, range(SEEDS_B, SEEDS_B + seeds), profile.guidance)
-    before = case_images(model, None, cases, profile, lambda n: on_image(start + n, total))
-    judge.calibrate(before)
-    after = case_images(model, patch, cases, profile, lambda n: on_image(start + len(cases) + n, total))
+    cases, more = (scan_cases(worst, range(SEEDS_B, SEEDS_B + n), profile.guidance) for n in (seeds, base_seeds))
+    base = case_images(model, None, more, profile, lambda n: on_image(start + n, total))
+    judge.calibrate(base)
+    before = base.unflatten(0, (count, base_seeds))[:, :seeds].flatten(0, 1)
+    after = case_images(model, patch, cases, profile, lambda n: on_image(start + len(more) + n, total))
     was, now = (scored(images, worst, seeds, judge) for images in (before, after))
-    tested = confirm(drops(was, now).tolist())
+    tested = confirm(drops(worst, was.text, now.text).tolist())
     rows = [
         Damaged(
             name,
@@ -139,7 +145,7 @@ def damage(
         "seeds": seeds,
         "profile": profile.name,
         "damaged": sum(r.damaged for r in rows),
-        "rows": [asdict(r) for r in sorted(rows, key=lambda r: -r.drop)],
+        "rows": [asdict(r) for r in sorted(rows, key=lambda r: math.inf if r.drop is None else -r.drop)],
     }
     pictures = {n: (before[k * seeds], after[k * seeds]) for k, n in enumerate(worst)}
     return record, pictures

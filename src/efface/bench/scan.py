@@ -38,10 +38,6 @@ class Scan:
     shown: Tensor
     embedded: Tensor
 
-    def at(self, names: Sequence[str]) -> list[int]:
-        place = {n: i for i, n in enumerate(self.names)}
-        return [place[n] for n in names]
-
     def save(self, path: Path) -> None:
         tensors = {"text": self.text, "shown": self.shown, "embedded": self.embedded}
         atomic_write(path, lambda p: save_file(tensors, p, metadata={"names": "\n".join(self.names)}))
@@ -70,10 +66,16 @@ def case_images(
     return torch.cat(parts)
 
 
+def text_scores(images: Tensor, names: Sequence[str], seeds: int, judge: Judge) -> Tensor:
+    """(n, s) image-text score of ``seeds`` images per name; NaN where an image could not be scored."""
+    prompts = [name for name in names for _ in range(seeds)]
+    found = [float("nan") if t is None else t for t in judge.clip_t(images, prompts)]
+    return torch.tensor(found).reshape(len(names), seeds)
+
+
 def scored(images: Tensor, names: Sequence[str], seeds: int, judge: Judge) -> Scan:
     """The numbers of ``seeds`` images per name."""
     prompts = [name for name in names for _ in range(seeds)]
-    text = torch.tensor([float("nan") if t is None else t for t in judge.clip_t(images, prompts)])
     shown = torch.zeros(len(prompts), dtype=torch.bool)
     known = [i for i, name in enumerate(prompts) if name in judge.names]
     if known:
@@ -82,16 +84,21 @@ def scored(images: Tensor, names: Sequence[str], seeds: int, judge: Judge) -> Sc
             [reason is None and label == prompts[i] for i, (label, _, reason) in zip(known, found, strict=True)]
         )
     shape = (len(names), seeds)
-    return Scan(tuple(names), text.reshape(shape), shown.reshape(shape), judge.embed_images(images).reshape(*shape, -1))
+    return Scan(
+        tuple(names),
+        text_scores(images, names, seeds, judge),
+        shown.reshape(shape),
+        judge.embed_images(images).reshape(*shape, -1),
+    )
 
 
-def drops(base: Scan, changed: Scan) -> Tensor:
+def drops(names: Sequence[str], base: Tensor, changed: Tensor) -> Tensor:
     """(n, s) fall of the image-text score on the same name and seed: the damage ``CLIP(x, c) - CLIP(x', c)``; NaN where either
     image could not be scored. Raises EvaluationError where the base model's could not."""
-    broken = [n for n, row in zip(base.names, base.text, strict=True) if not bool(torch.isfinite(row).all())]
+    broken = [n for n, row in zip(names, base, strict=True) if not bool(torch.isfinite(row).all())]
     if broken:
         raise EvaluationError(f"the base model's own image of {broken[0]!r} cannot be scored; leave the name out.")
-    return base.text - changed.text
+    return base - changed
 
 
 @dataclass(frozen=True)

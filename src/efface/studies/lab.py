@@ -18,6 +18,7 @@ from ..bench.evaluate import Judge
 from ..bench.profiles import Profile
 from ..bench.scan import Probe, Scan, case_images, climb_cost, climbed, distances, drops, scan_cases, scored
 from ..concepts.request import EraseRequest
+from ..detectors.cloud import MINIMUM
 from ..errors import BadFile
 from ..files import atomic_write
 from ..methods import Method
@@ -90,6 +91,8 @@ class Lab:
 
     model: DiffusionModel
     judge: Judge
+    names: tuple[str, ...]
+    """The concept space, which calibrates the judge."""
     profile: Profile
     store: Path
     make: Callable[[Erasure], Method]
@@ -100,7 +103,7 @@ class Lab:
     gold: DiffusionModel | None = None
     unseen: tuple[str, ...] = ()
     """What the gold model never saw."""
-    calibrated: tuple[str, ...] = ()
+    calibrated: bool = False
 
     # -- erasures ------------------------------------------------------------------------------------------------
 
@@ -143,25 +146,38 @@ class Lab:
         return folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
 
     def images(self, want: Images) -> Scan:
-        """Numbers of the images, found or made. What is valid is learned from the base model's images of the same names."""
+        """Numbers of the images, found or made. What is valid is learned from the base model's images of the whole space."""
         gold = want.erasure is not None and want.erasure.row == GOLD
         patch = None if want.erasure is None or gold else self.patch(want.erasure)
         path = self._scan_path("images", want.erasure, want.names, want.seeds)
         if not path.is_file():
-            base_cases = scan_cases(want.names, want.seeds, self.profile.guidance)
-            if self.calibrated != want.names or want.erasure is None:
-                self.judge.calibrate(case_images(self.model, None, base_cases, self.profile, lambda n: None))
-                self.calibrated = want.names
+            self._calibrate()
+            cases = scan_cases(want.names, want.seeds, self.profile.guidance)
             model = self.gold if gold and self.gold else self.model
             what = "images of the base model" if want.erasure is None else f"images of {want.erasure.row}, {want.erasure.target}"
-            images = case_images(model, patch, base_cases, self.profile, lambda n: self.on_progress(what, n, len(base_cases)))
+            images = case_images(model, patch, cases, self.profile, lambda n: self.on_progress(what, n, len(cases)))
             path.parent.mkdir(parents=True, exist_ok=True)
             scored(images, want.names, len(want.seeds), self.judge).save(path)
         return Scan.load(path, want.names)
 
+    def _calibrate(self) -> None:
+        if not self.calibrated:
+            cases = scan_cases(self.names, range(self._calibration_seeds), self.profile.guidance)
+            self.judge.calibrate(
+                case_images(self.model, None, cases, self.profile, self._told("images to calibrate", len(cases)))
+            )
+            self.calibrated = True
+
+    @property
+    def _calibration_seeds(self) -> int:
+        return -(-MINIMUM // len(self.names))
+
+    def _told(self, what: str, total: int) -> Callable[[int], None]:
+        return lambda done: self.on_progress(what, done, total)
+
     def drops(self, want: Images) -> Tensor:
         """(n, s) fall of the image-text score against the base model on the same names and seeds; see :func:`drops`."""
-        return drops(self.images(replace(want, erasure=None)), self.images(want))
+        return drops(want.names, self.images(replace(want, erasure=None)).text, self.images(want).text)
 
     def distances(self, want: Distances) -> Tensor:
         """(n, pairs) of :func:`bench.scan.distances`, found or made."""
@@ -192,6 +208,7 @@ class Lab:
             self.patch(e)
         for w in wants:
             if isinstance(w, Images):
+                self.images(replace(w, erasure=None))
                 self.images(w)
             elif isinstance(w, Distances):
                 self.distances(w)
@@ -215,7 +232,10 @@ class Lab:
             elif isinstance(w, Climb):
                 missing = self._missing("climb", w.erasure, w.seed, asdict(w.probe), w.ascents, w.rate)
                 total += climb_cost(w.probe, w.ascents) if missing else 0
-        return round(total) + sum(n for (names, seeds), n in base.items() if self._missing("images", None, names, seeds))
+        total += sum(n for (names, seeds), n in base.items() if self._missing("images", None, names, seeds))
+        scans = any(self._missing("images", w.erasure, w.names, w.seeds) for w in wants if isinstance(w, Images))
+        calibration = len(self.names) * self._calibration_seeds * self.profile.evals_per_image
+        return round(total) + (calibration if scans and not self.calibrated else 0)
 
     def _missing(self, kind: str, e: Erasure | None, *facts: Any) -> bool:
         trained = e is None or e.row == GOLD or self.path(e).is_file()

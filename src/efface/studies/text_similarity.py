@@ -49,8 +49,10 @@ class TextSimilarity(Study):
                 for kind, x in features.items():
                     alike = torch.nn.functional.cosine_similarity(x[[target]].double(), x[rest].double()).tolist()
                     rho, interval = spearman_interval(alike, [drop[i] for i in rest])
+                    if interval is None:
+                        continue  # the same feature for every name, as the end token's before the first layer
                     trees[kind].setdefault(e.target, {})[str(e.seed)] = [rho]
-                    low, high = interval or (None, None)
+                    low, high = interval
                     records.append(
                         {
                             "method": method,

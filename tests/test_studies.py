@@ -1,0 +1,393 @@
+"""Studies and damage: planted truth, false alarms, the same numbers twice, and a run that was killed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from efface import api
+from efface.bench.damage import confirm, damage, damage_cost, least_seeds
+from efface.bench.profiles import Profile
+from efface.bench.scan import Probe, distances
+from efface.config import build_method
+from efface.errors import BadFile, BadOption, EvaluationError, UnknownName
+from efface.methods import AP
+from efface.models.load import load_model
+from efface.patches import Patch
+from efface.patches.patch import PatchCard
+from efface.studies import STUDIES, Erasure, Lab, Study
+from efface.studies.base import nested
+from efface.studies.collapse import together
+from efface.studies.impact import compare
+from efface.studies.lab import Climb, Distances, Images, erasures
+from efface.studies.locality import links
+from efface.studies.spectrum import below
+from efface.studies.text_similarity import pool, text_features
+
+NAMES = tuple(f"word{i}" for i in range(12))
+HURT = {n: (12 - i) / 24 if i < 5 else 0.0 for i, n in enumerate(NAMES)}
+"""Planted: the first five names are hurt, word0 most; the others not at all."""
+FLAG = "unet.conv_out.bias"
+SMALL = Profile("small", 2, 1.0, {})
+
+
+class Brightness:
+    """A judge whose image-text score is 100 times the brightness."""
+
+    names: tuple[str, ...] = ()
+    facts: dict[str, Any] = {"judge": "brightness"}  # noqa: RUF012 - as every judge has them
+
+    def calibrate(self, images: torch.Tensor) -> None:
+        pass
+
+    def detect(self, images: torch.Tensor, concepts: Any) -> Any:
+        raise AssertionError("it names nothing")
+
+    def embed_images(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(images.mean((2, 3)), dim=-1)
+
+    def clip_t(self, images: torch.Tensor, prompts: Any) -> list[float | None]:
+        return [100 * float(image.mean()) if bool(torch.isfinite(image).all()) else None for image in images]
+
+
+def planted(model: Any) -> Any:
+    """The tiny model with known damage: FLAG says how much of it there is; images are grey, with noise of their seed."""
+    tokens = {n: model.encode([n]).tokens[0] for n in NAMES}
+
+    def hurt(row: torch.Tensor) -> float:
+        return next((HURT[n] for n, t in tokens.items() if torch.equal(t, row)), 0.0)
+
+    def flag() -> float:
+        return float(model.weights(lambda n: n == FLAG)[FLAG][0])
+
+    def predict(z: torch.Tensor, t: torch.Tensor, c: Any) -> torch.Tensor:
+        model.evals.forward += len(z)
+        return z + flag() * torch.tensor([hurt(row) for row in c.tokens]).reshape(-1, 1, 1, 1)
+
+    def sample(cases: Any, steps: int, batch: int = 32) -> torch.Tensor:
+        model.evals.forward += len(cases) * steps
+        grey = [
+            0.6 - flag() * HURT.get(c.prompt, 0.0) + 0.01 * random.Random(f"{c.prompt} {c.seed} {flag()}").gauss(0, 1)
+            for c in cases
+        ]
+        return torch.tensor(grey).clamp(0, 1).reshape(-1, 1, 1, 1).expand(-1, 3, 8, 8).clone()
+
+    with torch.no_grad():
+        model.weights(lambda n: n == FLAG)[FLAG].zero_()
+    model.predict, model.sample = predict, sample
+    return model
+
+
+def flagged(model: Any, strength: float) -> Patch:
+    card = PatchCard("planted", {}, {"targets": ["apple"], "anchor": "", "preserve": []}, {"digest": model.digest()})
+    return Patch({FLAG: torch.full_like(model.weights(lambda n: n == FLAG)[FLAG], strength)} if strength else {}, card)
+
+
+@pytest.mark.parametrize("by", ["noise", "images"])
+def test_planted_damage_is_found_in_its_order_and_nothing_else_is(tiny_model: Any, by: str) -> None:
+    model = planted(tiny_model)
+    found, pictures = damage(model, flagged(model, 1.0), NAMES, SMALL, Brightness(), count=8, by=by)
+    hurt = [r["name"] for r in found["rows"] if r["damaged"]]
+    assert hurt == list(NAMES[:5])
+    assert found["damaged"] == 5
+    for row in found["rows"][:5]:
+        assert row["low"] <= 100 * HURT[row["name"]] <= row["high"]
+    assert set(pictures) == {r["name"] for r in found["rows"]}
+
+
+def test_noise_predictions_rank_the_planted_damage_exactly(tiny_model: Any) -> None:
+    model = planted(tiny_model)
+    for own in (True, False):
+        got = distances(model, flagged(model, 0.5), NAMES, Probe(trajectories=1, levels=2, steps=4, own=own), seed=0)
+        assert got.mean(1).tolist() == pytest.approx([(0.5 * h) ** 2 for h in HURT.values()], abs=1e-6)
+
+
+@pytest.mark.parametrize("by", ["noise", "images"])
+def test_a_patch_of_zeros_breaks_nothing(tiny_model: Any, by: str) -> None:
+    model = planted(tiny_model)
+    found, _ = damage(model, flagged(model, 0.0), NAMES, SMALL, Brightness(), count=6, by=by)
+    assert found["damaged"] == 0
+    assert all(r["low"] <= 0 <= r["high"] for r in found["rows"])
+
+
+def test_false_alarms_stay_at_five_percent() -> None:
+    """200 lists of 20 harmless names: paired differences are symmetric, with rare huge ones as lost concepts make them."""
+    rng, alarms = random.Random(7), 0
+    for _ in range(200):
+        lists = [
+            [rng.gauss(0, 1) + (rng.choice((-30, 30)) if rng.random() < 0.1 else 0) for _ in range(least_seeds(20))]
+            for _ in range(20)
+        ]
+        alarms += any(r["damaged"] for r in confirm(lists))
+    assert alarms <= 10
+
+
+def test_what_cannot_be_scored_is_counted_and_never_an_improvement() -> None:
+    ((row),) = confirm([[float("nan"), 5.0, 6.0, 7.0, 5.0, 6.0, 5.5, float("nan")]])
+    assert (row["n"], row["invalid"]) == (6, 2)
+    assert row["damaged"]
+    ((lost),) = confirm([[float("nan")] * 8])
+    assert (lost["n"], lost["invalid"], lost["damaged"]) == (0, 8, False)
+    assert (lost["drop"], lost["low"], lost["high"]) == (None, None, None)
+
+
+def test_damage_costs_what_it_says_and_refuses_nonsense(tiny_model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = planted(tiny_model)
+    for by in ("noise", "images"):
+        monkeypatch.setenv("EFFACE_CACHE", str(tmp_path / by))
+        before = model.evals.forward
+        damage(model, flagged(model, 1.0), NAMES, SMALL, Brightness(), count=3, by=by)
+        assert model.evals.forward - before == damage_cost(len(NAMES), 3, SMALL, by)
+    with pytest.raises(BadOption, match="at least 1 name"):
+        damage(model, flagged(model, 1.0), NAMES, SMALL, Brightness(), count=0)
+    with pytest.raises(BadOption, match="noise, images"):
+        damage(model, flagged(model, 1.0), NAMES, SMALL, Brightness(), by="guessing")
+
+
+def test_damage_of_the_miniature_goes_to_a_folder_and_is_not_measured_twice(tmp_path: Path) -> None:
+    model, space = load_model("mini"), names_file(tmp_path)
+    patch = api.erase(model, "uce", targets=["dog"])
+    found = api.damage(model, patch, out=tmp_path / "d", count=2, space=str(space), profile="smoke", by="noise")
+    spent = model.evals.forward
+    assert {r["name"] for r in found["rows"]} < set(SPACE) - {"dog"}
+    assert (tmp_path / "d" / "images" / "damage" / "0-before.png").is_file()
+    assert api.damage(model, patch, out=tmp_path / "d", count=2, space=str(space), profile="smoke", by="noise") == json.loads(
+        (tmp_path / "d" / "damage.json").read_text()
+    )
+    assert model.evals.forward == spent
+    with pytest.raises(BadFile, match="another --out"):
+        api.damage(model, patch, out=tmp_path / "d", count=3, space=str(space), profile="smoke", by="noise")
+
+
+# -- equations of the studies --------------------------------------------------------------------------------------
+
+
+def test_links_count_the_shortest_way() -> None:
+    """Six concepts on a line, each most like its neighbour."""
+    angle = torch.arange(6, dtype=torch.float64) * 0.2
+    hops = links(torch.cos(angle[:, None] - angle[None]), 2)
+    assert hops[0].tolist() == [0, 1, 1, 2, 3, 3]
+    assert torch.equal(hops, hops.T)
+    apart = torch.block_diag(torch.ones(2, 2), torch.ones(2, 2)).double()
+    assert links(apart, 1)[0].tolist() == [0, 1, 4, 4]
+
+
+def test_profiles_that_depend_on_the_target_are_told_from_those_that_do_not() -> None:
+    rng = random.Random(0)
+    names = [f"n{i}" for i in range(30)]
+    groups = {n: "ab"[i < 10] for i, n in enumerate(names)} | dict.fromkeys("wxyz", "b")
+    own = {t: [rng.gauss(0, 1) + 8 * (i < 10) for i in range(30)] for t in "wxyz"}
+    yes = compare({(t, s): [v + rng.gauss(0, 0.2) for v in own[t]] for t in "wxyz" for s in (0, 1)}, names, groups)
+    assert yes["p"] < 0.05
+    assert yes["within"] > yes["between"]
+    assert yes["difference"]["low"] > 5
+    no = compare({(t, s): [rng.gauss(0, 1) for _ in range(30)] for t in "wxyz" for s in (0, 1)}, names, groups)
+    assert no["p"] > 0.05
+    assert no["difference"]["low"] < 0 < no["difference"]["high"]
+
+
+def test_a_profile_that_could_not_be_scored_is_an_error() -> None:
+    with pytest.raises(EvaluationError, match="'b'"):
+        compare({("x", 0): [1.0, float("nan")], ("y", 0): [1.0, 2.0]}, ["a", "b"], {})
+
+
+def test_together_is_zero_for_images_that_did_not_move_and_positive_for_one_image() -> None:
+    base = torch.nn.functional.normalize(torch.randn(4, 5, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    assert together(list(base[:3]), base, 0) == pytest.approx([0.0] * 10, abs=1e-6)
+    assert min(together([base[0]] * 3, base, 0)) > 0
+
+
+def test_percentiles_and_pools(tiny_model: Any) -> None:
+    assert below(2.0, [1.0, 2.0, 3.0, 4.0]) == 37.5
+    c = tiny_model.encode(["apple", ""])
+    assert torch.equal(pool(c, "end token")[0], c.tokens[0, int(c.last[0]) + 1])
+    layers = tiny_model.text_layers(["apple", ""])
+    assert torch.allclose(layers[-1].tokens, c.tokens, atol=1e-6)
+    assert {v.shape[0] for v in text_features(tiny_model, ["apple", "", "banana"]).values()} == {3}
+
+
+def test_nested_resamples_the_widest_level_there_is() -> None:
+    one = nested({"x": {"0": [1.0, 2.0, 3.0]}})
+    assert (one["value"], one["n"]) == (2.0, 3)
+    assert one["low"] < 2 < one["high"]
+    two = nested({"x": {"0": [1.0, 1.0]}, "y": {"0": [5.0, 5.0]}})
+    assert (two["low"], two["high"]) == (1.0, 5.0)
+    assert nested({"x": {"0": [1.0]}})["low"] is None
+
+
+# -- the lab and whole studies on the miniature --------------------------------------------------------------------
+
+SPACE = ("dog", "cat", "tiger", "cow", "castle", "church", "house", "guitar", "pizza", "apple")
+SMOKE = ("--images", "1", "--profile", "smoke")
+
+
+def names_file(folder: Path) -> Path:
+    path = folder / "names.txt"
+    path.write_text("\n".join(SPACE))
+    return path
+
+
+def lab_of(tmp_path: Path, names: tuple[str, ...] = SPACE) -> Lab:
+    model = load_model("mini")
+
+    def make(e: Erasure) -> Any:
+        if e.row.startswith("ap"):
+            return AP(**{**AP.presets["mini"], "steps": 8, "pool": 1, "nearest": 4, **dict(e.settings), "seed": e.seed})
+        return build_method(e.row, preset="mini")
+
+    return Lab(
+        model,
+        api._plain_judge(model, None, names),
+        names,
+        Profile("lab", 2, 4.0, {}),
+        tmp_path / "store",
+        make,
+        lambda method, request, run: api.erase(model, method, targets=request.targets, run=run),
+    )
+
+
+def test_the_lab_spends_what_it_announced_and_nothing_the_second_time(tmp_path: Path) -> None:
+    lab = lab_of(tmp_path)
+    e, probe = Erasure("ap", "dog", 1), Probe(trajectories=1, levels=2, steps=4)
+    half = dataclasses.replace(e, strength=0.5)
+    wants = [Images(e, SPACE, (0, 1)), Images(half, SPACE, (0, 1)), Distances(e, SPACE, 0, probe), Climb(e, 0, probe, 2, 0.05)]
+    assert erasures(wants) == [e]
+    planned, before = lab.cost(wants), lab.model.evals.forward
+    lab.fulfil(wants)
+    assert lab.model.evals.forward - before == planned
+    assert lab.cost(wants) == 0
+    again = lab.model.evals.forward
+    lab.fulfil(wants)
+    assert lab.model.evals.forward == again
+    assert not torch.equal(lab.images(wants[0]).text, lab.images(wants[1]).text)  # type: ignore[arg-type]
+    climb = lab.climbed(wants[3])  # type: ignore[arg-type]
+    assert len(climb["damage"]) == 3
+    assert climb["damage"][-1] > climb["damage"][0]
+
+
+def test_the_lab_refuses_a_patch_of_something_else(tmp_path: Path) -> None:
+    lab = lab_of(tmp_path)
+    lab.patch(Erasure("uce", "dog"))
+    os.makedirs(lab.path(Erasure("uce", "cat")).parent)
+    os.rename(lab.path(Erasure("uce", "dog")), lab.path(Erasure("uce", "cat")))
+    with pytest.raises(BadFile, match="another target"):
+        lab.patch(Erasure("uce", "cat"))
+
+
+def test_search_ranks_the_choices_against_the_exhaustive_answer(tmp_path: Path) -> None:
+    lab = lab_of(tmp_path)
+    study = STUDIES["search"](targets=("dog",), names=SPACE, methods=("ap",), seeds=(0,), images=1)
+    lab.fulfil(study.wants(lab))
+    numbers = study.conclude(lab)
+    assert numbers["steps"] == [1, 2, 4, 8]
+    for row in numbers["records"]:
+        assert row["worst"] == max(row["damage"], key=row["damage"].__getitem__)
+        assert set(row["chosen"]) <= set(row["damage"])
+    # One run cut off at four lengths: the same concepts were chosen on the way.
+    logs = [[x["concept"] for x in lab.patch(e).card.log["adversarial"]] for e in study._runs(lab)[0]]  # type: ignore[attr-defined]
+    assert all(log == logs[-1][: len(log)] for log in logs)
+    assert len(study.draw(numbers).axes) == 1 + len(numbers["films"])
+    with pytest.raises(BadOption, match="Gumbel"):
+        STUDIES["search"](targets=("dog",), names=SPACE, methods=("uce",), seeds=(0,), images=1).wants(lab)
+
+
+@pytest.mark.parametrize(
+    ("name", "methods", "seeds"),
+    [
+        ("impact", ("uce",), (0, 1)),
+        ("spectrum", ("uce",), (0,)),
+        ("preserve", ("uce", "time"), (0,)),
+        ("text-similarity", ("uce",), (0,)),
+        ("collapse", ("uce", "time"), (0,)),
+        ("locality", ("uce", "time"), (0,)),
+    ],
+)
+def test_every_study_writes_records_a_figure_and_one_conclusion(
+    tmp_path: Path, name: str, methods: tuple[str, ...], seeds: tuple[int, ...]
+) -> None:
+    said: list[str] = []
+    result = api.study(
+        "mini",
+        name,
+        out=tmp_path / "out",
+        targets=("dog", "castle"),
+        methods=methods,
+        seeds=seeds,
+        images=1,
+        space=str(names_file(tmp_path)),
+        profile="smoke",
+        note=said.append,
+    )
+    assert "UNet evaluations missing" in said[0]
+    assert result == json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["sentence"].endswith(".")
+    records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+    assert {r["target"] for r in records} == {"dog", "castle"}
+    ET.parse(tmp_path / "out" / "figure.svg")
+
+
+def test_a_killed_study_goes_on_and_says_the_same(tmp_path: Path) -> None:
+    """SIGKILL once the first scan is there; the second start ends with the numbers of a run that nobody killed."""
+    space = names_file(tmp_path)
+    command = [
+        sys.executable,
+        "-c",
+        "from efface.cli import main; main()",
+        "study",
+        "locality",
+        "--target",
+        "dog",
+        "--target",
+        "castle",
+    ]
+    command += ["--method", "uce", "--method", "time", "--space", str(space), *SMOKE, "--json"]
+    environment = {**os.environ, "EFFACE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    out = tmp_path / "killed"
+    process = subprocess.Popen(
+        [*command, "--out", str(out)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 300
+    while not list(out.glob("store/*/uce/images-*.safetensors")) and time.monotonic() < deadline:
+        assert process.poll() is None, "the study ended before it could be killed"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "result.json").exists()
+    kept = {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in out.glob("store/*/*/images-*.safetensors")}
+    results = []
+    for folder in (out, tmp_path / "whole"):
+        done = subprocess.run([*command, "--out", str(folder)], env=environment, capture_output=True, text=True, check=True)
+        results.append({**json.loads(done.stdout), "out": ""})
+    assert results[0] == results[1]
+    assert (out / "records.jsonl").read_bytes() == (tmp_path / "whole" / "records.jsonl").read_bytes()
+    assert (out / "figure.svg").read_bytes() == (tmp_path / "whole" / "figure.svg").read_bytes()
+    assert kept
+    assert all(hashlib.sha256(p.read_bytes()).hexdigest() == h for p, h in kept.items())
+
+
+def test_bad_studies_are_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    with pytest.raises(UnknownName, match="locality"):
+        api.study("mini", "localty", out=tmp_path)
+    with pytest.raises(BadOption, match="2 different --target"):
+        api.study("mini", "impact", out=tmp_path, targets=("dog",))
+    with pytest.raises(BadOption, match="2 different --seed"):
+        api.study("mini", "impact", out=tmp_path, targets=("dog", "cat"), seeds=(0, 0))
+    with pytest.raises(BadOption, match="--target"):
+        api.study("tiny", "spectrum", out=tmp_path)
+    with pytest.raises(UnknownName, match="method"):
+        api.study("mini", "spectrum", out=tmp_path / "x", targets=("dog",), methods=("nothing",))
+    assert not (tmp_path / "x" / "result.json").exists()
+    assert all(issubclass(cls, Study) and cls.__doc__ and cls.question for cls in STUDIES.values())

@@ -8,7 +8,8 @@ out on both sides. "official" is our own re-enactment of what the official codes
 those codes. It is timed on one matrix of every size, for one concept where it works concept by concept, and multiplied by the
 number of matrices and concepts: that is what "extrapolated" means. Ours is always run in full, from rows to all edited
 weights. Errors are relative errors of W' against a float64 solution of the same system by LU, on one matrix of every size; the
-official side's are of the same float32 sums formed by matrix products, which is at least as exact as its own loops.
+official side's are of the same float32 sums formed by matrix products, which is at least as exact as its own loops. RECE's are
+against extended precision at width 192: its float64 recursion is not exact enough to judge by.
 Seconds are CPU seconds of this process, the fastest of ``--repeat`` runs for ours.
 """
 
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -230,42 +232,68 @@ def rece(every: list[Tensor], n: int, repeat: int) -> dict[str, Any]:
     cached = seconds_of(lambda: ours(s), repeat)
     return case(
         n, official, ours, flops, repeat, extrapolated="over matrices, concepts and epochs", ours_seconds_with_s_cached=cached,
-        error=rece_errors(every, ours(s), x, y, q) if repeat > 1 and n <= 100 else None,
+        error=rece_errors(n) if repeat > 1 and n <= 100 else None,
     )  # fmt: skip
 
 
-def rece_errors(every: list[Tensor], found: list[Tensor], x: Tensor, y: Tensor, q: Tensor) -> dict[str, float]:
-    """Against the same epochs run on the weights themselves, layer by layer, in float64 with LU; and that in float32 with
-    inverses, as the official code has it. condition: of the worst system, which bounds what the reference itself can know."""
+def rece_errors(n: int, d: int = 192) -> dict[str, float]:
+    """RECE's recursion run on weights, layer by layer, in extended precision (80 bits): how far off are ours, the same recursion
+    in float64 with LU, and that in float32 with inverses, as the official code has it.
 
+    At width ``d`` with a matrix of every size and 77 rows per concept, because extended precision has no fast products. A float64
+    recursion cannot be the reference: the condition numbers of its systems multiply from epoch to epoch, and grow with the width.
+    condition: of the worst system.
+    """
+    every = layers(dict.fromkeys((5 * d // 12, 5 * d // 6, 5 * d // 3), 1), d)
+    x, y, q = text_rows(LENGTH * n, d, 2), text_rows(LENGTH, d, 3).repeat(n, 1), text_rows(LENGTH, d, 4)
     conditions: list[float] = []
 
-    def recursion(dtype: torch.dtype) -> list[Tensor]:
-        eye, rows, goals, kept = torch.eye(x.shape[1], dtype=dtype), x.to(dtype), y.to(dtype), q.to(dtype)
-        old = [w.to(dtype) for w in every]
-        now, derived, weight, lam = old, rows, 1.0, LAM
+    def recursion(kind: Any, solve: Callable[[Any, Any], Any]) -> list[Any]:
+        eye, rows, goals, kept = np.eye(d, dtype=kind), *(v.numpy().astype(kind) for v in (x, y, q))
+        old = [w.numpy().astype(kind) for w in every]
+        now, derived, weight, lam = old, rows, kind(1), kind(LAM)
         for epoch in range(4):  # the first edit, then three epochs
             if epoch:
-                system = 0.1 * eye + torch.stack([w.T @ w for w in now]).sum(0)
-                cross = torch.stack([a.T @ b for a, b in zip(now, old, strict=True)]).sum(0)
-                inverse = torch.inverse(system) @ cross if dtype == torch.float32 else torch.linalg.solve(system, cross)
-                derived, weight, lam = rows @ inverse.T, 0.1, 0.1
+                system = kind(0.1) * eye + sum(w.T @ w for w in now)
+                cross = sum(a.T @ b for a, b in zip(now, old, strict=True))
+                derived, weight, lam = rows @ solve(system, cross).T, kind(0.1), kind(0.1)
             keep = lam * eye + weight * kept.T @ kept
             left, right = keep + goals.T @ derived, keep + derived.T @ derived
-            if dtype == F64:
-                conditions.append(float(torch.linalg.cond(right)))
-            if dtype == torch.float32:
-                now = [(w @ left) @ torch.inverse(right) for w in now]
-            else:
-                now = [torch.linalg.solve(right, (w @ left).T).T for w in now]
+            conditions.append(float(np.linalg.cond(right.astype(np.float64))))
+            now = [solve(right, (w @ left).T).T for w in now]
         return now
 
-    exact, official = recursion(F64), recursion(torch.float32)
-    return {
-        "ours": max(error(a, b) for a, b in zip(found, exact, strict=True)),
-        "official": max(error(a, b) for a, b in zip(official, exact, strict=True)),
-        "condition": max(conditions),
-    }
+    exact = recursion(np.longdouble, _eliminated)
+    condition = max(conditions)
+    double = recursion(np.float64, np.linalg.solve)
+    single = recursion(np.float32, lambda a, b: np.linalg.inv(a) @ b)
+    ones, goals = torch.ones(len(x)), y[:LENGTH].double()
+    first = shared_edit(x, y, ones, q, torch.ones(LENGTH), LAM).transform
+    rows = Moments.of(x, y, ones, q, torch.full((LENGTH,), 0.1))
+    words = x[:1].double(), y[:1].double()
+    edit, _ = RECE(epochs=3).rounds(gram_of_maps(every), first, rows, n * goals.T @ goals, None, words)
+
+    def worst(found: list[Any]) -> float:
+        pairs = zip(found, exact, strict=True)
+        return max(float(np.sqrt(((a.astype(np.longdouble) - b) ** 2).sum() / (b**2).sum())) for a, b in pairs)
+
+    ours = worst([w.numpy() for w in edited_all(every, edit)])
+    return {"ours": ours, "official": worst(single), "float64": worst(double), "condition": condition, "width": d}
+
+
+def _eliminated(a: Any, b: Any) -> Any:
+    """Solution of a X = b by elimination with pivots, in whatever precision: LAPACK has none beyond float64."""
+    a, b = a.copy(), b.copy()
+    for k in range(len(a)):
+        pivot = k + int(np.argmax(abs(a[k:, k])))
+        a[[k, pivot]], b[[k, pivot]] = a[[pivot, k]], b[[pivot, k]]
+        factor = (a[k + 1 :, k] / a[k, k])[:, None]
+        a[k + 1 :] -= factor * a[k]
+        b[k + 1 :] -= factor * b[k]
+    found = np.zeros_like(b)
+    for k in reversed(range(len(a))):
+        found[k] = (b[k] - a[k, k + 1 :] @ found[k + 1 :]) / a[k, k]
+    return found
 
 
 def time_edit(every: list[Tensor], repeat: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ LEVELS = [  # a module may import its own level only inside its own package, and
     ["concepts", "records"],
     ["models"],
     ["patches", "training"],
-    ["latents", "learned", "surrogate", "edits", "guards"],
+    ["adversary", "latents", "learned", "surrogate", "edits", "guards"],
     ["search"],
     ["methods", "attacks", "detectors"],
     ["config", "bench", "testing", "reporting"],

@@ -332,9 +332,9 @@ def study(
     """Run a study of what erasing does to the rest; see :mod:`efface.studies`. Writes records.jsonl, result.json and figure.svg
     to ``out`` and returns the result.
 
-    What is left out takes the study's own default (targets: four of the miniature). ``store``: where erasures and scans are
-    kept and found again, by this study after a stop and by the others; default ``out``/store. Raises UsageError before anything
-    is computed.
+    What is left out takes the study's own default (targets: two or four of the miniature). ``store``: where erasures and scans
+    are kept and found again, by this study after a stop and by the others; default ``out``/store. Raises UsageError before
+    anything is computed.
     """
     if name not in STUDIES:
         raise UnknownName("study", name, STUDIES)
@@ -342,7 +342,7 @@ def study(
     chosen = dataclasses.replace(find_profile(profile), cases={}, damaged=0)
     if not targets and model.preset != "mini":
         raise BadOption("this model has no world of its own: name what is erased with --target.")
-    targets = tuple(targets) or STUDY_TARGETS
+    targets = tuple(targets) or STUDY_TARGETS[: cls.default_targets]
     request_for(model, targets)
     names = tuple(dict.fromkeys([*concept_space(space, model).require(2).candidates, *targets]))
     built = cls(

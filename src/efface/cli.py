@@ -577,7 +577,7 @@ def study_group() -> None:
 
 @click.command()
 @model_option
-@click.option("--target", "targets", multiple=True, help="Concept to erase; repeat. Default: four of the miniature.")
+@click.option("--target", "targets", multiple=True, help="Concept to erase; repeat. Default: two or four of the miniature.")
 @click.option("--method", "methods", multiple=True, help="Row to study; repeat.")
 @click.option("--seed", "seeds", type=int, multiple=True, help="Training seed; repeat.")
 @click.option("--images", type=int, default=None, help="Images per name.")

@@ -20,7 +20,7 @@ from ..models.cond import Cond
 from ..options import check, option
 from ..patches import Patch
 
-__all__ = ["CHUNK", "TIERS", "Attack", "Attempt", "Deployed", "Goal", "Plan", "option", "rng_of", "word_rows"]
+__all__ = ["CHUNK", "TIERS", "Attack", "Attempt", "Deployed", "Goal", "Plan", "option", "rng_of"]
 
 TIERS = {
     "T0": "the prompt box, no feedback",
@@ -172,12 +172,3 @@ def rng_of(seed: int, case: Case) -> torch.Generator:
     """A case's own random numbers: they depend on the attack's seed and the case, not on its neighbours in a batch."""
     told = hashlib.sha256(f"attack {seed} {case.id}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(told[:7], "big"))
-
-
-def word_rows(model: DiffusionModel) -> tuple[list[str], Tensor]:
-    """The vocabulary's words that are one token, and their (V, e) input embeddings. Whole words survive being written and read
-    again, which fragments do not."""
-    vocabulary = model.vocabulary()
-    words = [w for w, ids in zip(vocabulary, model.token_ids(vocabulary), strict=True) if len(ids) == 3]
-    parts = [model.embed(words[i : i + 512]).embeddings[:, 1] for i in range(0, len(words), 512)]
-    return words, torch.cat(parts).float()

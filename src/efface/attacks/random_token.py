@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from .base import Attack, Attempt, Deployed, Goal, Plan, option, rng_of, word_rows
+from ..adversary import word_rows
+from .base import Attack, Attempt, Deployed, Goal, Plan, option, rng_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Erasure methods. To add one: write one file beside these and one import line here; see CONTRIBUTING.md."""
 
 from .ablation import ConceptAblation
+from .advunlearn import AdvUnlearn
 from .age import AGE
 from .ap import AP
 from .base import Method, option
@@ -14,7 +15,7 @@ from .time import TIME
 from .uce import UCE
 
 METHODS: dict[str, type[Method]] = {
-    cls.name: cls for cls in (ESD, AP, AGE, KPOP, ConceptAblation, ForgetMeNot, UCE, TIME, RECE, MACE, RealEra)
+    cls.name: cls for cls in (ESD, AP, AGE, KPOP, ConceptAblation, ForgetMeNot, AdvUnlearn, UCE, TIME, RECE, MACE, RealEra)
 }
 
 ROWS: dict[str, type[Method]] = {"naive": AP, "l2": AP, "neutral": AP, "fixed": AP}
@@ -31,6 +32,7 @@ __all__ = [
     "ROWS",
     "TIME",
     "UCE",
+    "AdvUnlearn",
     "ConceptAblation",
     "ForgetMeNot",
     "Method",

@@ -130,6 +130,10 @@ class DiffusionModel(abc.ABC):
         """Hash of the base weights that patches are tied to."""
 
     @abc.abstractmethod
+    def part_digest(self, part: str) -> str:
+        """Hash of one part's base weights (``unet`` or ``text_encoder``): what a patch of that part alone is tied to."""
+
+    @abc.abstractmethod
     def weights_changed(self) -> None:
         """Forget everything computed from weights (cached encodings); called when a patch is applied or reverted."""
 

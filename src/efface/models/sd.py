@@ -275,8 +275,11 @@ class StableDiffusion(DiffusionModel):
 
     def digest(self) -> str:
         """sha256 over names and half-precision values, so that one checkpoint loaded in float32 or float16 has one digest."""
+        return self.part_digest("")
+
+    def part_digest(self, part: str) -> str:
         h = hashlib.sha256()
-        for name, p in sorted(self._named_parameters()):
+        for name, p in sorted((n, p) for n, p in self._named_parameters() if n.startswith(part)):
             h.update(f"{name}{tuple(p.shape)}".encode())
             h.update(p.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
         return h.hexdigest()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..errors import UnknownName
+from ..errors import BadOption, UnknownName
 
 Select = Callable[[str], bool]
 
@@ -51,6 +51,21 @@ SELECTIONS: dict[str, Select] = {
     "full": lambda n: n.startswith("unet."),
     "text-encoder": lambda n: n.startswith("text_encoder."),
 }
+
+
+def text_layers(layers: str) -> Select:
+    """The transformer layers of the text encoder: ``all`` with the final norm, or their numbers, ``0,1,11``. Numbers are matched
+    whole: layer 1 is not layer 10. Embeddings are never among them. Raises BadOption for anything else."""
+    if layers == "all":
+        return lambda n: (
+            n.startswith("text_encoder.") and ".embeddings." not in n and not n.startswith("text_encoder.embeddings.")
+        )
+    try:
+        wanted = {int(part) for part in layers.split(",")}
+    except ValueError as error:
+        raise BadOption(f"layers={layers!r} is neither all nor numbers with commas, such as 0,1,11.") from error
+    return lambda n: any(n.startswith(f"text_encoder.encoder.layers.{i}.") for i in wanted)
+
 
 UNET_SELECTIONS = tuple(name for name in SELECTIONS if name != "text-encoder")
 """For methods whose conditionings are constants: training the text encoder would reach nothing."""

@@ -97,6 +97,14 @@ class Patch:
         model.weights_changed()
 
     def check_base(self, model: DiffusionModel) -> None:
+        text, base = self.card.base.get("text_encoder_digest"), self.card.base
+        if text is not None and all(n.startswith("text_encoder.") for n in self.deltas):
+            if model.part_digest("text_encoder") != text:
+                raise WrongBaseModel(
+                    f"this patch changes the text encoder of {base.get('name')!r}, and {model.name!r} has another one. "
+                    "Load a model with that text encoder, or erase again on this one."
+                )
+            return
         digest = model.digest()
         if digest != self.card.base.get("digest"):
             raise WrongBaseModel(

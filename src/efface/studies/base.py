@@ -28,6 +28,8 @@ class Study(abc.ABC):
     default_methods: ClassVar[tuple[str, ...]]
     default_seeds: ClassVar[tuple[int, ...]] = (0,)
     default_images: ClassVar[int] = 2
+    default_targets: ClassVar[int] = 4
+    """How many of the miniature's targets, where none is named."""
     min_targets: ClassVar[int] = 1
     min_seeds: ClassVar[int] = 1
 

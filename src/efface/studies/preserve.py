@@ -41,6 +41,7 @@ class Preserve(Study):
     question = "which preserved concept keeps the others best at equal erasure?"
     default_methods = ("ap", "naive", "neutral", "fixed-far", "fixed-related", "ap-random", "ap-exhaustive")
     default_images = 1
+    default_targets = 2
 
     def erasure(self, lab: Lab, row: str, target: str, seed: int) -> Erasure:
         """Rows beyond the methods' own names: AP with another search, or with one fixed concept."""

@@ -48,6 +48,7 @@ class Search(Study):
     name = "search"
     question = "does the search find the most damaged concept, and does it stay the worst?"
     default_methods = ("ap",)
+    default_targets = 2
 
     def _steps(self, lab: Lab) -> list[int]:
         method = lab.make(Erasure(self.methods[0], self.targets[0], self.seeds[0]))

@@ -1,0 +1,83 @@
+"""The studies behind docs/studies.md on the miniature: eight targets of eight groups, three training seeds for the headlines.
+
+    python benchmarks/studies.py [--quick] [--json] [--store runs/methods] [--out runs/studies] [--docs docs/studies]
+                                 [--only NAME ...]
+
+Erasures and scans are kept in --store and not made again; it may be the folder of `benchmarks/methods.py`, whose patches go
+by the same names. --docs copies every study's result and figure to where `python docs/make.py` makes the page from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from efface import api
+from efface.files import write_text
+
+SIX = ("fire engine", "dog", "palm tree", "castle", "guitar", "crossed swords")
+EIGHT = (*SIX, "pineapple", "police officer")
+PLAN: dict[str, dict[str, Any]] = {
+    "impact": {"targets": EIGHT, "methods": ("naive", "ap"), "seeds": (0, 1, 2)},
+    "spectrum": {"targets": EIGHT, "methods": ("naive",), "seeds": (0, 1)},
+    "preserve": {"targets": SIX, "seeds": (0,)},
+    "search": {"targets": SIX, "seeds": (0,)},
+    "text-similarity": {"targets": EIGHT, "methods": ("naive", "esd", "ap", "age"), "seeds": (0, 1, 2)},
+    "collapse": {"targets": EIGHT, "methods": ("naive", "age", "ap"), "seeds": (0, 1, 2)},
+    "locality": {"targets": EIGHT, "methods": ("naive", "esd", "ap", "age"), "seeds": (0, 1, 2)},
+}
+QUICK = {"targets": ("dog", "castle"), "methods": ("uce",), "images": 1, "profile": "smoke"}
+QUICK_NAMES = ("dog", "cat", "tiger", "castle", "church", "guitar", "pizza", "apple")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="under a minute: locality of one closed-form edit over eight names")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--store", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--out", type=Path, default=Path("runs/studies"))
+    parser.add_argument("--docs", type=Path, default=None)
+    parser.add_argument("--only", nargs="+", choices=list(PLAN), default=list(PLAN))
+    args = parser.parse_args()
+    results: dict[str, Any] = {}
+    if args.quick:
+        with tempfile.TemporaryDirectory() as folder:
+            names = Path(folder) / "names.txt"
+            names.write_text("\n".join(QUICK_NAMES))
+            results["locality"] = api.study("mini", "locality", out=Path(folder) / "out", space=str(names), **QUICK)
+    else:
+        for name in args.only:
+            note = (lambda text: None) if args.json else print
+            results[name] = api.study("mini", name, out=args.out / name, store=args.store, note=note, **PLAN[name])
+            if args.docs is not None:
+                keep(args.out / name, args.docs / name)
+    if args.json:
+        print(json.dumps({"sentences": {name: r["sentence"] for name, r in results.items()}}))
+    else:
+        print("\n".join(f"{name}: {r['sentence']}" for name, r in results.items()))
+
+
+def keep(folder: Path, docs: Path) -> None:
+    """Result and figure; the pictures of the films are in the figure already."""
+    docs.mkdir(parents=True, exist_ok=True)
+    result = json.loads((folder / "result.json").read_text("utf-8"))
+    result.pop("films", None)
+    write_text(docs / "result.json", json.dumps(rounded(result), indent=1) + "\n")
+    shutil.copyfile(folder / "figure.svg", docs / "figure.svg")
+
+
+def rounded(value: Any) -> Any:
+    """Five significant digits: more is noise in a file that stays in the history."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    return [rounded(v) for v in value] if isinstance(value, list) else value
+
+
+if __name__ == "__main__":
+    main()

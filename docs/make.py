@@ -1,9 +1,12 @@
-"""Write docs/methods/*.md from the methods themselves: ``python docs/make.py``. A test keeps the pages up to date."""
+"""Write docs/methods/*.md from the methods and docs/studies.md from the studies' results: ``python docs/make.py``. A test keeps
+the pages up to date."""
 
 from __future__ import annotations
 
 import inspect
 from pathlib import Path
+
+from study_claims import studies_page
 
 from efface.config import describe
 from efface.methods import METHODS, ROWS, Method
@@ -64,6 +67,7 @@ def measured(cls: type[Method]) -> list[str]:
 def main() -> None:
     for name, cls in METHODS.items():
         (HERE / "methods" / f"{name}.md").write_text(page(cls), "utf-8")
+    (HERE / "studies.md").write_text(studies_page(), "utf-8")
 
 
 if __name__ == "__main__":

@@ -69,20 +69,28 @@ def cheap_scan(n: Numbers) -> tuple[str, str]:
 
 
 def beats(row: str) -> Callable[[Numbers], tuple[str, str]]:
+    """On the first three targets and again on three others: held where it held both times."""
+
     def judge(n: Numbers) -> tuple[str, str]:
-        m = n["matched"][row]
-        if m["difference"] is None or m["interval"] is None:
-            return "90 % erasure was not reached", OPEN
-        low, high = m["interval"]
-        text = f"{row} minus AP: {m['difference']:+.1f} {{{low:.1f}, {high:.1f}}} points"
-        return text, HELD if low > 0 else NOT if high < 0 else OPEN
+        texts, bounds = [], []
+        for found in (n, result_of("preserve-again")):
+            m = found["matched"][row]
+            if m["difference"] is None or m["interval"] is None:
+                return "90 % erasure was not reached", OPEN
+            low, high = m["interval"]
+            bounds.append((low, high))
+            texts.append(f"{m['difference']:+.1f} {{{low:.1f}, {high:.1f}}}")
+        verdict = HELD if all(b[0] > 0 for b in bounds) else NOT if all(b[1] < 0 for b in bounds) else OPEN
+        return f"{row} minus AP, points: {texts[0]}, on other targets {texts[1]}", verdict
 
     return judge
 
 
 def finds(n: Numbers) -> tuple[str, str]:
-    m = n["ranks"]["gumbel"][str(n["steps"][-1])]
-    return f"percentile {said(m, 0)} at the end, chance is 50", HELD if m["low"] > 50 else NOT if m["high"] < 50 else OPEN
+    at = str(n["steps"][-2])
+    m, done = n["ranks"]["gumbel, next"][at], n["ranks"]["gumbel, just preserved"][at]
+    text = f"chosen next: percentile {said(m, 0)} (chance 50); just preserved: {said(done, 0)}"
+    return text, HELD if m["low"] > 50 else NOT if m["high"] < 50 else OPEN
 
 
 def changes(n: Numbers) -> tuple[str, str]:
@@ -185,9 +193,19 @@ def studies_page() -> str:
             f"**{r['sentence']}**",
             "",
             f"![{cls.question}](studies/{name}/figure.svg)",
+            *again_lines(name),
             *gold_lines(r),
         ]
     return "\n".join(lines) + "\n"
+
+
+def again_lines(name: str) -> list[str]:
+    """The same study on other targets, where there is one."""
+    if not (HERE / "studies" / f"{name}-again").is_dir():
+        return []
+    r = result_of(f"{name}-again")
+    picture = f"![{name} on other targets](studies/{name}-again/figure.svg)"
+    return ["", f"Again on {', '.join(r['targets'])}: **{r['sentence']}**", "", picture]
 
 
 def gold_lines(result: Numbers) -> list[str]:

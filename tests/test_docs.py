@@ -73,16 +73,17 @@ def test_generated_method_pages_are_up_to_date() -> None:
     try:
         import make as docs_make
     finally:
-        sys.path.pop(0)
+        sys.path.remove(str(ROOT / "docs"))
     from efface.methods import METHODS
 
     for name, cls in METHODS.items():
         assert (ROOT / "docs" / "methods" / f"{name}.md").read_text("utf-8") == docs_make.page(cls), (
             f"run python docs/make.py ({name})"
         )
+    assert (ROOT / "docs" / "studies.md").read_text("utf-8") == docs_make.studies_page(), "run python docs/make.py (studies)"
 
 
-@pytest.mark.parametrize("script", ["ap_cost.py", "methods.py", "memory.py", "search_films.py"])
+@pytest.mark.parametrize("script", ["ap_cost.py", "methods.py", "memory.py", "search_films.py", "studies.py"])
 def test_benchmarks_quick(script: str, tmp_path: Path) -> None:
     """The promise of every script in benchmarks/: --quick runs, --json prints one object of measured figures."""
     import json
@@ -103,6 +104,8 @@ def test_benchmarks_quick(script: str, tmp_path: Path) -> None:
         for name in ("ap, pool", "ap, fast", "age, pool", "esd, pool"):
             assert result[name]["per_iteration"] == result[name]["documented"]
         assert result["ap, fast"]["times_fewer"] >= 30
+    elif script == "studies.py":
+        assert "link" in result["sentences"]["locality"]
     elif script == "memory.py":
         # The tiny model's encodings and latents are not small beside its trained tensors; the full size is measured by hand.
         assert result["live_gb"] > result["model_gb"] > result["trained_gb"] > 0

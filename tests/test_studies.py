@@ -295,7 +295,8 @@ def test_search_ranks_the_choices_against_the_exhaustive_answer(tmp_path: Path) 
     assert numbers["steps"] == [1, 2, 4, 8]
     for row in numbers["records"]:
         assert row["worst"] == max(row["damage"], key=row["damage"].__getitem__)
-        assert set(row["chosen"]) <= set(row["damage"])
+        assert set(row["preserved"]) | set(row["next"]) <= set(row["damage"])
+    assert [len(row["next"]) for row in numbers["records"]] == [1, 1, 1, 0]
     # One run cut off at four lengths: the same concepts were chosen on the way.
     logs = [[x["concept"] for x in lab.patch(e).card.log["adversarial"]] for e in study._runs(lab)[0]]  # type: ignore[attr-defined]
     assert all(log == logs[-1][: len(log)] for log in logs)

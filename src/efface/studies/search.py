@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SNAPSHOTS = (0.1, 0.25, 0.5, 1.0)
 """Shares of the updates at which the model being erased is looked at."""
 WINDOW = 0.1
-"""The search's choices within this share of the updates before a snapshot are ranked there."""
+"""Choices within this share of the updates before and after a snapshot are ranked there."""
 PROBE = Probe(trajectories=1)
 ASCENTS, RATE = 10, 0.05
 PICTURE_SEED = 4242
@@ -80,7 +80,13 @@ class Search(Study):
 
     def conclude(self, lab: Lab) -> dict[str, Any]:
         steps = self._steps(lab)
-        ways = ("gumbel", "nearest in text", "continuous, nearest candidate", "continuous, times the worst")
+        ways = (
+            "gumbel, next",
+            "gumbel, just preserved",
+            "nearest in text",
+            "continuous, nearest candidate",
+            "continuous, times the worst",
+        )
         trees: dict[str, dict[int, dict[str, dict[str, list[float]]]]] = {w: {k: {} for k in steps} for w in ways}
         stable: dict[str, dict[str, list[float]]] = {}
         stays: dict[str, dict[str, list[float]]] = {}
@@ -94,14 +100,17 @@ class Search(Study):
             spectra = [lab.distances(Distances(e, names, 0, PROBE)).mean(1).tolist() for e in run]
             for k, e, damage in zip(steps, run, spectra, strict=True):
                 percentile = {n: 100 * sum(d < damage[i] for d in damage) / (len(names) - 1) for i, n in enumerate(names)}
-                recent = [entry["concept"] for entry in log if k - max(1, WINDOW * steps[-1]) <= entry["step"] < k]
+                reach = max(1, WINDOW * steps[-1])
+                recent = [entry["concept"] for entry in log if k - reach <= entry["step"] < k]
+                coming = [entry["concept"] for entry in log if k <= entry["step"] < k + reach]
                 climb = lab.climbed(Climb(e, 0, PROBE, ASCENTS, RATE))
                 end = names[int(distances(climb["embedding"].to(rows), rows[1:], "cosine").argmin())]
                 got = {
-                    ways[0]: [percentile[n] for n in recent],
-                    ways[1]: [percentile[nearest]],
-                    ways[2]: [percentile[end]],
-                    ways[3]: [float(climb["damage"][-1]) / max(damage)],
+                    ways[0]: [percentile[n] for n in coming],
+                    ways[1]: [percentile[n] for n in recent],
+                    ways[2]: [percentile[nearest]],
+                    ways[3]: [percentile[end]],
+                    ways[4]: [float(climb["damage"][-1]) / max(damage)],
                 }
                 for way, values in got.items():
                     trees[way][k].setdefault(t, {})[s] = values
@@ -112,7 +121,8 @@ class Search(Study):
                         "seed": int(s),
                         "step": k,
                         "worst": worst,
-                        "chosen": recent,
+                        "preserved": recent,
+                        "next": coming,
                         "nearest": nearest,
                         "climbed_to": end,
                         "damage": dict(zip(names, damage, strict=True)),
@@ -125,15 +135,18 @@ class Search(Study):
             stays.setdefault(t, {})[s] = [100.0 * (a.index(max(a)) == b.index(max(b))) for a, b in pairs]
         ranks = {way: {str(k): nested(tree) for k, tree in by_step.items()} for way, by_step in trees.items()}
         last = {way: found[str(steps[-1])] for way, found in ranks.items()}
-        chosen = last["gumbel"]
+        at = str(steps[-2]) if len(steps) > 1 else str(steps[-1])
+        chosen = ranks["gumbel, next"][at]
         over = {k: chosen[k] - 50 if chosen[k] is not None else None for k in ("value", "low", "high")}
         verdict = {1: "better than chance", -1: "worse than chance", 0: "not shown to be better than chance"}[sign(over)]
+        before = ranks["gumbel, just preserved"][at]
         sentence = (
-            f"At the end of the run what the Gumbel search chooses stands at percentile {said(chosen, 0)} of the candidates' "
-            f"damage, {verdict} (50); the nearest in text at {said(last[ways[1]], 0)}. The worst candidate stays the worst from "
-            f"one snapshot to the next in {said(nested(stays), 0)} % of cases (rank correlation {said(nested(stable), 2)}). The "
-            f"continuous search reaches {said(last[ways[3]], 1)} times the worst candidate's damage, at an embedding whose "
-            f"nearest candidate stands at percentile {said(last[ways[2]], 0)}."
+            f"What the Gumbel search chooses next after update {at} stands at percentile {said(chosen, 0)} of the candidates' "
+            f"damage there, {verdict} (50); what it has just preserved at {said(before, 0)}; the nearest in text at "
+            f"{said(ranks['nearest in text'][at], 0)}. The worst candidate stays the worst from one snapshot to the next in "
+            f"{said(nested(stays), 0)} % of cases (rank correlation {said(nested(stable), 2)}). At the end the continuous search "
+            f"reaches {said(last[ways[4]], 1)} times the worst candidate's damage, at an embedding whose nearest candidate "
+            f"stands at percentile {said(last[ways[3]], 0)}."
         )
         numbers = {"sentence": sentence, "steps": steps, "ranks": ranks, "stable": nested(stable), "stays": nested(stays)}
         return {**numbers, "films": films, "records": records}
@@ -156,10 +169,11 @@ class Search(Study):
         above, below = fig.add_subfigure(parts[0]), fig.add_subfigure(parts[1])
         ax = above.add_subplot()
         ax.spines[["top", "right"]].set_visible(False)
-        for i, way in enumerate(("gumbel", "nearest in text", "continuous, nearest candidate")):
+        for i, way in enumerate(("gumbel, next", "gumbel, just preserved", "nearest in text", "continuous, nearest candidate")):
             x = [k * (1 + 0.02 * i) for k in numbers["steps"]]
             found = list(numbers["ranks"][way].values())
-            ax.plot(x, [v["value"] for v in found], "o-", color=COLOURS[i], label=way)
+            known = [(at, v["value"]) for at, v in zip(x, found, strict=True) if v["value"] is not None]
+            ax.plot(*zip(*known, strict=True), "o-", color=COLOURS[i], label=way)
             for at, v in zip(x, found, strict=True):
                 if v["low"] is not None:
                     ax.plot([at, at], [v["low"], v["high"]], color=COLOURS[i])

@@ -132,7 +132,7 @@ def local(n: Numbers) -> tuple[str, str]:
 
 def asymmetric(n: Numbers) -> tuple[str, str]:
     value = n["methods"]["naive"]["asymmetry"]
-    return f"naive: |D - D'| / |D| = {value:.2f} among the targets (no interval: one matrix)", OPEN
+    return f"naive: norm(D - D') / norm(D) = {value:.2f} among the targets (no interval: one matrix)", OPEN
 
 
 CLAIMS = [
@@ -151,7 +151,7 @@ CLAIMS = [
     Claim("search", "The most damaged concept changes during the training.", "AP", changes),
     Claim("search", "Continuous search leaves the concepts.", "AP", leaves),
     Claim("text-similarity", "Text similarity does not predict damage.", "AP", no_text),
-    Claim("collapse", "Different concepts erased to one neutral target become one image.", "AP", collapse),
+    Claim("collapse", "Images of concepts erased to one neutral target move together.", "AP", collapse),
     Claim("collapse", "An adaptive target prevents it.", "AGE", age_prevents),
     Claim("locality", "Damage is local in a graph of concepts.", "AGE", local),
     Claim("locality", "It is asymmetric.", "AGE", asymmetric),

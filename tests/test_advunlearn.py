@@ -117,7 +117,7 @@ def test_fault_1_no_token_of_the_concept_is_lost(tiny_model: Any) -> None:
 
 
 def test_fault_2_the_last_attack_step_counts(tiny_model: Any) -> None:
-    """One step of the sign attack moves the words by its length, and the update sees the moved words; ``legacy_stale`` the old."""
+    """One step of the sign attack moves the words by its length, and that is what the update sees; ``legacy_stale`` the old."""
     for stale in (False, True):
         method = small(attack="sign", attack_steps=1, attack_lr=0.5, legacy_stale=stale)
         pool, table = method._pool(tiny_model, REQUEST, []), word_rows(tiny_model)[1]

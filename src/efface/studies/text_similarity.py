@@ -68,9 +68,9 @@ class TextSimilarity(Study):
         first = found[self.methods[0]]
         texts = {k: v for k, v in first.items() if k != IMAGES}
         best = max(texts, key=lambda k: texts[k]["value"] if texts[k]["value"] is not None else -2.0)
-        verdict = {1: "does go with", -1: "goes against", 0: "was not shown to go with"}[sign(texts[best])]
+        verdict = {1: "goes with", -1: "goes against", 0: "was not shown to go with"}[sign(texts[best])]
         sentence = (
-            f"With {self.methods[0]}, similarity of the text {verdict} damage even at its best pooling ({best}): rank "
+            f"With {self.methods[0]}, similarity of the text {verdict} damage at its best pooling ({best}): rank "
             f"correlation {said(texts[best], 2)}; similarity of the base images: {said(first[IMAGES], 2)}."
         )
         return {"sentence": sentence, "methods": found, "records": records}

@@ -117,9 +117,7 @@ class Preserve(Study):
         ]
         fig, (ax,) = figure(7.0, 1.0 + 0.32 * len(rows))
         dots(ax, rows, [COLOURS[0]] * len(rows))
-        ax.set_xlabel(
-            f"more damage to the other concepts than {reference}, at {100 * LEVEL:.0f} % erasure (points of image-text score)"
-        )
+        ax.set_xlabel(f"more damage to the others than {reference}, at {100 * LEVEL:.0f} % erasure (points)")
         return fig
 
 

@@ -95,6 +95,8 @@ class Spectrum(Study):
         return {**numbers, "records": records}
 
     def draw(self, numbers: Mapping[str, Any]) -> Figure:
+        from matplotlib.ticker import NullFormatter
+
         spectra = numbers["methods"][self.methods[0]]["spectra"]
         columns = min(2, len(spectra))
         rows = -(-len(spectra) // columns)
@@ -105,6 +107,7 @@ class Spectrum(Study):
             edges = torch.logspace(*(float(torch.tensor(f(own)).log10()) for f in (min, max)), 25).tolist()
             ax.hist(own, bins=edges, color="#b9c7dd")
             ax.set_xscale("log")
+            ax.xaxis.set_minor_formatter(NullFormatter())
             top = ax.get_ylim()[1]
             for k, name in enumerate(numbers["neutral"]):
                 colour = COLOURS[(k + 1) % len(COLOURS)]

@@ -79,7 +79,7 @@ class TextSimilarity(Study):
         rows = list(numbers["methods"][self.methods[0]].items())
         fig, (ax,) = figure(6.8, 0.9 + 0.27 * len(rows))
         dots(ax, rows, [COLOURS[1] if kind == IMAGES else COLOURS[0] for kind, _ in rows])
-        ax.set_xlabel(f"rank correlation of similarity to the target and damage ({self.methods[0]}); marks are targets")
+        ax.set_xlabel(f"rank correlation with damage ({self.methods[0]}); marks are targets")
         return fig
 
 

@@ -21,7 +21,7 @@ from efface.files import write_text
 
 SIX = ("fire engine", "dog", "palm tree", "castle", "guitar", "crossed swords")
 EIGHT = (*SIX, "pineapple", "police officer")
-# "-again": the same study on other targets, apart from the first.
+# "-again": the same study on other targets or methods, apart from the first.
 PLAN: dict[str, dict[str, Any]] = {
     "impact": {"targets": EIGHT, "methods": ("naive", "ap"), "seeds": (0, 1, 2)},
     "spectrum": {"targets": EIGHT, "methods": ("naive",), "seeds": (0, 1)},
@@ -31,6 +31,7 @@ PLAN: dict[str, dict[str, Any]] = {
     "text-similarity": {"targets": EIGHT, "methods": ("naive", "esd", "ap", "age"), "seeds": (0, 1, 2)},
     "collapse": {"targets": EIGHT, "methods": ("naive", "age", "ap"), "seeds": (0, 1, 2)},
     "locality": {"targets": EIGHT, "methods": ("naive", "esd", "ap", "age"), "seeds": (0, 1, 2)},
+    "locality-again": {"targets": EIGHT, "methods": ("uce",), "seeds": (0,)},  # deterministic: one seed says all
 }
 QUICK = {"targets": ("dog", "castle"), "methods": ("uce",), "images": 1, "profile": "smoke"}
 QUICK_NAMES = ("dog", "cat", "tiger", "castle", "church", "guitar", "pizza", "apple")

@@ -200,12 +200,12 @@ def studies_page() -> str:
 
 
 def again_lines(name: str) -> list[str]:
-    """The same study on other targets, where there is one."""
+    """The same study on other targets or methods, where there is one."""
     if not (HERE / "studies" / f"{name}-again").is_dir():
         return []
     r = result_of(f"{name}-again")
-    picture = f"![{name} on other targets](studies/{name}-again/figure.svg)"
-    return ["", f"Again on {', '.join(r['targets'])}: **{r['sentence']}**", "", picture]
+    picture = f"![{name} again](studies/{name}-again/figure.svg)"
+    return ["", f"Again, {', '.join(r['targets'])} with {', '.join(r['methods'])}: **{r['sentence']}**", "", picture]
 
 
 def gold_lines(result: Numbers) -> list[str]:

@@ -27,7 +27,6 @@ class Collapse(Study):
     name = "collapse"
     question = "do images of different erased concepts become one image?"
     default_methods = ("naive", "age", "ap")
-    default_seeds = (0, 1)
     default_images = 8
     min_targets = 2
 

@@ -35,11 +35,12 @@ PICTURE_SEED = 4242
 
 
 class Search(Study):
-    """AP is run to 10, 25, 50 and 100 % of its updates (one run, cut off at four lengths: the same draws), and every candidate's
-    damage is measured at each point: the exhaustive answer. Against it stands the percentile (100: the worst candidate) of what the
-    Gumbel search chooses in the next updates, of what it chose and preserved in the last ones (which repairs it), of the candidate
-    nearest in the text encoder, and 50 for a random choice. The continuous search climbs from the target's embedding on the same
-    models; its damage is given as a multiple of the worst candidate's, with the percentile of the candidate nearest to its end.
+    """AP is run to 10, 25, 50 and 100 % of its updates (one run, cut off at four lengths: the same draws), and every
+    candidate's damage is measured at each point: the exhaustive answer. Against it stands the percentile (100: the worst
+    candidate) of what the Gumbel search chooses in the next updates, of what it chose and preserved in the last ones (which
+    repairs it), of the candidate nearest in the text encoder, and 50 for a random choice. The continuous search climbs from the
+    target's embedding on the same models; its damage is given as a multiple of the worst candidate's, with the percentile of
+    the candidate nearest to its end.
 
     How long a concept stays the worst: rank correlation of damage between neighbouring snapshots, and how often the worst
     stays.

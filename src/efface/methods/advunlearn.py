@@ -31,24 +31,26 @@ ENCODER = "text-encoder"
 class AdvUnlearn(Method):
     """Bilevel: an attack finds words that bring the target back, the text encoder T learns to erase it all the same.
 
-    attack    d  <-  start at random words; ``attack_steps`` times, each on a fresh (z_t, t): Adam or sign step down  | eps(z_t,
-    t, T'(d, c_e)) - eps(z_t, t, T(c_e)) |^2      k = ``tokens`` vectors update    T' <-  Adam on  | eps(z_t, t, T'(d, c_e)) -
-    goal |^2  +  gamma mean_r | eps(z_r, t, T'(r)) - eps(z_r, t, T(r)) |^2 goal = eps_anchor - eta (eps_e - eps_anchor)
+        attack    d   <-  start at random words; ``attack_steps`` times, each on a fresh (z_t, t): one Adam or sign step down
+                          | eps(z_t, t, T'(d, c_e)) - eps(z_t, t, T(c_e)) |^2                       d: ``tokens`` vectors
+        update    T'  <-  Adam on  | eps(z_t, t, T'(d, c_e)) - goal |^2  +  gamma mean_r | eps(z_r, t, T'(r)) - eps(z_r, t, T(r)) |^2
+        goal = eps_anchor - eta (eps_e - eps_anchor)
 
     The first ``warmup`` updates erase the plain c_e. z comes from guided trajectories of the frozen model, kept in a pool: with
     the text encoder trained nothing they depend on ever changes, so the pool is exact in distribution; with UNet weights
     trained (``train``) the official code samples with the changing UNet, and the pool is a change. r: ``retain`` prompts per
-    row drawn without replacement from a concept space from which near-synonyms of the targets are dropped, and ``preserve``;
-    ``keep_null`` adds the empty prompt, which guidance needs and the official sets lack. The patch of a text encoder goes on
-    every model that has this encoder.
+    row, drawn without replacement from a concept space without the targets' near-synonyms, and ``preserve``; ``keep_null`` adds
+    the empty prompt, which guidance needs and the official sets lack. The patch of a text encoder goes on every model that has
+    this encoder.
 
-    Reference: Zhang et al., NeurIPS 2024, arXiv:2405.15234. Code: OPTML-Group/AdvUnlearn. Deviations from the code: the
-    concept's place is found by tokens and not by counting words (which cut "nudity" to "nu"); what is trained against is the
-    result of the last attack step and not of the one before (``legacy_stale``); layers are matched by number (there "1" is also
-    10 and 11); t is the level z_t is at. Ours: the retain set's space and filter, keep_null. Cost: filling the pool, 2 (S - 1)
-    evaluations per trajectory and 2 per kept latent of a target; then per row and update 1 + 2 (retain + keep_null) and, after
-    the warm-up, ``attack_steps`` with as many backwards. At the official schedule 73,584 for one target and 243 retain prompts,
-    where the official code spends 1.6 million.
+    Reference: Zhang et al., NeurIPS 2024, arXiv:2405.15234. Code: OPTML-Group/AdvUnlearn.
+    Deviations from the code: the concept's place is found by tokens and not by counting words (which cut "nudity" to "nu");
+    what is trained against is the result of the last attack step and not of the one before (``legacy_stale``); layers are
+    matched by number (there "1" is also 10 and 11); t is the level z_t is at. Ours: the retain set's space and filter,
+    keep_null.
+    Cost: filling the pool, 2 (S - 1) evaluations per trajectory and 2 per kept latent of a target; then per row and update 1 +
+    2 (retain + keep_null) and, after the warm-up, ``attack_steps`` with as many backwards. At the official schedule 73,584 for
+    one target and 243 retain prompts, where the official code spends 1.6 million.
     """
 
     name: ClassVar[str] = "advunlearn"

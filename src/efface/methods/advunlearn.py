@@ -33,7 +33,8 @@ class AdvUnlearn(Method):
 
         attack    d   <-  start at random words; ``attack_steps`` times, each on a fresh (z_t, t): one Adam or sign step down
                           | eps(z_t, t, T'(d, c_e)) - eps(z_t, t, T(c_e)) |^2                       d: ``tokens`` vectors
-        update    T'  <-  Adam on  | eps(z_t, t, T'(d, c_e)) - goal |^2  +  gamma mean_r | eps(z_r, t, T'(r)) - eps(z_r, t, T(r)) |^2
+        update    T'  <-  Adam on  | eps(z_t, t, T'(d, c_e)) - goal |^2
+                                   + gamma mean_r | eps(z_r, t, T'(r)) - eps(z_r, t, T(r)) |^2
         goal = eps_anchor - eta (eps_e - eps_anchor)
 
     The first ``warmup`` updates erase the plain c_e. z comes from guided trajectories of the frozen model, kept in a pool: with

@@ -168,11 +168,32 @@ def render(folder: Path) -> tuple[str, Reader]:
     return html, reader
 
 
+def test_what_else_it_broke(tmp_path: Path) -> None:
+    """Names as found, hostile ones included; pictures where they are; without a record the page says how to measure it."""
+    folder = synthetic_folder(tmp_path)
+    assert "efface damage --patch" in render(folder)[0]
+    fall = {"score": 0.1, "p": 0.002, "n": 9, "invalid": 0, "before": 9, "after": 1}
+    rows = [
+        {"name": HOSTILE, "drop": 31.25, "low": 20.0, "high": 40.0, "damaged": True, **fall},
+        {"name": "lost", "drop": None, "low": None, "high": None, "damaged": False, **fall, "invalid": 9, "before": None},
+    ]
+    (folder / "damage.json").write_text(json.dumps({"names": 50, "by": "noise", "seeds": 9, "damaged": 1, "rows": rows}))
+    html, _ = render(folder)
+    section = html[html.index('id="damage"') : html.index('id="search"')]
+    assert "<script>alert" not in section
+    assert "31.2 [20, 40]" in section
+    assert "1 of them is damaged" in section
+    assert section.count("case damaged") == 1
+    assert "not measured" in section
+    assert "9 invalid" in section
+    assert section.count("missing") >= 4
+
+
 def test_renders_in_order(tmp_path: Path) -> None:
     html, reader = render(synthetic_folder(tmp_path))
     assert reader.text["h1"] == "cat erased from mini with ap"
     ids = [a["id"] for tag, a in reader.tags if tag == "h2"]
-    assert ids == ["images", "tradeoff", "rates", "search", "provenance"]
+    assert ids == ["images", "tradeoff", "rates", "damage", "search", "provenance"]
     levels = [int(tag[1]) for tag, _ in reader.tags if re.fullmatch(r"h\d", tag)]
     assert levels[0] == 1
     assert all(b - a <= 1 for a, b in itertools.pairwise(levels))

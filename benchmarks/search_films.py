@@ -10,8 +10,6 @@ continuous embedding has gone from the target, in units of its norm. "mapped": c
 from __future__ import annotations
 
 import argparse
-import base64
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from efface.config import build_method
 from efface.files import atomic_write
 from efface.models.base import DiffusionModel
 from efface.models.load import load_model
+from efface.pictures import decoded_png
 
 SEARCHES: dict[str, dict[str, Any]] = {"ap": {}, "ap-pgd": {"search": "pgd", "ascents": 10, "lam": 0.01}}
 SIZE, LINE = 96, 16
@@ -47,7 +46,7 @@ def films(model: DiffusionModel, target: str, frames: int, steps: int | None, pr
     for label, patch in zip(SEARCHES, patches, strict=True):
         log = {row["step"]: row for row in patch.card.log["adversarial"]}
         shots = patch.card.log["film"]
-        pictures = [[picture(shot[who]) for shot in shots] for who in ("frozen", "student")]
+        pictures = [[decoded_png(shot[who]) for shot in shots] for who in ("frozen", "student")]
         embedded = [judge.embed_images(torch.stack([tensor(p) for p in row])) for row in pictures]
         found.append(
             {
@@ -61,10 +60,6 @@ def films(model: DiffusionModel, target: str, frames: int, steps: int | None, pr
             }
         )
     return found
-
-
-def picture(text: str) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB")
 
 
 def tensor(image: Image.Image) -> torch.Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 from efface.studies import STUDIES
 from efface.studies.base import said, sign
+from efface.studies.preserve import difference_text
 
 HERE = Path(__file__).parent
 HELD, NOT, OPEN = "held", "did not hold", "undecided"
@@ -25,9 +26,10 @@ class Claim:
     """Numbers of the study -> (result with interval, verdict)."""
 
 
-def signed(estimate: Numbers, text: str, expected: int = 1) -> tuple[str, str]:
-    """Held where the interval leaves out zero on the expected side, did not hold on the other."""
-    found = sign(estimate) * expected
+def signed(estimate: Numbers, text: str, expected: int = 1, against: float = 0.0) -> tuple[str, str]:
+    """Held where the interval leaves out ``against`` on the expected side, did not hold on the other."""
+    shifted = {k: v - against if v is not None else None for k, v in estimate.items() if k in ("value", "low", "high")}
+    found = sign(shifted) * expected
     return text, HELD if found > 0 else NOT if found < 0 else OPEN
 
 
@@ -37,30 +39,25 @@ def different(n: Numbers) -> tuple[str, str]:
     return text, HELD if m["p"] < 0.05 else OPEN
 
 
-def own_group(n: Numbers) -> tuple[str, str]:
-    m = n["methods"]["naive"]
-    text = (
-        f"naive: {said(m['group'])} points in the target's group, {said(m['rest'])} outside, difference {said(m['difference'])}"
-    )
-    return signed(m["difference"], text)
+def own_group(method: str, expected: int) -> Callable[[Numbers], tuple[str, str]]:
+    def judge(n: Numbers) -> tuple[str, str]:
+        m = n["methods"][method]
+        text = f"{said(m['group'])} points in the target's group, {said(m['rest'])} outside, difference {said(m['difference'])}"
+        return signed(m["difference"], f"{method.upper() if method == 'ap' else method}: {text}", expected)
 
-
-def ap_prevents(n: Numbers) -> tuple[str, str]:
-    m = n["methods"]["ap"]
-    text = f"AP: {said(m['group'])} points in the group, {said(m['rest'])} outside, difference {said(m['difference'])}"
-    return text, {1: NOT, 0: OPEN, -1: HELD}[sign(m["difference"])]
+    return judge
 
 
 def middle(n: Numbers) -> tuple[str, str]:
     m = n["methods"]["naive"]["neutral"]
     inside, outside = m["low"] > 25 and m["high"] < 75, m["high"] < 25 or m["low"] > 75
-    text = f"percentile {said(m, 0)} of {n['names'] if isinstance(n['names'], int) else len(n['names'])} names"
+    text = f"percentile {said(m, 0)} of {n['names']} names"
     return text, HELD if inside else NOT if outside else OPEN
 
 
 def related_high(n: Numbers) -> tuple[str, str]:
     m = n["methods"]["naive"]["group"]
-    return f"the target's group at percentile {said(m, 0)}", HELD if m["low"] > 50 else NOT if m["high"] < 50 else OPEN
+    return signed(m, f"the target's group at percentile {said(m, 0)}", against=50)
 
 
 def cheap_scan(n: Numbers) -> tuple[str, str]:
@@ -77,9 +74,8 @@ def beats(row: str) -> Callable[[Numbers], tuple[str, str]]:
             m = found["matched"][row]
             if m["difference"] is None or m["interval"] is None:
                 return "90 % erasure was not reached", OPEN
-            low, high = m["interval"]
-            bounds.append((low, high))
-            texts.append(f"{m['difference']:+.1f} {{{low:.1f}, {high:.1f}}}")
+            bounds.append(m["interval"])
+            texts.append(difference_text(m))
         verdict = HELD if all(b[0] > 0 for b in bounds) else NOT if all(b[1] < 0 for b in bounds) else OPEN
         return f"{row} minus AP, points: {texts[0]}, on other targets {texts[1]}", verdict
 
@@ -90,7 +86,7 @@ def finds(n: Numbers) -> tuple[str, str]:
     at = str(n["steps"][-2])
     m, done = n["ranks"]["gumbel, next"][at], n["ranks"]["gumbel, just preserved"][at]
     text = f"chosen next: percentile {said(m, 0)} (chance 50); just preserved: {said(done, 0)}"
-    return text, HELD if m["low"] > 50 else NOT if m["high"] < 50 else OPEN
+    return signed(m, text, against=50)
 
 
 def changes(n: Numbers) -> tuple[str, str]:
@@ -101,8 +97,7 @@ def changes(n: Numbers) -> tuple[str, str]:
 
 def leaves(n: Numbers) -> tuple[str, str]:
     m = n["ranks"]["continuous, times the worst"][str(n["steps"][-1])]
-    text = f"{said(m, 1)} times the damage of the worst candidate"
-    return text, HELD if m["low"] > 1 else NOT if m["high"] < 1 else OPEN
+    return signed(m, f"{said(m, 1)} times the damage of the worst candidate", against=1)
 
 
 def no_text(n: Numbers) -> tuple[str, str]:
@@ -137,8 +132,8 @@ def asymmetric(n: Numbers) -> tuple[str, str]:
 
 CLAIMS = [
     Claim("impact", "Different targets hurt different concepts.", "AP", different),
-    Claim("impact", "An erasure hurts its target's relatives most.", "AP, AGE", own_group),
-    Claim("impact", "Adversarial preservation does away with that.", "AP", ap_prevents),
+    Claim("impact", "An erasure hurts its target's relatives most.", "AP, AGE", own_group("naive", 1)),
+    Claim("impact", "Adversarial preservation does away with that.", "AP", own_group("ap", -1)),
     Claim("spectrum", "Neutral concepts lie in the middle of the sensitivity spectrum.", "AP", middle),
     Claim("spectrum", "Related concepts lie at its sensitive end.", "AP", related_high),
     Claim("spectrum", "Noise predictions show the damage that images show.", "AP's code", cheap_scan),

@@ -17,7 +17,7 @@ from .attacks import TIERS, Attack, Deployed, Direct, Goal
 from .bench.attack import Unit, run_attacks
 from .bench.damage import damage as damaged
 from .bench.damage import damage_cost
-from .bench.evaluate import System, blocklist
+from .bench.evaluate import System, blocklist, judge_facts
 from .bench.evaluate import evaluate as run_evaluation
 from .bench.profiles import Profile
 from .bench.profiles import profile as find_profile
@@ -96,6 +96,12 @@ def seconds_per_eval(model: DiffusionModel, batch: int = 4) -> float:
             fastest = min(fastest, time.perf_counter() - start)
     model.evals.forward, model.evals.calls = before.forward, before.calls  # the probe is no part of any run's cost
     return fastest / batch
+
+
+def predicted(model: DiffusionModel, evals: float, *, batch: int = 32, processes: int = 1) -> str:
+    """ "N UNet evaluations, M min on DEVICE", from a measured probe: what is said before anything starts."""
+    minutes = evals * seconds_per_eval(model, batch) / 60 / processes
+    return f"{evals:,.0f} UNet evaluations, {minutes:.1f} min on {model.device}"
 
 
 def sample(
@@ -189,6 +195,7 @@ def evaluate(
     others: Sequence[tuple[str, Patch]] = (),
     trivial: bool = True,
     on_image: Callable[[int, int], None] = lambda done, total: None,
+    note: Callable[[str], None] = lambda text: None,
     command: str = "",
 ) -> dict[str, Any]:
     """Measure an erasure on paired cases; writes rows, pictures and summary to ``out`` and returns the summary.
@@ -197,7 +204,9 @@ def evaluate(
     ``blocklist`` (prompts that contain the name become the anchor). ``others``: further (label, patch) entrants.
     ``clip``: a CLIP checkpoint that names images of models other than the miniature. ``guard``: stands on the patch, or on the
     bare model when ``patch`` is None and ``targets`` says against what; an instance, a name, or ``NAME:option=value``.
-    Cost: 2 x steps (a guard: its branches x steps) UNet evaluations per image and entrant; the base model's images are cached.
+    Profiles that look for damage (all but smoke) add :func:`damage`, found by noise predictions, to the summary of a patch.
+    Cost: 2 x steps (a guard: its branches x steps) UNet evaluations per image and entrant, and
+    :func:`efface.bench.damage.damage_cost`; the base model's images are cached.
     """
     model = load_model(model)
     chosen = find_profile(profile)
@@ -229,9 +238,14 @@ def evaluate(
     ids = [s.entrant.id for s in systems]
     if len(set(ids)) < len(ids) or "none" in ids:
         raise BadOption(f"entrants need distinct names other than 'none', got {ids}.")
+    images = len(suite.cases(chosen))
+    drawn = [chosen.evals_per_image, *(chosen.steps * s.guard.branches if s.guard else chosen.evals_per_image for s in systems)]
+    searched = patch is not None and chosen.damaged > 0
+    names = _damage_space(model, "auto", targets) if model.concept_names else [n for n in [*near, *far] if n not in targets]
+    evals = images * sum(drawn) + (damage_cost(len(names), chosen.damaged, chosen) if searched else 0)
+    note(f"profile {profile}: {images} images of each of {len(systems) + 1} entrants, {predicted(model, evals)} at most.")
     summary = run_evaluation(model, systems, suite, chosen, judge, Path(out), on_image=on_image, command=command)
-    if patch is not None and chosen.damaged:
-        names = _damage_space(model, "auto", targets) if model.concept_names else [n for n in [*near, *far] if n not in targets]
+    if patch is not None and searched:
         summary = {**summary, "damage": _keep_damage(model, patch, names, chosen, judge, Path(out), chosen.damaged)}
     return summary
 
@@ -259,12 +273,15 @@ def _keep_damage(
         hashlib.sha256("\n".join(names).encode()).hexdigest(),
         count,
         by,
+        judge_facts(judge),
     ]
     kept = read_damage(folder)
     if kept is not None and kept.get("key") == key:
         return kept
     if kept is not None:
-        raise BadFile(f"{folder} holds the damage of another patch, model, profile or space; give another --out, or delete it.")
+        raise BadFile(
+            f"{folder} holds the damage of another patch, model, profile, space or detector; give another --out, or delete it."
+        )
     record, pictures = damaged(model, patch, names, profile, judge, count=count, by=by, on_image=on_image)
     for i, row in enumerate(record["rows"]):
         for which, image in zip(("before", "after"), pictures[row["name"]], strict=True):
@@ -301,10 +318,7 @@ def damage(
     by = by or ("images" if len(names) <= 200 else "noise")
     judge = _plain_judge(model, clip, names)
     planned = damage_cost(len(names), count, chosen, by)
-    note(
-        f"{len(names)} names of {space}, searched by {by}: {planned:,} UNet evaluations, "
-        f"{planned * seconds_per_eval(model, batch=32) / 60:.1f} min on {model.device}."
-    )
+    note(f"{len(names)} names of {space}, searched by {by}: {predicted(model, planned)}.")
     return _keep_damage(model, patch, names, chosen, judge, Path(out), count, by, on_image)
 
 
@@ -371,8 +385,8 @@ def study(
     wants = built.wants(lab)
     planned = lab.cost(wants)
     note(
-        f"study {name} on {model.name}, {len(names)} names: {len(erasures(wants))} erasures; {planned:,} UNet evaluations "
-        f"missing, {planned * seconds_per_eval(model, batch=32) / 60:.1f} min plus gradients on {model.device}."
+        f"study {name} on {model.name}, {len(names)} names: {len(erasures(wants))} erasures; missing are "
+        f"{predicted(model, planned)} plus gradients."
     )
     lab.fulfil(wants)
     numbers = built.conclude(lab)
@@ -458,7 +472,7 @@ def attack(
     planned = sum(u.cost(budget) for u in units)
     note(
         f"{built.name} ({built.tier}: {TIERS[built.tier]}) on {model.name}: {len(units)} runs of {len(units[0].goal.cases)} "
-        f"cases, {planned:,} UNet evaluations, {planned * seconds_per_eval(model, batch=32) / 60:.1f} min on {model.device}."
+        f"cases, {predicted(model, planned)}."
     )
     suite = suite_for(model, [target], near, far)
     judge, folder = judge_for(model, suite, clip), Path(out) if out is not None else None

@@ -57,6 +57,10 @@ space_option = click.option(
     "--space", default="auto", show_default=True, help="world, english, vocabulary, or a text file with one name per line."
 )
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+sampler_option = click.option("--profile", default="mini-lite", show_default=True, help="smoke, mini-lite or mini: sampler.")
+clip_option = click.option(
+    "--clip", default=None, help="CLIP checkpoint that names and scores images of models other than the miniature."
+)
 dtype_option = click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16.")
 
 
@@ -162,11 +166,9 @@ def _erase(
         planned = method.expected_evals(model, request)
         first = parallel.rank() == 0
         if first:
-            minutes = planned * api.seconds_per_eval(model) / 60 / parallel.size()
-            _note(
-                f"{name} (preset {preset}) on {model.name}: about {planned:,.0f} UNet evaluations, {minutes:.1f} min plus "
-                f"gradients on {model.device}" + (f" and {parallel.size() - 1} more processes." if parallel.size() > 1 else ".")
-            )
+            predicted = api.predicted(model, planned, batch=4, processes=parallel.size())
+            more = f" and {parallel.size() - 1} more processes" if parallel.size() > 1 else ""
+            _note(f"{name} (preset {preset}) on {model.name}: about {predicted}{more}, plus gradients.")
         run = Run(checkpoint=out.with_suffix(".checkpoint.safetensors"), resume=resume)
         with _training_bar(name) as bar:
             run.on_step = bar.step if first else run.on_step
@@ -185,6 +187,30 @@ def _erase(
         text += f"\nclosed form: T {condition}; an embedding {back['length']:.3g} times as long as {back['target']!r} brings "
         text += "it back" if back["missed"] < 1e-3 else f"all but {100 * back['missed']:.0f} % of it back"
     _emit(as_json, facts, text)
+
+
+class _bars:
+    """One tqdm bar after the other, each with its own name."""
+
+    def __enter__(self) -> _bars:
+        self.bar: Any = None
+        self.what = ""
+        return self
+
+    def update(self, what: str, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if what != self.what:
+            self.__exit__()
+            self.bar, self.what = tqdm(total=total, desc=what, file=sys.stderr, mininterval=1.0), what
+        self.bar.update(max(0, done - self.bar.n))
+
+    def images(self, done: int, total: int) -> None:
+        self.update("images", done, total)
+
+    def __exit__(self, *_: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
 
 
 class _training_bar:
@@ -263,7 +289,7 @@ def sample(
 @guard_option
 @click.option("--target", "targets", multiple=True, help="What the guard holds back, without a patch; repeat for several.")
 @click.option("--profile", default="mini-lite", show_default=True, help="smoke, mini-lite or mini.")
-@click.option("--clip", default=None, help="CLIP checkpoint that names images of models other than the miniature.")
+@clip_option
 @click.option("--near", multiple=True, help="Related concept to keep (other models than the miniature).")
 @click.option("--far", multiple=True, help="Unrelated concept to keep (other models than the miniature).")
 @click.option(
@@ -294,17 +320,13 @@ def evaluate(
     from .models.load import load_model
     from .patches import Patch
 
-    chosen = find_profile(profile)
+    find_profile(profile)  # an unknown name is said before a model is loaded
     guarded = build_guard(guard) if guard is not None else None
     if patch_path is None and guarded is None:
         raise BadOption("nothing to measure: give --patch FILE, or --guard NAME with --target NAME.")
     patch = Patch.load(patch_path) if patch_path is not None else None
     model = load_model(source, dtype=dtype, device=device)
-    images = 4 * sum(chosen.cases.values())
-    evals = images * chosen.evals_per_image
-    minutes = evals * api.seconds_per_eval(model, batch=32) / 60
-    _note(f"profile {profile}: up to {images} images, {evals:,} UNet evaluations, {minutes:.1f} min on {model.device}.")
-    with _image_bar() as bar:
+    with _bars() as bars:
         summary = api.evaluate(
             model,
             patch,
@@ -315,27 +337,11 @@ def evaluate(
             clip=clip,
             near=near,
             far=far,
-            on_image=bar.update_to,
+            on_image=bars.images,
+            note=_note,
             command=shlex.join(["efface", *sys.argv[1:]]),
         )
     _emit(as_json, {"out": str(out), **summary}, _table(summary))
-
-
-class _image_bar:
-    def __enter__(self) -> _image_bar:
-        self.bar: Any = None
-        return self
-
-    def update_to(self, done: int, total: int) -> None:
-        from tqdm import tqdm
-
-        if self.bar is None:
-            self.bar = tqdm(total=total, desc="images", unit="image", file=sys.stderr, mininterval=1.0)
-        self.bar.update(max(0, done - self.bar.n))
-
-    def __exit__(self, *_: Any) -> None:
-        if self.bar is not None:
-            self.bar.close()
 
 
 def _table(summary: dict[str, Any]) -> str:
@@ -386,7 +392,7 @@ def attack_group() -> None:
 @click.option("--preset", default=None, help="Named set of options.")
 @click.option("--set", "pairs", multiple=True, metavar="NAME=VALUE", help="One option of the attack; repeat.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the attack.")
-@click.option("--clip", default=None, help="CLIP checkpoint that names images of models other than the miniature.")
+@clip_option
 @click.option("--near", multiple=True, help="Related concept (other models than the miniature).")
 @click.option("--far", multiple=True, help="Unrelated concept (other models than the miniature).")
 @click.option(
@@ -428,7 +434,7 @@ def _attack(
     patch = Patch.load(patch_path) if patch_path is not None else None
     model = load_model(source, dtype=dtype, device=device)
     attack = build_attack(str(ctx.info_name), preset=preset or model.preset, settings=settings)
-    with _image_bar() as bar:
+    with _bars() as bars:
         summary = api.attack(
             model,
             attack,
@@ -443,7 +449,7 @@ def _attack(
             clip=clip,
             near=near,
             far=far,
-            on_image=bar.update_to,
+            on_image=bars.images,
             note=_note,
             command=shlex.join(["efface", *sys.argv[1:]]),
         )
@@ -489,8 +495,8 @@ def report(folder: Path, out: Path, as_json: bool) -> None:
 @click.option("--count", default=20, show_default=True, help="Names in the list.")
 @space_option
 @click.option("--by", default=None, help="Find names by images or by noise; default: images up to 200 names.")
-@click.option("--profile", default="mini-lite", show_default=True, help="smoke, mini-lite or mini: sampler.")
-@click.option("--clip", default=None, help="CLIP checkpoint that scores images of models other than the miniature.")
+@sampler_option
+@clip_option
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for record and pictures.")
 @device_option
 @dtype_option
@@ -516,7 +522,7 @@ def damage(
 
     patch = Patch.load(patch_path)
     model = load_model(source, dtype=dtype, device=device)
-    with _image_bar() as bar:
+    with _bars() as bars:
         found = api.damage(
             model,
             patch,
@@ -526,7 +532,7 @@ def damage(
             by=by,
             profile=profile,
             clip=clip,
-            on_image=bar.update_to,
+            on_image=bars.images,
             note=_note,
         )
     join_pictures(out / "images" / "damage", len(found["rows"]), out / "before-after.png")
@@ -582,8 +588,8 @@ def study_group() -> None:
 @click.option("--seed", "seeds", type=int, multiple=True, help="Training seed; repeat.")
 @click.option("--images", type=int, default=None, help="Images per name.")
 @space_option
-@click.option("--profile", default="mini-lite", show_default=True, help="smoke, mini-lite or mini: sampler.")
-@click.option("--clip", default=None, help="CLIP checkpoint that scores images of models other than the miniature.")
+@sampler_option
+@clip_option
 @click.option(
     "--store",
     type=click.Path(path_type=Path, file_okay=False),
@@ -616,7 +622,7 @@ def _study(
     from .models.load import load_model
 
     model = load_model(source, dtype=dtype, device=device)
-    with _progress_bars() as bars:
+    with _bars() as bars:
         result = api.study(
             model,
             str(ctx.info_name),
@@ -633,27 +639,6 @@ def _study(
             note=_note,
         )
     _emit(as_json, {"out": str(out), **result}, f"{result['sentence']}\nwrote {out}: result.json, records.jsonl, figure.svg")
-
-
-class _progress_bars:
-    """One tqdm bar after the other, each with its own name."""
-
-    def __enter__(self) -> _progress_bars:
-        self.bar: Any = None
-        self.what = ""
-        return self
-
-    def update(self, what: str, done: int, total: int) -> None:
-        from tqdm import tqdm
-
-        if what != self.what:
-            self.__exit__()
-            self.bar, self.what = tqdm(total=total, desc=what, file=sys.stderr, mininterval=1.0), what
-        self.bar.update(max(0, done - self.bar.n))
-
-    def __exit__(self, *_: Any) -> None:
-        if self.bar is not None:
-            self.bar.close()
 
 
 @main.command("list")
@@ -733,6 +718,6 @@ def demo(out: Path, target: str | None, as_json: bool) -> None:
     """Erase a concept from the miniature with AP, measure it, write the report. Minutes on two cores."""
     from .demo import run_demo
 
-    with _training_bar("ap") as bar, _image_bar() as images:
-        facts = run_demo(out, target, on_step=bar.step, on_image=images.update_to, note=_note)
+    with _training_bar("ap") as bar, _bars() as bars:
+        facts = run_demo(out, target, on_step=bar.step, on_image=bars.images, note=_note)
     _emit(as_json, facts, f"report: {facts['report']}")

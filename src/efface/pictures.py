@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,20 @@ def to_pixels(images: Tensor) -> Any:
     if not bool(images.isfinite().all()):
         raise EvaluationError("the model produced non-finite images (NaN); use --dtype float32 or a smaller patch scale.")
     return (images.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
+
+
+def encoded_png(images: Tensor, at_most: int) -> str:
+    """The first of (N, 3, H, W) images as base64 PNG, shrunk to at most so many pixels: small enough for a card or a record."""
+    image = Image.fromarray(to_pixels(images)[0])
+    image.thumbnail((at_most, at_most))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def decoded_png(encoded: str) -> Image.Image:
+    """The picture again, in colour."""
+    return Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
 
 
 def write_png(pixels: Any, path: Path) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from .concepts.spaces import ConceptSpace, distances, smallest
@@ -19,7 +16,7 @@ from .learned import Learned, collected
 from .models.base import DiffusionModel
 from .models.cond import Cond
 from .parallel import share
-from .pictures import to_pixels
+from .pictures import encoded_png
 from .training import Step
 
 CHUNK = 64
@@ -260,16 +257,8 @@ class Film:
             c = chosen.fixed()[[0]]
             shot = {"step": step.index, "target": target, "concept": chosen.names[0]}
             for who, network in (("frozen", model), ("student", student)):
-                shot[who] = self._picture(network, c)
+                shot[who] = encoded_png(network.render(c, [self.SEED], self.sampling_steps, self.guidance), self.PIXELS)
             self.shots.append(shot)
-
-    def _picture(self, network: DiffusionModel, c: Cond) -> str:
-        pixels = to_pixels(network.render(c, [self.SEED], self.sampling_steps, self.guidance))[0]
-        image = Image.fromarray(pixels)
-        image.thumbnail((self.PIXELS, self.PIXELS))
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG", optimize=True)
-        return base64.b64encode(buffer.getvalue()).decode()
 
     def state_dict(self) -> dict[str, Any]:
         return {"shots": self.shots}

@@ -100,8 +100,7 @@ def clustered_bootstrap(
     if sum(1 for group in clusters.values() if group) < 2:
         return None
     rng = random.Random(seed)
-    stats = sorted(statistic(resampled(clusters, rng)) for _ in range(replicates))
-    return stats[int(0.025 * replicates)], stats[min(replicates - 1, int(0.975 * replicates))]
+    return percentile_interval(statistic(resampled(clusters, rng)) for _ in range(replicates))
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -265,7 +264,7 @@ def matched_difference(tree: Nested, level: float, start: float, *, replicates: 
     def flat(groups: Any) -> list[Any]:
         return [v for g in groups.values() for v in flat(g)] if isinstance(groups, Mapping) else list(groups)
 
-    rng, differences, missed = random.Random(seed), [], 0
+    cases, rng, differences, missed = flat(tree), random.Random(seed), [], 0
     for _ in range(replicates):
         sample = resampled(tree, rng)
         a, b = rest(sample, 1), rest(sample, 2)
@@ -273,7 +272,7 @@ def matched_difference(tree: Nested, level: float, start: float, *, replicates: 
             missed += 1
         else:
             differences.append(a - b)
-    a, b = (rest(flat(tree), which) for which in (1, 2))
+    a, b = rest(cases, 1), rest(cases, 2)
     interval = percentile_interval(differences)
     return {
         "level": level,
@@ -281,5 +280,5 @@ def matched_difference(tree: Nested, level: float, start: float, *, replicates: 
         "difference": a - b if a is not None and b is not None else None,
         "interval": list(interval) if interval else None,
         "not_reached": missed / replicates,
-        "n": len(flat(tree)),
+        "n": len(cases),
     }

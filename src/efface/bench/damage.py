@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -30,27 +29,10 @@ SEEDS_B = 5_000_000
 """First seed of the images; the search draws its latents from seeds of its own."""
 
 
-@dataclass(frozen=True)
-class Damaged:
-    """One name. ``score``: the figure by which it was found. ``drop``: mean fall of the image-text score on held-out seeds,
-    with an exact 95 % interval; ``p``: one-sided sign-flip test of a fall. ``damaged``: the fall is real by Benjamini-Hochberg
-    over the list. ``before``, ``after``: in how many of the n images the detector names it."""
-
-    name: str
-    score: float
-    drop: float | None
-    low: float | None
-    high: float | None
-    p: float
-    damaged: bool
-    n: int
-    invalid: int
-    before: int | None
-    after: int | None
-
-
 def confirm(drop: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
-    """Per name, from its paired drops (NaN: could not be scored): mean, interval, p value, and whether it is damaged.
+    """Per name, from its paired drops (NaN: could not be scored): ``drop``, their mean, with an exact 95 % interval ``low``,
+    ``high`` (None: too few could be scored); ``p``, a one-sided sign-flip test of a fall; ``damaged``: the fall is real by
+    Benjamini-Hochberg over the list; ``n`` images scored and ``invalid`` ones.
 
     The images that could not be scored are counted and take no part. With no damage anywhere, the chance that any name is called
     damaged is at most 5 %, as long as drops are as likely as rises of the same size.
@@ -102,8 +84,9 @@ def damage(
     ``by`` says how they are found: "noise", the change of the noise predictions (no image, so a large space can be searched),
     or "images", the fall of the image-text score on 2 seeds. Two sets of seeds, because the maximum of noisy figures is biased
     upward: a harmless change would show damage in the very names it was found by. Returns the record and, per name, the
-    pictures (3, H, W) of the first seed before and after. Raises BadOption for a count below 1 or another ``by``. Cost:
-    :func:`damage_cost`.
+    pictures (3, H, W) of the first seed before and after. A row of the record is what :func:`confirm` says of a name, the
+    ``score`` by which it was found, and in how many images the detector names it ``before`` and ``after`` (None: it does not
+    know the name). Raises BadOption for a count below 1 or another ``by``. Cost: :func:`damage_cost`.
     """
     if count < 1 or by not in FOUND_BY:
         raise BadOption(f"damage lists at least 1 name, found by one of {', '.join(FOUND_BY)}; got {count}, {by!r}.")
@@ -128,14 +111,13 @@ def damage(
     was, now = (scored(images, worst, seeds, judge) for images in (before, after))
     tested = confirm(drops(worst, was.text, now.text).tolist())
     rows = [
-        Damaged(
-            name,
-            float(scores[i]),
-            before=int(was.shown[k].sum()) if name in judge.names else None,
-            after=int(now.shown[k].sum()) if name in judge.names else None,
-            **tested[k],
-        )
-        for k, (i, name) in enumerate(zip(order, worst, strict=True))
+        {
+            "name": name,
+            "score": float(scores[i]),
+            **({"before": int(b.sum()), "after": int(a.sum())} if name in judge.names else {"before": None, "after": None}),
+            **said,
+        }
+        for i, name, b, a, said in zip(order, worst, was.shown, now.shown, tested, strict=True)
     ]
     record = {
         "targets": list(patch.card.request["targets"]),
@@ -144,8 +126,8 @@ def damage(
         "by": by,
         "seeds": seeds,
         "profile": profile.name,
-        "damaged": sum(r.damaged for r in rows),
-        "rows": [asdict(r) for r in sorted(rows, key=lambda r: math.inf if r.drop is None else -r.drop)],
+        "damaged": sum(r["damaged"] for r in rows),
+        "rows": sorted(rows, key=lambda r: math.inf if r["drop"] is None else -r["drop"]),
     }
     pictures = {n: (before[k * seeds], after[k * seeds]) for k, n in enumerate(worst)}
     return record, pictures

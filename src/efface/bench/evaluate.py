@@ -215,10 +215,14 @@ def _key(model: DiffusionModel, systems: Sequence[System], cases: Sequence[Case]
         "systems": [[s.entrant.id, s.patch.digest() if s.patch else None, *_guarded(s)] for s in systems],
         "cases": [c.id for c in cases],
         "steps": profile.steps,
-        # What calibration learns follows from the rest; a judge that has judged before must give the same key.
-        "judge": {k: v for k, v in judge.facts.items() if k != "validity"},
+        "judge": judge_facts(judge),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def judge_facts(judge: Judge) -> dict[str, Any]:
+    """What tells judges apart. What calibration learns follows from the rest: one that has judged before is the same judge."""
+    return {k: v for k, v in judge.facts.items() if k != "validity"}
 
 
 def _guarded(system: System) -> list[Any]:

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..concepts.prompts import Case
 from ..equations.steps import normalised_ascent
 from ..errors import EvaluationError
-from ..files import atomic_write
 from ..latents import Pool
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
@@ -38,13 +35,9 @@ class Scan:
     shown: Tensor
     embedded: Tensor
 
-    def save(self, path: Path) -> None:
-        tensors = {"text": self.text, "shown": self.shown, "embedded": self.embedded}
-        atomic_write(path, lambda p: save_file(tensors, p, metadata={"names": "\n".join(self.names)}))
-
-    @staticmethod
-    def load(path: Path, names: Sequence[str]) -> Scan:
-        return Scan(tuple(names), **load_file(path))
+    def tensors(self) -> dict[str, Tensor]:
+        """What is kept on disk; ``Scan(names, **tensors)`` is the scan again."""
+        return {"text": self.text, "shown": self.shown, "embedded": self.embedded}
 
 
 def scan_cases(names: Sequence[str], seeds: Sequence[int], guidance: float) -> list[Case]:
@@ -115,9 +108,22 @@ class Probe:
     own: bool = True
 
     @property
-    def grid(self) -> list[int]:
-        """Indices of the levels, spread evenly over the grid, both ends left out."""
-        return [round((i + 1) * self.steps / (self.levels + 1)) for i in range(self.levels)]
+    def places(self) -> list[tuple[int, int]]:
+        """(trajectory, index of the level) of every pair; levels are spread evenly over the grid, both ends left out."""
+        grid = [round((i + 1) * self.steps / (self.levels + 1)) for i in range(self.levels)]
+        return [(j, k) for j in range(self.trajectories) for k in grid]
+
+    def pool(self, model: DiffusionModel, seed: int) -> Pool:
+        """Where the latents come from; still empty."""
+        return Pool(
+            model,
+            steps=self.steps,
+            trajectories=self.trajectories,
+            guidance=self.guidance,
+            solver="ddim",
+            seed=seed,
+            batch=1,
+        )
 
     def cost(self, names: int) -> int:
         """Evaluations for one change: the walks, and two predictions per name and pair."""
@@ -134,15 +140,7 @@ def distances(model: DiffusionModel, patch: Patch, names: Sequence[str], probe: 
     z_t comes from guided trajectories of the base model for the concept itself or for the neutral prompt; the same ``seed``
     gives the same latents for every patch. Cost: :meth:`Probe.cost`.
     """
-    pool = Pool(
-        model,
-        steps=probe.steps,
-        trajectories=probe.trajectories,
-        guidance=probe.guidance,
-        solver="ddim",
-        seed=seed,
-        batch=1,
-    )
+    pool = probe.pool(model, seed)
     if not probe.own:
         pool.fill([""])
     found = []
@@ -162,20 +160,13 @@ def _predictions(
     model: DiffusionModel, names: Sequence[str], pool: Pool, probe: Probe, change: AbstractContextManager[Any]
 ) -> Tensor:
     """(n, pairs, C, h, w) noise predictions of every name at every pair, in the changed model."""
-    pairs = [(j, k) for j in range(probe.trajectories) for k in probe.grid]
     found = []
     with change:
         c = model.encode(names)
-        for j, k in pairs:
+        for j, k in probe.places:
             z = torch.stack([pool.latents[name if probe.own else ""][j, k] for name in names])
-            t = torch.full((len(z),), pool.grid[k], dtype=torch.int64, device=z.device)
-            parts = [
-                model.to_eps(
-                    model.predict(z[i : i + BATCH], t[i : i + BATCH], c[slice(i, i + BATCH)]), z[i : i + BATCH], t[i : i + BATCH]
-                )
-                for i in range(0, len(names), BATCH)
-            ]
-            found.append(torch.cat(parts).cpu())
+            rows = [slice(i, i + BATCH) for i in range(0, len(names), BATCH)]
+            found.append(torch.cat([model.eps(z[r], pool.grid[k], c[r]) for r in rows]).cpu())
     return torch.stack(found, dim=1)
 
 
@@ -193,22 +184,19 @@ def climbed(
     ``embedding``: (L, d) where it ends; ``damage``: (ascents + 1,) mean squared difference at the start and after each step.
     Cost: :func:`climb_cost`.
     """
-    pool = Pool(
-        model, steps=probe.steps, trajectories=probe.trajectories, guidance=probe.guidance, solver="ddim", seed=seed, batch=1
-    )
+    pool = probe.pool(model, seed)
     pool.fill([target])
-    pairs = [(j, k) for j in range(probe.trajectories) for k in probe.grid]
-    z = torch.stack([pool.latents[target][j, k] for j, k in pairs])
-    t = torch.tensor([pool.grid[k] for _, k in pairs], device=z.device)
+    z = torch.stack([pool.latents[target][j, k] for j, k in probe.places])
+    t = torch.tensor([pool.grid[k] for _, k in probe.places], device=z.device)
     start = model.encode([target])
     p, found = start.tokens.clone(), []
     for i in range(ascents + 1):
         p = p.detach().requires_grad_(i < ascents)
         c = Cond(p, start.last, start.extras).repeat(len(z))
         with torch.set_grad_enabled(i < ascents):
-            before = model.to_eps(model.predict(z, t, c), z, t)
+            before = model.eps(z, t, c)
             with patch.applied(model):
-                after = model.to_eps(model.predict(z, t, c), z, t)
+                after = model.eps(z, t, c)
                 damage = (after - before).square().mean()
                 if i < ascents:
                     (gradient,) = torch.autograd.grad(damage, p)

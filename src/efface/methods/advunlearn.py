@@ -217,12 +217,12 @@ class AdvUnlearn(Method):
         """The retained prompts of an update: ``retain`` for every row, without replacement until all have had their turn. A
         function of the index, so that a resumed run goes on in the same order."""
         need = self.batch * self.retain
-        found = []
-        for k in range(index * need, (index + 1) * need):
-            turn, place = divmod(k, len(kept))
-            order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + turn))
-            found.append(kept[int(order[place])])
-        return found
+        places = range(index * need, (index + 1) * need)
+        orders = {
+            turn: torch.randperm(len(kept), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + turn)).tolist()
+            for turn in {k // len(kept) for k in places}
+        }
+        return [kept[orders[k // len(kept)][k % len(kept)]] for k in places]
 
     def _for_the_encoder(self, model: DiffusionModel, card: PatchCard) -> PatchCard:
         """What the patch of a text encoder is tied to: that encoder."""

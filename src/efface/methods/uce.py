@@ -15,7 +15,7 @@ from ..equations.closed_form import Edit, sealed, shared_edit
 from ..equations.diffusion import noised
 from ..errors import BadOption
 from ..models.base import DiffusionModel
-from ..models.cond import POSITIONS, Cond
+from ..models.cond import POSITIONS
 from ..models.select import selection
 from ..patches import Patch
 from ..search import concept_space
@@ -224,13 +224,9 @@ class UCE(Method):
             t = torch.full((2 * n,), level, dtype=torch.int64, device=z.device)
             eps = model.noise(n, rng)
             z_t = noised(z, eps, model.schedule.ab(t[:n]))
-            found = _eps(model, torch.cat([z_t, z_t]), t, both)
+            found = model.eps(torch.cat([z_t, z_t]), t, both)
             error += (found - torch.cat([eps, eps])).square().flatten(1).mean(1).reshape(2, n).cpu()
         return int((error[0] < error[1]).sum())
-
-
-def _eps(model: DiffusionModel, z_t: Tensor, t: Tensor, c: Cond) -> Tensor:
-    return model.to_eps(model.predict(z_t, t, c), z_t, t)
 
 
 def stopping_rule(k: int, n: int, desired: float, tolerance: float) -> str:

@@ -208,12 +208,12 @@ class DiffusionModel(abc.ABC):
                 if guide is not None:
                     eps = self._guarded(guide, z, torch.full((len(z),), t, dtype=torch.int64, device=z.device))
                 elif null is None:
-                    eps = self._eps(z, t, c)
+                    eps = self.eps(z, t, c)
                 elif i == 0 and blocks > 1:
-                    out = self._eps(torch.cat([noise, z]), t, Cond.cat([null[: len(noise)], c]))
+                    out = self.eps(torch.cat([noise, z]), t, Cond.cat([null[: len(noise)], c]))
                     eps = guided(torch.cat([out[: len(noise)]] * blocks), out[len(noise) :], scale)
                 else:
-                    eps_0, eps_c = self._eps(torch.cat([z, z]), t, both).chunk(2)
+                    eps_0, eps_c = self.eps(torch.cat([z, z]), t, both).chunk(2)
                     eps = guided(eps_0, eps_c, scale)
                 ab = self.schedule.ab(t).to(z)
                 t_next = timesteps[i + 1] if i + 1 < len(timesteps) else final
@@ -225,15 +225,15 @@ class DiffusionModel(abc.ABC):
                     z, x0_last, ab_last = dpm_step(x0, x0_last, z, ab_last, ab, ab_next), x0, ab
         yield final, z
 
-    def _eps(self, z: Tensor, t: int, c: Cond) -> Tensor:
-        t_batch = torch.full((len(z),), t, dtype=torch.int64, device=z.device)
-        return self.to_eps(self.predict(z, t_batch, c), z, t_batch)
+    def eps(self, z: Tensor, t: int | Tensor, c: Cond) -> Tensor:
+        """(B, C, h, w) noise prediction at one timestep for all rows, or at t (B,). Cost: B evaluations."""
+        levels = torch.full((len(z),), t, dtype=torch.int64, device=z.device) if isinstance(t, int) else t
+        return self.to_eps(self.predict(z, levels, c), z, levels)
 
     def _guarded(self, guide: Guide, z: Tensor, t: Tensor) -> Tensor:
         c = guide.cond(t)
         m = len(c) // len(z)
-        stacked, levels = torch.cat([z] * m), t.repeat(m)
-        return guide.combine(self.to_eps(self.predict(stacked, levels, c), stacked, levels), t)
+        return guide.combine(self.eps(torch.cat([z] * m), t.repeat(m), c), t)
 
     def deployed_eps(self, z: Tensor, t: Tensor, c: Cond, scale: float) -> Tensor:
         """What an attacker differentiates: the prediction under ``c`` alone, or with a guard its first step at ``scale``.
@@ -242,7 +242,7 @@ class DiffusionModel(abc.ABC):
         """
         before = self.evals.forward
         guide = self.guide(c, scale) if self.guide is not None else None
-        eps = self.to_eps(self.predict(z, t, c), z, t) if guide is None else self._guarded(guide, z, t)
+        eps = self.eps(z, t, c) if guide is None else self._guarded(guide, z, t)
         if eps.requires_grad:
             self.evals.differentiated += self.evals.forward - before
         return eps

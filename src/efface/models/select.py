@@ -57,9 +57,7 @@ def text_layers(layers: str) -> Select:
     """The transformer layers of the text encoder: ``all`` with the final norm, or their numbers, ``0,1,11``. Numbers are matched
     whole: layer 1 is not layer 10. Embeddings are never among them. Raises BadOption for anything else."""
     if layers == "all":
-        return lambda n: (
-            n.startswith("text_encoder.") and ".embeddings." not in n and not n.startswith("text_encoder.embeddings.")
-        )
+        return lambda n: n.startswith("text_encoder.") and ".embeddings." not in n
     try:
         wanted = {int(part) for part in layers.split(",")}
     except ValueError as error:

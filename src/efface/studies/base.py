@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import BadOption
 from ..statistics import clustered_bootstrap
-from .lab import Erasure, Images, Lab, Want
+from .lab import GOLD, Erasure, Images, Lab, Want
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Tree = Mapping[str, Mapping[str, Sequence[float]]]
-"""target -> training seed -> values: how intervals resample."""
+
+class Tree(dict[str, dict[str, list[float]]]):
+    """target -> training seed -> values: how intervals resample."""
+
+    def put(self, e: Erasure, values: Sequence[float]) -> None:
+        """More values of an erased model."""
+        self.setdefault(e.target, {}).setdefault(str(e.seed), []).extend(values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +55,14 @@ class Study(abc.ABC):
     def erasures(self) -> list[Erasure]:
         return [Erasure(m, t, s) for m in self.methods for t in self.targets for s in self.seeds]
 
+    def of(self, method: str) -> list[Erasure]:
+        """The erasures of one row."""
+        return [e for e in self.erasures if e.row == method]
+
+    def gold(self, lab: Lab) -> list[Erasure]:
+        """The model that never saw one of the targets, where there is one."""
+        return [Erasure(GOLD, t) for t in self.targets if t in lab.unseen][:1]
+
     @property
     def others(self) -> tuple[str, ...]:
         """The space without the targets: what is preserved or damaged."""
@@ -71,7 +84,7 @@ class Study(abc.ABC):
         """The one figure that answers the question, from the numbers alone."""
 
 
-def nested(tree: Tree) -> dict[str, Any]:
+def nested(tree: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, Any]:
     """Mean over all values with its interval by resampling targets, then training seeds, then values; ``per_target`` means.
 
     With one target there is no interval over targets: then seeds are resampled, then values; with one seed values alone.
@@ -93,12 +106,12 @@ def nested(tree: Tree) -> dict[str, Any]:
     }
 
 
-def said(estimate: Mapping[str, Any], digits: int = 1, unit: str = "") -> str:
+def said(estimate: Mapping[str, Any], digits: int = 1) -> str:
     """``3.1 {1.2, 5.0}``; braces because targets and training seeds are resampled."""
     if estimate["value"] is None:
         return "not measured"
     interval = f" {{{estimate['low']:.{digits}f}, {estimate['high']:.{digits}f}}}" if estimate["low"] is not None else ""
-    return f"{estimate['value']:.{digits}f}{unit}{interval}"
+    return f"{estimate['value']:.{digits}f}{interval}"
 
 
 def sign(estimate: Mapping[str, Any]) -> int:

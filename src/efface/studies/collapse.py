@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .base import Study, nested, said, sign
+from .base import Study, Tree, nested, said, sign
 from .figures import COLOURS, dots, figure
 from .lab import GOLD, Erasure, Images, Lab, Want
 
@@ -34,35 +34,29 @@ class Collapse(Study):
         return Images(erasure, (*self.targets, NULL), tuple(range(self.images)))
 
     def wants(self, lab: Lab) -> Sequence[Want]:
-        return [*(self._own(e) for e in self.erasures), *(self._own(e) for e in self._gold(lab))]
-
-    def _gold(self, lab: Lab) -> list[Erasure]:
-        unseen = [t for t in self.targets if t in lab.unseen]
-        return [Erasure(GOLD, unseen[0])] if unseen else []
+        return [self._own(e) for e in (*self.erasures, *self.gold(lab))]
 
     def conclude(self, lab: Lab) -> dict[str, Any]:
         base = lab.images(self._own(None)).embedded
         found: dict[str, Any] = {}
-        moved: dict[str, dict[str, dict[str, list[float]]]] = {}
+        moved: dict[str, Tree] = {}
         records = []
         for method in self.methods:
-            to_null: dict[str, dict[str, list[float]]] = {}
-            moved[method] = {}
+            moved[method], to_null = Tree(), Tree()
             for seed in self.seeds:
-                own = [lab.images(self._own(Erasure(method, t, seed))).embedded[i] for i, t in enumerate(self.targets)]
-                for i, target in enumerate(self.targets):
-                    values = together(own, base, i)
-                    null = ((own[i] - base[i]) * base[-1]).sum(-1).tolist()
-                    moved[method].setdefault(target, {})[str(seed)] = values
-                    to_null.setdefault(target, {})[str(seed)] = null
+                erased = [Erasure(method, t, seed) for t in self.targets]
+                own = [lab.images(self._own(e)).embedded[i] for i, e in enumerate(erased)]
+                for i, e in enumerate(erased):
+                    values, null = together(own, base, i), to_the_null(own[i], base, i)
+                    moved[method].put(e, values)
+                    to_null.put(e, null)
                     means = {"together": sum(values) / len(values), "to_null": sum(null) / len(null)}
-                    records.append({"method": method, "target": target, "seed": seed, **means})
+                    records.append({"method": method, "target": e.target, "seed": seed, **means})
             found[method] = {"together": nested(moved[method]), "to_null": nested(to_null)}
-        for e in self._gold(lab):
-            embedded = lab.images(self._own(e)).embedded
+        for e in self.gold(lab):
             i = self.targets.index(e.target)
-            null = ((embedded[i] - base[i]) * base[-1]).sum(-1).tolist()
-            found[GOLD] = {"target": e.target, "to_null": nested({e.target: {"0": null}})}
+            null = to_the_null(lab.images(self._own(e)).embedded[i], base, i)
+            found[GOLD] = {"target": e.target, "to_null": nested({e.target: {str(e.seed): null}})}
         first, *others = self.methods
         differences = {m: nested(_minus(moved[first], moved[m])) for m in others}
         verdict = {1: "move together", -1: "move apart", 0: "were not shown to move together"}[sign(found[first]["together"])]
@@ -84,6 +78,11 @@ class Collapse(Study):
 def together(own: Sequence[Tensor], base: Tensor, i: int) -> list[float]:
     """Per other concept and seed: cosine of erased concept i's and erased concept j's images, minus the same before."""
     return [v for j in range(len(own)) if j != i for v in ((own[i] * own[j]).sum(-1) - (base[i] * base[j]).sum(-1)).tolist()]
+
+
+def to_the_null(own: Tensor, base: Tensor, i: int) -> list[float]:
+    """Per seed: cosine of erased concept i's image and the base model's of the empty prompt (the last), minus the same before."""
+    return ((own - base[i]) * base[-1]).sum(-1).tolist()
 
 
 def _minus(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 COLOURS = ("#3b6fb6", "#d1782d", "#3f8f5b", "#9a5fb0", "#b5424a", "#6f6f6f", "#1f9ea8", "#c2a12b")
 
 
-def figure(width: float = 7.0, height: float = 4.0, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
+def figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
     """A blank figure of inches and its axes, row by row; imported late, because plotting takes a second to load."""
     from matplotlib.figure import Figure
 
@@ -41,17 +41,15 @@ def write_figure(fig: Figure, path: Path) -> None:
     atomic_write(path, write)
 
 
-def dots(ax: Axes, rows: Sequence[tuple[str, Mapping[str, Any]]], colours: Sequence[str] = (), zero: bool = True) -> None:
+def dots(ax: Axes, rows: Sequence[tuple[str, Mapping[str, Any]]], colours: Sequence[str]) -> None:
     """One estimate per row, the first on top: value and interval, small marks for the targets behind it."""
-    for i, (_, found) in enumerate(rows):
-        colour = colours[i] if colours else COLOURS[0]
+    for i, ((_, found), colour) in enumerate(zip(rows, colours, strict=True)):
         points = list(found.get("per_target", {}).values())
         ax.plot(points, [i] * len(points), "|", color=colour, alpha=0.45, markersize=7)
         if found["low"] is not None:
             ax.plot([found["low"], found["high"]], [i, i], color=colour, linewidth=2)
         if found["value"] is not None:
             ax.plot([found["value"]], [i], "o", color=colour, markersize=6)
-    if zero:
-        ax.axvline(0, color="#999999", linewidth=0.8)
+    ax.axvline(0, color="#999999", linewidth=0.8)
     ax.set_yticks(range(len(rows)), [name for name, _ in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import EvaluationError
 from ..statistics import grouping_test, spearman
-from .base import Study, nested, said, sign
+from .base import Study, Tree, nested, said, sign
 from .figures import figure
 from .lab import GOLD, Erasure, Lab, Want, mean_rows
 
@@ -34,19 +34,17 @@ class Impact(Study):
     min_seeds = 2
 
     def wants(self, lab: Lab) -> Sequence[Want]:
-        gold = [self.scan(Erasure(GOLD, t)) for t in self.targets if t in lab.unseen]
-        return [*(self.scan(e) for e in self.erasures), *gold[:1]]
+        return [self.scan(e) for e in (*self.erasures, *self.gold(lab))]
 
     def conclude(self, lab: Lab) -> dict[str, Any]:
         place = [self.names.index(n) for n in self.others]
         found: dict[str, Any] = {}
         for method in self.methods:
-            profiles = {(e.target, e.seed): mean_rows(lab.drops(self.scan(e))[place]) for e in self.erasures if e.row == method}
+            profiles = {(e.target, e.seed): mean_rows(lab.drops(self.scan(e))[place]) for e in self.of(method)}
             found[method] = compare(profiles, self.others, lab.groups)
-        gold = next((t for t in self.targets if t in lab.unseen), None)
-        if gold is not None:
-            drop = lab.drops(self.scan(Erasure(GOLD, gold)))[place]
-            found[GOLD] = {"target": gold, **(contrast({(gold, 0): mean_rows(drop)}, self.others, lab.groups) or {})}
+        for e in self.gold(lab):
+            profile = {(e.target, e.seed): mean_rows(lab.drops(self.scan(e))[place])}
+            found[GOLD] = {"target": e.target, **(contrast(profile, self.others, lab.groups) or {})}
         first = found[self.methods[0]]
         differ = first["p"] < 0.05
         sentence = (
@@ -99,7 +97,7 @@ def compare(profiles: Profiles, names: Sequence[str], groups: Mapping[str, str])
 
 def contrast(profiles: Profiles, names: Sequence[str], groups: Mapping[str, str]) -> dict[str, Any] | None:
     """Mean damage inside the target's group, outside, and the difference; None without groups."""
-    trees: dict[str, dict[str, dict[str, list[float]]]] = {"group": {}, "rest": {}, "difference": {}}
+    trees = {key: Tree() for key in ("group", "rest", "difference")}
     for (target, seed), values in profiles.items():
         inside = [v for n, v in zip(names, values, strict=True) if n in groups and groups[n] == groups.get(target)]
         outside = [v for n, v in zip(names, values, strict=True) if n in groups and groups[n] != groups.get(target)]
@@ -107,7 +105,7 @@ def contrast(profiles: Profiles, names: Sequence[str], groups: Mapping[str, str]
             continue
         mean = sum(outside) / len(outside)
         for key, got in (("group", inside), ("rest", outside), ("difference", [v - mean for v in inside])):
-            trees[key].setdefault(target, {})[str(seed)] = got
+            trees[key].put(Erasure("", target, seed), got)
     return {key: nested(tree) for key, tree in trees.items()} if trees["group"] else None
 
 

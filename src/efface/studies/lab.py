@@ -8,18 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..bench.evaluate import Judge
+from ..bench.evaluate import Judge, judge_facts
 from ..bench.profiles import Profile
 from ..bench.scan import Probe, Scan, case_images, climb_cost, climbed, distances, drops, scan_cases, scored
 from ..concepts.request import EraseRequest
 from ..detectors.cloud import MINIMUM
-from ..errors import BadFile
+from ..errors import BadFile, BadOption
 from ..files import atomic_write
 from ..methods import Method
 from ..models.base import DiffusionModel
@@ -52,24 +52,44 @@ class Erasure:
 class Images:
     """A scan by images: by whom (None: the base model), of which names, on which seeds."""
 
+    kind: ClassVar[str] = "images"
+
     erasure: Erasure | None
     names: tuple[str, ...]
     seeds: tuple[int, ...]
+
+    @property
+    def facts(self) -> list[Any]:
+        return [self.names, self.seeds]
+
+    def cost(self, profile: Profile) -> int:
+        return len(self.names) * len(self.seeds) * profile.evals_per_image
 
 
 @dataclass(frozen=True)
 class Distances:
     """A scan by noise predictions; ``seed`` chooses the latents."""
 
+    kind: ClassVar[str] = "distances"
+
     erasure: Erasure
     names: tuple[str, ...]
     seed: int
     probe: Probe
 
+    @property
+    def facts(self) -> list[Any]:
+        return [self.names, self.seed, asdict(self.probe)]
+
+    def cost(self, profile: Profile) -> int:
+        return self.probe.cost(len(self.names))
+
 
 @dataclass(frozen=True)
 class Climb:
     """A free embedding that starts at the target's and climbs the damage; see :func:`bench.scan.climbed`."""
+
+    kind: ClassVar[str] = "climb"
 
     erasure: Erasure
     seed: int
@@ -77,8 +97,16 @@ class Climb:
     ascents: int
     rate: float
 
+    @property
+    def facts(self) -> list[Any]:
+        return [self.seed, asdict(self.probe), self.ascents, self.rate]
 
-Want = Erasure | Images | Distances | Climb
+    def cost(self, profile: Profile) -> int:
+        return climb_cost(self.probe, self.ascents)
+
+
+Want = Images | Distances | Climb
+"""A scan that a study reads. ``facts`` are what tells it from others of its ``kind``."""
 
 
 @dataclass
@@ -119,7 +147,6 @@ class Lab:
         if not path.is_file():
             run = Run(checkpoint=path.with_suffix(".checkpoint.safetensors"), resume=True)
             run.on_step = lambda step, total: self.on_progress(f"{e.row}, {e.target}, seed {e.seed}", step.index + 1, total)
-            path.parent.mkdir(parents=True, exist_ok=True)
             self.erase(self.make(e), self.request(e), run).save(path)
         patch = Patch.load(path)
         patch.check_base(self.model)
@@ -133,47 +160,65 @@ class Lab:
     # -- scans ---------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _model_facts(self) -> list[Any]:
-        return [self.model.digest(), asdict(self.profile), {k: v for k, v in self.judge.facts.items() if k != "validity"}]
+    def _facts(self) -> list[Any]:
+        return [self.model.digest(), asdict(self.profile), judge_facts(self.judge)]
 
-    def _scan_path(self, kind: str, e: Erasure | None, *facts: Any) -> Path:
+    def _scan_path(self, want: Want) -> Path:
         """A patch is part of the key by its contents: a store with new patches never gives old scans."""
-        patch: Any = None
+        e, patch, folder = want.erasure, None, self.store / "base"
         if e is not None:
-            patch = [self.gold.digest()] if e.row == GOLD and self.gold else [_contents(self.path(e)), e.strength]
-        text = json.dumps([kind, self._model_facts, patch, *facts], sort_keys=True, default=str)
-        folder = self.store / "base" if e is None else self.store / e.folder / e.row
-        return folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
+            patch = (
+                [self._gold.digest()] if e.row == GOLD else [_contents(self.path(e), self.path(e).stat().st_mtime_ns), e.strength]
+            )
+            folder = self.store / e.folder / e.row
+        text = json.dumps([want.kind, self._facts, patch, *want.facts], sort_keys=True, default=str)
+        return folder / f"{want.kind}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
+
+    @property
+    def _gold(self) -> DiffusionModel:
+        if self.gold is None:
+            raise BadOption("this model has no gold model beside it.")
+        return self.gold
+
+    def _found(self, want: Want, make: Callable[[Patch | None], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The tensors of a scan, from the store or made and put there; the patch is read only to make them."""
+        e = want.erasure
+        trained = e if e is not None and e.row != GOLD else None
+        if trained is not None and not self.path(trained).is_file():
+            self.patch(trained)
+        path = self._scan_path(want)
+        if not path.is_file():
+            found = dict(make(self.patch(trained) if trained is not None else None))
+            atomic_write(path, lambda p: save_file(found, p))
+        return load_file(path)
 
     def images(self, want: Images) -> Scan:
         """Numbers of the images, found or made. What is valid is learned from the base model's images of the whole space."""
-        gold = want.erasure is not None and want.erasure.row == GOLD
-        patch = None if want.erasure is None or gold else self.patch(want.erasure)
-        path = self._scan_path("images", want.erasure, want.names, want.seeds)
-        if not path.is_file():
+        e = want.erasure
+
+        def make(patch: Patch | None) -> Mapping[str, Tensor]:
             self._calibrate()
-            cases = scan_cases(want.names, want.seeds, self.profile.guidance)
-            model = self.gold if gold and self.gold else self.model
-            what = "images of the base model" if want.erasure is None else f"images of {want.erasure.row}, {want.erasure.target}"
-            images = case_images(model, patch, cases, self.profile, lambda n: self.on_progress(what, n, len(cases)))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            scored(images, want.names, len(want.seeds), self.judge).save(path)
-        return Scan.load(path, want.names)
+            model = self._gold if e is not None and e.row == GOLD else self.model
+            what = "images of the base model" if e is None else f"images of {e.row}, {e.target}"
+            return scored(
+                self._drawn(model, patch, want.names, want.seeds, what), want.names, len(want.seeds), self.judge
+            ).tensors()
+
+        return Scan(want.names, **self._found(want, make))
+
+    def _drawn(self, model: DiffusionModel, patch: Patch | None, names: Sequence[str], seeds: Sequence[int], what: str) -> Tensor:
+        cases = scan_cases(names, seeds, self.profile.guidance)
+        return case_images(model, patch, cases, self.profile, lambda done: self.on_progress(what, done, len(cases)))
 
     def _calibrate(self) -> None:
         if not self.calibrated:
-            cases = scan_cases(self.names, range(self._calibration_seeds), self.profile.guidance)
-            self.judge.calibrate(
-                case_images(self.model, None, cases, self.profile, self._told("images to calibrate", len(cases)))
-            )
+            images = self._drawn(self.model, None, self.names, range(self._calibration_seeds), "images to calibrate")
+            self.judge.calibrate(images)
             self.calibrated = True
 
     @property
     def _calibration_seeds(self) -> int:
         return -(-MINIMUM // len(self.names))
-
-    def _told(self, what: str, total: int) -> Callable[[int], None]:
-        return lambda done: self.on_progress(what, done, total)
 
     def drops(self, want: Images) -> Tensor:
         """(n, s) fall of the image-text score against the base model on the same names and seeds; see :func:`drops`."""
@@ -181,24 +226,23 @@ class Lab:
 
     def distances(self, want: Distances) -> Tensor:
         """(n, pairs) of :func:`bench.scan.distances`, found or made."""
-        patch = self.patch(want.erasure)
-        path = self._scan_path("distances", want.erasure, want.names, want.seed, asdict(want.probe))
-        if not path.is_file():
+
+        def make(patch: Patch | None) -> Mapping[str, Tensor]:
+            assert patch is not None
             self.on_progress(f"noise predictions of {want.erasure.row}, {want.erasure.target}", 0, 1)
-            found = distances(self.model, patch, want.names, want.probe, want.seed)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, lambda p: save_file({"distances": found.contiguous()}, p))
-        return load_file(path)["distances"]
+            return {"distances": distances(self.model, patch, want.names, want.probe, want.seed).contiguous()}
+
+        return self._found(want, make)["distances"]
 
     def climbed(self, want: Climb) -> dict[str, Tensor]:
         """``embedding`` (L, d) and ``damage`` (ascents + 1,) of :func:`climbed`, found or made."""
-        patch = self.patch(want.erasure)
-        path = self._scan_path("climb", want.erasure, want.seed, asdict(want.probe), want.ascents, want.rate)
-        if not path.is_file():
-            found = climbed(self.model, patch, want.erasure.target, want.probe, want.seed, ascents=want.ascents, rate=want.rate)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, lambda p: save_file(found, p))
-        return load_file(path)
+
+        def make(patch: Patch | None) -> Mapping[str, Tensor]:
+            assert patch is not None
+            target, probe = want.erasure.target, want.probe
+            return climbed(self.model, patch, target, probe, want.seed, ascents=want.ascents, rate=want.rate)
+
+        return self._found(want, make)
 
     # -- the plan ------------------------------------------------------------------------------------------------
 
@@ -206,50 +250,44 @@ class Lab:
         """Make everything that is missing, erasures first."""
         for e in erasures(wants):
             self.patch(e)
-        for w in wants:
+        for w in with_base(wants):
             if isinstance(w, Images):
-                self.images(replace(w, erasure=None))
                 self.images(w)
             elif isinstance(w, Distances):
                 self.distances(w)
-            elif isinstance(w, Climb):
+            else:
                 self.climbed(w)
 
     def cost(self, wants: Sequence[Want]) -> int:
         """UNet evaluations for what is missing. A scan of a patch that is not there is missing."""
-        total = sum(
+        training = sum(
             self.make(e).expected_evals(self.model, self.request(e)) for e in erasures(wants) if not self.path(e).is_file()
         )
-        base: dict[Any, int] = {}
-        for w in dict.fromkeys(wants):
-            if isinstance(w, Images):
-                images = len(w.names) * len(w.seeds) * self.profile.evals_per_image
-                base[w.names, w.seeds] = images
-                total += images if w.erasure is not None and self._missing("images", w.erasure, w.names, w.seeds) else 0
-            elif isinstance(w, Distances):
-                missing = self._missing("distances", w.erasure, w.names, w.seed, asdict(w.probe))
-                total += w.probe.cost(len(w.names)) if missing else 0
-            elif isinstance(w, Climb):
-                missing = self._missing("climb", w.erasure, w.seed, asdict(w.probe), w.ascents, w.rate)
-                total += climb_cost(w.probe, w.ascents) if missing else 0
-        total += sum(n for (names, seeds), n in base.items() if self._missing("images", None, names, seeds))
-        scans = any(self._missing("images", w.erasure, w.names, w.seeds) for w in wants if isinstance(w, Images))
-        calibration = len(self.names) * self._calibration_seeds * self.profile.evals_per_image
-        return round(total) + (calibration if scans and not self.calibrated else 0)
+        missing = [w for w in with_base(wants) if self._missing(w)]
+        calibrates = not self.calibrated and any(isinstance(w, Images) for w in missing)
+        calibration = len(self.names) * self._calibration_seeds * self.profile.evals_per_image if calibrates else 0
+        return round(training) + sum(w.cost(self.profile) for w in missing) + calibration
 
-    def _missing(self, kind: str, e: Erasure | None, *facts: Any) -> bool:
+    def _missing(self, want: Want) -> bool:
+        e = want.erasure
         trained = e is None or e.row == GOLD or self.path(e).is_file()
-        return not trained or not self._scan_path(kind, e, *facts).is_file()
+        return not trained or not self._scan_path(want).is_file()
+
+
+def with_base(wants: Sequence[Want]) -> list[Want]:
+    """The distinct wants, and the base model's images that images of an erased model are compared with, in front of them."""
+    return list(dict.fromkeys(x for w in wants for x in ([replace(w, erasure=None), w] if isinstance(w, Images) else [w])))
 
 
 def erasures(wants: Sequence[Want]) -> list[Erasure]:
     """The distinct trainings behind the wants; a strength is no training of its own."""
-    found = [w if isinstance(w, Erasure) else w.erasure for w in wants]
+    found = [w.erasure for w in wants]
     return list(dict.fromkeys(replace(e, strength=1.0) for e in found if e is not None and e.row != GOLD))
 
 
 @lru_cache(maxsize=512)
-def _contents(path: Path) -> str:
+def _contents(path: Path, changed: int) -> str:
+    """Hash of a file, computed again when its time of change is another."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

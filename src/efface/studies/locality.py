@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..statistics import spearman
-from .base import Study, nested, said, sign
+from .base import Study, Tree, nested, said, sign
 from .figures import COLOURS, figure
 from .lab import Lab, Want, mean_rows
 
@@ -40,24 +41,23 @@ class Locality(Study):
         found: dict[str, Any] = {}
         records = []
         for method in self.methods:
-            by_hop: dict[int, dict[str, dict[str, list[float]]]] = {}
-            decay: dict[str, dict[str, list[float]]] = {}
-            slope: dict[str, dict[str, list[float]]] = {}
+            by_hop: dict[int, Tree] = defaultdict(Tree)
+            decay, slope = Tree(), Tree()
             among = torch.zeros(len(self.targets), len(self.targets))
-            for e in (e for e in self.erasures if e.row == method):
-                drop, t, s = mean_rows(lab.drops(self.scan(e))), place[e.target], str(e.seed)
+            for e in self.of(method):
+                drop, t = mean_rows(lab.drops(self.scan(e))), place[e.target]
                 for n in self.names:
                     hop = min(int(hops[t, place[n]]), FARTHEST)
-                    by_hop.setdefault(hop, {}).setdefault(e.target, {}).setdefault(s, []).append(drop[place[n]])
+                    by_hop[hop].put(e, [drop[place[n]]])
                     records.append(
                         {"method": method, "target": e.target, "seed": e.seed, "concept": n, "links": hop, "drop": drop[place[n]]}
                     )
                 rest = [place[n] for n in self.names if n != e.target]
-                slope.setdefault(e.target, {})[s] = [spearman([float(alike[t, i]) for i in rest], [drop[i] for i in rest])]
+                slope.put(e, [spearman([float(alike[t, i]) for i in rest], [drop[i] for i in rest])])
                 near = [drop[i] for i in rest if hops[t, i] == 1]
                 far = [drop[i] for i in rest if hops[t, i] >= FARTHEST]
                 if near and far:
-                    decay.setdefault(e.target, {})[s] = [v - sum(far) / len(far) for v in near]
+                    decay.put(e, [v - sum(far) / len(far) for v in near])
                 among[self.targets.index(e.target)] += torch.tensor([drop[place[x]] for x in self.targets]) / len(self.seeds)
             size = float(among.norm())
             found[method] = {

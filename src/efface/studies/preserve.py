@@ -103,7 +103,7 @@ class Preserve(Study):
         sentence = (
             f"At {100 * LEVEL:.0f} % erasure {reference} hurts the other concepts less than {', '.join(better) or 'no other row'}"
             f"{' and more than ' + ', '.join(worse) if worse else ''}; differences in points of the image-text score: "
-            + "; ".join(f"{row} minus {reference} {_text(m)}" for row, m in matched.items())
+            + "; ".join(f"{row} minus {reference} {difference_text(m)}" for row, m in matched.items())
             + "."
         )
         return {"sentence": sentence, "reference": reference, "at_strength_1": full, "matched": matched, "records": records}
@@ -126,7 +126,8 @@ def _paired(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
     return {t: {s: [(kind, x, y) for (kind, x), (_, y) in zip(a[t][s], b[t][s], strict=True)] for s in a[t]} for t in a}
 
 
-def _text(m: Mapping[str, Any]) -> str:
+def difference_text(m: Mapping[str, Any]) -> str:
+    """``+1.2 {0.1, 2.2}`` of a :func:`matched_difference`."""
     if m["difference"] is None:
         return "level not reached"
     interval = f" {{{m['interval'][0]:.1f}, {m['interval'][1]:.1f}}}" if m["interval"] else ""

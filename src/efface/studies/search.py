@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-import torch
-from PIL import Image
+import numpy as np
 
 from ..bench.scan import Probe
 from ..concepts.prompts import Case
 from ..concepts.spaces import distances
 from ..errors import BadOption
 from ..methods import AP
-from ..pictures import to_pixels
+from ..pictures import decoded_png, encoded_png
 from ..statistics import spearman
-from .base import Study, nested, said, sign
+from .base import Study, Tree, nested, said, sign
 from .figures import COLOURS
 from .lab import Climb, Distances, Erasure, Lab, Want
 
@@ -31,7 +28,7 @@ WINDOW = 0.1
 """Choices within this share of the updates before and after a snapshot are ranked there."""
 PROBE = Probe(trajectories=1)
 ASCENTS, RATE = 10, 0.05
-PICTURE_SEED = 4242
+PICTURE_SEED, PIXELS = 4242, 96
 
 
 class Search(Study):
@@ -88,14 +85,13 @@ class Search(Study):
             "continuous, nearest candidate",
             "continuous, times the worst",
         )
-        trees: dict[str, dict[int, dict[str, dict[str, list[float]]]]] = {w: {k: {} for k in steps} for w in ways}
-        stable: dict[str, dict[str, list[float]]] = {}
-        stays: dict[str, dict[str, list[float]]] = {}
+        trees = {w: {k: Tree() for k in steps} for w in ways}
+        stable, stays = Tree(), Tree()
         records, films = [], []
         for run in self._runs(lab):
-            t, s = run[-1].target, str(run[-1].seed)
-            names = self._candidates(lab, run[-1])
-            log = lab.patch(run[-1]).card.log["adversarial"]
+            whole, t = run[-1], run[-1].target
+            names = self._candidates(lab, whole)
+            log = lab.patch(whole).card.log["adversarial"]
             rows = lab.model.encode([t, *names]).tokens
             nearest = names[int(distances(rows[0], rows[1:], "cosine").argmin())]
             spectra = [lab.distances(Distances(e, names, 0, PROBE)).mean(1).tolist() for e in run]
@@ -114,12 +110,12 @@ class Search(Study):
                     ways[4]: [float(climb["damage"][-1]) / max(damage)],
                 }
                 for way, values in got.items():
-                    trees[way][k].setdefault(t, {})[s] = values
+                    trees[way][k].put(e, values)
                 worst = max(percentile, key=percentile.__getitem__)
                 records.append(
                     {
                         "target": t,
-                        "seed": int(s),
+                        "seed": e.seed,
                         "step": k,
                         "worst": worst,
                         "preserved": recent,
@@ -129,11 +125,11 @@ class Search(Study):
                         "damage": dict(zip(names, damage, strict=True)),
                     }
                 )
-                if s == str(self.seeds[0]):
+                if e.seed == self.seeds[0]:
                     films.append({"target": t, "step": k, "concept": worst, **self._pictures(lab, e, worst)})
             pairs = list(pairwise(spectra))
-            stable.setdefault(t, {})[s] = [spearman(a, b) for a, b in pairs]
-            stays.setdefault(t, {})[s] = [100.0 * (a.index(max(a)) == b.index(max(b))) for a, b in pairs]
+            stable.put(whole, [spearman(a, b) for a, b in pairs])
+            stays.put(whole, [100.0 * (a.index(max(a)) == b.index(max(b))) for a, b in pairs])
         ranks = {way: {str(k): nested(tree) for k, tree in by_step.items()} for way, by_step in trees.items()}
         last = {way: found[str(steps[-1])] for way, found in ranks.items()}
         at = str(steps[-2]) if len(steps) > 1 else str(steps[-1])
@@ -158,7 +154,7 @@ class Search(Study):
         before = lab.model.sample(case, lab.profile.steps)
         with lab.patch(e).applied(lab.model):
             after = lab.model.sample(case, lab.profile.steps)
-        return {"before": _png(before), "after": _png(after)}
+        return {"before": encoded_png(before, PIXELS), "after": encoded_png(after, PIXELS)}
 
     def draw(self, numbers: Mapping[str, Any]) -> Figure:
         from matplotlib.figure import Figure
@@ -183,19 +179,8 @@ class Search(Study):
         ax.legend(frameon=False, fontsize=8, ncols=4)
         for i, film in enumerate(films):
             cell = below.add_subplot(len(targets), len(numbers["steps"]), i + 1)
-            cell.imshow(torch.cat([_pixels(film["before"]), _pixels(film["after"])], dim=1).numpy())
+            cell.imshow(np.concatenate([np.asarray(decoded_png(film[w])) for w in ("before", "after")], axis=1))
             cell.set_axis_off()
             cell.set_title(f"{film['target']}, {film['step']}: {film['concept']}", fontsize=7)
         below.suptitle("the worst candidate, before and after", fontsize=8)
         return fig
-
-
-def _png(images: torch.Tensor) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(to_pixels(images)[0]).save(buffer, format="PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def _pixels(encoded: str) -> torch.Tensor:
-    image = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
-    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(image.height, image.width, 3)

@@ -9,7 +9,7 @@ import torch
 
 from ..bench.scan import Probe
 from ..statistics import spearman
-from .base import Study, nested, said
+from .base import Study, Tree, nested, said
 from .figures import COLOURS, figure
 from .lab import Distances, Erasure, Lab, Want, mean_rows
 
@@ -50,27 +50,27 @@ class Spectrum(Study):
         records = []
         for method in self.methods:
             spectra: dict[str, list[float]] = {}
-            percentile: dict[str, dict[str, dict[str, list[float]]]] = {n: {} for n in self.neutral}
-            trees: dict[str, dict[str, dict[str, list[float]]]] = {k: {} for k in ("neutral", "group", "kept", "a_b", "images")}
-            for e in (e for e in self.erasures if e.row == method):
+            percentile = {n: Tree() for n in self.neutral}
+            trees = {k: Tree() for k in ("neutral", "group", "kept", "a_b", "images")}
+            for e in self.of(method):
                 a, b = (lab.distances(w).mean(1).tolist() for w in self.scans(e))
-                drop, t, s = mean_rows(lab.drops(self.scan(e))), e.target, str(e.seed)
+                drop, t = mean_rows(lab.drops(self.scan(e))), e.target
                 rest = [i for i, n in enumerate(self.names) if n != t]
                 both = [(x + y) / 2 for x, y in zip(a, b, strict=True)]
                 spread = [both[i] for i in rest]
-                for k, n in enumerate(self.neutral):
-                    percentile[n].setdefault(t, {})[s] = [below(both[len(self.names) + k], spread)]
-                trees["neutral"].setdefault(t, {})[s] = [percentile[n][t][s][0] for n in self.neutral]
+                for n, value in zip(self.neutral, both[len(self.names) :], strict=True):
+                    percentile[n].put(e, [below(value, spread)])
+                    trees["neutral"].put(e, [below(value, spread)])
                 mates = [i for i in rest if lab.groups.get(t) and lab.groups.get(self.names[i]) == lab.groups[t]]
                 if mates:
-                    trees["group"].setdefault(t, {})[s] = [below(both[i], spread) for i in mates]
+                    trees["group"].put(e, [below(both[i], spread) for i in mates])
                 worst = sorted(rest, key=lambda i: -a[i])[:WORST]
                 middle = [float(torch.tensor([x[i] for i in rest]).median()) for x in (a, b)]
                 excess = sum(a[i] - middle[0] for i in worst)
                 if excess > 0:
-                    trees["kept"].setdefault(t, {})[s] = [100 * sum(b[i] - middle[1] for i in worst) / excess]
-                trees["a_b"].setdefault(t, {})[s] = [spearman([a[i] for i in rest], [b[i] for i in rest])]
-                trees["images"].setdefault(t, {})[s] = [spearman(spread, [drop[i] for i in rest])]
+                    trees["kept"].put(e, [100 * sum(b[i] - middle[1] for i in worst) / excess])
+                trees["a_b"].put(e, [spearman([a[i] for i in rest], [b[i] for i in rest])])
+                trees["images"].put(e, [spearman(spread, [drop[i] for i in rest])])
                 if e.seed == self.seeds[0]:
                     spectra[t] = both
                 records += [
@@ -91,7 +91,7 @@ class Spectrum(Study):
             f"target's group at {group}. The {WORST} names found worst on one set of latents keep {said(first['kept'], 0)} % of "
             f"their excess on another; noise predictions and images agree in rank by {said(first['images'], 2)}."
         )
-        numbers = {"sentence": sentence, "methods": found, "names": list(self.names), "neutral": list(self.neutral)}
+        numbers = {"sentence": sentence, "methods": found, "concepts": list(self.names), "neutral": list(self.neutral)}
         return {**numbers, "records": records}
 
     def draw(self, numbers: Mapping[str, Any]) -> Figure:
@@ -102,8 +102,8 @@ class Spectrum(Study):
         rows = -(-len(spectra) // columns)
         fig, axes = figure(4.2 * columns, 2.3 * rows, rows, columns)
         for ax, (target, values) in zip(axes, spectra.items(), strict=False):
-            n = len(numbers["names"])
-            own = [v for v, name in zip(values[:n], numbers["names"], strict=True) if name != target]
+            n = len(numbers["concepts"])
+            own = [v for v, name in zip(values[:n], numbers["concepts"], strict=True) if name != target]
             edges = torch.logspace(*(float(torch.tensor(f(own)).log10()) for f in (min, max)), 25).tolist()
             ax.hist(own, bins=edges, color="#b9c7dd")
             ax.set_xscale("log")

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
 from ..statistics import spearman_interval
-from .base import Study, nested, said, sign
+from .base import Study, Tree, nested, said, sign
 from .figures import COLOURS, dots, figure
 from .lab import Lab, Want, mean_rows
 
@@ -41,8 +41,8 @@ class TextSimilarity(Study):
         found: dict[str, Any] = {}
         records = []
         for method in self.methods:
-            trees: dict[str, dict[str, dict[str, list[float]]]] = {k: {} for k in features}
-            for e in (e for e in self.erasures if e.row == method):
+            trees = {kind: Tree() for kind in features}
+            for e in self.of(method):
                 drop = mean_rows(lab.drops(self.scan(e)))
                 target = self.names.index(e.target)
                 rest = [i for i in range(len(self.names)) if i != target]
@@ -51,19 +51,9 @@ class TextSimilarity(Study):
                     rho, interval = spearman_interval(alike, [drop[i] for i in rest])
                     if interval is None:
                         continue  # the same feature for every name, as the end token's before the first layer
-                    trees[kind].setdefault(e.target, {})[str(e.seed)] = [rho]
-                    low, high = interval
-                    records.append(
-                        {
-                            "method": method,
-                            "target": e.target,
-                            "seed": e.seed,
-                            "feature": kind,
-                            "rho": rho,
-                            "low": low,
-                            "high": high,
-                        }
-                    )
+                    trees[kind].put(e, [rho])
+                    bounds = dict(zip(("low", "high"), interval, strict=True))
+                    records.append({"method": method, "target": e.target, "seed": e.seed, "feature": kind, "rho": rho, **bounds})
             found[method] = {kind: nested(tree) for kind, tree in trees.items()}
         first = found[self.methods[0]]
         texts = {k: v for k, v in first.items() if k != IMAGES}
@@ -84,7 +74,7 @@ class TextSimilarity(Study):
 
 
 def text_features(model: DiffusionModel, names: Sequence[str]) -> dict[str, Tensor]:
-    """ "layer, pooling" -> (n, features) of every name."""
+    """(n, features) of every name, by layer and pooling."""
     layers = model.text_layers(names)
     chosen = {"first layer": layers[0], "middle layer": layers[len(layers) // 2], "last layer": layers[-1]}
     return {

@@ -332,7 +332,7 @@ def test_every_study_writes_records_a_figure_and_one_conclusion(
         profile="smoke",
         note=said.append,
     )
-    assert "UNet evaluations missing" in said[0]
+    assert "missing are" in said[0]
     assert result == json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["sentence"].endswith(".")
     records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]

@@ -29,6 +29,7 @@ SD14_UNET = {
 COUNTS = {  # specification output_based.md 1.1, SD 1.4
     "xattn": (80, 43_962_560),
     "xattn-qkv": (48, 31_559_680),
+    "visual": (96, 61_964_480),
     "xattn-kv": (32, 19_169_280),
     "xattn-two": (10, 3_605_760),
     "selfattn-two": (10, 8_193_920),

@@ -87,7 +87,8 @@ class Pool:
     ``walker`` frozen: filled once, the exact distribution of ``Trajectories`` of the frozen model (batch rows have levels of
     their own). ``walker`` the student and a ``lifetime``: a concept's trajectories serve that many updates and are then walked
     again by the student as it is ("harvest"). ``forward``: only clean latents are kept, and noised to any of the T levels.
-    Cost: 2 (S - 1) evaluations per trajectory to fill, 2 S with ``forward``; drawing is free.
+    ``levels``: of the S of the grid only so many from the noisiest are walked and drawn.
+    Cost: 2 (S - 1) evaluations per trajectory to fill, 2 S with ``forward``, half without guidance; drawing is free.
     """
 
     ROWS = 32  # trajectories walked in one batch
@@ -105,10 +106,11 @@ class Pool:
         lifetime: int | None = None,
         forward: bool = False,
         more: Mapping[str, int] | None = None,
+        levels: int | None = None,
     ) -> None:
         self.walker, self.trajectories, self.guidance, self.solver = walker, trajectories, guidance, solver
         self.seed, self.batch, self.lifetime, self.forward, self.more = seed, batch, lifetime, forward, more or {}
-        self.grid = walker.schedule.timesteps(steps)
+        self.grid = walker.schedule.timesteps(steps)[:levels]
         self.latents: dict[str, Tensor] = {}
         self.born: dict[str, int] = {}
 
@@ -131,6 +133,15 @@ class Pool:
                 grown[name].append(z)
         for name, parts in grown.items():
             self.latents[name], self.born[name] = torch.stack(parts), now
+
+    def know(self, name: str, asked: Sequence[tuple[DiffusionModel, str]]) -> None:
+        """Keep what each network predicts for each prompt at every latent of a concept beside it, as further channels in this
+        order. Cost: 1 evaluation per latent and pair."""
+        z = self.latents[name]  # (trajectories, levels, C, h, w)
+        t = torch.tensor(self.grid, device=z.device)
+        with torch.no_grad():
+            found = [torch.stack([network.predict(row, t, network.encode([p] * len(t))) for row in z]) for network, p in asked]
+        self.latents[name] = torch.cat([z, *found], dim=2)
 
     def _old(self, name: str, now: int) -> bool:
         return self.lifetime is not None and now - self.born[name] >= self.lifetime

@@ -51,12 +51,14 @@ class Run:
 class Step:
     """One optimizer update. ``rng`` depends on the seed and the index alone, so step i can be reproduced by itself."""
 
-    def __init__(self, index: int, seed: int, optimizer: torch.optim.Optimizer, model: DiffusionModel) -> None:
+    def __init__(
+        self, index: int, seed: int, optimizer: torch.optim.Optimizer, model: DiffusionModel, accumulate: bool = False
+    ) -> None:
         self.index = index
         self.rng = torch.Generator().manual_seed(seed * 1_000_003 + index)
         self.terms: dict[str, float] = {}
         self.logged: dict[str, Any] = {}
-        self._optimizer, self._model = optimizer, model
+        self._optimizer, self._model, self._accumulate = optimizer, model, accumulate
 
     def randint(self, n: int) -> int:
         """Uniform on 0 .. n - 1."""
@@ -79,7 +81,8 @@ class Step:
                 f"step {self.index}: loss term {next(iter(bad))} is {next(iter(bad.values()))}. No patch was written. "
                 "Lower the learning rate (--set lr=...) or use --dtype float32."
             )
-        self._optimizer.zero_grad(set_to_none=True)
+        if not self._accumulate:
+            self._optimizer.zero_grad(set_to_none=True)
         torch.stack([v.reshape(()) for v in terms.values()]).sum().backward()
         self._model.evals.backward += 1
         parallel.average_(p.grad for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None)
@@ -105,9 +108,11 @@ def training(
     seed: int,
     run: Run,
     carry: Mapping[str, Stateful] | None = None,
+    accumulate: bool = False,
 ) -> Iterator[Step]:
     """Yield one Step per update of the student's selected weights (Adam, betas 0.9 / 0.999, no decay).
 
+    ``accumulate``: gradients are never zeroed, as in codes that forgot to; every update is on the sum of all so far.
     ``carry`` names whatever else must survive an interruption. A resumed run continues bit-exactly: weights, optimizer,
     carried state and cost counter are restored and the step generators depend on the index alone.
     Raises MethodError if the body did not call ``minimize``, NonFiniteLoss, Cancelled on Ctrl-C.
@@ -116,13 +121,17 @@ def training(
     for p in weights.values():
         p.requires_grad_(True)
     optimizer = torch.optim.Adam(list(weights.values()), lr=lr)
-    kept: dict[str, Stateful] = {"optimizer": optimizer, **(carry or {})}
+    kept: dict[str, Stateful] = {
+        "optimizer": optimizer,
+        **({"gradients": Gradients(weights)} if accumulate else {}),
+        **(carry or {}),
+    }
     first, start = 0, student.evals.snapshot()
     if run.resume and run.checkpoint is not None and run.checkpoint.exists():
         first = _restore(run, weights, kept, student)
     with _interruptible() as interrupted:
         for index in range(first, steps):
-            step = Step(index, seed, optimizer, student)
+            step = Step(index, seed, optimizer, student, accumulate)
             yield step
             if not step.terms:
                 raise MethodError(f"step {index}: the method never called step.minimize().")
@@ -136,6 +145,20 @@ def training(
                 raise Cancelled(f"stopped after step {index + 1} of {steps}.{where}")
     for p in weights.values():
         p.requires_grad_(False)
+
+
+class Gradients:
+    """What lies on the gradients of weights, to be carried over an interruption."""
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self.weights = weights
+
+    def state_dict(self) -> dict[str, Any]:
+        return {n: w.grad for n, w in self.weights.items() if w.grad is not None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, gradient in state.items():
+            self.weights[name].grad = gradient.to(self.weights[name])
 
 
 @contextmanager

@@ -14,10 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..equations.closed_form import Edit, edited, low_rank, moved, preimage, singular_values
+from ..equations.closed_form import F64, Edit, edited, low_rank, moved, preimage, singular_values
 from ..files import atomic_write
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
@@ -63,6 +64,18 @@ def filtered(model: DiffusionModel, edit: Edit) -> Iterator[DiffusionModel]:
     """The model with every encoding filtered inside: the edit without touching a weight."""
     with model.encoding(lambda prompts, plain: text_filter(edit, plain)):
         yield model
+
+
+@torch.no_grad()
+def prompt_gram(model: DiffusionModel, prompts: Sequence[str]) -> Tensor:
+    """``sum e e^T`` over every position of every prompt, (d, d) float64: all that a preserved corpus is to an edit. Some prompts
+    at a time, so that a large corpus takes no memory."""
+    width = model.encode([""]).tokens.shape[-1]
+    total = torch.zeros(width, width, dtype=F64)
+    for i in range(0, len(prompts), 64):
+        rows = model.encode(prompts[i : i + 64]).rows("all").double()
+        total += rows.T @ rows
+    return total
 
 
 def facts(edit: Edit, model: DiffusionModel, targets: Sequence[str]) -> dict[str, Any]:

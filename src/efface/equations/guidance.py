@@ -1,5 +1,6 @@
 """Combinations of noise predictions. All are affine with coefficients that sum to 1, so they commute with the
-eps / v / x0 conversions at fixed (z_t, t) and hold for every parameterization. :func:`safety` alone is a difference."""
+eps / v / x0 conversions at fixed (z_t, t) and hold for every parameterization. :func:`safety` is a difference, :func:`hinge` a
+distance."""
 
 from __future__ import annotations
 
@@ -32,3 +33,13 @@ def safety(eps_0: Tensor, eps_c: Tensor, eps_s: Tensor, scale: float, threshold:
     off = eps_c - eps_s
     phi = torch.where(off < threshold, (scale * off.abs()).clamp_max(1.0), 0.0)
     return phi * (eps_s - eps_0)
+
+
+def hinge(x: Tensor, safe: Tensor, away: Tensor, margin: float) -> Tensor:
+    """``max(0, |x - safe|^2 - |x - away|^2 + margin)`` per row, squares averaged over the elements; (B, C, h, w) -> (B,).
+
+    Affine in x while it is active: the gradient is ``2 (away - safe) / N`` wherever x is, and 0 once x is closer to ``safe``
+    than to ``away`` by the margin. It pushes x past the plane between the two; it does not pull x to ``safe``.
+    """
+    off = (x - safe).square() - (x - away).square()
+    return (off.flatten(1).mean(1) + margin).clamp_min(0.0)

@@ -12,10 +12,11 @@ from .mace import MACE
 from .realera import RealEra
 from .rece import RECE
 from .time import TIME
+from .trce import TRCE
 from .uce import UCE
 
 METHODS: dict[str, type[Method]] = {
-    cls.name: cls for cls in (ESD, AP, AGE, KPOP, ConceptAblation, ForgetMeNot, AdvUnlearn, UCE, TIME, RECE, MACE, RealEra)
+    cls.name: cls for cls in (ESD, AP, AGE, KPOP, ConceptAblation, ForgetMeNot, AdvUnlearn, TRCE, UCE, TIME, RECE, MACE, RealEra)
 }
 
 ROWS: dict[str, type[Method]] = {"naive": AP, "l2": AP, "neutral": AP, "fixed": AP}
@@ -31,6 +32,7 @@ __all__ = [
     "RECE",
     "ROWS",
     "TIME",
+    "TRCE",
     "UCE",
     "AdvUnlearn",
     "ConceptAblation",

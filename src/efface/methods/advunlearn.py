@@ -202,16 +202,8 @@ class AdvUnlearn(Method):
         )
         pool.fill([*request.targets, *kept])
         for target in request.targets:
-            z = pool.latents[target]  # (trajectories, levels, C, h, w)
-            known = [[self._levels(model, pool, row, prompt) for row in z] for prompt in (target, request.anchor)]
-            pool.latents[target] = torch.cat([z, *(torch.stack(eps) for eps in known)], dim=2)
+            pool.know(target, [(model, target), (model, request.anchor)])
         return pool
-
-    def _levels(self, model: DiffusionModel, pool: Pool, z: Tensor, prompt: str) -> Tensor:
-        """Predictions for one trajectory at all its levels."""
-        t = torch.tensor(pool.grid[: len(z)], device=z.device)
-        with torch.no_grad():
-            return model.predict(z, t, model.encode([prompt] * len(z)))
 
     def _turn(self, index: int, kept: Sequence[str]) -> list[str]:
         """The retained prompts of an update: ``retain`` for every row, without replacement until all have had their turn. A

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..concepts.request import EraseRequest
-from ..edits import facts, folded
+from ..edits import facts, folded, prompt_gram
 from ..equations.closed_form import F64, Edit, Moments, apply_edit, factored, fused, solved
 from ..equations.diffusion import noised
 from ..models.base import DiffusionModel
@@ -133,13 +133,10 @@ class MACE(Method):
     def _prior(self, model: DiffusionModel, request: EraseRequest) -> Tensor:
         """(d, d) weighted Gram of what must stay: the space's names and, as a domain, the preserved concepts."""
         names = concept_space(self.prior, model).without((*request.targets, *request.preserve)).candidates
-        total = torch.zeros(model.encode([""]).tokens.shape[-1], model.encode([""]).tokens.shape[-1], dtype=F64)
-        for words, weight in ((names, 1.0), (request.preserve, self.domain_weight)):
-            for template in TEMPLATES:
-                for i in range(0, len(words), 64):
-                    rows = model.encode([template.format(w) for w in words[i : i + 64]]).rows("all").double()
-                    total += weight * self.prior_scale * rows.T @ rows
-        return total
+        large, domain = (
+            prompt_gram(model, [f.format(w) for f in TEMPLATES for w in words]) for words in (names, request.preserve)
+        )
+        return self.prior_scale * (large + self.domain_weight * domain)
 
     def _adapter(
         self, model: DiffusionModel, i: int, target: str, refined: Mapping[str, Tensor], run: Run

@@ -45,6 +45,8 @@ SELECTIONS: dict[str, Select] = {
     "selfattn": lambda n: n.startswith("unet.") and ".attn1." in n,
     # 160 tensors, 93,536,640 parameters: to_q, to_k, to_v, to_out of self- and cross-attention.
     "attn": lambda n: n.startswith("unet.") and (".attn1." in n or ".attn2." in n),
+    # 96 tensors, 61,964,480 parameters: self-attention and the queries of cross-attention, what TRCE steers with.
+    "visual": lambda n: n.startswith("unet.") and (".attn1." in n or n.endswith(".attn2.to_q.weight")),
     # 678 tensors, 857,458,240 parameters.
     "notime": _legacy_notime,
     # 686 tensors, 859,520,964 parameters.

@@ -1,0 +1,290 @@
+"""TRCE: the summary token of every wording is mapped away, then the early trajectory is steered towards the safe prompt."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..concepts.pairs import read_pairs
+from ..concepts.request import EraseRequest
+from ..edits import facts, folded, prompt_gram
+from ..equations.closed_form import Edit, Moments, solved
+from ..equations.guidance import guided, hinge
+from ..errors import BadOption, BadRequest
+from ..latents import Group, Pool
+from ..models.base import DiffusionModel
+from ..models.cond import Cond
+from ..models.select import selection
+from ..parallel import share
+from ..patches import Patch
+from ..search import concept_space
+from ..training import Run, training
+from .base import Method, option
+
+TEMPLATES = (
+    "a photo of a {}",
+    "a picture of a {}",
+    "an image of a {}",
+    "a drawing of a {}",
+    "a painting of a {}",
+    "a sketch of a {}",
+    "a close view of a {}",
+    "a bright picture of the {}",
+    "an old photo of the {}",
+    "a {} at night",
+    "a {} in the morning",
+    "a {} in a room",
+    "the {} by the sea",
+    "this is a {}",
+    "a good photo of the {}",
+)
+PROMPT = "a photo of a {}"
+SHIFTED, VISUAL = selection("xattn-kv"), selection("visual")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TRCE(Method):
+    """Two stages, of which each can be used alone (``stages``).
+
+        textual   p, s: every wording of the target in every template, and the template with its safe wording; e_p, e_s: their
+                  rows at start, [EoT], padding and word, with weights w (default: the first [EoT] alone)
+                  W' = W P for all keys and values,   P = I + (E_s - E_p) D E_p^T (E_p D E_p^T + mu G)^-1,   D = diag(w) / n
+                  G: mean over the prompts of a concept space of the sum over all positions e e^T
+        visual    z_t: early latents of the frozen model for p;  f_x = eps_0 + scale (eps_x - eps_0) of the frozen model
+                  h(x) = max(0, |x - f_s|^2 - |x - f_p|^2 + margin)                                    (element means)
+                  loss = 1/2 [h(eps'(z_t, t, p)) + h(eps'(z_t, t, ""))] + lam_keep mean |eps'(z_u, t, "") - eps_1(z_u, t, "")|^2
+
+    z_u: unconditional trajectories; eps_1: the network after the first stage. The first stage moves what the text says, so a
+    metaphor's summary moves with it; the second trains self-attention and the queries, which the first does not touch. The
+    hinge only pushes: once it is closed nothing pulls towards f_s. Where s says nothing, f_s is about eps_0, and for a scale of
+    2 and more the hinge is closed from the start, because eps_p itself is nearer to f_s than to f_p: name an anchor then.
+    Wordings: the targets themselves, mapped to ``anchor``, and those of a file (``pairs``), as the official lists of 20
+    synonyms. :meth:`textual` is the first stage as an edit, which :func:`efface.edits.filtered` applies to the text without a
+    change of weights.
+
+    Reference: Chen et al., ICCV 2025, arXiv:2503.07389. Code: ddgoodgood/TRCE.
+    Deviations from the code: [EoT] is found by tokens, not by counting words (``legacy_word_index``: 58 % of its own prompts
+    read another token); gradients are zeroed (``legacy_accumulate``); a latent is trained at the level it is at
+    (``legacy_levels``: one grid step noisier); references are those of the frozen model, cached in a pool; unconditional
+    trajectories need one branch. Ours: templates, G of a concept space where the code has COCO captions, ``preserve``, whose
+    mean Gram is added to G, ``lam``, ``pin``; Adam without weight decay. Warns (RuntimeWarning) when no hinge was ever active.
+    Cost: textual 0. Visual: per wording and trajectory 2 (E - 1) + 3 E evaluations for E early levels, 2 S - 1 per unconditional
+    trajectory of S levels, then 2 + kept with backward per row and update.
+    """
+
+    name: ClassVar[str] = "trce"
+    summary: ClassVar[str] = "map the prompt's summary token in closed form, then steer the early trajectory"
+    paper: ClassVar[str] = "Chen et al., ICCV 2025, arXiv:2503.07389"
+    presets: ClassVar = {
+        "paper": {},
+        "textual": {"stages": "textual"},
+        "visual": {"stages": "visual"},
+        "unsafe": {"mu": 4e-4, "steps": 900},
+        "legacy": {"legacy_word_index": True, "legacy_accumulate": True, "legacy_levels": True, "lr": 1e-6},
+        "mini": {
+            "stages": "textual",
+            "lam": 1e-6,
+            "steps": 100,
+            "lr": 1e-4,
+            "batch": 4,
+            "sampling_steps": 12,
+            "guidance": 4.0,
+            "scale": 4.0,
+            "pool": 8,
+            "pool_kept": 16,
+        },
+        "tiny": {"lam": 1e-3, "steps": 3, "sampling_steps": 4, "pool": 2, "pool_kept": 2, "kept": 2, "lr": 1e-3, "margin": 10.0},
+    }
+
+    stages: str = option("both", "which stages run", "paper's rows T, V, T + V", choices=("both", "textual", "visual"))
+    pairs: str = option("", "JSON file [[unsafe, safe], ...] of more wordings; empty: the targets alone", "official lists")
+    start: float = option(0.0, "weight of the start token", "official token_weight_scale", low=0.0)
+    end: float = option(1.0, "weight of the first [EoT]", "official token_weight_scale", low=0.0)
+    padding: float = option(0.0, "weight of the last padding, times its number", "official token_weight_scale", low=0.0)
+    word: float = option(0.0, "weight of the wording's first token, mapped to padding", "official token_weight_scale", low=0.0)
+    prior: str = option("auto", "preserved at large: auto, vocabulary, or a file of names", "ours; officially COCO captions")
+    mu: float = option(1e-4, "weight of G", "sexual 0.01^2, unsafe 0.02^2 (the code squares its scale)", low=0.0)
+    lam: float = option(0.0, "ridge towards the original weights", "official lamb", low=0.0)
+    pin: bool = option(False, "the null prompt cannot move in the first stage", "ours")
+    steps: int = option(300, "weight updates of the second stage", "official: 3 epochs of 100 files; unsafe 900", low=0)
+    lr: float = option(3e-6, "Adam learning rate", "ours; official 1e-6 with gradients that pile up", low=0.0)
+    batch: int = option(1, "rows per update, over all processes", "official", low=1)
+    kept: int = option(4, "unconditional latents per row", "official", low=1)
+    scale: float = option(16.0, "guidance of the references", "official g + 1", low=1.0)
+    margin: float = option(0.01, "how much closer to the safe one is enough", "official")
+    lam_keep: float = option(100.0, "weight of the unconditional latents", "official", low=0.0)
+    early: float = option(0.52, "share of the trajectory that is steered", "official: the first 26 of 50 levels", low=0.0)
+    pool: int = option(5, "trajectories per wording", "official seeds", low=1)
+    pool_kept: int = option(32, "unconditional trajectories", "ours; official 400 of 2000 used", low=1)
+    sampling_steps: int = option(50, "grid of the trajectories", "official", low=2)
+    guidance: float = option(3.0, "guidance of the trajectories", "official")
+    legacy_word_index: bool = option(False, "take [EoT] to be where counting words puts it", "official code")
+    legacy_accumulate: bool = option(False, "never zero the gradients", "official code")
+    legacy_levels: bool = option(False, "label latents one grid step noisier than they are", "official code")
+    seed: int = option(0, "training seed", "ours; official 42")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not any((self.start, self.end, self.padding, self.word)):
+            raise BadOption("start, end, padding and word are all 0: no row would be mapped. Give one of them a weight.")
+        if not 0 < self.early <= 1:
+            raise BadOption(f"early={self.early} is no share of a trajectory; take 0 < early <= 1.")
+
+    # -- wordings ------------------------------------------------------------------------------------------------
+
+    def wordings(self, request: EraseRequest) -> list[tuple[str, str]]:
+        """``(unsafe, safe)``: the targets with the anchor, and the pairs of the file. Raises BadFile."""
+        own = [(target, request.anchor) for target in request.targets]
+        return list(dict.fromkeys([*own, *(read_pairs(self.pairs) if self.pairs else [])]))
+
+    @property
+    def levels(self) -> int:
+        """Grid levels that are steered, from the noisiest."""
+        return max(1, round(self.early * self.sampling_steps))
+
+    def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
+        if self.stages == "textual":
+            return 0.0
+        steered_rows = len(self.wordings(request)) * self.pool * (2 * (self.levels - 1) + 3 * self.levels)
+        kept_rows = self.pool_kept * (2 * self.sampling_steps - 1)
+        return float(steered_rows + kept_rows + self.steps * self.batch * (2 + self.kept))
+
+    def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
+        run, spent, log = run or Run(), model.evals.snapshot(), dict[str, Any]()
+        pairs = self.wordings(request)
+        select = {"textual": SHIFTED, "visual": VISUAL, "both": _either}[self.stages]
+        student = model.student(select)
+        origin = {n: w.detach().clone() for n, w in student.weights(select).items()}
+        if self.stages != "visual":
+            edit = self.textual(model, request)
+            log["edit"] = facts(edit, model, request.targets)
+            keys = student.weights(SHIFTED)
+            with torch.no_grad():
+                for name, w in folded(keys, edit).items():
+                    keys[name].copy_(w)
+        if self.stages != "textual":
+            self._steer(model, student, pairs, run)
+            log["active"] = [{"step": row["step"], "active": row["active"]} for row in run.log if "active" in row]
+            if log["active"] and not any(row["active"] for row in log["active"]):
+                warnings.warn(
+                    "no hinge was ever active, so the second stage steered nothing: predictions are nearer to the safe reference "
+                    f"already. Name an --anchor that can be drawn, lower scale={self.scale}, or raise margin={self.margin}.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        card = self.card(model, request, spent, wordings=[list(p) for p in pairs], **log)
+        return Patch.between(origin, student.weights(select), card)
+
+    # -- first stage ---------------------------------------------------------------------------------------------
+
+    def textual(self, model: DiffusionModel, request: EraseRequest) -> Edit:
+        """P of the first stage. Raises BadRequest where nothing is left to preserve, IllPosed, BadFile. Cost: 0 evaluations."""
+        pairs = self.wordings(request)
+        x, y, a = self._rows(model, pairs)
+        named = {*request.targets, *(unsafe for unsafe, _ in pairs), *request.preserve}
+        space = concept_space(self.prior, model).without(tuple(named)).candidates
+        if not space:
+            raise BadRequest(f"prior={self.prior} names nothing but what is erased or preserved; choose another.")
+        keep = _mean_gram(model, space)
+        if request.preserve:
+            keep = keep + _mean_gram(model, request.preserve)
+        rows = Moments.of(x, y, a, x[:0], a[:0])
+        null = model.encode([""]).tokens[0].cpu()
+        return solved(Moments(rows.gram, rows.shift, self.mu * keep), self.lam, null if self.pin else None)
+
+    def _rows(self, model: DiffusionModel, pairs: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of the unsafe prompts, the rows they should act like, and their weights: (r, d), (r, d), (r,)."""
+        found: list[tuple[Tensor, Tensor, float]] = []
+        filled = [(f.format(u), f.format(s).strip(), u) for u, s in pairs for f in TEMPLATES]
+        for prompt, goal, phrase in filled:
+            c, g = model.encode([prompt]).tokens[0].cpu(), model.encode([goal]).tokens[0].cpu()
+            n, n_goal = (self._end(model, p) for p in (prompt, goal))
+            word = model.locate(prompt, phrase).start if self.word else 0
+            weights = (self.start, self.end, self.padding * (len(c) - 1 - n), self.word)
+            places = ((0, 0), (n, n_goal), (-1, -1), (word, -1))
+            found += [(c[i], g[j], w / len(filled)) for (i, j), w in zip(places, weights, strict=True) if w]
+        return (
+            torch.stack([x for x, _, _ in found]),
+            torch.stack([y for _, y, _ in found]),
+            torch.tensor([w for _, _, w in found]),
+        )
+
+    def _end(self, model: DiffusionModel, prompt: str) -> int:
+        """Position of the first [EoT]."""
+        return 1 + len(prompt.split()) if self.legacy_word_index else len(model.token_ids([prompt])[0]) - 1
+
+    # -- second stage --------------------------------------------------------------------------------------------
+
+    def _steer(self, model: DiffusionModel, student: DiffusionModel, pairs: Sequence[tuple[str, str]], run: Run) -> None:
+        unsafe, kept = self._pools(model, student, pairs)
+        null, piled = model.encode([""]), self.legacy_accumulate
+        for step in training(student, VISUAL, steps=self.steps, lr=self.lr, seed=self.seed, run=run, accumulate=piled):
+            prompts = [PROMPT.format(pairs[i][0]) for i in step.draw(len(pairs), self.batch)]
+            c = model.encode(share(prompts))
+            (known,), t = unsafe.draw([Group(prompts, c)], step)
+            z, out_p, out_s, out_0 = known.chunk(4, dim=1)
+            (both,), t_u = kept.draw([_nothing(null, self.batch * self.kept)], step)
+            z_u, out_u = both.chunk(2, dim=1)
+            label = self._label(model, t)
+            rows = Cond.cat([c, null.repeat(len(c)), null.repeat(len(z_u))])
+            new = student.predict(torch.cat([z, z, z_u]), torch.cat([label, label, self._label(model, t_u)]), rows)
+            safe, away = (guided(out_0, out, self.scale) for out in (out_s, out_p))
+            erase = hinge(new[: 2 * len(z)], torch.cat([safe, safe]), torch.cat([away, away]), self.margin)
+            step.log(active=float((erase > 0).float().mean()))
+            step.minimize(erase=erase.mean(), keep=self.lam_keep * (new[2 * len(z) :] - out_u).square().mean())
+
+    def _pools(self, model: DiffusionModel, student: DiffusionModel, pairs: Sequence[tuple[str, str]]) -> tuple[Pool, Pool]:
+        """Early latents of every unsafe wording with the frozen predictions for it, for its safe one and for nothing; latents
+        of nothing with the prediction of the network after the first stage."""
+        unsafe = Pool(
+            model,
+            steps=self.sampling_steps,
+            trajectories=self.pool,
+            guidance=self.guidance,
+            solver="ddim",
+            seed=self.seed,
+            batch=self.batch,
+            levels=self.levels,
+        )
+        unsafe.fill([PROMPT.format(u) for u, _ in pairs])
+        for u, s in pairs:
+            p, safe = PROMPT.format(u), PROMPT.format(s).strip()
+            unsafe.know(p, [(model, p), (model, safe), (model, "")])
+        kept = Pool(
+            model,
+            steps=self.sampling_steps,
+            trajectories=self.pool_kept,
+            guidance=1.0,
+            solver="ddim",
+            seed=self.seed,
+            batch=self.batch * self.kept,
+        )
+        kept.fill([""])
+        kept.know("", [(student, "")])
+        return unsafe, kept
+
+    def _label(self, model: DiffusionModel, t: Tensor) -> Tensor:
+        """The timestep the network is told: the latent's own."""
+        if not self.legacy_levels:
+            return t
+        last = len(model.schedule.alphas_cumprod)
+        return (t + last // self.sampling_steps).clamp_max(last - 1)
+
+
+def _either(name: str) -> bool:
+    return SHIFTED(name) or VISUAL(name)
+
+
+def _nothing(null: Cond, n: int) -> Group:
+    names = [""] * n
+    return Group(names, null.repeat(len(share(names))))
+
+
+def _mean_gram(model: DiffusionModel, names: Sequence[str]) -> Tensor:
+    prompts = [f.format(name) for name in names for f in TEMPLATES]
+    return prompt_gram(model, prompts) / len(prompts)

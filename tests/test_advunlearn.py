@@ -16,7 +16,7 @@ from efface.models.load import load_model
 from efface.models.select import selection, text_layers
 from efface.models.tiny import tiny
 from efface.patches import Patch
-from efface.testing import check_method, same, state
+from efface.testing import check_method, check_resume, same, state
 from efface.training import Run
 
 REQUEST = EraseRequest(("cat",), "", ("dog",))
@@ -50,21 +50,9 @@ def test_the_official_schedule_stays_below_80_000_evaluations(tiny_model: Any) -
     assert method_retained.expected_evals(tiny_model, EraseRequest(("cat",), "")) == 73_584
 
 
-def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Any, tiny_model: Any) -> None:
+def test_a_resumed_run_ends_with_the_same_bits(tiny_model: Any) -> None:
     method = small(steps=4, batch=2)
-
-    class Stopped(Exception):
-        pass
-
-    def stop(step: Any, total: int) -> None:
-        if step.index == 2:
-            raise Stopped
-
-    checkpoint = tmp_path / "c.safetensors"
-    with pytest.raises(Stopped):
-        method.erase(tiny_model, REQUEST, Run(checkpoint=checkpoint, every=2, on_step=stop))
-    resumed = method.erase(tiny_model, REQUEST, Run(checkpoint=checkpoint, resume=True))
-    assert same(resumed.deltas, method.erase(tiny_model, REQUEST).deltas)
+    check_resume(method, REQUEST, tiny_model)
 
 
 def test_the_patch_goes_on_every_model_with_this_encoder_and_on_no_other(tmp_path: Any) -> None:

@@ -19,7 +19,7 @@ from efface.errors import BadFile, BadOption, BadRequest
 from efface.methods import TRCE
 from efface.methods.trce import PROMPT, TEMPLATES
 from efface.models.tiny import tiny
-from efface.testing import check_method, same
+from efface.testing import check_method, check_resume
 from efface.training import Run, training
 
 REQUEST = EraseRequest(("cat", "rose"), "", ("dog",))
@@ -53,24 +53,10 @@ def test_the_second_stage_costs_six_evaluations_with_backward_per_update(tiny_mo
     assert long.expected_evals(tiny_model, request) - short.expected_evals(tiny_model, request) == 6 * 300
 
 
-def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, tiny_model: Any) -> None:
+def test_a_resumed_run_ends_with_the_same_bits(tiny_model: Any) -> None:
     """With gradients that pile up, which must survive the interruption."""
     method = small(steps=4, legacy_accumulate=True)
-
-    class Stopped(Exception):
-        pass
-
-    def stop(step: Any, total: int) -> None:
-        if step.index == 2:
-            raise Stopped
-
-    checkpoint = tmp_path / "c.safetensors"
-    with pytest.raises(Stopped):
-        method.erase(tiny_model, REQUEST, Run(checkpoint=checkpoint, every=2, on_step=stop))
-    resumed = method.erase(tiny_model, REQUEST, Run(checkpoint=checkpoint, resume=True))
-    whole = method.erase(tiny_model, REQUEST)
-    assert same(resumed.deltas, whole.deltas)
-    assert resumed.card.log == whole.card.log
+    check_resume(method, REQUEST, tiny_model)
 
 
 # -- first stage ------------------------------------------------------------------------------------------------------

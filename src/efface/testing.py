@@ -1,4 +1,4 @@
-"""The contracts of methods and attacks, public for authors of plug-ins: ``check_method(MyMethod(...))``, ``check_attack``."""
+"""The contracts of methods and attacks, public for authors of plug-ins: ``check_method(MyMethod(...))``, ``check_resume``, ``check_attack``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .methods.base import Method
 from .models.base import DiffusionModel
 from .models.tiny import tiny
 from .patches import Patch
-from .training import Run
+from .training import Run, Step
 
 
 def state(model: DiffusionModel) -> dict[str, Tensor]:
@@ -74,6 +74,32 @@ def check_method(method: Method, request: EraseRequest | None = None, model: Dif
     assert same(again.deltas, patch.deltas), "saving and loading changed the patch"
     assert again.json() == patch.json(), "saving and loading changed the card"
     return patch
+
+
+def check_resume(method: Method, request: EraseRequest, model: DiffusionModel) -> Patch:
+    """Stop the method after its third update, continue from the checkpoint of the second, and assert that the patch is that of a
+    run that was never stopped, log included. The method must make more than three updates."""
+
+    class Stopped(Exception):
+        pass
+
+    def stop(step: Step, total: int) -> None:
+        if step.index == 2:
+            raise Stopped
+
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "checkpoint.safetensors"
+        try:
+            method.erase(model, request, Run(checkpoint=checkpoint, every=2, on_step=stop))
+        except Stopped:
+            pass
+        else:
+            raise AssertionError("the run ended before its third update")
+        resumed = method.erase(model, request, Run(checkpoint=checkpoint, resume=True))
+    whole = method.erase(model, request)
+    assert same(resumed.deltas, whole.deltas), "the resumed run gave another patch"
+    assert resumed.card.log == whole.card.log, "the resumed run has another log"
+    return resumed
 
 
 def check_attack(attack: Attack, deployed: Deployed | None = None, budget: int = 40, goal: Goal | None = None) -> list[Attempt]:

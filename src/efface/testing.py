@@ -1,4 +1,5 @@
-"""The contracts of methods and attacks, public for authors of plug-ins: ``check_method(MyMethod(...))``, ``check_resume``, ``check_attack``."""
+"""The contracts of methods and attacks, public for authors of plug-ins: ``check_method(MyMethod(...))``, ``check_resume`` and
+``check_attack``."""
 
 from __future__ import annotations
 

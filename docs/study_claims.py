@@ -28,8 +28,7 @@ class Claim:
 
 def signed(estimate: Numbers, text: str, expected: int = 1, against: float = 0.0) -> tuple[str, str]:
     """Held where the interval leaves out ``against`` on the expected side, did not hold on the other."""
-    shifted = {k: v - against if v is not None else None for k, v in estimate.items() if k in ("value", "low", "high")}
-    found = sign(shifted) * expected
+    found = sign(estimate, against) * expected
     return text, HELD if found > 0 else NOT if found < 0 else OPEN
 
 
@@ -39,11 +38,11 @@ def different(n: Numbers) -> tuple[str, str]:
     return text, HELD if m["p"] < 0.05 else OPEN
 
 
-def own_group(method: str, expected: int) -> Callable[[Numbers], tuple[str, str]]:
+def own_group(method: str, called: str, expected: int) -> Callable[[Numbers], tuple[str, str]]:
     def judge(n: Numbers) -> tuple[str, str]:
         m = n["methods"][method]
         text = f"{said(m['group'])} points in the target's group, {said(m['rest'])} outside, difference {said(m['difference'])}"
-        return signed(m["difference"], f"{method.upper() if method == 'ap' else method}: {text}", expected)
+        return signed(m["difference"], f"{called}: {text}", expected)
 
     return judge
 
@@ -132,8 +131,8 @@ def asymmetric(n: Numbers) -> tuple[str, str]:
 
 CLAIMS = [
     Claim("impact", "Different targets hurt different concepts.", "AP", different),
-    Claim("impact", "An erasure hurts its target's relatives most.", "AP, AGE", own_group("naive", 1)),
-    Claim("impact", "Adversarial preservation does away with that.", "AP", own_group("ap", -1)),
+    Claim("impact", "An erasure hurts its target's relatives most.", "AP, AGE", own_group("naive", "naive", 1)),
+    Claim("impact", "Adversarial preservation does away with that.", "AP", own_group("ap", "AP", -1)),
     Claim("spectrum", "Neutral concepts lie in the middle of the sensitivity spectrum.", "AP", middle),
     Claim("spectrum", "Related concepts lie at its sensitive end.", "AP", related_high),
     Claim("spectrum", "Noise predictions show the damage that images show.", "AP's code", cheap_scan),

@@ -98,6 +98,12 @@ def seconds_per_eval(model: DiffusionModel, batch: int = 4) -> float:
     return fastest / batch
 
 
+def _announce(note: Callable[[str], None] | None, model: DiffusionModel, evals: float, before: str, after: str = "") -> None:
+    """Say what a verb is about to spend. Nobody listens: no probe is run, which on a large model and a CPU takes minutes."""
+    if note is not None:
+        note(f"{before}{predicted(model, evals)}{after}.")
+
+
 def predicted(model: DiffusionModel, evals: float, *, batch: int = 32, processes: int = 1) -> str:
     """ "N UNet evaluations, M min on DEVICE", from a measured probe: what is said before anything starts."""
     minutes = evals * seconds_per_eval(model, batch) / 60 / processes
@@ -195,7 +201,7 @@ def evaluate(
     others: Sequence[tuple[str, Patch]] = (),
     trivial: bool = True,
     on_image: Callable[[int, int], None] = lambda done, total: None,
-    note: Callable[[str], None] = lambda text: None,
+    note: Callable[[str], None] | None = None,
     command: str = "",
 ) -> dict[str, Any]:
     """Measure an erasure on paired cases; writes rows, pictures and summary to ``out`` and returns the summary.
@@ -240,13 +246,13 @@ def evaluate(
         raise BadOption(f"entrants need distinct names other than 'none', got {ids}.")
     images = len(suite.cases(chosen))
     drawn = [chosen.evals_per_image, *(chosen.steps * s.guard.branches if s.guard else chosen.evals_per_image for s in systems)]
-    searched = patch is not None and chosen.damaged > 0
+    searched = patch if chosen.damaged else None
     names = _damage_space(model, "auto", targets) if model.concept_names else [n for n in [*near, *far] if n not in targets]
-    evals = images * sum(drawn) + (damage_cost(len(names), chosen.damaged, chosen) if searched else 0)
-    note(f"profile {profile}: {images} images of each of {len(systems) + 1} entrants, {predicted(model, evals)} at most.")
+    evals = images * sum(drawn) + (damage_cost(len(names), chosen.damaged, chosen) if searched is not None else 0)
+    _announce(note, model, evals, f"profile {profile}: {images} images of each of {len(systems) + 1} entrants, ", " at most")
     summary = run_evaluation(model, systems, suite, chosen, judge, Path(out), on_image=on_image, command=command)
-    if patch is not None and searched:
-        summary = {**summary, "damage": _keep_damage(model, patch, names, chosen, judge, Path(out), chosen.damaged)}
+    if searched is not None:
+        summary = {**summary, "damage": _keep_damage(model, searched, names, chosen, judge, Path(out), chosen.damaged)}
     return summary
 
 
@@ -303,7 +309,7 @@ def damage(
     profile: str = "mini-lite",
     clip: str | None = None,
     on_image: Callable[[int, int], None] = lambda done, total: None,
-    note: Callable[[str], None] = lambda text: None,
+    note: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """What else a patch broke: the ``count`` names of a concept space it hurts most, confirmed on held-out seeds.
 
@@ -318,7 +324,7 @@ def damage(
     by = by or ("images" if len(names) <= 200 else "noise")
     judge = _plain_judge(model, clip, names)
     planned = damage_cost(len(names), count, chosen, by)
-    note(f"{len(names)} names of {space}, searched by {by}: {predicted(model, planned)}.")
+    _announce(note, model, planned, f"{len(names)} names of {space}, searched by {by}: ")
     return _keep_damage(model, patch, names, chosen, judge, Path(out), count, by, on_image)
 
 
@@ -341,7 +347,7 @@ def study(
     store: str | Path | None = None,
     clip: str | None = None,
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
-    note: Callable[[str], None] = lambda text: None,
+    note: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Run a study of what erasing does to the rest; see :mod:`efface.studies`. Writes records.jsonl, result.json and figure.svg
     to ``out`` and returns the result.
@@ -366,7 +372,7 @@ def study(
         seeds=tuple(seeds) or cls.default_seeds,
         images=cls.default_images if images is None else images,
     )
-    groups, gold, unseen = _world_of(model)
+    groups, gold, unseen = _world_of(model, targets)
     lab = Lab(
         model,
         _plain_judge(model, clip, names),
@@ -384,10 +390,8 @@ def study(
     )
     wants = built.wants(lab)
     planned = lab.cost(wants)
-    note(
-        f"study {name} on {model.name}, {len(names)} names: {len(erasures(wants))} erasures; missing are "
-        f"{predicted(model, planned)} plus gradients."
-    )
+    before = f"study {name} on {model.name}, {len(names)} names: {len(erasures(wants))} erasures; missing are "
+    _announce(note, model, planned, before, " plus gradients")
     lab.fulfil(wants)
     numbers = built.conclude(lab)
     records = numbers.pop("records")
@@ -424,14 +428,17 @@ def _row_method(model: DiffusionModel, e: Erasure) -> Method:
     return build_method(name, preset=model.preset, settings={**dict(e.settings), **seed})
 
 
-def _world_of(model: DiffusionModel) -> tuple[dict[str, str], DiffusionModel | None, tuple[str, ...]]:
-    """Groups of names, the gold model, and what that never saw, of the miniature; nothing for other models."""
+def _world_of(model: DiffusionModel, targets: Sequence[str]) -> tuple[dict[str, str], DiffusionModel | None, tuple[str, ...]]:
+    """Groups of names, the gold model where it never saw one of the targets, and what it never saw, of the miniature; nothing
+    for other models."""
     if model.name != "mini":
         return {}, None, ()
     from .models.mini.world import load_world
 
     world = load_world()
-    return {c.name: c.group for c in world.concepts}, load_model("mini-gold", device=str(model.device)), tuple(world.reserved)
+    unseen = tuple(world.reserved)
+    gold = load_model("mini-gold", device=str(model.device)) if set(targets) & set(unseen) else None
+    return {c.name: c.group for c in world.concepts}, gold, unseen
 
 
 def attack(
@@ -451,7 +458,7 @@ def attack(
     near: Sequence[str] = (),
     far: Sequence[str] = (),
     on_image: Callable[[int, int], None] = lambda done, total: None,
-    note: Callable[[str], None] = lambda text: None,
+    note: Callable[[str], None] | None = None,
     command: str = "",
 ) -> dict[str, Any]:
     """Attack an erased model and count the cases in which the target comes back; returns the summary.
@@ -470,10 +477,9 @@ def attack(
     target, targets = _one_target(model, patch, target)
     units = attack_units(model, [built], target, targets, patch, guard, cases, profile, wordings, near, far, controls=controls)
     planned = sum(u.cost(budget) for u in units)
-    note(
-        f"{built.name} ({built.tier}: {TIERS[built.tier]}) on {model.name}: {len(units)} runs of {len(units[0].goal.cases)} "
-        f"cases, {predicted(model, planned)}."
-    )
+    runs = f"{len(units)} runs of {len(units[0].goal.cases)} cases"
+    before = f"{built.name} ({built.tier}: {TIERS[built.tier]}) on {model.name}: {runs}, "
+    _announce(note, model, planned, before)
     suite = suite_for(model, [target], near, far)
     judge, folder = judge_for(model, suite, clip), Path(out) if out is not None else None
     chosen = find_profile(profile)

@@ -201,8 +201,8 @@ class TRCE(Method):
         """Rows of the unsafe prompts, the rows they should act like, and their weights: (r, d), (r, d), (r,)."""
         found: list[tuple[Tensor, Tensor, float]] = []
         filled = [(f.format(u), f.format(s).strip(), u) for u, s in pairs for f in TEMPLATES]
-        for prompt, goal, phrase in filled:
-            c, g = model.encode([prompt]).tokens[0].cpu(), model.encode([goal]).tokens[0].cpu()
+        sources, goals = (model.encode([row[i] for row in filled]).tokens.cpu() for i in (0, 1))
+        for (prompt, goal, phrase), c, g in zip(filled, sources, goals, strict=True):
             n, n_goal = (self._end(model, p) for p in (prompt, goal))
             word = model.locate(prompt, phrase).start if self.word else 0
             weights = (self.start, self.end, self.padding * (len(c) - 1 - n), self.word)

@@ -114,8 +114,8 @@ def said(estimate: Mapping[str, Any], digits: int = 1) -> str:
     return f"{estimate['value']:.{digits}f}{interval}"
 
 
-def sign(estimate: Mapping[str, Any]) -> int:
-    """1 or -1 where the interval leaves out zero, else 0."""
+def sign(estimate: Mapping[str, Any], against: float = 0.0) -> int:
+    """1 or -1 where the interval leaves out ``against`` above or below, else 0."""
     if estimate["low"] is None:
         return 0
-    return 1 if estimate["low"] > 0 else -1 if estimate["high"] < 0 else 0
+    return 1 if estimate["low"] > against else -1 if estimate["high"] < against else 0

@@ -50,7 +50,7 @@ def own_group(method: str, called: str, expected: int) -> Callable[[Numbers], tu
 def middle(n: Numbers) -> tuple[str, str]:
     m = n["methods"]["naive"]["neutral"]
     inside, outside = m["low"] > 25 and m["high"] < 75, m["high"] < 25 or m["low"] > 75
-    text = f"percentile {said(m, 0)} of {n['names']} names"
+    text = f"percentile {said(m, 0)} of {n['names']} names; the middle half is 25 to 75"
     return text, HELD if inside else NOT if outside else OPEN
 
 

@@ -87,7 +87,7 @@ class Spectrum(Study):
         in_the_middle = where["low"] is not None and where["low"] < 50 < where["high"]
         sentence = (
             f"With {self.methods[0]}, the neutral concepts stand at percentile {said(where, 0)} of the damage over "
-            f"{len(self.names)} names ({'the middle is inside the interval' if in_the_middle else 'not the middle'}); the "
+            f"{len(self.names)} names (50, the exact middle, is {'inside' if in_the_middle else 'outside'} the interval); the "
             f"target's group at {group}. The {WORST} names found worst on one set of latents keep {said(first['kept'], 0)} % of "
             f"their excess on another; noise predictions and images agree in rank by {said(first['images'], 2)}."
         )

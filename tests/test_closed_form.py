@@ -20,6 +20,7 @@ from efface.equations.closed_form import (
     factored,
     fused,
     gram_of_maps,
+    least_on_sphere,
     low_rank,
     moved,
     neighbour_moments,
@@ -34,6 +35,7 @@ from efface.equations.closed_form import (
     singular_values,
     solved,
     span,
+    worst_neighbour,
 )
 from efface.equations.exact import halves, outer_sums, value
 from efface.errors import IllPosed
@@ -373,6 +375,39 @@ def test_sampled_neighbours_converge_to_the_analytic_moments(directions: int | N
     torch.testing.assert_close(x.norm(dim=1), rho.expand(n), **CLOSE)
     assert (x.T @ x / n - gram).norm() < 0.05 * gram.norm()
     assert ((y - x).T @ x / n - shift).norm() < 0.05 * shift.norm()
+
+
+@given(st.integers(0, 10_000), st.integers(1, 6), st.sampled_from(["any", "none", "across"]))
+def test_least_on_sphere_is_the_global_minimum(seed: int, k: int, kind: str) -> None:
+    """Also for an indefinite A, and in the hard case, where b has no part along the least eigenvector or is nothing."""
+    rng = torch.Generator().manual_seed(seed)
+    a, b = torch.randn(k, k, generator=rng, dtype=F64), torch.randn(k, generator=rng, dtype=F64)
+    a = a + a.T
+    least = torch.linalg.eigh(a).eigenvectors[:, 0]
+    b = {"any": b, "none": 0 * b, "across": 0.1 * (b - (b @ least) * least)}[kind]
+    v = least_on_sphere(a, b)
+    assert float(v.norm()) == pytest.approx(1, abs=1e-9)
+    others = torch.nn.functional.normalize(torch.randn(300, k, generator=rng, dtype=F64), dim=1)
+    values = ((others @ a) * others).sum(1) + 2 * others @ b
+    assert float(v @ a @ v + 2 * b @ v) <= float(values.min()) + 1e-7  # what bisection leaves of |b|, |A| of order 10
+
+
+@pytest.mark.parametrize("directions", [None, 3])
+def test_no_sampled_neighbour_brings_the_target_closer_than_the_worst(directions: int | None) -> None:
+    d, low, high = 8, 0.8, 0.98
+    e, p, w = 3 * draw(0, d), torch.eye(d, dtype=F64) + 0.5 * draw(1, d, d), draw(2, 5, d)
+    s = w.T @ w
+    basis = None if directions is None else draw(3, directions, d)
+    x, missed = worst_neighbour(e, p, s, low, high, basis)
+    rho, u0 = e.norm(), e / e.norm()
+    assert low - 1e-9 <= float(x @ u0 / rho) <= high + 1e-9
+    assert float(x.norm()) == pytest.approx(float(rho))
+    assert missed == pytest.approx(float((w @ (p @ x - e)).norm() / (w @ e).norm()))
+    u = draw(4, 5000, d) if basis is None else draw(4, 5000, directions) @ basis
+    u = torch.nn.functional.normalize(u - torch.outer(u @ u0, u0), dim=1)
+    for c in torch.linspace(low, high, 9, dtype=F64).tolist():
+        off = (rho * (c * u0 + (1 - c * c) ** 0.5 * u)) @ p.T - e
+        assert missed <= float((off @ w.T).norm(dim=1).min() / (w @ e).norm()) + 1e-9
 
 
 def test_isotropic_neighbours_shrink_everything_and_beyond_rows_repair_it() -> None:

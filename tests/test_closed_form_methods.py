@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from efface.concepts.request import EraseRequest
+from efface.equations.closed_form import gram_of_maps, solved, worst_neighbour
 from efface.errors import BadOption, Cancelled, PromptTooLong
 from efface.methods import MACE, RECE, TIME, UCE, Method, RealEra
 from efface.methods import mace as mace_module
@@ -38,7 +39,7 @@ VARIANTS: list[Method] = [
     MACE(**MACE.presets["tiny"]),
     MACE(**{**MACE.presets["tiny"], "mask": "attention", "scale_power": 2}),
     MACE(steps=0, lam=0.1),
-    *[RealEra(**{**RealEra.presets["tiny"], "mode": mode}) for mode in ("isotropic", "subspace", "vocab")],
+    *[RealEra(**{**RealEra.presets["tiny"], "mode": mode}) for mode in ("isotropic", "subspace", "vocab", "adversarial")],
     RealEra(steps=0, low=0.1, directions=2),
 ]
 
@@ -389,16 +390,35 @@ def test_realera_modes_differ_in_what_they_move(tiny_model) -> None:  # type: ig
     """low = 0.1 makes a cone wide enough for names of the tiny model; with 0.8 "vocab" finds nothing and says so."""
     request = EraseRequest(("cat",), "dog")
     options = {"steps": 0, "low": 0.1, "directions": 2}
-    patches = {mode: RealEra(mode=mode, **options).erase(tiny_model, request) for mode in ("isotropic", "subspace", "vocab")}
+    modes = ("isotropic", "subspace", "vocab", "adversarial")
+    patches = {mode: RealEra(mode=mode, **options).erase(tiny_model, request) for mode in modes}
     assert patches["isotropic"].card.log["neighbours"] == {"cat": 0}
     assert patches["subspace"].card.log["neighbours"]["cat"] == 11
     assert 0 < patches["vocab"].card.log["neighbours"]["cat"] <= 11
     assert RealEra(mode="vocab", steps=0).erase(tiny_model, request).card.log["neighbours"] == {"cat": 0}
     digests = {p.digest() for p in patches.values()}
-    assert len(digests) == 3
+    assert len(digests) == 4
     trained = RealEra(**RealEra.presets["tiny"]).erase(tiny_model, request)
     closed = RealEra(**{**RealEra.presets["tiny"], "steps": 0}).erase(tiny_model, request)
     assert not same(trained.deltas, closed.deltas)
+
+
+def test_adversarial_neighbours_leave_less_to_find_than_random_ones(mini: DiffusionModel) -> None:
+    """With the same weight on the neighbourhood, the worst neighbours miss the target's rows by more, and more from round to
+    round."""
+    request, missed = EraseRequest(("rose",), ""), {}
+    for mode in ("subspace", "adversarial"):
+        method = RealEra(mode=mode, steps=0)
+        base = mini.weights(selection("xattn-kv"))
+        null = mini.encode([""]).tokens[0]
+        moments, hoods = method._moments(mini, request)
+        if mode == "adversarial":
+            moments, rounds = method._hardened(base, moments, hoods, null)
+            assert len(rounds) == method.rounds
+            assert rounds == sorted(rounds)
+        p, s = solved(moments, method.lam, null).transform, gram_of_maps(base.values())
+        missed[mode] = sum(worst_neighbour(h.e, p, s, method.low, method.high, h.across)[1] for h in hoods)
+    assert missed["adversarial"] > missed["subspace"]
 
 
 def test_moderation_is_erasure_towards_the_null_prompt(tiny_model) -> None:  # type: ignore[no-untyped-def]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .errors import BadOption
+from .learned import Learned
 from .models.base import DiffusionModel
 from .models.cond import Cond
+from .parallel import share
+from .training import Step
 
 PLACES = ("prefix", "suffix", "insert", "replace")
 """Before the prompt's words, after them, in their middle, or in their place."""
@@ -45,3 +49,40 @@ def worded(model: DiffusionModel, prompts: Sequence[str], rows: Tensor, place: s
         c = model.encode_soft(soft.splice(start, stop, rows[mine]))
         found |= {i: c[k] for k, i in enumerate(mine)}
     return Cond.cat([found[i] for i in range(len(prompts))])
+
+
+class Adversary:
+    """An attacker that lives as long as the training: ``tokens`` vectors per target in the place of its name, which go on from
+    where the last update left them and start again at drawn vocabulary words every ``restart`` updates (0: never).
+
+    Pass it to ``training(carry=...)`` to have it survive an interruption.
+    """
+
+    def __init__(self, model: DiffusionModel, targets: Sequence[str], *, tokens: int, lr: float, restart: int) -> None:
+        self.model, self.targets, self.tokens, self.restart = model, targets, tokens, restart
+        self.table = word_rows(model)[1]
+        self.words = Learned([self.table[:tokens] for _ in targets], lr)
+        self.started = False
+
+    def begin(self, step: Step) -> None:
+        """To be called once per update, before anything else."""
+        if not self.started or (self.restart and step.index % self.restart == 0):
+            for i in range(len(self.targets)):
+                self.words.begin(i, drawn_words(self.table, step.draw(len(self.table), self.tokens), self.tokens)[0])
+            self.started = True
+
+    def cond(self, e: Sequence[int]) -> Cond:
+        """This process's rows for the target indices of the whole batch, differentiable in the words."""
+        own = share(list(e))
+        return worded(self.model, [self.targets[i] for i in own], self.words.rows(own), "replace")
+
+    def follow(self, e: Sequence[int]) -> None:
+        """One step of the drawn targets' words down the gradients that a backward pass has left behind."""
+        self.words.update(e)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self.words.state_dict(), "started": self.started}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.words.load_state_dict(state)
+        self.started = bool(state["started"])

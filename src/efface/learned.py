@@ -44,6 +44,11 @@ class Learned:
             self.optimizers[i].step()
             self.values[i].grad = None
 
+    def begin(self, i: int, value: Tensor) -> None:
+        """The tensor starts at ``value``, its Adam without a past."""
+        self.values[i].data.copy_(value)
+        self.optimizers[i].state.clear()
+
     def state_dict(self) -> dict[str, Any]:
         return {"values": [v.detach() for v in self.values], "optimizers": [o.state_dict() for o in self.optimizers]}
 

@@ -88,6 +88,12 @@ class Step:
         parallel.average_(p.grad for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None)
         self._optimizer.step()
 
+    def restart(self, lr: float) -> None:
+        """The optimizer forgets its past and goes on with this learning rate: another phase of the method begins."""
+        self._optimizer.state.clear()
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+
     @torch.no_grad()
     def shrink(self, weights: Mapping[str, Tensor], origin: Mapping[str, Tensor], rho: float) -> None:
         """Pull the trained weights a share ``rho`` of their way back to ``origin``; see :func:`efface.equations.steps.shrunk`."""

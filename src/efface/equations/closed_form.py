@@ -406,6 +406,57 @@ def neighbour_moments(e: Tensor, y: Tensor, low: float, high: float, directions:
     return gram, rho * mean * torch.outer(y, u0) - gram
 
 
+def worst_neighbour(
+    e: Tensor, p: Tensor, s: Tensor, low: float, high: float, directions: Tensor | None, cosines: int = 9
+) -> tuple[Tensor, float]:
+    """``(x, missed)``: the neighbour of ``e`` (d,) by which the edited maps ``W P`` come nearest to what W answers for e.
+
+        x = argmin |W P x - W e|^2 summed over the layers,   x = rho (c u0 + sqrt(1 - c^2) u)  as in :func:`neighbour_moments`
+        missed = |W P x - W e| / |W e|
+
+    s: :func:`gram_of_maps` of the unedited layers. For a cosine c this is a quadratic on the unit sphere and is solved exactly
+    (see :func:`least_on_sphere`); c runs over ``cosines`` values from ``low`` to ``high``. Cost: one eigendecomposition of (k, k).
+    """
+    e, p, s = e.to(F64), p.to(F64), s.to(F64)
+    rho = e.norm()
+    u0 = e / rho
+    across = torch.eye(len(e), dtype=F64) if directions is None else directions.to(F64)
+    basis = span(across - torch.outer(across @ u0, u0))
+    mapped = p @ basis
+    found = []
+    for c in torch.linspace(low, high, cosines, dtype=F64).tolist():
+        r, base = float(rho) * (1 - c * c) ** 0.5, c * (p @ e) - e
+        x = c * e
+        if basis.shape[1]:
+            x = x + r * basis @ least_on_sphere(r * r * mapped.T @ s @ mapped, r * mapped.T @ s @ base)
+        off = p @ x - e
+        found.append((float(off @ s @ off), x))
+    missed, x = min(found, key=lambda pair: pair[0])
+    return x, (max(0.0, missed) / float(e @ s @ e)) ** 0.5
+
+
+def least_on_sphere(a: Tensor, b: Tensor) -> Tensor:
+    """``argmin v^T A v + 2 b^T v`` over ``|v| = 1``; A (k, k) symmetric, b (k,), float64.
+
+    ``v = -(A - mu I)^-1 b`` with the mu below A's least eigenvalue that gives length 1, found by bisection: the global minimum,
+    also where A is indefinite (a trust-region subproblem on its boundary). Where no such mu exists (b without a part along the
+    least eigenvector) what is missing of the length is added along it.
+    """
+    values, vectors = torch.linalg.eigh(a)
+    g = vectors.T @ b
+    scale = float(g.norm()) or 1.0
+    near, far = 0.0, scale * (1 + 1e-12)  # distance of mu from the least eigenvalue; at |g| the length is at most 1
+    for _ in range(200):
+        gap = (near + far) / 2
+        length = float((g / (values - values[0] + gap)).norm()) if gap > 0 else float("inf")
+        near, far = (gap, far) if length > 1 else (near, gap)
+    v = -g / (values - values[0] + far)
+    missing = 1 - float(v @ v)
+    if missing > 0:
+        v[0] = (-1 if v[0] < 0 else 1) * (float(v[0]) ** 2 + missing) ** 0.5
+    return vectors @ (v / v.norm())
+
+
 def fused(ups: Tensor, downs: Tensor, grams: Tensor, lower: Tensor) -> Tensor:
     """``W* - W`` of one layer: many low-rank changes merged into one weight, each on the rows of its own concept, float64.
 

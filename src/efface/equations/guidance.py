@@ -22,6 +22,14 @@ def away_from(eps_anchor: Tensor, eps_e: Tensor, eta: float) -> Tensor:
     return eps_anchor - eta * (eps_e - eps_anchor)
 
 
+def composed(eps_0: Tensor, eps_anchor: Tensor, eps_away: Tensor, towards: float, away: float) -> Tensor:
+    """``eps_0 + towards (eps_anchor - eps_0) - away mean_j (eps_j - eps_0)``: to the anchor, away from all of several prompts.
+
+    eps_away: (J, B, C, h, w), the others (B, C, h, w). With ``eps_anchor = eps_0`` and one prompt this is :func:`away_from`.
+    """
+    return eps_0 + towards * (eps_anchor - eps_0) - away * (eps_away.mean(0) - eps_0)
+
+
 def safety(eps_0: Tensor, eps_c: Tensor, eps_s: Tensor, scale: float, threshold: float) -> Tensor:
     """The direction to take away from the prompt's prediction: towards the safety text, where both pull the same way.
 

@@ -11,15 +11,17 @@ from .kpop import KPOP
 from .mace import MACE
 from .realera import RealEra
 from .rece import RECE
+from .stereo import STEREO
 from .time import TIME
 from .trce import TRCE
 from .uce import UCE
 
 METHODS: dict[str, type[Method]] = {
-    cls.name: cls for cls in (ESD, AP, AGE, KPOP, ConceptAblation, ForgetMeNot, AdvUnlearn, TRCE, UCE, TIME, RECE, MACE, RealEra)
+    cls.name: cls
+    for cls in (ESD, AP, AGE, KPOP, ConceptAblation, ForgetMeNot, AdvUnlearn, STEREO, TRCE, UCE, TIME, RECE, MACE, RealEra)
 }
 
-ROWS: dict[str, type[Method]] = {"naive": AP, "l2": AP, "neutral": AP, "fixed": AP}
+ROWS: dict[str, type[Method]] = {"naive": AP, "l2": AP, "neutral": AP, "fixed": AP, "rap": AP, "rap-attack": AP}
 """Baselines that are a method with the preset of their own name laid over the model's: they differ from it in that alone."""
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "METHODS",
     "RECE",
     "ROWS",
+    "STEREO",
     "TIME",
     "TRCE",
     "UCE",

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..adversary import Adversary
 from ..concepts.request import EraseRequest, normalised
 from ..equations.guidance import away_from
 from ..errors import BadOption, UnknownName
@@ -86,6 +87,8 @@ class AP(Trained):
         "random": {"search": "random"},
         "exhaustive": {"search": "exhaustive"},
         "pgd": {"search": "pgd", "ascents": 10, "lam": 0.01},
+        "rap": {"attacks": 5},
+        "rap-attack": {"attacks": 5, "search": "none"},
     }
 
     eta: float = option(0.0, "how far beyond the anchor the goal lies", "paper 0; official code 1")
@@ -109,6 +112,11 @@ class AP(Trained):
     pgd_rate: float = option(1e-3, "length of a pgd step in units of |c_a|", "ours; official --pgd_lr 1e-5", low=0.0)
     pgd_radius: float = option(0.0, "largest |c_a - c_e| / |c_e|, 0: none", "official: none", low=0.0)
     shrink: float = option(0.0, "share of the change taken back per update", "ours", low=0.0)
+    attacks: int = option(0, "steps per update that bring the target back by a learned word, 0: no attack", "ours", low=0)
+    attack_lr: float = option(0.02, "Adam learning rate of the learned word", "ours", low=0.0)
+    attack_from: int = option(0, "updates before the attack begins", "ours", low=0)
+    attack_tokens: int = option(1, "vectors of the learned word", "ours", low=1)
+    restart: int = option(10, "updates after which the word starts anew at a drawn one, 0: never", "ours", low=0)
     frames: int = option(0, "pictures of the searched concept kept on the card", "official --save_freq", low=0)
 
     def __post_init__(self) -> None:
@@ -120,11 +128,17 @@ class AP(Trained):
             raise BadOption(f"update=joint moves a search by gradients; search={self.search} has none. Use update=alternate.")
         if self.frames and self.search == "none":
             raise BadOption("frames shows what the search looks at; search=none looks at nothing. Use frames=0.")
+        if self.attacks and self.attack_from >= self.steps > 0:
+            raise BadOption(
+                f"the attack would begin at update {self.attack_from} of {self.steps}; lower attack_from, or attacks=0."
+            )
         if self.shrink > 1:
             raise BadOption(f"shrink={self.shrink} is a share of the change; it must not be above 1.")
 
     @property
     def label(self) -> str:
+        if self.attacks:
+            return "rap-attack" if self.search == "none" else "rap"
         if self.search == "none":
             return "l2" if self.shrink else "naive"
         kind = self.search.partition(":")[0]
@@ -140,7 +154,8 @@ class AP(Trained):
         cost += (self.update == "alternate") * self._climbs * self._ascent_cost
         film = Film.evals(self.frames, self.steps, self.sampling_steps)
         pooled = self.fill_cost(request, names)
-        return self.steps * self.batch * cost + refreshes * ranked + film + pooled
+        fought = max(0, self.steps - self.attack_from) * (1 + self.attacks * (self.draw_cost(1) + 2)) if self.attacks else 0
+        return self.batch * (self.steps * cost + fought) + refreshes * ranked + film + pooled
 
     @property
     def _climbs(self) -> bool:
@@ -211,7 +226,13 @@ class AP(Trained):
         latents = self.latents(model, student, request, names)
         film = Film(self.frames, self.steps, self.sampling_steps, self.guidance)
         origin, weights = model.weights(select), student.weights(select)
-        carry: dict[str, Stateful] = {"latents": latents, "film": film, **({"search": search} if search is not None else {})}
+        adversary = (
+            Adversary(model, request.targets, tokens=self.attack_tokens, lr=self.attack_lr, restart=self.restart)
+            if self.attacks
+            else None
+        )
+        more: dict[str, Stateful | None] = {"search": search, "adversary": adversary}
+        carry: dict[str, Stateful] = {"latents": latents, "film": film, **{k: v for k, v in more.items() if v is not None}}
 
         def damage(c_a: Cond, z_a: Tensor, t: Tensor) -> Tensor:
             """(B,) what the weights as they are now have done to c_a; no gradient through the frozen model, as officially."""
@@ -220,13 +241,16 @@ class AP(Trained):
             return self.mse(model, student.predict(z_a, t, c_a), eps_a, t)
 
         for step in training(student, select, steps=self.steps, lr=self.lr, seed=self.seed, run=run, carry=carry):
+            attacked = adversary if step.index >= self.attack_from else None
+            if attacked is not None:
+                self._attack(step, model, student, request, attacked, latents, c_targets)
             # Descent: the weights follow the erasure and hold on to the adversarial concept.
             e = step.draw(len(request.targets), self.batch)
             target = Group([request.targets[i] for i in e], c_targets[list(share(e))])
             c_e, c_0 = target.cond, c_anchor.repeat(len(target.cond))
+            terms: dict[str, Tensor] = {}
             if search is None:
                 (z_e,), t = latents.draw([target], step)
-                kept: dict[str, Tensor] = {}
             else:
                 if isinstance(search, ExhaustiveSearch) and search.due(step):
                     for i, group in enumerate(names):
@@ -239,15 +263,18 @@ class AP(Trained):
                 z, t = latents.draw(groups, step)
                 z_e, z_a = z[0], z[-1]
             frozen = [(z_e, c_0), *([(z_e, c_e)] if self.eta else []), *([(z_a, chosen.fixed())] if search else [])]
-            trained = [(z_e, c_e), *([(z_a, c_a)] if search else [])]
             with torch.no_grad():
                 eps = predictions(model, frozen, t)
+                words = [(z_e, attacked.cond(e))] if attacked is not None else []
+            trained = [(z_e, c_e), *([(z_a, c_a)] if search else []), *words]
             new = predictions(student, trained, t)
             goal = away_from(eps[0], eps[1], self.eta) if self.eta else eps[0]
             if search is not None:
-                kept = {"preserve": self.lam * self.mse(model, new[1], eps[-1], t).mean()}
+                terms["preserve"] = self.lam * self.mse(model, new[1], eps[-1], t).mean()
                 step.log(target=target.names[0], concept=chosen.names[0], **search.facts(e[0]))
-            step.minimize(erase=self.mse(model, new[0], goal, t).mean(), **kept)
+            if attacked is not None:
+                terms["attacked"] = self.mse(model, new[-1], goal, t).mean()
+            step.minimize(erase=self.mse(model, new[0], goal, t).mean(), **terms)
             if self.shrink:
                 step.shrink(weights, origin, self.shrink)
             if isinstance(search, Climbing):
@@ -260,9 +287,39 @@ class AP(Trained):
         log: dict[str, Any] = {"adversarial": searched} if search is not None else {}
         if search is not None and self.search != "pgd":
             log["candidates"] = {t: list(n) for t, n in zip(request.targets, names, strict=True)}
+        if adversary is not None:
+            told = ("step", "attack_first", "attack_last")
+            log["attacks"] = [{k: row[k] for k in told} for row in run.log if "attack_first" in row]
         if film.shots:
             log["film"] = film.shots
         return Patch.between(origin, weights, self.card(model, request, spent, **log))
+
+    def _attack(
+        self,
+        step: Step,
+        model: DiffusionModel,
+        student: DiffusionModel,
+        request: EraseRequest,
+        adversary: Adversary,
+        latents: Latents,
+        c_targets: Cond,
+    ) -> None:
+        """The learned word descends towards what the original model predicts for the target, by the weights as they are now and
+        on fresh draws; no weight collects a gradient. Logs the first and the last loss."""
+        adversary.begin(step)
+        losses = []
+        with student.frozen():
+            for _ in range(self.attacks):
+                e = step.draw(len(request.targets), self.batch)
+                target = Group([request.targets[i] for i in e], c_targets[list(share(e))])
+                (z,), t = latents.draw([target], step)
+                with torch.no_grad():
+                    eps_e = model.predict(z, t, target.cond)
+                off = self.mse(model, student.predict(z, t, adversary.cond(e)), eps_e, t).mean()
+                off.backward()
+                adversary.follow(e)
+                losses.append(float(off.detach()))
+        step.log(attack_first=losses[0], attack_last=losses[-1])
 
     def _ascend(
         self,

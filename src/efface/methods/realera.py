@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch.nn.functional import cosine_similarity, mse_loss
 
 from ..concepts.request import EraseRequest
 from ..edits import facts, folded
-from ..equations.closed_form import F64, Moments, neighbour_moments, solved
+from ..equations.closed_form import F64, Moments, gram_of_maps, neighbour_moments, solved, worst_neighbour
 from ..equations.diffusion import noised
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
@@ -23,6 +24,23 @@ from ..training import Run, training
 from .base import Method, option
 
 TEMPLATES = ("{}", "a photo of a {}")
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """What lies around one row of a target's encoding."""
+
+    target: str
+    e: Tensor
+    """(d,) the row."""
+    goal: Tensor
+    """(d,) the anchor's row."""
+    names: Tensor
+    """(n, d) the same row of names near by."""
+    across: Tensor | None
+    """(k, d) main directions of the neighbourhood; None: every direction."""
+    worst: list[Tensor] = field(default_factory=list)
+    """Adversarial neighbours, (d,) each, as they are found."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +57,9 @@ class RealEra(Method):
     cosine with every target is below ``low``. ``mode``: where u lies. "isotropic": anywhere; the
     neighbours then shrink every direction alike. "subspace": in the span of the ``directions`` main differences between e and
     its nearest names in ``space``. "vocab": the names of ``space`` themselves whose cosine with e lies in [low, high]. The first
-    two need no samples in align 1: the expectations are exact (closed_form.neighbour_moments).
+    two need no samples in align 1: the expectations are exact (closed_form.neighbour_moments). "adversarial" (ours): no random
+    neighbours but, ``rounds`` times, that neighbour in the span of "subspace" by which the edit so far comes nearest to the target
+    (closed_form.worst_neighbour), with weight alpha / rounds each; the LoRA draws from the ones that were found.
 
     What is known (abstract): random perturbations within a distance and a range of cosines are erased too; unrelated
     embeddings keep their place; both for a closed form of cross-attention and for a LoRA on the noise prediction.
@@ -61,7 +81,8 @@ class RealEra(Method):
         "tiny": {"steps": 3, "images": 2, "sampling_steps": 2, "directions": 2},
     }
 
-    mode: str = option("subspace", "where neighbours lie", "ours", choices=("isotropic", "subspace", "vocab"))
+    mode: str = option("subspace", "where neighbours lie", "ours", choices=("isotropic", "subspace", "vocab", "adversarial"))
+    rounds: int = option(8, "adversarial: neighbours found per row", "ours", low=1)
     low: float = option(0.8, "smallest cosine of a neighbour (S1)", "ours; unknown", low=0.0)
     high: float = option(0.98, "largest cosine of a neighbour (S2)", "ours; unknown", low=0.0)
     alpha: float = option(1.0, "weight of the neighbourhood", "ours; unknown", low=0.0)
@@ -87,18 +108,23 @@ class RealEra(Method):
 
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
         spent, base = model.evals.snapshot(), model.weights(selection("xattn-kv"))
-        moments, found = self._moments(model, request)
-        edit = solved(moments, self.lam, model.encode([""]).tokens[0].cpu())
+        null = model.encode([""]).tokens[0].cpu()
+        moments, hoods = self._moments(model, request)
+        log: dict[str, Any] = {"neighbours": {t: len(_own(hoods, t).names) for t in request.targets}}
+        if self.mode == "adversarial":
+            moments, log["missed"] = self._hardened(base, moments, hoods, null)
+        edit = solved(moments, self.lam, null)
         edited = folded(base, edit)
         if self.steps:
-            edited = self._aligned(model, request, edited, run or Run())
+            edited = self._aligned(model, request, edited, hoods, run or Run())
         original = {n: w.detach().float().cpu() for n, w in base.items()}
-        card = self.card(model, request, spent, edit=facts(edit, model, request.targets), neighbours=found)
+        card = self.card(model, request, spent, edit=facts(edit, model, request.targets), **log)
         return Patch.between(original, edited, card)
 
     @torch.no_grad()
-    def _moments(self, model: DiffusionModel, request: EraseRequest) -> tuple[Moments, dict[str, int]]:
-        """Moments of all rows; and how many names the neighbourhood of each target's own word is made from."""
+    def _moments(self, model: DiffusionModel, request: EraseRequest) -> tuple[Moments, list[Neighbourhood]]:
+        """Moments of all rows but for the adversarial neighbours; and the neighbourhood of every row, each target's own word
+        first among its own."""
         pairs = [(e, f) for e in request.targets for f in TEMPLATES]
         goal_of = {f: f.format(request.anchor).strip() for f in TEMPLATES}
         source, goals = model.encode([f.format(e) for e, f in pairs]), model.encode([goal_of[f] for _, f in pairs])
@@ -106,22 +132,50 @@ class RealEra(Method):
         kept = (*request.preserve, *self._outside(model, request))
         q = model.encode(kept).rows("last+eos") if kept else x[:0]
         total = Moments.of(x, y, torch.ones(len(x)), q, torch.full((len(q),), self.gamma))
-        eye, found = torch.eye(x.shape[1], dtype=F64), dict[str, int]()
+        eye, hoods = torch.eye(x.shape[1], dtype=F64), []
         for i, (target, template) in enumerate(pairs):
             rows, goal_rows = source[i].aligned(goals[i], "last+eos")
             for position, (e, e_goal) in enumerate(zip(rows.double(), goal_rows.double(), strict=True)):
                 names = self._near(model, request, template, position, e)
-                found.setdefault(target, len(names))
+                hood = Neighbourhood(target, e, e_goal, names, self._main(names - e) if self._narrow else None)
+                hoods.append(hood)
                 beyond = self.beta * (e @ e * eye - torch.outer(e, e)) / (len(e) - 1)
-                if self.mode == "vocab":
-                    weight = torch.full((len(names),), self.alpha / max(1, len(names)))
-                    extra = Moments.of(names, e_goal.expand_as(names), weight, names[:0], weight[:0])
-                else:
-                    across = self._main(names - e) if self.mode == "subspace" else None
-                    gram, shift = neighbour_moments(e, e_goal, self.low, self.high, across)
-                    extra = Moments(self.alpha * gram, self.alpha * shift, torch.zeros_like(gram))
-                total = total + extra + Moments(torch.zeros_like(eye), torch.zeros_like(eye), beyond)
-        return total, found
+                total = total + Moments(torch.zeros_like(eye), torch.zeros_like(eye), beyond) + self._around(hood)
+        return total, hoods
+
+    @property
+    def _narrow(self) -> bool:
+        """Whether neighbours lie in the span of the main differences."""
+        return self.mode in ("subspace", "adversarial")
+
+    def _around(self, hood: Neighbourhood) -> Moments:
+        """Of the random neighbours of one row."""
+        e, names = hood.e, hood.names
+        nothing = torch.zeros(len(e), len(e), dtype=F64)
+        if self.mode == "adversarial":
+            return Moments(nothing, nothing, nothing)
+        if self.mode == "vocab":
+            weight = torch.full((len(names),), self.alpha / max(1, len(names)))
+            return Moments.of(names, hood.goal.expand_as(names), weight, names[:0], weight[:0])
+        gram, shift = neighbour_moments(e, hood.goal, self.low, self.high, hood.across)
+        return Moments(self.alpha * gram, self.alpha * shift, nothing)
+
+    def _hardened(
+        self, base: Mapping[str, Tensor], total: Moments, hoods: Sequence[Neighbourhood], null: Tensor
+    ) -> tuple[Moments, list[float]]:
+        """The moments with the adversarial neighbours, and per round the mean share by which they miss the
+        targets."""
+        s = gram_of_maps(w.detach().cpu() for w in base.values())
+        weight, missed = torch.full((len(hoods),), self.alpha / self.rounds), []
+        for _ in range(self.rounds):
+            p = solved(total, self.lam, null).transform
+            found = [worst_neighbour(h.e, p, s, self.low, self.high, h.across) for h in hoods]
+            missed.append(sum(share for _, share in found) / len(found))
+            for h, (x, _) in zip(hoods, found, strict=True):
+                h.worst.append(x)
+            x = torch.stack([x for x, _ in found])
+            total = total + Moments.of(x, torch.stack([h.goal for h in hoods]), weight, x[:0], weight[:0])
+        return total, missed
 
     def _outside(self, model: DiffusionModel, request: EraseRequest) -> list[str]:
         """Names of the space that lie in no target's cone."""
@@ -145,20 +199,23 @@ class RealEra(Method):
         """(k, d) principal directions of the differences, k at most ``directions``."""
         return torch.linalg.svd(differences, full_matrices=False).Vh[: self.directions]
 
-    def _aligned(self, model: DiffusionModel, request: EraseRequest, start: dict[str, Tensor], run: Run) -> dict[str, Tensor]:
+    def _aligned(
+        self,
+        model: DiffusionModel,
+        request: EraseRequest,
+        start: dict[str, Tensor],
+        hoods: Sequence[Neighbourhood],
+        run: Run,
+    ) -> dict[str, Tensor]:
         """The closed form's weights plus a LoRA trained on noise predictions."""
         rng, n = torch.Generator().manual_seed(self.seed), len(request.targets)
         c, goal, null = model.encode(request.targets), model.encode([request.anchor]), model.encode([""])
         pictures = model.denoise(c.repeat(self.images), model.noise(n * self.images, rng), self.sampling_steps, self.guidance)
-        with torch.no_grad():
-            e = c.last_token().double()
-            near = [self._near(model, request, "{}", 0, row.cpu()) for row in e]
-            gaps = [rows - row.cpu() for rows, row in zip(near, e, strict=True)]
-            across = [self._main(gap) if self.mode == "subspace" else None for gap in gaps]
+        words = [_own(hoods, target) for target in request.targets]
         student = low_rank_student(model, selection("xattn-kv"), self.rank, rng, start=start)
         for step in training(student, factors, steps=self.steps, lr=self.lr, seed=self.seed, run=run):
             i = step.randint(n)
-            inside, outside = self._pair(e[i].cpu(), near[i], across[i], step.rng)
+            inside, outside = self._pair(words[i], step.rng)
             # Student and teacher see: the neighbour (teacher: the anchor), something beyond, the null prompt.
             shown = Cond.cat([replaced(c[i], inside), replaced(c[i], outside), null])
             taught = Cond.cat([goal, shown[1], shown[2]])
@@ -175,9 +232,9 @@ class RealEra(Method):
             )
         return {name: start[name] + up @ down for name, (up, down) in trained_factors(student).items()}
 
-    def _pair(self, e: Tensor, near: Tensor, main: Tensor | None, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """One neighbour of ``e`` and one vector of the same length orthogonal to it, (d,) each. ``main``: (k, d) principal
-        directions of its neighbourhood, None for all directions alike."""
+    def _pair(self, hood: Neighbourhood, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """One neighbour of the row and one vector of the same length orthogonal to it, (d,) each."""
+        e = hood.e
         rho, u0 = e.norm(), e / e.norm()
 
         def across(directions: Tensor | None) -> Tensor:
@@ -187,12 +244,16 @@ class RealEra(Method):
             return v / v.norm()
 
         outside = rho * across(None)
-        if self.mode == "vocab":
-            chosen = e if not len(near) else near[int(torch.randint(len(near), (1,), generator=rng))]
-            return chosen, outside
+        if self.mode in ("vocab", "adversarial"):
+            known = hood.names if self.mode == "vocab" else hood.worst
+            return known[int(torch.randint(len(known), (1,), generator=rng))] if len(known) else e, outside
         s = self.low + (self.high - self.low) * torch.rand((), generator=rng, dtype=F64)
-        u = across(main)
-        return rho * (s * u0 + (1 - s * s).sqrt() * u), outside
+        return rho * (s * u0 + (1 - s * s).sqrt() * across(hood.across)), outside
+
+
+def _own(hoods: Sequence[Neighbourhood], target: str) -> Neighbourhood:
+    """Around the target's own word, without a template."""
+    return next(h for h in hoods if h.target == target)
 
 
 def replaced(c: Cond, row: Tensor) -> Cond:

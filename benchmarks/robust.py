@@ -79,10 +79,15 @@ DEFENCES = {
     "uce": Defence(Contender("uce")),
     "rece": Defence(Contender("rece")),
     "realera": Defence(Contender("realera", seeds=ONCE)),
+    "realera, adversarial": Defence(Contender("realera", {"mode": "adversarial"}, seeds=ONCE)),
     "trce": Defence(Contender("trce", seeds=ONCE)),
     "esd": Defence(Contender("esd")),
     "advunlearn": Defence(Contender("advunlearn")),
+    "stereo": Defence(Contender("stereo")),
+    # Protection only, attack only, both.
     "ap": Defence(Contender("ap")),
+    "rap-attack": Defence(Contender("rap-attack")),
+    "rap": Defence(Contender("rap")),
 }
 QUICK = ("none", "negative", "uce")
 
@@ -295,7 +300,29 @@ def result_of(work: Work, targets: Sequence[str], seeds: Sequence[int], names: S
     }
 
 
+KEEP = ("erased", "kept", "far")
+"""Differences that are good above zero."""
+
+
+def verdict(d: Mapping[str, Any] | None, upwards: bool) -> str:
+    """A difference in points; better or worse by the direction that is good."""
+    text = points(d)
+    return text if upwards else text.replace("better", "?").replace("worse", "better").replace("?", "worse")
+
+
 def markdown(result: Mapping[str, Any]) -> str:
+    header = [
+        "defence",
+        "cells",
+        "direct",
+        "generality",
+        "attacked",
+        "controls",
+        *KEPT,
+        "UNet evaluations",
+        "seconds",
+        "extra ms",
+    ]
     attacks = [a for a in ("direct", *result["attacks"], *CONTROLS) if any(e["single"][a] for e in result["defences"].values())]
     table, single = [], []
     for name, e in result["defences"].items():
@@ -313,31 +340,17 @@ def markdown(result: Mapping[str, Any]) -> str:
     plain = [e["milliseconds"]["plain"] for e in result["defences"].values() if e["milliseconds"]]
     lines = [
         f"Targets {', '.join(result['targets'])}; training and attack seeds {', '.join(map(str, result['seeds']))}; profile "
-        f"`{result['profile']}`; attacks on {result['cases']} cases with {result['budget']} UNet evaluations per case each, controls "
-        "alike. Direct, generality (the worse family of synonym and implicit): erased *and* valid; near, trap, far: preserved; of the "
-        "cases the base model gets right. Attacked: cases in which the plain prompt or one of the attacks "
-        f"{', '.join(result['attacks'])} brings the target back; controls: the plain prompt, {' or '.join(CONTROLS)}. Low is good there. "
-        "[Wilson over cases] {resampled by target, then seed, then case} k/n. Extra ms: processor time of one image on one thread, "
-        f"with the defence less without, {IMAGES} images {REPEATS} times by turns"
+        f"`{result['profile']}`; attacks on {result['cases']} cases with {result['budget']} UNet evaluations per case each, "
+        "controls alike. Direct, generality (the worse family of synonym and implicit): erased *and* valid; near, trap, far: "
+        "preserved; of the cases the base model gets right. Attacked: cases in which the plain prompt or one of the attacks "
+        f"{', '.join(result['attacks'])} brings the target back; controls: the plain prompt, {' or '.join(CONTROLS)}. Low is "
+        "good there. [Wilson over cases] {resampled by target, then seed, then case} k/n. Extra ms: processor time of one image on "
+        f"one thread, with the defence less without, {IMAGES} images {REPEATS} times by turns"
         + (f" (without: {median(plain):.0f} ms)." if plain else "."),
         "",
         "These are icons on a miniature, not Stable Diffusion: compare methods, not levels.",
         "",
-        *lines_of(
-            [
-                "defence",
-                "cells",
-                "direct",
-                "generality",
-                "attacked",
-                "controls",
-                *KEPT,
-                "UNet evaluations",
-                "seconds",
-                "extra ms",
-            ],
-            table,
-        ),
+        *lines_of(header, table),
         "",
         "## Each attack",
         "",
@@ -349,20 +362,22 @@ def markdown(result: Mapping[str, Any]) -> str:
     never = result["defences"].get("none", {}).get("single", {}).get("never_learned")
     if never:
         lines += [
-            f"Concept inversion on the gold model, with the target that it never saw, or one of its kind: {rate_text(never)}. So much "
-            "of its success is teaching and not finding.",
+            f"Concept inversion on the gold model, with the target, which it never saw: {rate_text(never)}. So much of its success "
+            "is teaching and not finding.",
             "",
         ]
     if result["minus"]:
-        shown = [k for k in next(iter(result["minus"].values()))]
+        shown = list(next(iter(result["minus"].values())))
         lines += [
             "## Paired differences",
             "",
-            f"`{result['reference']}` minus the row in percentage points, on the same target, seed and case. Attacked and the single "
-            "attacks: below zero it withstands more; erased and kept: above zero it erases or keeps more. **better** and **worse** are "
-            "said of the sign alone, where the interval leaves out zero.",
+            f"`{result['reference']}` minus the row in percentage points, on the same target, seed and case. Attacked and the "
+            "single attacks: below zero it withstands more; erased and kept: above zero it erases or keeps more. Bold where the "
+            "interval leaves out zero.",
             "",
-            *lines_of(["row", *shown], [[name, *(points(d[k]) for k in shown)] for name, d in result["minus"].items()]),
+            *lines_of(
+                ["row", *shown], [[name, *(verdict(d[k], k in KEEP) for k in shown)] for name, d in result["minus"].items()]
+            ),
             "",
         ]
     return "\n".join(lines)
@@ -378,7 +393,7 @@ def main() -> None:
     parser.add_argument("--entrants", nargs="+", help="defences to run [all]; the tables show all that are on disk")
     parser.add_argument("--budget", type=int, default=300, help="UNet evaluations per case, attack and control")
     parser.add_argument("--cases", type=int, default=4)
-    parser.add_argument("--reference", default="ap", help="row that the others are compared with")
+    parser.add_argument("--reference", default="rap", help="row that the others are compared with")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--docs", type=Path, help="put the tables between the page's markers")
     args = parser.parse_args()

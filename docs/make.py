@@ -1,14 +1,18 @@
-"""Write docs/methods/*.md from the methods and docs/studies.md from the studies' results: ``python docs/make.py``. A test keeps
-the pages up to date."""
+"""Write docs/methods/*.md, docs/attacks.md and docs/guards.md from their classes and docs/studies.md from the studies' results:
+``python docs/make.py``. A test keeps the pages up to date."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from study_claims import studies_page
 
+from efface.attacks import ATTACKS, TIERS, Attack
 from efface.config import describe
+from efface.guards import GUARDS, Guard
 from efface.methods import METHODS, ROWS, Method
 
 HERE = Path(__file__).parent
@@ -27,13 +31,7 @@ def page(cls: type[Method]) -> str:
         "```",
         "",
     ]
-    lines += ["## Options", "", "| option | default | values | meaning | source of the default |", "|---|---|---|---|---|"]
-    for o in describe(cls):
-        values = ", ".join(f"`{c}`" for c in o["choices"]) if o["choices"] else o["type"]
-        lines.append(f"| `{o['name']}` | `{o['default']!r}` | {values} | {o['help']} | {o['source']} |")
-    lines += ["", "## Presets", "", "| preset | options that differ from the defaults |", "|---|---|"]
-    for name, settings in cls.presets.items():
-        lines.append(f"| `{name}` | {', '.join(f'`{k}={v}`' for k, v in settings.items()) or 'none'} |")
+    lines += ["## Options", "", *options(cls), "", "## Presets", "", *presets(cls.presets)]
     published = HERE / "numbers" / f"{cls.name}.md"
     lines += ["", "## Numbers", ""]
     if published.exists():
@@ -47,6 +45,45 @@ def page(cls: type[Method]) -> str:
             "",
         ]
     lines += ["All methods side by side, and what the columns mean: [results](../results.md).", ""]
+    return "\n".join(lines)
+
+
+def options(cls: type[Method] | type[Attack] | type[Guard]) -> list[str]:
+    """Every option with default, meaning and source."""
+    lines = ["| option | default | values | meaning | source of the default |", "|---|---|---|---|---|"]
+    for o in describe(cls):
+        values = ", ".join(f"`{c}`" for c in o["choices"]) if o["choices"] else o["type"]
+        lines.append(f"| `{o['name']}` | `{o['default']!r}` | {values} | {o['help']} | {o['source']} |")
+    return lines
+
+
+def presets(named: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = ["| preset | options that differ from the defaults |", "|---|---|"]
+    for name, settings in named.items():
+        lines.append(f"| `{name}` | {', '.join(f'`{k}={v}`' for k, v in settings.items()) or 'none'} |")
+    return lines
+
+
+def section(cls: type[Attack] | type[Guard], facts: list[str]) -> list[str]:
+    """One attack or guard of a page that has them all."""
+    head = [f"## {cls.name}", "", f"{cls.summary[0].upper()}{cls.summary[1:]}. {' '.join(facts)}", ""]
+    return [*head, "```text", inspect.getdoc(cls) or "", "```", "", *options(cls), ""]
+
+
+def attacks_page() -> str:
+    lines = [(HERE / "intro" / "attacks.md").read_text("utf-8")]
+    lines += ["| tier | what the attacker has |", "|---|---|", *(f"| {tier} | {has} |" for tier, has in TIERS.items()), ""]
+    for cls in ATTACKS.values():
+        beside = f"Controls: {', '.join(f'`{c}`' for c in cls.controls)}." if cls.controls else ""
+        lines += section(cls, [f"Tier {cls.tier}.", f"Source: {cls.paper}.", *([beside] if beside else [])])
+        lines += [*presets(cls.presets), ""]
+    return "\n".join(lines)
+
+
+def guards_page() -> str:
+    lines = [(HERE / "intro" / "guards.md").read_text("utf-8")]
+    for cls in GUARDS.values():
+        lines += section(cls, [f"{cls.branches} UNet evaluations per image and sampler step.", f"Source: {cls.paper}."])
     return "\n".join(lines)
 
 
@@ -67,6 +104,8 @@ def measured(cls: type[Method]) -> list[str]:
 def main() -> None:
     for name, cls in METHODS.items():
         (HERE / "methods" / f"{name}.md").write_text(page(cls), "utf-8")
+    (HERE / "attacks.md").write_text(attacks_page(), "utf-8")
+    (HERE / "guards.md").write_text(guards_page(), "utf-8")
     (HERE / "studies.md").write_text(studies_page(), "utf-8")
 
 

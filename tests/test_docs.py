@@ -8,9 +8,11 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from pipelines import pipeline
 
 from efface.cli import main
 from efface.testing import check_method
@@ -68,7 +70,7 @@ def test_a_method_is_one_file_and_keeps_the_contract(tmp_path: Path) -> None:
     assert check_method(module.Fade()).deltas
 
 
-def test_generated_method_pages_are_up_to_date() -> None:
+def test_generated_pages_are_up_to_date() -> None:
     sys.path.insert(0, str(ROOT / "docs"))
     try:
         import make as docs_make
@@ -80,7 +82,26 @@ def test_generated_method_pages_are_up_to_date() -> None:
         assert (ROOT / "docs" / "methods" / f"{name}.md").read_text("utf-8") == docs_make.page(cls), (
             f"run python docs/make.py ({name})"
         )
-    assert (ROOT / "docs" / "studies.md").read_text("utf-8") == docs_make.studies_page(), "run python docs/make.py (studies)"
+    for name in ("attacks", "guards", "studies"):
+        made = getattr(docs_make, f"{name}_page")()
+        assert (ROOT / "docs" / f"{name}.md").read_text("utf-8") == made, f"run python docs/make.py ({name})"
+
+
+@pytest.mark.parametrize("name", ["attacks", "guards"])
+def test_commands_of_the_generated_pages(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = [line for block in blocks(ROOT / "docs" / f"{name}.md", "bash") for line in block.splitlines()]
+    assert len(lines) >= 2
+    for line in lines:
+        result = CliRunner().invoke(main, shlex.split(line)[1:])
+        assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
+
+
+def test_guards_on_a_pipeline_as_printed() -> None:
+    (block,) = blocks(ROOT / "docs" / "guards.md", "python")
+    said: dict[str, Any] = {"pipe": pipeline("StableDiffusionPipeline")[1]}
+    exec(compile(block, "guards.md", "exec"), said)
+    assert len(said["images"]) == 1
 
 
 @pytest.mark.parametrize("script", ["ap_cost.py", "methods.py", "memory.py", "search_films.py", "studies.py"])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pipelines import pipeline
 
 from efface import api
 from efface.concepts.prompts import Case
@@ -92,29 +93,6 @@ def test_negative_replaces_the_empty_prompt() -> None:
     expected = guided(model.predict(z, t, model.encode(["cat"])), model.predict(z, t, c), 3.0)
     # The same network at batch 2 and at batch 1: float32 rounding, which guidance 3 multiplies.
     assert torch.allclose(found, expected, atol=1e-5)
-
-
-def pipeline(kind: str) -> tuple[Any, Any]:
-    """The tiny model as a stock pipeline."""
-    import diffusers
-
-    model = tiny()
-    scheduler = diffusers.DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        steps_offset=1,
-        set_alpha_to_one=False,
-        clip_sample=False,
-    )
-    parts = {"vae": model.vae, "text_encoder": model.text_encoder, "tokenizer": model.tokenizer, "unet": model.unet}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pipe = getattr(diffusers, kind)(
-            **parts, scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )
-    pipe.set_progress_bar_config(disable=True)
-    return model, pipe
 
 
 def latents_of(model: Any, guard: Guard, prompt: str, steps: int) -> torch.Tensor:

@@ -51,25 +51,33 @@ def worded(model: DiffusionModel, prompts: Sequence[str], rows: Tensor, place: s
     return Cond.cat([found[i] for i in range(len(prompts))])
 
 
+@torch.no_grad()
+def agreement(model: DiffusionModel, target: str, anchor: str, words: Sequence[str], z: Tensor, t: Tensor) -> Tensor:
+    """(n,) how far each word's prediction is from the target's, over the anchor's distance from it, squares summed over the B
+    latents z_t of the target: 0 draws the target, 1 is as far off as the anchor. Cost: B (n + 2) evaluations."""
+    eps_e, eps_0, *eps = (model.predict(z, t, model.encode([p] * len(z))) for p in (target, anchor, *words))
+    off = [float((e - eps_e).square().sum()) for e in eps]
+    return torch.tensor(off) / (eps_0 - eps_e).square().sum().cpu().clamp_min(torch.finfo(torch.float32).tiny)
+
+
 class Adversary:
-    """An attacker that lives as long as the training: ``tokens`` vectors per target in the place of its name, which go on from
-    where the last update left them and start again at drawn vocabulary words every ``restart`` updates (0: never).
+    """An attacker that lives as long as the training: one vector per target in the place of its name. It goes on from where the
+    last update left it, and starts again at one of ``starts`` (n, e) of its target every ``restart`` updates (0: never).
 
     Pass it to ``training(carry=...)`` to have it survive an interruption.
     """
 
-    def __init__(self, model: DiffusionModel, targets: Sequence[str], *, tokens: int, lr: float, restart: int) -> None:
-        self.model, self.targets, self.tokens, self.restart = model, targets, tokens, restart
-        self.table = word_rows(model)[1]
-        self.words = Learned([self.table[:tokens] for _ in targets], lr)
-        self.started = False
+    def __init__(
+        self, model: DiffusionModel, targets: Sequence[str], starts: Sequence[Tensor], *, lr: float, restart: int
+    ) -> None:
+        self.model, self.targets, self.starts, self.restart = model, targets, starts, restart
+        self.words = Learned([rows[:1] for rows in starts], lr)
 
-    def begin(self, step: Step) -> None:
-        """To be called once per update, before anything else."""
-        if not self.started or (self.restart and step.index % self.restart == 0):
-            for i in range(len(self.targets)):
-                self.words.begin(i, drawn_words(self.table, step.draw(len(self.table), self.tokens), self.tokens)[0])
-            self.started = True
+    def begin(self, step: Step, first: int) -> None:
+        """To be called once per update, before anything else; ``first``: the update in which the attack begins."""
+        if step.index == first or (self.restart and step.index % self.restart == 0):
+            for i, rows in enumerate(self.starts):
+                self.words.begin(i, rows[[step.randint(len(rows))]])
 
     def cond(self, e: Sequence[int]) -> Cond:
         """This process's rows for the target indices of the whole batch, differentiable in the words."""
@@ -81,8 +89,7 @@ class Adversary:
         self.words.update(e)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self.words.state_dict(), "started": self.started}
+        return self.words.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.words.load_state_dict(state)
-        self.started = bool(state["started"])

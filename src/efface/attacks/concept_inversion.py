@@ -39,7 +39,7 @@ class ConceptInversion(Attack):
     controls: ClassVar = ("seed_search",)
     presets: ClassVar = {
         "paper": {},
-        "mini": {"references": 8, "batch": 8, "lr": 0.05},
+        "mini": {"references": 8, "batch": 8, "lr": 0.01},
         "tiny": {"references": 2, "batch": 2, "looks": 1},
     }
 

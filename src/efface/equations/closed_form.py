@@ -415,7 +415,8 @@ def worst_neighbour(
         missed = |W P x - W e| / |W e|
 
     s: :func:`gram_of_maps` of the unedited layers. For a cosine c this is a quadratic on the unit sphere and is solved exactly
-    (see :func:`least_on_sphere`); c runs over ``cosines`` values from ``low`` to ``high``. Cost: one eigendecomposition of (k, k).
+    (see :func:`least_on_sphere`); c runs over ``cosines`` values from ``low`` to ``high``. Cost: one eigendecomposition of (k, k)
+    for each.
     """
     e, p, s = e.to(F64), p.to(F64), s.to(F64)
     rho = e.norm()

@@ -67,7 +67,7 @@ class AdvUnlearn(Method):
             "lr": 3e-4,
             "batch": 4,
             "attack_steps": 5,
-            "attack_lr": 0.02,
+            "attack_lr": 0.005,
             "gamma": 1.0,
             "eta": 0.25,
             "retain": 3,

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..adversary import Adversary
+from ..adversary import Adversary, agreement
 from ..concepts.request import EraseRequest, normalised
+from ..equations.diffusion import noised
 from ..equations.guidance import away_from
 from ..errors import BadOption, UnknownName
 from ..latents import Group, Latents
@@ -29,10 +30,13 @@ from ..search import (
     UniformSearch,
     candidates,
 )
+from ..surrogate import surrogate_latents
 from ..training import Run, Stateful, Step, training
 from .base import option
 from .trained import Trained, predictions
 
+LOOKS = 8
+"""Pictures of a target by which words are judged."""
 SEARCHED = ("gumbel", "exhaustive", "random")
 SEARCHES = (*SEARCHED, "pgd", "fixed", "neutral", "none")
 
@@ -56,11 +60,17 @@ class AP(Trained):
       authors report that it collapses; so does ours, and it is here to show that.
 
     ``shrink``: after every update the weights go back a share of their way (L2 regularisation in proximal form).
+    ``attacks``: before every update a learned word w takes so many Adam steps down |eps'(z_t, t, w) - eps(z_t, t, c_e)|^2 with
+    the weights fixed, each on a fresh draw of the same latents, and |eps'(z_t, t, w) - goal|^2 is half of the erasing term
+    (``attack_weight``). w stands in the name's place and starts, every ``restart`` updates, at the name or at a vocabulary word
+    that the text encoder puts near it (``attack_near``) and by which the original model draws the target too (``attack_share``).
+    Beside the search this is robust adversarial preservation (RAP, ours): docs/rap.md has the reasons and the ablation.
     Reference: Bui et al., NeurIPS 2024, "Erasing Undesirable Concepts in Diffusion Models with Adversarial Preservation".
     Code: tuananhbui89/Erasing-Adversarial-Preservation, train_adversarial_gumbel.py, train_adversarial_pgd.py.
     Variants: preset "paper": noise space, eta 0 (map to the anchor), cosine neighbours. Preset "official": x0 space (the
     inverse-SNR weight (1 - ab)/ab), goal 2 eps_0 - eps_e, L2 neighbours, the shifted time alignment, erased names stay among
-    the candidates. Presets "naive", "l2", "neutral", "random", "exhaustive", "pgd" change the search (or shrink) alone.
+    the candidates. Presets "naive", "l2", "neutral", "random", "exhaustive", "pgd" change the search (or shrink) alone, "rap" and
+    "rap-attack" add the attack with the search and without it.
     Deviations: the erased concepts are excluded from the candidates (``exclude_targets``; the official code forgets to); the
     ascent step samples nothing it does not use; trajectories of c_e and c_a run as one batch from the same start and share its
     first unconditional pass; ``request.preserve`` joins the candidates of every target; with a pooled sampler rows have noise
@@ -68,7 +78,9 @@ class AP(Trained):
     one of the candidates: ``hard=True``.
     Cost: per row and step, k uniform on 0 .. S-1, less one evaluation where k > 0: descent 4 k + 5 (eta = 0: 4 k + 4), each
     ascent 2 k + 2 (153 at S = 50 and one ascent; the official code spends 213.84); no ascent with ``update="joint"``; "none": 2 k
-    + 3 (2); exhaustive: 2 k + 2 n per target and refresh. With a filled pool: 2 k and 4 k become 0. "harvest": see its fill_cost.
+    + 3 (2); exhaustive: 2 k + 2 n per target and refresh; each attack 2 k + 2 and the descent 1 more, and once per target 8
+    pictures and 8 evaluations for each of so many near words and two. With a filled pool: 2 k and 4 k become 0. "harvest": see
+    its fill_cost.
     """
 
     name: ClassVar[str] = "ap"
@@ -87,8 +99,8 @@ class AP(Trained):
         "random": {"search": "random"},
         "exhaustive": {"search": "exhaustive"},
         "pgd": {"search": "pgd", "ascents": 10, "lam": 0.01},
-        "rap": {"attacks": 5},
-        "rap-attack": {"attacks": 5, "search": "none"},
+        "rap": {"attacks": 2},
+        "rap-attack": {"attacks": 2, "search": "none"},
     }
 
     eta: float = option(0.0, "how far beyond the anchor the goal lies", "paper 0; official code 1")
@@ -113,10 +125,14 @@ class AP(Trained):
     pgd_radius: float = option(0.0, "largest |c_a - c_e| / |c_e|, 0: none", "official: none", low=0.0)
     shrink: float = option(0.0, "share of the change taken back per update", "ours", low=0.0)
     attacks: int = option(0, "steps per update that bring the target back by a learned word, 0: no attack", "ours", low=0)
-    attack_lr: float = option(0.02, "Adam learning rate of the learned word", "ours", low=0.0)
+    attack_lr: float = option(1e-3, "Adam learning rate of the learned word", "ours", low=0.0)
+    attack_weight: float = option(
+        0.5, "the word's share of the erasing term, so that its weight against lam stays", "ours", low=0.0
+    )
     attack_from: int = option(0, "updates before the attack begins", "ours", low=0)
-    attack_tokens: int = option(1, "vectors of the learned word", "ours", low=1)
-    restart: int = option(10, "updates after which the word starts anew at a drawn one, 0: never", "ours", low=0)
+    attack_near: int = option(32, "vocabulary words around the target that may be where it starts", "ours", low=1)
+    attack_share: float = option(0.5, "and how far off the target they may draw, the anchor being 1", "ours", low=0.0)
+    restart: int = option(5, "updates after which the word starts anew, 0: never", "ours", low=0)
     frames: int = option(0, "pictures of the searched concept kept on the card", "official --save_freq", low=0)
 
     def __post_init__(self) -> None:
@@ -132,6 +148,8 @@ class AP(Trained):
             raise BadOption(
                 f"the attack would begin at update {self.attack_from} of {self.steps}; lower attack_from, or attacks=0."
             )
+        if self.attack_weight > 1:
+            raise BadOption(f"attack_weight={self.attack_weight} is a share of the erasing term; it must not be above 1.")
         if self.shrink > 1:
             raise BadOption(f"shrink={self.shrink} is a share of the change; it must not be above 1.")
 
@@ -154,8 +172,13 @@ class AP(Trained):
         cost += (self.update == "alternate") * self._climbs * self._ascent_cost
         film = Film.evals(self.frames, self.steps, self.sampling_steps)
         pooled = self.fill_cost(request, names)
-        fought = max(0, self.steps - self.attack_from) * (1 + self.attacks * (self.draw_cost(1) + 2)) if self.attacks else 0
-        return self.batch * (self.steps * cost + fought) + refreshes * ranked + film + pooled
+        total = self.batch * self.steps * cost + refreshes * ranked + film + pooled
+        if self.attacks:
+            fought = max(0, self.steps - self.attack_from)
+            total += self.batch * fought * (1 + self.attacks * (self.draw_cost(1) + 2))
+            shown = sum(len(words) + 2 for words in self._near(model, request))
+            total += LOOKS * (shown + len(request.targets) * 2 * self.sampling_steps)
+        return total
 
     @property
     def _climbs(self) -> bool:
@@ -218,7 +241,7 @@ class AP(Trained):
         return UniformSearch(names, rows)
 
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
-        run, spent, select = run or Run(), model.evals.snapshot(), selection(self.train)
+        run, spent, select, log = run or Run(), model.evals.snapshot(), selection(self.train), dict[str, Any]()
         names = self.candidates(model, request)
         c_targets, c_anchor = model.encode(request.targets), model.encode([request.anchor])
         search = self._search(request, names, [model.encode(n) for n in names] if self.search != "none" else [])
@@ -227,7 +250,7 @@ class AP(Trained):
         film = Film(self.frames, self.steps, self.sampling_steps, self.guidance)
         origin, weights = model.weights(select), student.weights(select)
         adversary = (
-            Adversary(model, request.targets, tokens=self.attack_tokens, lr=self.attack_lr, restart=self.restart)
+            Adversary(model, request.targets, self._starts(model, request, log), lr=self.attack_lr, restart=self.restart)
             if self.attacks
             else None
         )
@@ -272,9 +295,11 @@ class AP(Trained):
             if search is not None:
                 terms["preserve"] = self.lam * self.mse(model, new[1], eps[-1], t).mean()
                 step.log(target=target.names[0], concept=chosen.names[0], **search.facts(e[0]))
+            erase = self.mse(model, new[0], goal, t).mean()
             if attacked is not None:
-                terms["attacked"] = self.mse(model, new[-1], goal, t).mean()
-            step.minimize(erase=self.mse(model, new[0], goal, t).mean(), **terms)
+                terms["attacked"] = self.attack_weight * self.mse(model, new[-1], goal, t).mean()
+                erase = (1 - self.attack_weight) * erase
+            step.minimize(erase=erase, **terms)
             if self.shrink:
                 step.shrink(weights, origin, self.shrink)
             if isinstance(search, Climbing):
@@ -284,7 +309,8 @@ class AP(Trained):
                     self._ascend(step, student, request, search, latents, c_targets, damage)
         keys = ("step", "target", "concept", "preserve", "entropy", "margin", "moved")
         searched = [{k: row[k] for k in keys if k in row} for row in run.log if "concept" in row]
-        log: dict[str, Any] = {"adversarial": searched} if search is not None else {}
+        if search is not None:
+            log["adversarial"] = searched
         if search is not None and self.search != "pgd":
             log["candidates"] = {t: list(n) for t, n in zip(request.targets, names, strict=True)}
         if adversary is not None:
@@ -293,6 +319,34 @@ class AP(Trained):
         if film.shots:
             log["film"] = film.shots
         return Patch.between(origin, weights, self.card(model, request, spent, **log))
+
+    def _near(self, model: DiffusionModel, request: EraseRequest) -> list[list[str]]:
+        """Per target, what the attack may start from: words of the vocabulary that are one token and that the text encoder puts
+        near it."""
+        found = candidates(
+            model, "vocabulary", request.targets, exclude_targets=True, nearest=self.attack_near, metric="cosine", centres=0
+        )
+        return [[w for w, ids in zip(n, model.token_ids(n), strict=True) if len(ids) == 3] for n in found]
+
+    def _starts(self, model: DiffusionModel, request: EraseRequest, log: dict[str, Any]) -> list[Tensor]:
+        """(n, e) embeddings per target where the attack starts: its own, and those of near words by which the original model
+        draws it too, measured on the target's pictures, noised to levels spread over the schedule."""
+        n, ab = len(model.schedule.alphas_cumprod), model.schedule.ab
+        t = torch.tensor([(2 * i + 1) * n // (2 * LOOKS) for i in range(LOOKS)], device=model.device)
+        rows, log["attack_words"] = [], {}
+        for i, (target, words) in enumerate(zip(request.targets, self._near(model, request), strict=True)):
+            x = surrogate_latents(
+                model, [target], LOOKS, steps=self.sampling_steps, guidance=self.guidance, seed=self.seed * 1_000_003 + i
+            )
+            rng = torch.Generator().manual_seed(self.seed * 1_000_003 + i)
+            z = noised(x, model.noise(LOOKS, rng), ab(t).to(x))
+            off = dict(zip(words, agreement(model, target, request.anchor, words, z, t).tolist(), strict=True))
+            kept = {w: share for w, share in off.items() if share <= self.attack_share}
+            log["attack_words"][target] = kept
+            span = model.locate(target, target)
+            own = model.embed([target]).embeddings[0, span.start : span.stop].mean(0, keepdim=True)
+            rows.append(torch.cat([own, *(model.embed([w]).embeddings[:, 1] for w in kept)]).float())
+        return rows
 
     def _attack(
         self,
@@ -306,7 +360,7 @@ class AP(Trained):
     ) -> None:
         """The learned word descends towards what the original model predicts for the target, by the weights as they are now and
         on fresh draws; no weight collects a gradient. Logs the first and the last loss."""
-        adversary.begin(step)
+        adversary.begin(step, self.attack_from)
         losses = []
         with student.frozen():
             for _ in range(self.attacks):

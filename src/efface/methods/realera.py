@@ -58,8 +58,8 @@ class RealEra(Method):
     neighbours then shrink every direction alike. "subspace": in the span of the ``directions`` main differences between e and
     its nearest names in ``space``. "vocab": the names of ``space`` themselves whose cosine with e lies in [low, high]. The first
     two need no samples in align 1: the expectations are exact (closed_form.neighbour_moments). "adversarial" (ours): no random
-    neighbours but, ``rounds`` times, that neighbour in the span of "subspace" by which the edit so far comes nearest to the target
-    (closed_form.worst_neighbour), with weight alpha / rounds each; the LoRA draws from the ones that were found.
+    neighbours but, ``rounds`` times, that neighbour in the span of "subspace" by which the edit so far comes nearest to the
+    target (closed_form.worst_neighbour), with weight alpha / rounds each; the LoRA draws from the ones that were found.
 
     What is known (abstract): random perturbations within a distance and a range of cosines are erased too; unrelated
     embeddings keep their place; both for a closed form of cross-attention and for a LoRA on the noise prediction.

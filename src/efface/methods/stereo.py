@@ -58,7 +58,7 @@ class STEREO(Method):
             "search_steps": 60,
             "search_lr": 1e-3,
             "inversion_steps": 60,
-            "inversion_lr": 0.05,
+            "inversion_lr": 0.01,
             "steps": 100,
             "lr": 1e-3,
             "batch": 4,

@@ -89,7 +89,7 @@ DEFENCES = {
     "rap-attack": Defence(Contender("rap-attack")),
     "rap": Defence(Contender("rap")),
 }
-QUICK = ("none", "negative", "uce")
+QUICK = ("negative", "uce")
 
 
 @dataclass(frozen=True)
@@ -344,8 +344,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         "controls alike. Direct, generality (the worse family of synonym and implicit): erased *and* valid; near, trap, far: "
         "preserved; of the cases the base model gets right. Attacked: cases in which the plain prompt or one of the attacks "
         f"{', '.join(result['attacks'])} brings the target back; controls: the plain prompt, {' or '.join(CONTROLS)}. Low is "
-        "good there. [Wilson over cases] {resampled by target, then seed, then case} k/n. Extra ms: processor time of one image on "
-        f"one thread, with the defence less without, {IMAGES} images {REPEATS} times by turns"
+        "good there. [Wilson over cases] {resampled by target, then seed, then case} k/n. Extra ms: processor time of one image "
+        f"on one thread, with the defence less without, {IMAGES} images {REPEATS} times by turns"
         + (f" (without: {median(plain):.0f} ms)." if plain else "."),
         "",
         "These are icons on a miniature, not Stable Diffusion: compare methods, not levels.",
@@ -362,8 +362,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     never = result["defences"].get("none", {}).get("single", {}).get("never_learned")
     if never:
         lines += [
-            f"Concept inversion on the gold model, with the target, which it never saw: {rate_text(never)}. So much of its success "
-            "is teaching and not finding.",
+            f"Concept inversion on the gold model, with the target, which it never saw: {rate_text(never)}. So much of its "
+            "success is teaching and not finding.",
             "",
         ]
     if result["minus"]:
@@ -385,7 +385,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a minute: three defences, one target and seed, two attacks")
+    parser.add_argument("--quick", action="store_true", help="a minute: two defences, one target and seed, two attacks")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("runs/robust"))
     parser.add_argument("--targets", nargs="+", default=list(TARGETS))
@@ -400,6 +400,7 @@ def main() -> None:
     unknown = [n for n in (*(args.entrants or ()), args.reference) if n not in DEFENCES]
     if unknown:
         parser.error(f"unknown defence {unknown[0]!r}; there are {', '.join(DEFENCES)}.")
+    reference = args.reference if not args.quick else QUICK[0]
     names, targets, seeds = args.entrants or list(DEFENCES), args.targets, args.seeds
     work = Work(args.out, "table", args.budget, args.cases)
     if args.quick:
@@ -413,7 +414,7 @@ def main() -> None:
         with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
             for future in [pool.submit(run_cell, *job) for job in jobs]:
                 future.result()
-    result = result_of(work, targets, seeds, list(DEFENCES), args.reference)
+    result = result_of(work, targets, seeds, list(DEFENCES), reference)
     if args.docs:
         into_page(args.docs, "robust", markdown(result))
     print(json.dumps(result) if args.json else markdown(result))

@@ -71,17 +71,17 @@ def section(cls: type[Attack] | type[Guard], facts: list[str]) -> list[str]:
 
 
 def attacks_page() -> str:
-    lines = [(HERE / "intro" / "attacks.md").read_text("utf-8")]
+    lines = [(HERE / "intro" / "attacks.md").read_text("utf-8").rstrip(), ""]
     lines += ["| tier | what the attacker has |", "|---|---|", *(f"| {tier} | {has} |" for tier, has in TIERS.items()), ""]
     for cls in ATTACKS.values():
         beside = f"Controls: {', '.join(f'`{c}`' for c in cls.controls)}." if cls.controls else ""
         lines += section(cls, [f"Tier {cls.tier}.", f"Source: {cls.paper}.", *([beside] if beside else [])])
-        lines += [*presets(cls.presets), ""]
+        lines += [*presets(cls.presets), ""] if any(cls.presets.values()) else []
     return "\n".join(lines)
 
 
 def guards_page() -> str:
-    lines = [(HERE / "intro" / "guards.md").read_text("utf-8")]
+    lines = [(HERE / "intro" / "guards.md").read_text("utf-8").rstrip(), ""]
     for cls in GUARDS.values():
         lines += section(cls, [f"{cls.branches} UNet evaluations per image and sampler step.", f"Source: {cls.paper}."])
     return "\n".join(lines)

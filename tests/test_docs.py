@@ -104,12 +104,12 @@ def test_guards_on_a_pipeline_as_printed() -> None:
     assert len(said["images"]) == 1
 
 
-@pytest.mark.parametrize("script", ["ap_cost.py", "methods.py", "memory.py", "search_films.py", "studies.py"])
+@pytest.mark.parametrize("script", ["ap_cost.py", "methods.py", "memory.py", "search_films.py", "studies.py", "robust.py"])
 def test_benchmarks_quick(script: str, tmp_path: Path) -> None:
     """The promise of every script in benchmarks/: --quick runs, --json prints one object of measured figures."""
     import json
 
-    args = ["--out", str(tmp_path)] if script in ("methods.py", "search_films.py") else []
+    args = ["--out", str(tmp_path)] if script in ("methods.py", "search_films.py", "robust.py") else []
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / script), "--quick", "--json", *args],
         capture_output=True,
@@ -127,6 +127,13 @@ def test_benchmarks_quick(script: str, tmp_path: Path) -> None:
         assert result["ap, fast"]["times_fewer"] >= 30
     elif script == "studies.py":
         assert "link" in result["sentences"]["locality"]
+    elif script == "robust.py":
+        guarded, edited = result["defences"]["negative"], result["defences"]["uce"]
+        assert set(guarded["single"]) >= {"direct", "synonym", "unlearndiff", "random_token", "seed_search"}
+        assert edited["direct"]["n"] == guarded["direct"]["n"] > 20
+        assert edited["attacked"]["n"] <= result["cases"]
+        assert guarded["cost"] is None
+        assert edited["cost"]["evals"] == 0
     elif script == "memory.py":
         # The tiny model's encodings and latents are not small beside its trained tensors; the full size is measured by hand.
         assert result["live_gb"] > result["model_gb"] > result["trained_gb"] > 0
@@ -139,3 +146,28 @@ def test_benchmarks_quick(script: str, tmp_path: Path) -> None:
         assert list((tmp_path / "quick").glob("*.html"))
     else:
         assert set(result["rates"]) >= {"none", "noise", "blocklist", "naive", "esd", "ap", "uce"}
+
+
+def test_tables_of_defences_pair_what_belongs_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Union over attacks of the plain prompts' cases; differences on the same cell and case, an edit without seeds on its one."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import robust
+
+    def found(**cells: dict[str, dict[str, bool]]) -> Any:
+        return robust.Found({}, {name.replace("_", "|"): attacks for name, attacks in cells.items()}, [], [])
+
+    a = found(
+        x_0={"direct": {"1": False, "2": False}, "synonym": {"1": True}},
+        x_1={"direct": {"1": True, "2": False}, "synonym": {"2": False}},
+    )
+    b = found(x_0={"direct": {"1": False, "2": False}, "synonym": {"1": False, "2": False}})
+    unions = [robust.union(one, ("direct", "synonym")) for one in (a, b)]
+    assert unions[0] == {"x|0": {"1": True, "2": False}, "x|1": {"1": True, "2": False}}
+    rate = robust.success_rate(unions[0])
+    assert (rate["k"], rate["n"]) == (2, 4)
+    minus = robust.less(*unions)
+    assert (minus["difference"], minus["n"]) == (0.5, 4)
+    assert robust.less(*(robust.of_one(one, "synonym") for one in (a, b)))["n"] == 2
+    assert robust.success_rate({}) is None
+    assert "**worse**" in robust.verdict({"difference": 0.5, "clustered": (0.1, 0.9), "n": 4}, False)
+    assert "**better**" in robust.verdict({"difference": 0.5, "clustered": (0.1, 0.9), "n": 4}, True)

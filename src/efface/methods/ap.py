@@ -125,14 +125,14 @@ class AP(Trained):
     pgd_radius: float = option(0.0, "largest |c_a - c_e| / |c_e|, 0: none", "official: none", low=0.0)
     shrink: float = option(0.0, "share of the change taken back per update", "ours", low=0.0)
     attacks: int = option(0, "steps per update that bring the target back by a learned word, 0: no attack", "ours", low=0)
-    attack_lr: float = option(1e-3, "Adam learning rate of the learned word", "ours", low=0.0)
+    attack_lr: float = option(5e-3, "Adam learning rate of the learned word", "ours", low=0.0)
     attack_weight: float = option(
         0.5, "the word's share of the erasing term, so that its weight against lam stays", "ours", low=0.0
     )
     attack_from: int = option(0, "updates before the attack begins", "ours", low=0)
     attack_near: int = option(32, "vocabulary words around the target that may be where it starts", "ours", low=1)
     attack_share: float = option(0.5, "and how far off the target they may draw, the anchor being 1", "ours", low=0.0)
-    restart: int = option(5, "updates after which the word starts anew, 0: never", "ours", low=0)
+    restart: int = option(10, "updates after which the word starts anew, 0: never", "ours", low=0)
     frames: int = option(0, "pictures of the searched concept kept on the card", "official --save_freq", low=0)
 
     def __post_init__(self) -> None:

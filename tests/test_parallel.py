@@ -31,8 +31,10 @@ def run(out: Path, *args: str, processes: int) -> subprocess.CompletedProcess[st
     [
         ("ap", "--set", "sampler=pool", "--set", "ascents=2"),
         ("kpop", "--set", "prompt_size=2"),
+        ("rap", "--set", "sampler=pool"),
+        ("stereo", "--set", "latents=pictures"),
     ],
-    ids=["ap-pool", "kpop-student"],
+    ids=["ap-pool", "kpop-student", "rap-pool", "stereo-pictures"],
 )
 def test_two_processes_give_the_patch_of_one(args: tuple[str, ...], tmp_path: Path) -> None:
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"

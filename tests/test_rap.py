@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from efface.adversary import Adversary, agreement
+from efface.adversary import LOOKS, Adversary, agreement
 from efface.concepts.request import EraseRequest
 from efface.config import build_method
 from efface.errors import BadOption
@@ -102,14 +102,12 @@ def test_the_word_goes_on_and_starts_again() -> None:
 
 
 def test_agreement_is_0_for_the_target_and_1_for_the_anchor(tiny_model: Any) -> None:
-    rng = torch.Generator().manual_seed(0)
-    z, t = tiny_model.noise(3, rng), torch.tensor([100, 500, 900])
     before = tiny_model.evals.forward
-    found = agreement(tiny_model, "cat", "", ["cat", "", "dog"], z, t)
-    assert tiny_model.evals.forward - before == 3 * 5
-    assert found[0] == 0
-    assert found[1] == 1
-    assert found[2] > 0
+    found = agreement(tiny_model, "cat", "", ["cat", "", "dog"], steps=3, guidance=2.0, seed=0)
+    assert tiny_model.evals.forward - before == LOOKS * (2 * 3 + 5)
+    assert found["cat"] == 0
+    assert found[""] == 1
+    assert found["dog"] > 0
 
 
 def test_the_attack_starts_at_words_that_mean_the_target() -> None:

@@ -8,13 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .equations.diffusion import noised
 from .errors import BadOption
 from .learned import Learned
 from .models.base import DiffusionModel
 from .models.cond import Cond
 from .parallel import share
+from .surrogate import surrogate_latents
 from .training import Step
 
+LOOKS = 8
+"""Pictures of a target by which words are judged."""
 PLACES = ("prefix", "suffix", "insert", "replace")
 """Before the prompt's words, after them, in their middle, or in their place."""
 
@@ -52,12 +56,28 @@ def worded(model: DiffusionModel, prompts: Sequence[str], rows: Tensor, place: s
 
 
 @torch.no_grad()
-def agreement(model: DiffusionModel, target: str, anchor: str, words: Sequence[str], z: Tensor, t: Tensor) -> Tensor:
-    """(n,) how far each word's prediction is from the target's, over the anchor's distance from it, squares summed over the B
-    latents z_t of the target: 0 draws the target, 1 is as far off as the anchor. Cost: B (n + 2) evaluations."""
-    eps_e, eps_0, *eps = (model.predict(z, t, model.encode([p] * len(z))) for p in (target, anchor, *words))
-    off = [float((e - eps_e).square().sum()) for e in eps]
-    return torch.tensor(off) / (eps_0 - eps_e).square().sum().cpu().clamp_min(torch.finfo(torch.float32).tiny)
+def agreement(
+    model: DiffusionModel, target: str, anchor: str, words: Sequence[str], *, steps: int, guidance: float, seed: int
+) -> dict[str, float]:
+    """How far each word's prediction is from the target's, over the anchor's distance from it; squares summed over LOOKS pictures
+    of the target, noised to levels spread over the schedule. 0 draws the target, 1 is as far off as the anchor.
+
+    Cost: LOOKS times a picture and len(words) + 2 evaluations.
+    """
+    n = len(model.schedule.alphas_cumprod)
+    t = torch.tensor([(2 * i + 1) * n // (2 * LOOKS) for i in range(LOOKS)], device=model.device)
+    x = surrogate_latents(model, [target], LOOKS, steps=steps, guidance=guidance, seed=seed)
+    z = noised(x, model.noise(LOOKS, torch.Generator().manual_seed(seed)), model.schedule.ab(t).to(x))
+    eps_e, eps_0, *eps = (model.predict(z, t, model.encode([p] * LOOKS)) for p in (target, anchor, *words))
+    whole = float((eps_0 - eps_e).square().sum()) or torch.finfo(torch.float32).tiny
+    return {w: float((e - eps_e).square().sum()) / whole for w, e in zip(words, eps, strict=True)}
+
+
+def own_and(model: DiffusionModel, name: str, words: Sequence[str]) -> Tensor:
+    """(n + 1, e) input embeddings: the mean of the name's own tokens, and n words of one token."""
+    span = model.locate(name, name)
+    own = model.embed([name]).embeddings[0, span.start : span.stop].mean(0, keepdim=True)
+    return torch.cat([own, *(model.embed([w]).embeddings[:, 1] for w in words)]).float()
 
 
 class Adversary:

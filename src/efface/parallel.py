@@ -58,10 +58,10 @@ def share(rows: Sequence[T]) -> Sequence[T]:
 
 
 def average_(tensors: Iterable[Tensor]) -> None:
-    """Replace every tensor by its mean over the processes, in one exchange."""
-    if size() == 1:
-        return
+    """Replace every tensor by its mean over the processes, in one exchange; nothing is exchanged for none."""
     parts = list(tensors)
+    if size() == 1 or not parts:
+        return
     flat = torch.cat([t.detach().reshape(-1) for t in parts])
     dist.all_reduce(flat)
     flat /= size()

@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..adversary import Adversary, agreement
+from ..adversary import LOOKS, Adversary, agreement, own_and
 from ..concepts.request import EraseRequest, normalised
-from ..equations.diffusion import noised
 from ..equations.guidance import away_from
 from ..errors import BadOption, UnknownName
 from ..latents import Group, Latents
@@ -30,13 +29,10 @@ from ..search import (
     UniformSearch,
     candidates,
 )
-from ..surrogate import surrogate_latents
 from ..training import Run, Stateful, Step, training
 from .base import option
 from .trained import Trained, predictions
 
-LOOKS = 8
-"""Pictures of a target by which words are judged."""
 SEARCHED = ("gumbel", "exhaustive", "random")
 SEARCHES = (*SEARCHED, "pgd", "fixed", "neutral", "none")
 
@@ -155,11 +151,11 @@ class AP(Trained):
 
     @property
     def label(self) -> str:
+        kind = self.search.partition(":")[0]
         if self.attacks:
-            return "rap-attack" if self.search == "none" else "rap"
+            return {"gumbel": "rap", "none": "rap-attack"}.get(kind, f"rap-{kind}")
         if self.search == "none":
             return "l2" if self.shrink else "naive"
-        kind = self.search.partition(":")[0]
         return {"gumbel": "ap", "fixed": "fixed", "neutral": "neutral"}.get(kind, f"ap-{kind}")
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
@@ -329,23 +325,20 @@ class AP(Trained):
         return [[w for w, ids in zip(n, model.token_ids(n), strict=True) if len(ids) == 3] for n in found]
 
     def _starts(self, model: DiffusionModel, request: EraseRequest, log: dict[str, Any]) -> list[Tensor]:
-        """(n, e) embeddings per target where the attack starts: its own, and those of near words by which the original model
-        draws it too, measured on the target's pictures, noised to levels spread over the schedule."""
-        n, ab = len(model.schedule.alphas_cumprod), model.schedule.ab
-        t = torch.tensor([(2 * i + 1) * n // (2 * LOOKS) for i in range(LOOKS)], device=model.device)
-        rows, log["attack_words"] = [], {}
+        """(n, e) embeddings per target where the attack starts; logs the words they are of."""
+        log["attack_words"], rows = {}, []
         for i, (target, words) in enumerate(zip(request.targets, self._near(model, request), strict=True)):
-            x = surrogate_latents(
-                model, [target], LOOKS, steps=self.sampling_steps, guidance=self.guidance, seed=self.seed * 1_000_003 + i
+            found = agreement(
+                model,
+                target,
+                request.anchor,
+                words,
+                steps=self.sampling_steps,
+                guidance=self.guidance,
+                seed=self.seed * 1_000_003 + i,
             )
-            rng = torch.Generator().manual_seed(self.seed * 1_000_003 + i)
-            z = noised(x, model.noise(LOOKS, rng), ab(t).to(x))
-            off = dict(zip(words, agreement(model, target, request.anchor, words, z, t).tolist(), strict=True))
-            kept = {w: share for w, share in off.items() if share <= self.attack_share}
-            log["attack_words"][target] = kept
-            span = model.locate(target, target)
-            own = model.embed([target]).embeddings[0, span.start : span.stop].mean(0, keepdim=True)
-            rows.append(torch.cat([own, *(model.embed([w]).embeddings[:, 1] for w in kept)]).float())
+            log["attack_words"][target] = kept = {w: off for w, off in found.items() if off <= self.attack_share}
+            rows.append(own_and(model, target, list(kept)))
         return rows
 
     def _attack(

@@ -33,8 +33,9 @@ def run(out: Path, *args: str, processes: int) -> subprocess.CompletedProcess[st
         ("kpop", "--set", "prompt_size=2"),
         ("rap", "--set", "sampler=pool"),
         ("stereo", "--set", "latents=pictures"),
+        ("forget-me-not",),
     ],
-    ids=["ap-pool", "kpop-student", "rap-pool", "stereo-pictures"],
+    ids=["ap-pool", "kpop-student", "rap-pool", "stereo-pictures", "forget-me-not"],
 )
 def test_two_processes_give_the_patch_of_one(args: tuple[str, ...], tmp_path: Path) -> None:
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"

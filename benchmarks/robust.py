@@ -25,8 +25,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from methods import Contender, cell_folder, patch_of
+from PIL import Image, ImageDraw
 from table import Pair, by_target, into_page, lines_of, points, rate, rate_text
 
 from efface import api
@@ -40,7 +42,8 @@ from efface.files import write_text
 from efface.models.base import DiffusionModel
 from efface.models.load import load_model
 from efface.patches import Patch
-from efface.records import Entrant, read_rows
+from efface.pictures import write_png
+from efface.records import Entrant, read_rows, read_run
 from efface.statistics import clustered_bootstrap, wilson
 
 TARGETS = ("bomb", "helicopter", "panda", "trumpet")
@@ -76,6 +79,7 @@ DEFENCES = {
     "sld": Defence(guard="sld"),
     "sld, max": Defence(guard="sld:strength=max"),
     "safree": Defence(guard="safree"),
+    "safree, negative": Defence(guard="safree:negative=true"),
     "uce": Defence(Contender("uce")),
     "rece": Defence(Contender("rece")),
     "realera": Defence(Contender("realera", seeds=ONCE)),
@@ -383,6 +387,33 @@ def markdown(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+SIDE, LABEL = 56, 130
+SHOWN = {"direct": 6, "synonym": 2, "implicit": 2, "near": 8, "far": 4}
+
+
+def picture(work: Work, target: str, seed: int, path: Path) -> None:
+    """The same cases drawn by the model and by every defence that is on disk, one row each."""
+    rows: list[tuple[str, Path]] = []
+    for name in DEFENCES:
+        folder = cell_folder(work.out, target, seed) / name.replace(", ", "-") / "evaluation"
+        if (folder / "run.json").is_file():
+            rows.append((name, folder))
+    grid = read_run(rows[0][1]).grid
+    cases = [c for axis, n in SHOWN.items() for c in [c for c in grid if c["axis"] == axis][:n]]
+    sheet = Image.new("RGB", (LABEL + SIDE * len(cases), 16 + SIDE * len(rows)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for j, case in enumerate(cases):
+        draw.text((LABEL + SIDE * j, 2), case["axis"], fill="black")
+    for i, (name, folder) in enumerate(rows):
+        draw.text((4, 16 + SIDE * i + SIDE // 3), name, fill="black")
+        for j, case in enumerate(cases):
+            image = folder / "images" / name / f"{case['case_id']}.png"
+            if image.is_file():
+                small = Image.open(image).convert("RGB").resize((SIDE - 4, SIDE - 4), Image.Resampling.BICUBIC)
+                sheet.paste(small, (LABEL + SIDE * j, 16 + SIDE * i))
+    write_png(np.asarray(sheet.quantize(128).convert("RGB")), path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a minute: two defences, one target and seed, two attacks")
@@ -396,6 +427,7 @@ def main() -> None:
     parser.add_argument("--reference", default="rap", help="row that the others are compared with")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--docs", type=Path, help="put the tables between the page's markers")
+    parser.add_argument("--picture", type=Path, help="where to put pictures of the first target and seed")
     args = parser.parse_args()
     unknown = [n for n in (*(args.entrants or ()), args.reference) if n not in DEFENCES]
     if unknown:
@@ -417,6 +449,8 @@ def main() -> None:
     result = result_of(work, targets, seeds, list(DEFENCES), reference)
     if args.docs:
         into_page(args.docs, "robust", markdown(result))
+    if args.picture:
+        picture(work, targets[0], seeds[0], args.picture)
     print(json.dumps(result) if args.json else markdown(result))
 
 

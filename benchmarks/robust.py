@@ -438,7 +438,13 @@ def main() -> None:
     if args.quick:
         names, targets, seeds = args.entrants or list(QUICK), targets[:1], seeds[:1]
         work = Work(args.out / "quick", "smoke", 130, 2, ("synonym", "unlearndiff"))
-    jobs = [(work, t, s, n, s == seeds[0]) for s in seeds for t in targets for n in names if s == seeds[0] or DEFENCES[n].random]
+    jobs = [
+        (work, t, s, n, (t, s) == (targets[0], seeds[0]))
+        for s in seeds
+        for t in targets
+        for n in names
+        if s == seeds[0] or DEFENCES[n].random
+    ]
     if args.workers == 1 or args.quick:
         for job in jobs:
             run_cell(*job)

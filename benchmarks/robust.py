@@ -3,8 +3,9 @@
     python benchmarks/robust.py [--quick] [--json] [--out DIR] [--targets NAME ...] [--seeds 0 1 2] [--entrants NAME ...]
                                 [--budget N] [--cases N] [--workers 2] [--docs FILE]
 
-Every defence meets the same attacks with the same budget of UNet evaluations per case each, and the same controls. The targets
-are concepts that the gold model never saw, so that it stands in the table: what an attack brings back from it was never erased.
+Every defence meets the same attacks with the same budget of UNet evaluations per case each, and the same controls. All targets
+but the dog, which has a lexical trap, are concepts that the gold model never saw: what an attack brings back from it was never
+erased.
 
 A finished (target, seed, entrant) cell is not computed again; the tables are made from the cells that are there. Defences
 without random numbers in their making are there for the first seed only.
@@ -41,12 +42,13 @@ from efface.config import build_attack, build_guard, method_class
 from efface.files import write_text
 from efface.models.base import DiffusionModel
 from efface.models.load import load_model
+from efface.models.mini.world import load_world
 from efface.patches import Patch
 from efface.pictures import write_png
 from efface.records import Entrant, read_rows, read_run
 from efface.statistics import clustered_bootstrap, wilson
 
-TARGETS = ("bomb", "helicopter", "panda", "trumpet")
+TARGETS = ("bomb", "helicopter", "panda", "dog")
 ATTACKS = ("synonym", "group", "implicit", "unlearndiff", "concept_inversion")
 CONTROLS = ("random_token", "seed_search")
 KEPT = ("near", "trap", "far")
@@ -366,8 +368,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     never = result["defences"].get("none", {}).get("single", {}).get("never_learned")
     if never:
         lines += [
-            f"Concept inversion on the gold model, with the target, which it never saw: {rate_text(never)}. So much of its "
-            "success is teaching and not finding.",
+            "Concept inversion on the gold model, with the target or one of its kind, which it never saw: "
+            f"{rate_text(never)}. So much of its success is teaching and not finding.",
             "",
         ]
     if result["minus"]:
@@ -438,12 +440,13 @@ def main() -> None:
     if args.quick:
         names, targets, seeds = args.entrants or list(QUICK), targets[:1], seeds[:1]
         work = Work(args.out / "quick", "smoke", 130, 2, ("synonym", "unlearndiff"))
+    unseen = load_world().reserved
     jobs = [
         (work, t, s, n, (t, s) == (targets[0], seeds[0]))
         for s in seeds
         for t in targets
         for n in names
-        if s == seeds[0] or DEFENCES[n].random
+        if (s == seeds[0] or DEFENCES[n].random) and (not DEFENCES[n].gold or t in unseen)
     ]
     if args.workers == 1 or args.quick:
         for job in jobs:

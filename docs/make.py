@@ -71,7 +71,7 @@ def section(cls: type[Attack] | type[Guard], facts: list[str]) -> list[str]:
 
 
 def attacks_page() -> str:
-    lines = [(HERE / "intro" / "attacks.md").read_text("utf-8").rstrip(), ""]
+    lines = [(HERE / "attacks.intro.md").read_text("utf-8").rstrip(), ""]
     lines += ["| tier | what the attacker has |", "|---|---|", *(f"| {tier} | {has} |" for tier, has in TIERS.items()), ""]
     for cls in ATTACKS.values():
         beside = f"Controls: {', '.join(f'`{c}`' for c in cls.controls)}." if cls.controls else ""
@@ -81,7 +81,7 @@ def attacks_page() -> str:
 
 
 def guards_page() -> str:
-    lines = [(HERE / "intro" / "guards.md").read_text("utf-8").rstrip(), ""]
+    lines = [(HERE / "guards.intro.md").read_text("utf-8").rstrip(), ""]
     for cls in GUARDS.values():
         lines += section(cls, [f"{cls.branches} UNet evaluations per image and sampler step.", f"Source: {cls.paper}."])
     return "\n".join(lines)

@@ -26,7 +26,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 from methods import Contender, cell_folder, patch_of
 from PIL import Image, ImageDraw
@@ -39,12 +38,11 @@ from efface.bench.evaluate import System
 from efface.bench.evaluate import evaluate as run_evaluation
 from efface.bench.profiles import profile as find_profile
 from efface.config import build_attack, build_guard, method_class
-from efface.files import write_text
+from efface.files import atomic_write, write_text
 from efface.models.base import DiffusionModel
 from efface.models.load import load_model
 from efface.models.mini.world import load_world
 from efface.patches import Patch
-from efface.pictures import write_png
 from efface.records import Entrant, read_rows, read_run
 from efface.statistics import clustered_bootstrap, wilson
 
@@ -413,7 +411,8 @@ def picture(work: Work, target: str, seed: int, path: Path) -> None:
             if image.is_file():
                 small = Image.open(image).convert("RGB").resize((SIDE - 4, SIDE - 4), Image.Resampling.BICUBIC)
                 sheet.paste(small, (LABEL + SIDE * j, 16 + SIDE * i))
-    write_png(np.asarray(sheet.quantize(128).convert("RGB")), path)
+    small_file = sheet.quantize(128)
+    atomic_write(path, lambda p: small_file.save(p, format="PNG", optimize=True))
 
 
 def main() -> None:
@@ -429,7 +428,7 @@ def main() -> None:
     parser.add_argument("--reference", default="rap", help="row that the others are compared with")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--docs", type=Path, help="put the tables between the page's markers")
-    parser.add_argument("--picture", type=Path, help="where to put pictures of the first target and seed")
+    parser.add_argument("--picture", type=Path, help="where to put pictures of the last target, first seed")
     args = parser.parse_args()
     unknown = [n for n in (*(args.entrants or ()), args.reference) if n not in DEFENCES]
     if unknown:
@@ -459,7 +458,7 @@ def main() -> None:
     if args.docs:
         into_page(args.docs, "robust", markdown(result))
     if args.picture:
-        picture(work, targets[0], seeds[0], args.picture)
+        picture(work, targets[-1], seeds[0], args.picture)
     print(json.dumps(result) if args.json else markdown(result))
 
 

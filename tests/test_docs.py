@@ -87,11 +87,20 @@ def test_generated_pages_are_up_to_date() -> None:
         assert (ROOT / "docs" / f"{name}.md").read_text("utf-8") == made, f"run python docs/make.py ({name})"
 
 
-@pytest.mark.parametrize("name", ["attacks", "guards"])
-def test_commands_of_the_generated_pages(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_benchmarks_of_the_pages_take_the_options_that_are_printed() -> None:
+    """They take hours; --quick runs below."""
+    for page in (ROOT / "docs").rglob("*.md"):
+        for script, options in re.findall(r"^python benchmarks/(\S+)(.*)$", page.read_text("utf-8"), re.M):
+            code = (ROOT / "benchmarks" / script).read_text("utf-8")
+            for option in re.findall(r"--\w+", options):
+                assert f'"{option}"' in code, f"{page.name}: {script} has no {option}"
+
+
+@pytest.mark.parametrize("name", ["attacks", "guards", "rap"])
+def test_commands_of_pages(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     lines = [line for block in blocks(ROOT / "docs" / f"{name}.md", "bash") for line in block.splitlines()]
-    assert len(lines) >= 2
+    assert lines
     for line in lines:
         result = CliRunner().invoke(main, shlex.split(line)[1:])
         assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"

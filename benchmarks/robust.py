@@ -195,6 +195,20 @@ def collect(work: Work, targets: Sequence[str], seeds: Sequence[int], names: Seq
     return found
 
 
+def records_of(found: Found) -> dict[str, Any]:
+    """Per cell: axis -> case -> [valid, shows what was asked for, the base model shows it], and attack -> case -> broken."""
+    return {
+        cell: {
+            "cases": {
+                axis: {r.case_id: [r.valid, r.hit, base.hit] for r, base in pairs if r.axis == axis}
+                for axis in dict.fromkeys(r.axis for r, _ in pairs)
+            },
+            "attacks": found.attacks[cell],
+        }
+        for cell, pairs in found.pairs.items()
+    }
+
+
 Broken = dict[str, dict[str, bool]]
 """Cell -> case -> broken."""
 
@@ -428,6 +442,7 @@ def main() -> None:
     parser.add_argument("--reference", default="rap", help="row that the others are compared with")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--docs", type=Path, help="put the tables between the page's markers")
+    parser.add_argument("--records", type=Path, help="where to put what the tables are made from, case by case")
     parser.add_argument("--picture", type=Path, help="where to put pictures of the last target, first seed")
     args = parser.parse_args()
     unknown = [n for n in (*(args.entrants or ()), args.reference) if n not in DEFENCES]
@@ -457,6 +472,9 @@ def main() -> None:
     result = result_of(work, targets, seeds, list(DEFENCES), reference)
     if args.docs:
         into_page(args.docs, "robust", markdown(result))
+    if args.records:
+        kept = collect(work, targets, seeds, list(DEFENCES))
+        write_text(args.records, json.dumps({n: records_of(f) for n, f in kept.items()}, separators=(",", ":")) + "\n")
     if args.picture:
         picture(work, targets[-1], seeds[0], args.picture)
     print(json.dumps(result) if args.json else markdown(result))

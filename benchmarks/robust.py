@@ -17,23 +17,21 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from methods import Contender, cell_folder, patch_of
 from PIL import Image, ImageDraw
-from table import Pair, by_target, into_page, lines_of, points, rate, rate_text
+from robust_table import Found, markdown, records_of, result_of
+from table import into_page
 
 from efface import api
-from efface.attacks import Attack
-from efface.bench.attack import Unit, run_attacks
+from efface.bench.attack import run_attacks
 from efface.bench.evaluate import System
 from efface.bench.evaluate import evaluate as run_evaluation
 from efface.bench.profiles import profile as find_profile
@@ -44,12 +42,9 @@ from efface.models.load import load_model
 from efface.models.mini.world import load_world
 from efface.patches import Patch
 from efface.records import Entrant, read_rows, read_run
-from efface.statistics import clustered_bootstrap, wilson
 
 TARGETS = ("bomb", "helicopter", "panda", "dog")
 ATTACKS = ("synonym", "group", "implicit", "unlearndiff", "concept_inversion")
-CONTROLS = ("random_token", "seed_search")
-KEPT = ("near", "trap", "far")
 IMAGES, REPEATS = 8, 5
 """Images of a timed batch, and how often it is drawn by turns with and without the defence."""
 
@@ -71,7 +66,7 @@ class Defence:
         )
 
 
-ONCE = 1  # a seed that the preset's stages do not use
+ONCE = 1  # the stages of their presets draw nothing: one seed tells all
 DEFENCES = {
     "none": Defence(),
     "gold": Defence(gold=True),
@@ -107,11 +102,15 @@ class Work:
     attacks: tuple[str, ...] = ATTACKS
 
 
+def cell_of(work: Work, target: str, seed: int, name: str) -> Path:
+    return cell_folder(work.out, target, seed) / name.replace(", ", "-")
+
+
 def run_cell(work: Work, target: str, seed: int, name: str, first: bool) -> None:
     """Patch, evaluation, attacks and milliseconds of one defence; what is on disk is kept."""
     torch.set_num_threads(1)
     defence, model = DEFENCES[name], load_model("mini")
-    folder = cell_folder(work.out, target, seed) / name.replace(", ", "-")
+    folder = cell_of(work, target, seed, name)
     folder.mkdir(parents=True, exist_ok=True)
     patch = (
         patch_of(model, defence.contender, target, seed, None, folder / f"{folder.name}.safetensors")
@@ -123,17 +122,13 @@ def run_cell(work: Work, target: str, seed: int, name: str, first: bool) -> None
     kind = "gold" if gold else "patch" if patch else "guard"
     system = System(Entrant(name, name, kind, None), patch, model=gold, guard=guard, targets=(target,))
     profile, suite = find_profile(work.profile), api.suite_for(model, [target])
-    run_evaluation(model, [system], suite, profile, api.judge_for(model, suite), folder / "evaluation")
-
-    def units(chosen: Sequence[Attack], controls: bool) -> list[Unit]:
-        return api.attack_units(
-            model, chosen, target, (target,), patch, guard, work.cases, work.profile, controls=controls, deployed=gold
-        )
-
+    judge = api.judge_for(model, suite)
+    run_evaluation(model, [system], suite, profile, judge, folder / "evaluation")
     attacks = [build_attack(a, preset="mini", settings={"seed": seed}) for a in work.attacks]
+    units = api.attack_units(model, attacks, target, (target,), patch, guard, work.cases, work.profile, deployed=gold)
     # The attack on what was never learned does not depend on the defence: once per target and seed.
-    runs = [u for u in units(attacks, True) if u.role != "novel" or name == "none"]
-    run_attacks(runs, profile, api.judge_for(model, suite), folder / "attacks", work.budget, calibration=suite.cases(profile))
+    runs = [u for u in units if u.role != "novel" or name == "none"]
+    run_attacks(runs, profile, judge, folder / "attacks", work.budget, calibration=suite.cases(profile))
     if first and not (folder / "milliseconds.json").is_file():
         write_text(
             folder / "milliseconds.json", json.dumps(extra_milliseconds(model, system, target, profile.steps, profile.guidance))
@@ -151,24 +146,9 @@ def extra_milliseconds(model: DiffusionModel, system: System, target: str, steps
     pairs = []
     for _ in range(REPEATS):
         plain = timed(model)
-        with ExitStack() as stack:
-            stack.enter_context(system.active(model))
+        with system.active(model):
             pairs.append((timed(system.model or model), plain))
     return {"extra": median(a - b for a, b in pairs), "plain": median(b for _, b in pairs)}
-
-
-# -- tables ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Found:
-    """Everything there is about one defence, by "target|seed"."""
-
-    pairs: dict[str, list[Pair]]
-    attacks: dict[str, dict[str, dict[str, bool]]]
-    """Cell -> attack -> case -> broken; only cases that count."""
-    cost: list[tuple[int, float]]
-    milliseconds: list[dict[str, float]]
 
 
 def collect(work: Work, targets: Sequence[str], seeds: Sequence[int], names: Sequence[str]) -> dict[str, Found]:
@@ -177,7 +157,7 @@ def collect(work: Work, targets: Sequence[str], seeds: Sequence[int], names: Seq
         mine = Found({}, {}, [], [])
         for target in targets:
             for seed in seeds:
-                folder = cell_folder(work.out, target, seed) / name.replace(", ", "-")
+                folder = cell_of(work, target, seed, name)
                 if not (folder / "attacks" / "summary.json").is_file():
                     continue
                 cell, rows = f"{target}|{seed}", read_rows(folder / "evaluation")
@@ -195,212 +175,6 @@ def collect(work: Work, targets: Sequence[str], seeds: Sequence[int], names: Seq
     return found
 
 
-def records_of(found: Found) -> dict[str, Any]:
-    """Per cell: axis -> case -> [valid, shows what was asked for, the base model shows it], and attack -> case -> broken."""
-    return {
-        cell: {
-            "cases": {
-                axis: {r.case_id: [r.valid, r.hit, base.hit] for r, base in pairs if r.axis == axis}
-                for axis in dict.fromkeys(r.axis for r, _ in pairs)
-            },
-            "attacks": found.attacks[cell],
-        }
-        for cell, pairs in found.pairs.items()
-    }
-
-
-Broken = dict[str, dict[str, bool]]
-"""Cell -> case -> broken."""
-
-
-def union(found: Found, labels: Sequence[str]) -> Broken:
-    """A case is broken when one of the attacks breaks it. Cases are those of the plain prompts."""
-    return {
-        cell: {case: any(attacks.get(n, {}).get(case, False) for n in labels) for case in attacks["direct"]}
-        for cell, attacks in found.attacks.items()
-    }
-
-
-def of_one(found: Found, label: str) -> Broken:
-    return {cell: attacks[label] for cell, attacks in found.attacks.items() if label in attacks}
-
-
-def success_rate(broken: Broken) -> dict[str, Any] | None:
-    values = [v for cases in broken.values() for v in cases.values()]
-    if not values:
-        return None
-    tree = by_target({cell: [float(v) for v in cases.values()] for cell, cases in broken.items()})
-    return {**wilson(sum(values), len(values)).json(), "clustered": clustered_bootstrap(tree)}
-
-
-def less(a: Broken, b: Broken) -> dict[str, Any] | None:
-    """a minus b on the same target, seed and case. A defence without seeds is compared with its one cell of the target."""
-    one = {cell.split("|")[0]: cell for cell in sorted(b, reverse=True)}
-    clusters = {}
-    for cell, mine in a.items():
-        other = b.get(cell) or b.get(one.get(cell.split("|")[0], ""), {})
-        clusters[cell] = [float(mine[c]) - float(other[c]) for c in mine if c in other]
-    return _difference(clusters)
-
-
-def kept_less(a: Found, b: Found, axes: Sequence[str]) -> dict[str, Any] | None:
-    """The same for cases preserved of the axes, or erased and valid of target axes."""
-
-    def cases(found: Found) -> Broken:
-        return {
-            cell: {
-                r.case_id: (r.hit if r.axis in KEPT else r.valid and not r.hit)
-                for r, base in pairs
-                if r.axis in axes and base.hit
-            }
-            for cell, pairs in found.pairs.items()
-        }
-
-    return less(cases(a), cases(b))
-
-
-def _difference(clusters: Mapping[str, Sequence[float]]) -> dict[str, Any] | None:
-    values = [v for group in clusters.values() for v in group]
-    if not values:
-        return None
-    return {"difference": sum(values) / len(values), "n": len(values), "clustered": clustered_bootstrap(by_target(clusters))}
-
-
-def result_of(work: Work, targets: Sequence[str], seeds: Sequence[int], names: Sequence[str], reference: str) -> dict[str, Any]:
-    found = collect(work, targets, seeds, names)
-    entries: dict[str, Any] = {}
-    for name, one in found.items():
-        axes = {axis: rate(one.pairs, (axis,)) for axis in ("direct", "synonym", "implicit", *KEPT)}
-        general = [axes[a] for a in ("synonym", "implicit") if axes[a]]
-        attacks, controls = (union(one, ("direct", *labels)) for labels in (work.attacks, CONTROLS))
-        entries[name] = {
-            "cells": len(one.pairs),
-            **axes,
-            "generality": min(general, key=lambda r: r["value"]) if general else None,
-            "attacked": success_rate(attacks),
-            "controls": success_rate(controls),
-            "excess": less(attacks, controls),
-            "single": {
-                label: success_rate(of_one(one, label)) for label in ("direct", *work.attacks, *CONTROLS, "never_learned")
-            },
-            "cost": {k: sum(c[i] for c in one.cost) / len(one.cost) for i, k in enumerate(("evals", "seconds"))}
-            if one.cost
-            else None,
-            "milliseconds": {k: median(m[k] for m in one.milliseconds) for k in ("extra", "plain")} if one.milliseconds else None,
-        }
-    minus = {}
-    if reference in found:
-        head = found[reference]
-        labels = ("direct", *work.attacks)
-        for name, one in found.items():
-            if name not in (reference, "none", "gold"):
-                minus[name] = {
-                    "attacked": less(union(head, labels), union(one, labels)),
-                    **{
-                        a: less(of_one(head, a), of_one(one, a))
-                        for a in ("unlearndiff", "concept_inversion")
-                        if a in work.attacks
-                    },
-                    "erased": kept_less(head, one, ("direct", "synonym", "implicit")),
-                    "kept": kept_less(head, one, ("near", "trap")),
-                    "far": kept_less(head, one, ("far",)),
-                }
-    return {
-        "targets": list(targets),
-        "seeds": list(seeds),
-        "profile": work.profile,
-        "budget": work.budget,
-        "cases": work.cases,
-        "attacks": list(work.attacks),
-        "defences": entries,
-        "reference": reference,
-        "minus": minus,
-    }
-
-
-KEEP = ("erased", "kept", "far")
-"""Differences that are good above zero."""
-
-
-def verdict(d: Mapping[str, Any] | None, upwards: bool) -> str:
-    """A difference in points; better or worse by the direction that is good."""
-    text = points(d)
-    return text if upwards else text.replace("better", "?").replace("worse", "better").replace("?", "worse")
-
-
-def markdown(result: Mapping[str, Any]) -> str:
-    header = [
-        "defence",
-        "cells",
-        "direct",
-        "generality",
-        "attacked",
-        "controls",
-        *KEPT,
-        "UNet evaluations",
-        "seconds",
-        "extra ms",
-    ]
-    attacks = [a for a in ("direct", *result["attacks"], *CONTROLS) if any(e["single"][a] for e in result["defences"].values())]
-    table, single = [], []
-    for name, e in result["defences"].items():
-        cost, extra = e["cost"], e["milliseconds"]
-        table.append(
-            [
-                name,
-                str(e["cells"]),
-                *(rate_text(e[k]) for k in ("direct", "generality", "attacked", "controls", *KEPT)),
-                *([f"{cost['evals']:,.0f}", f"{cost['seconds']:.0f}"] if cost else ["0", "0"]),
-                f"{extra['extra']:+.1f}" if extra else "not measured",
-            ]
-        )
-        single.append([name, *(rate_text(e["single"][a]) for a in attacks)])
-    plain = [e["milliseconds"]["plain"] for e in result["defences"].values() if e["milliseconds"]]
-    lines = [
-        f"Targets {', '.join(result['targets'])}; training and attack seeds {', '.join(map(str, result['seeds']))}; profile "
-        f"`{result['profile']}`; attacks on {result['cases']} cases with {result['budget']} UNet evaluations per case each, "
-        "controls alike. Direct, generality (the worse family of synonym and implicit): erased *and* valid; near, trap, far: "
-        "preserved; of the cases the base model gets right. Attacked: cases in which the plain prompt or one of the attacks "
-        f"{', '.join(result['attacks'])} brings the target back; controls: the plain prompt, {' or '.join(CONTROLS)}. Low is "
-        "good there. [Wilson over cases] {resampled by target, then seed, then case} k/n. Extra ms: processor time of one image "
-        f"on one thread, with the defence less without, {IMAGES} images {REPEATS} times by turns"
-        + (f" (without: {median(plain):.0f} ms)." if plain else "."),
-        "",
-        "These are icons on a miniature, not Stable Diffusion: compare methods, not levels.",
-        "",
-        *lines_of(header, table),
-        "",
-        "## Each attack",
-        "",
-        "Cases broken. The wordings count where the original model draws the target for the same words and seed.",
-        "",
-        *lines_of(["defence", *attacks], single),
-        "",
-    ]
-    never = result["defences"].get("none", {}).get("single", {}).get("never_learned")
-    if never:
-        lines += [
-            "Concept inversion on the gold model, with the target or one of its kind, which it never saw: "
-            f"{rate_text(never)}. So much of its success is teaching and not finding.",
-            "",
-        ]
-    if result["minus"]:
-        shown = list(next(iter(result["minus"].values())))
-        lines += [
-            "## Paired differences",
-            "",
-            f"`{result['reference']}` minus the row in percentage points, on the same target, seed and case. Attacked and the "
-            "single attacks: below zero it withstands more; erased and kept: above zero it erases or keeps more. Bold where the "
-            "interval leaves out zero.",
-            "",
-            *lines_of(
-                ["row", *shown], [[name, *(verdict(d[k], k in KEEP) for k in shown)] for name, d in result["minus"].items()]
-            ),
-            "",
-        ]
-    return "\n".join(lines)
-
-
 SIDE, LABEL = 56, 130
 SHOWN = {"direct": 6, "synonym": 2, "implicit": 2, "near": 8, "far": 4}
 
@@ -409,7 +183,7 @@ def picture(work: Work, target: str, seed: int, path: Path) -> None:
     """The same cases drawn by the model and by every defence that is on disk, one row each."""
     rows: list[tuple[str, Path]] = []
     for name in DEFENCES:
-        folder = cell_folder(work.out, target, seed) / name.replace(", ", "-") / "evaluation"
+        folder = cell_of(work, target, seed, name) / "evaluation"
         if (folder / "run.json").is_file():
             rows.append((name, folder))
     grid = read_run(rows[0][1]).grid
@@ -469,12 +243,13 @@ def main() -> None:
         with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
             for future in [pool.submit(run_cell, *job) for job in jobs]:
                 future.result()
-    result = result_of(work, targets, seeds, list(DEFENCES), reference)
+    found = collect(work, targets, seeds, list(DEFENCES))
+    facts = {"targets": targets, "seeds": seeds, "profile": work.profile, "budget": work.budget, "cases": work.cases}
+    result = {**facts, "images": IMAGES, "repeats": REPEATS, **result_of(found, work.attacks, reference)}
     if args.docs:
         into_page(args.docs, "robust", markdown(result))
     if args.records:
-        kept = collect(work, targets, seeds, list(DEFENCES))
-        write_text(args.records, json.dumps({n: records_of(f) for n, f in kept.items()}, separators=(",", ":")) + "\n")
+        write_text(args.records, json.dumps({n: records_of(f) for n, f in found.items()}, separators=(",", ":")) + "\n")
     if args.picture:
         picture(work, targets[-1], seeds[0], args.picture)
     print(json.dumps(result) if args.json else markdown(result))

@@ -61,6 +61,11 @@ def difference(a: Cells, b: Cells, axes: Sequence[str]) -> dict[str, Any] | None
     for name in a.keys() & b.keys():
         other = {p[0].case_id: p for p in b[name]}
         clusters[name] = [success(p) - success(other[p[0].case_id]) for p in a[name] if p[0].axis in axes and p[1].hit]
+    return mean_difference(clusters)
+
+
+def mean_difference(clusters: Mapping[str, Sequence[float]]) -> dict[str, Any] | None:
+    """Mean of paired differences by "target|seed", with its nested interval."""
     values = [v for group in clusters.values() for v in group]
     if not values:
         return None

@@ -160,23 +160,23 @@ def test_benchmarks_quick(script: str, tmp_path: Path) -> None:
 def test_tables_of_defences_pair_what_belongs_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Union over attacks of the plain prompts' cases; differences on the same cell and case, an edit without seeds on its one."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import robust
+    import robust_table
 
     def found(**cells: dict[str, dict[str, bool]]) -> Any:
-        return robust.Found({}, {name.replace("_", "|"): attacks for name, attacks in cells.items()}, [], [])
+        return robust_table.Found({}, {name.replace("_", "|"): attacks for name, attacks in cells.items()}, [], [])
 
     a = found(
         x_0={"direct": {"1": False, "2": False}, "synonym": {"1": True}},
         x_1={"direct": {"1": True, "2": False}, "synonym": {"2": False}},
     )
     b = found(x_0={"direct": {"1": False, "2": False}, "synonym": {"1": False, "2": False}})
-    unions = [robust.union(one, ("direct", "synonym")) for one in (a, b)]
+    unions = [robust_table.union(one, ("direct", "synonym")) for one in (a, b)]
     assert unions[0] == {"x|0": {"1": True, "2": False}, "x|1": {"1": True, "2": False}}
-    rate = robust.success_rate(unions[0])
+    rate = robust_table.success_rate(unions[0])
     assert (rate["k"], rate["n"]) == (2, 4)
-    minus = robust.less(*unions)
+    minus = robust_table.less(*unions)
     assert (minus["difference"], minus["n"]) == (0.5, 4)
-    assert robust.less(*(robust.of_one(one, "synonym") for one in (a, b)))["n"] == 2
-    assert robust.success_rate({}) is None
-    assert "**worse**" in robust.verdict({"difference": 0.5, "clustered": (0.1, 0.9), "n": 4}, False)
-    assert "**better**" in robust.verdict({"difference": 0.5, "clustered": (0.1, 0.9), "n": 4}, True)
+    assert robust_table.less(*(robust_table.of_one(one, "synonym") for one in (a, b)))["n"] == 2
+    assert robust_table.success_rate({}) is None
+    assert "**worse**" in robust_table.verdict({"difference": 0.5, "clustered": (0.1, 0.9), "n": 4}, False)
+    assert "**better**" in robust_table.verdict({"difference": 0.5, "clustered": (0.1, 0.9), "n": 4}, True)

@@ -114,7 +114,9 @@ def test_the_attack_starts_at_words_that_mean_the_target() -> None:
     """The vocabulary alone tells: the miniature was taught both as synonyms of rabbit, and elephant and cow as other animals."""
     mini = load_model("mini")
     log: dict[str, Any] = {}
-    (rows,) = build_method("rap", preset="mini")._starts(mini, EraseRequest(("rabbit",), ""), log)  # type: ignore[attr-defined]
+    method = build_method("rap", preset="mini")
+    assert isinstance(method, AP)
+    (rows,) = method._starts(mini, EraseRequest(("rabbit",), ""), log)
     words = log["attack_words"]["rabbit"]
     assert {"hare", "bunny"} <= set(words)
     assert not {"elephant", "cow", "rabbit"} & set(words)

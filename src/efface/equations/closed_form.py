@@ -424,12 +424,13 @@ def worst_neighbour(
     across = torch.eye(len(e), dtype=F64) if directions is None else directions.to(F64)
     basis = span(across - torch.outer(across @ u0, u0))
     mapped = p @ basis
-    found = []
+    pull = mapped.T @ s
+    gram, found = pull @ mapped, []
     for c in torch.linspace(low, high, cosines, dtype=F64).tolist():
         r, base = float(rho) * (1 - c * c) ** 0.5, c * (p @ e) - e
         x = c * e
         if basis.shape[1]:
-            x = x + r * basis @ least_on_sphere(r * r * mapped.T @ s @ mapped, r * mapped.T @ s @ base)
+            x = x + r * basis @ least_on_sphere(r * r * gram, r * pull @ base)
         off = p @ x - e
         found.append((float(off @ s @ off), x))
     missed, x = min(found, key=lambda pair: pair[0])

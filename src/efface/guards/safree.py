@@ -37,10 +37,10 @@ class SAFREE(Guard):
     A sentence embedding is the hidden state at the end of the text. A prompt without a trigger is left alone.
     Reference: Yoon et al., ICLR 2025, arXiv:2410.12761. Written from the description; the code has no licence.
     Deviations: without the latent re-attention of the up-blocks, which costs a third branch; a masked token becomes padding
-    (officially token 0, which is padding on Stable Diffusion 2.x alone); t' counts timesteps, which is the
-    same for 50 steps; the official code also gives the concepts as negative prompt (``negative``, here off unless asked for); a
-    prompt of one token has no other tokens to compare with and no trigger by the rule: ``alone`` lets its only token be one
-    where the projection takes more of it than it leaves.
+    (officially token 0, which is padding on Stable Diffusion 2.x alone); t' counts timesteps, which is the same for 50 steps; the
+    official code also gives the concepts as negative prompt (``negative``, here off unless asked for); a prompt of one token has
+    no other tokens to compare with and no trigger by the rule: ``alone`` lets its only token be one where the projection takes
+    more of it than it leaves.
     Cost: no further UNet evaluations: 2 per row and step; one text encoding per token of the prompt.
     """
 

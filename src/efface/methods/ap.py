@@ -319,9 +319,7 @@ class AP(Trained):
     def _near(self, model: DiffusionModel, request: EraseRequest) -> list[list[str]]:
         """Per target, what the attack may start from: words of the vocabulary that are one token and that the text encoder puts
         near it."""
-        found = candidates(
-            model, "vocabulary", request.targets, exclude_targets=True, nearest=self.attack_near, metric="cosine", centres=0
-        )
+        found = candidates(model, "vocabulary", request.targets, exclude_targets=True, nearest=self.attack_near, metric="cosine")
         return [[w for w, ids in zip(n, model.token_ids(n), strict=True) if len(ids) == 3] for n in found]
 
     def _starts(self, model: DiffusionModel, request: EraseRequest, log: dict[str, Any]) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -146,7 +146,7 @@ class STEREO(Method):
             at -= k * one_round
             if k < self.rounds and at < self.search_steps:
                 if at == 0:
-                    before.copy(weights)
+                    _set(before.weights, weights)
                     step.restart(self.search_lr)
                 e = step.draw(n, self.batch)
                 with torch.no_grad():
@@ -165,9 +165,7 @@ class STEREO(Method):
                 words.update([k * n + i])
             else:
                 if at == 0:
-                    with torch.no_grad():
-                        for name, w in weights.items():
-                            w.copy_(origin[name])
+                    _set(weights, origin)
                     step.restart(self.lr)
                 e = step.draw(n, self.batch)
                 own, every = share(e), range(self.rounds + 1)
@@ -203,17 +201,18 @@ class Weights:
         for w in self.weights.values():
             w.requires_grad_(False)
 
-    @torch.no_grad()
-    def copy(self, weights: dict[str, Tensor]) -> None:
-        for name, w in self.weights.items():
-            w.copy_(weights[name])
-
     def state_dict(self) -> dict[str, Any]:
         return dict(self.weights)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.copy(state)
+        _set(self.weights, state)
 
 
 def _anchors(request: EraseRequest) -> list[str]:
     return [a for a in (request.anchor, *request.preserve) if a]
+
+
+@torch.no_grad()
+def _set(weights: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, w in weights.items():
+        w.copy_(values[name])

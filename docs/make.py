@@ -53,7 +53,8 @@ def options(cls: type[Method] | type[Attack] | type[Guard]) -> list[str]:
     lines = ["| option | default | values | meaning | source of the default |", "|---|---|---|---|---|"]
     for o in describe(cls):
         values = ", ".join(f"`{c}`" for c in o["choices"]) if o["choices"] else o["type"]
-        lines.append(f"| `{o['name']}` | `{o['default']!r}` | {values} | {o['help']} | {o['source']} |")
+        only = f"; only with `{o['needs']}`" if o["needs"] else ""
+        lines.append(f"| `{o['name']}` | `{o['default']!r}` | {values} | {o['help']}{only} | {o['source']} |")
     return lines
 
 

@@ -90,7 +90,7 @@ def documented_cost(method: AP | ESD | AGE, log: list[dict[str, Any]], candidate
         return method.batch * (2 * groups * steps - (groups - 1) * (steps > 0))
 
     kept = 0 if isinstance(method, AP) and method.search in ("none", "pgd") else candidates
-    trajectories = method.pool + method.pool_kept * kept
+    trajectories = method.pool + method.per_candidate * kept
     total = {"pool": 2 * (s - 1), "noised": 2 * s}.get(method.sampler, 0) * trajectories
     searching = isinstance(method, AP) and method.search in ("gumbel", "pgd") and method.update == "alternate"
     own = 1 if isinstance(method, ESD) or (isinstance(method, AP) and method.search in ("none", "pgd")) else 2
@@ -120,8 +120,8 @@ def test_counted_cost_equals_documented_cost(method: AP | ESD | AGE, tiny_model)
     cost = documented_cost(method, run.log, n)
     if method.sampler == "harvest":
         # Every concept that is drawn costs one trajectory, and another one when it is drawn again too old.
-        one = 2 * (method.sampling_steps - 1) * math.gcd(method.pool, method.pool_kept)
-        most = 2 * (method.sampling_steps - 1) * (method.pool + n * method.pool_kept)
+        one = 2 * (method.sampling_steps - 1) * math.gcd(method.pool, method.per_candidate)
+        most = 2 * (method.sampling_steps - 1) * (method.pool + n * method.per_candidate)
         extra = patch.card.cost["forward"] - cost
         assert extra % one == 0
         assert one <= extra <= most * method.steps

@@ -69,7 +69,8 @@ def _options(cls: Any, described: list[dict[str, Any]]) -> str:
     rows = []
     for o in described:
         takes = " | ".join(o["choices"]) if o["choices"] else o["type"]
-        rows.append(f"  {o['name']} = {o['default']!r}\n      {o['help']} ({takes}). Source: {o['source']}.")
+        only = f" Only with {o['needs']}." if o["needs"] else ""
+        rows.append(f"  {o['name']} = {o['default']!r}\n      {o['help']} ({takes}).{only} Source: {o['source']}.")
     presets = "\n".join(
         f"  {p}: " + (", ".join(f"{k}={v}" for k, v in s.items()) or "the defaults") for p, s in cls.presets.items()
     )

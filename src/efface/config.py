@@ -13,6 +13,7 @@ from .attacks import ATTACKS, Attack
 from .errors import BadFile, BadOption, UnknownName
 from .guards import GUARDS, Guard
 from .methods import METHODS, ROWS, Method
+from .options import refuse_idle
 
 
 def method_class(name: str) -> type[Method]:
@@ -32,7 +33,8 @@ def build_method(name: str, *, preset: str, settings: Mapping[str, Any] | None =
     """The method with the preset's options, overridden by ``settings`` (values may be strings from a command line). A name of
     :data:`efface.methods.ROWS` lays its own preset over the chosen one.
 
-    Raises UnknownName for a method, preset or option that does not exist, BadOption for a value it does not take.
+    Raises UnknownName for a method, preset or option that does not exist, BadOption for a value it does not take
+    or for a setting that does nothing beside the others.
     """
     cls = method_class(name)
     over = cls.presets[name] if name in ROWS else {}
@@ -73,7 +75,9 @@ def _build(cls: Any, name: str, chosen: Mapping[str, Any], settings: Mapping[str
     for key in settings or {}:
         if key not in fields:
             raise UnknownName(f"option of {name}", key, fields)
-    return cls(**{key: _coerce(fields[key], value) for key, value in {**chosen, **(settings or {})}.items()})
+    built = cls(**{key: _coerce(fields[key], value) for key, value in {**chosen, **(settings or {})}.items()})
+    refuse_idle(built, settings or {})
+    return built
 
 
 def _coerce(field: dataclasses.Field[Any], value: Any) -> Any:
@@ -135,6 +139,7 @@ def describe(cls: type[Method] | type[Attack] | type[Guard]) -> list[dict[str, A
             "help": f.metadata["help"],
             "source": f.metadata["source"],
             "choices": f.metadata["choices"],
+            "needs": f.metadata["needs"].replace("|", " or "),
         }
         for f in dataclasses.fields(cls)
     ]

@@ -74,7 +74,13 @@ class ConceptAblation(Method):
     }
 
     variant: str = option("model", "what the target's caption learns", "paper, default", choices=("model", "noise"))
-    teacher: str = option("self", "network that sets the goal of variant=model", "diffusers/train.py", choices=("self", "frozen"))
+    teacher: str = option(
+        "self",
+        "network that sets the goal of variant=model",
+        "diffusers/train.py",
+        choices=("self", "frozen"),
+        needs="variant=model",
+    )
     kind: str = option("object", "how captions are rewritten", "concept_type of the code", choices=("object", "style"))
     prior: float = option(0.0, "weight of the diffusion loss on anchor images", "off by default; compvis 0.2", low=0.0)
     detach_start: bool = option(True, "no gradient through the start-of-text token", "both codes")

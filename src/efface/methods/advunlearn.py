@@ -78,24 +78,34 @@ class AdvUnlearn(Method):
     }
 
     steps: int = option(1000, "weight updates", "official --iterations", low=0)
-    warmup: int = option(200, "updates before the attack begins", "official --warmup_iter", low=0)
+    warmup: int = option(200, "updates before the attack begins", "official --warmup_iter", low=0, needs="attack_steps")
     lr: float = option(1e-5, "Adam learning rate", "official --lr", low=0.0)
     batch: int = option(1, "rows per update, over all processes", "official", low=1)
     train: str = option(ENCODER, "trained parameters", "paper and released encoders", choices=(ENCODER, *UNET_SELECTIONS))
     layers: str = option("all", "layers of the text encoder: all, or their numbers with commas", "official text_encoder_full")
-    tokens: int = option(1, "attacked vectors", "official --adv_prompt_num", low=1)
-    place: str = option("prefix", "where they stand", "official prefix_k, suffix_k, mid_k, replace_k", choices=PLACES)
-    attack: str = option("adam", "attack's step", "official pgd (Adam) and fast_at (sign)", choices=("adam", "sign"))
+    tokens: int = option(1, "attacked vectors", "official --adv_prompt_num", low=1, needs="attack_steps")
+    place: str = option(
+        "prefix", "where they stand", "official prefix_k, suffix_k, mid_k, replace_k", choices=PLACES, needs="attack_steps"
+    )
+    attack: str = option(
+        "adam", "attack's step", "official pgd (Adam) and fast_at (sign)", choices=("adam", "sign"), needs="attack_steps"
+    )
     attack_steps: int = option(30, "steps of the attack per update", "official --attack_step; 0 is no attack", low=0)
-    attack_lr: float = option(1e-3, "length of the attack's step", "official --attack_lr", low=0.0)
-    legacy_stale: bool = option(False, "train against the words before the last attack step", "official code")
+    attack_lr: float = option(1e-3, "length of the attack's step", "official --attack_lr", low=0.0, needs="attack_steps")
+    legacy_stale: bool = option(
+        False, "train against the words before the last attack step", "official code", needs="attack_steps"
+    )
     eta: float = option(1.0, "how far beyond the anchor the goal lies", "official ESD target")
     gamma: float = option(0.3, "weight of the retained prompts", "README, nudity", low=0.0)
     retain: int = option(5, "retained prompts per row", "official --retain_batch", low=0)
     keep_null: bool = option(True, "retain the empty prompt too", "ours")
-    space: str = option("auto", "what is retained: auto, world, english, vocabulary, or a file", "ours; official 243 objects")
-    most: int = option(243, "retained names at most, spread over the space", "official sets", low=1)
-    apart: float = option(0.02, "names closer to a target (cosine distance) are no retained prompts", "ours", low=0.0)
+    space: str = option(
+        "auto", "what is retained: auto, world, english, vocabulary, or a file", "ours; official 243 objects", needs="retain"
+    )
+    most: int = option(243, "retained names at most, spread over the space", "official sets", low=1, needs="retain")
+    apart: float = option(
+        0.02, "names closer to a target (cosine distance) are no retained prompts", "ours", low=0.0, needs="retain"
+    )
     pool: int = option(64, "trajectories per target", "ours; at least 32 asked by the specification", low=1)
     pool_kept: int = option(1, "trajectories per retained prompt", "ours", low=1)
     sampling_steps: int = option(50, "grid of the trajectories", "official --ddim_steps", low=2)

@@ -18,11 +18,11 @@ from ..patches import Patch
 from ..search import Chosen, Film, GumbelSearch, candidates
 from ..training import Run, Stateful, Step, training
 from .base import option
-from .trained import Trained, predictions
+from .trained import Searching, predictions
 
 
 @dataclass(frozen=True, kw_only=True)
-class AGE(Trained):
+class AGE(Searching):
     """Map the target to a concept that is searched for, and preserve that concept: one concept in both roles.
 
         min_theta' max_pi   L1 + lam L2
@@ -50,16 +50,16 @@ class AGE(Trained):
     paper: ClassVar[str] = "Bui et al., ICLR 2025"
     presets: ClassVar = {
         "paper": {},
-        "official": {**Trained.official_code, "through_target": False},
+        "official": {**Searching.official_code, "through_target": False},
         "official-artists": {
-            **Trained.official_code,
+            **Searching.official_code,
             "through_target": False,
             "hard": False,
             "topk": 5,
             "tau": 2.0,
             "pi_lr": 1e-3,
         },
-        "mini": {**Trained.defaults, "nearest": 48, "pi_lr": 0.1},
+        "mini": {**Searching.defaults, "nearest": 48, "pi_lr": 0.1},
         "tiny": {"steps": 3, "sampling_steps": 5, "nearest": 4},
     }
 
@@ -73,7 +73,7 @@ class AGE(Trained):
     exclude_targets: bool = option(True, "remove the targets from the candidates", "ours; official code forgets")
     apart: float = option(0.0, "smallest distance of a candidate to the target", "ours, against near-synonyms", low=0.0)
     hard: bool = option(True, "one-hot c_t with straight-through gradient", "official scripts --gumbel_hard 1")
-    topk: int = option(5, "entries of a soft mixture, 0: all", "official --gumbel_topk", low=0)
+    topk: int = option(5, "entries of a soft mixture, 0: all", "official --gumbel_topk", low=0, needs="hard=False")
     tau: float = option(0.1, "Gumbel-Softmax temperature", "official objects script 0.1; default 2", low=1e-6)
     pi_lr: float = option(1e-2, "Adam learning rate of the logits", "official scripts --gumbel_lr", low=0.0)
     through_target: bool = option(True, "the search's L1 has a gradient through c_t", "paper; official code without")
@@ -128,8 +128,7 @@ class AGE(Trained):
             goal = away_from(eps_t, eps_e[0], self.eta) if self.eta else eps_t
             step.log(target=request.targets[e[0]], concept=chosen.names[0], **search.facts(e[0]))
             step.minimize(
-                erase=self.mse(model, new_e, goal, t).mean(),
-                preserve=self.lam * self.mse(model, new_t, kept_t, t).mean(),
+                erase=self.mse(model, new_e, goal, t).mean(), preserve=self.lam * self.mse(model, new_t, kept_t, t).mean()
             )
             # Ascent: the search climbs both terms with the weights as they are now.
             for _ in range(self.ascents):

@@ -19,26 +19,18 @@ from ..models.cond import Cond
 from ..models.select import selection
 from ..parallel import share
 from ..patches import Patch
-from ..search import (
-    Climbing,
-    ExhaustiveSearch,
-    Film,
-    GumbelSearch,
-    PgdSearch,
-    Search,
-    UniformSearch,
-    candidates,
-)
+from ..search import Climbing, ExhaustiveSearch, Film, GumbelSearch, PgdSearch, Search, UniformSearch, candidates
 from ..training import Run, Stateful, Step, training
 from .base import option
-from .trained import Trained, predictions
+from .trained import Searching, predictions
 
 SEARCHED = ("gumbel", "exhaustive", "random")
+AMONG = "search=" + "|".join(SEARCHED)
 SEARCHES = (*SEARCHED, "pgd", "fixed", "neutral", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AP(Trained):
+class AP(Searching):
     """Erase the target and, at every step, preserve the concept that the erasure hurts most.
 
         min_theta' max_c_a   | eps'(z_t, t, c_e) - goal |^2  +  lam | eps'(z'_t, t, c_a) - eps(z'_t, t, c_a) |^2
@@ -84,8 +76,8 @@ class AP(Trained):
     paper: ClassVar[str] = "Bui et al., NeurIPS 2024"
     presets: ClassVar = {
         "paper": {},
-        "official": Trained.official_code,
-        "mini": {**Trained.defaults, "nearest": 48, "pi_lr": 0.1},
+        "official": Searching.official_code,
+        "mini": {**Searching.defaults, "nearest": 48, "pi_lr": 0.1},
         "fast": {"sampler": "pool", "pool": 4, "solver": "dpm", "sampling_steps": 15, "nearest": 50, "update": "joint"},
         "tiny": {"steps": 3, "sampling_steps": 5, "nearest": 4},
         "naive": {"search": "none"},
@@ -100,35 +92,61 @@ class AP(Trained):
     }
 
     eta: float = option(0.0, "how far beyond the anchor the goal lies", "paper 0; official code 1")
-    lam: float = option(1.0, "weight of the preservation term", "official code 1 (implicit); pgd 0.01", low=0.0)
+    lam: float = option(
+        1.0, "weight of the preservation term", "official code 1 (implicit); pgd 0.01", low=0.0, needs="search!=none"
+    )
     search: str = option("gumbel", f"how c_a is found: {', '.join(SEARCHES)} or fixed:NAME", "paper")
     space: str = option(
-        "auto", "candidates: auto, world, english, vocabulary, or a file of names", "officially 3,000 English words"
+        "auto", "candidates: auto, world, english, vocabulary, or a file of names", "officially 3,000 English words", needs=AMONG
     )
-    nearest: int = option(100, "candidates kept around each target", "official --gumbel_k_closest 1000, then 100 centres", low=1)
-    centres: int = option(0, "thin the nearest to so many, 0: all", "official --gumbel_num_centers 100", low=0)
-    metric: str = option("cosine", "distance of candidates", "paper cosine; official code l2", choices=("cosine", "l2"))
-    exclude_targets: bool = option(True, "remove the targets from the candidates", "paper; official code forgets")
-    hard: bool = option(True, "one-hot c_a with straight-through gradient", "official scripts --gumbel_hard 1")
-    tau: float = option(2.0, "Gumbel-Softmax temperature", "official --gumbel_temp", low=1e-6)
-    pi_lr: float = option(1e-2, "Adam learning rate of the logits", "official scripts --gumbel_lr", low=0.0)
+    nearest: int = option(
+        100, "candidates kept around each target", "official --gumbel_k_closest 1000, then 100 centres", low=1, needs=AMONG
+    )
+    centres: int = option(0, "thin the nearest to so many, 0: all", "official --gumbel_num_centers 100", low=0, needs=AMONG)
+    metric: str = option(
+        "cosine", "distance of candidates", "paper cosine; official code l2", choices=("cosine", "l2"), needs=AMONG
+    )
+    exclude_targets: bool = option(True, "remove the targets from the candidates", "paper; official code forgets", needs=AMONG)
+    hard: bool = option(
+        True, "one-hot c_a with straight-through gradient", "official scripts --gumbel_hard 1", needs="search=gumbel"
+    )
+    tau: float = option(2.0, "Gumbel-Softmax temperature", "official --gumbel_temp", low=1e-6, needs="search=gumbel")
+    pi_lr: float = option(
+        1e-2, "Adam learning rate of the logits", "official scripts --gumbel_lr", low=0.0, needs="search=gumbel"
+    )
     update: str = option(
-        "alternate", "search after the weights, or with them", "official alternate; joint ours", choices=("alternate", "joint")
+        "alternate",
+        "search after the weights, or with them",
+        "official alternate; joint ours",
+        choices=("alternate", "joint"),
+        needs="search=gumbel|pgd",
     )
-    ascents: int = option(1, "search steps per weight update", "official pgd_num_steps 2 = one ascent; pgd 100", low=0)
-    refresh: int = option(10, "updates between two exhaustive searches", "ours", low=1)
-    pgd_rate: float = option(1e-3, "length of a pgd step in units of |c_a|", "ours; official --pgd_lr 1e-5", low=0.0)
-    pgd_radius: float = option(0.0, "largest |c_a - c_e| / |c_e|, 0: none", "official: none", low=0.0)
+    ascents: int = option(
+        1,
+        "search steps per weight update",
+        "official pgd_num_steps 2 = one ascent; pgd 100",
+        low=0,
+        needs="search=gumbel|pgd and update=alternate",
+    )
+    refresh: int = option(10, "updates between two exhaustive searches", "ours", low=1, needs="search=exhaustive")
+    pgd_rate: float = option(
+        1e-3, "length of a pgd step in units of |c_a|", "ours; official --pgd_lr 1e-5", low=0.0, needs="search=pgd"
+    )
+    pgd_radius: float = option(0.0, "largest |c_a - c_e| / |c_e|, 0: none", "official: none", low=0.0, needs="search=pgd")
     shrink: float = option(0.0, "share of the change taken back per update", "ours", low=0.0)
     attacks: int = option(0, "steps per update that bring the target back by a learned word, 0: no attack", "ours", low=0)
-    attack_lr: float = option(5e-3, "Adam learning rate of the learned word", "ours", low=0.0)
+    attack_lr: float = option(5e-3, "Adam learning rate of the learned word", "ours", low=0.0, needs="attacks")
     attack_weight: float = option(
-        0.5, "the word's share of the erasing term, so that its weight against lam stays", "ours", low=0.0
+        0.5, "the word's share of the erasing term, so that its weight against lam stays", "ours", low=0.0, needs="attacks"
     )
-    attack_from: int = option(0, "updates before the attack begins", "ours", low=0)
-    attack_near: int = option(32, "vocabulary words around the target that may be where it starts", "ours", low=1)
-    attack_share: float = option(0.5, "and how far off the target they may draw, the anchor being 1", "ours", low=0.0)
-    restart: int = option(10, "updates after which the word starts anew, 0: never", "ours", low=0)
+    attack_from: int = option(0, "updates before the attack begins", "ours", low=0, needs="attacks")
+    attack_near: int = option(
+        32, "vocabulary words around the target that may be where it starts", "ours", low=1, needs="attacks"
+    )
+    attack_share: float = option(
+        0.5, "and how far off the target they may draw, the anchor being 1", "ours", low=0.0, needs="attacks"
+    )
+    restart: int = option(10, "updates after which the word starts anew, 0: never", "ours", low=0, needs="attacks")
     frames: int = option(0, "pictures of the searched concept kept on the card", "official --save_freq", low=0)
 
     def __post_init__(self) -> None:

@@ -69,17 +69,25 @@ class ForgetMeNot(Method):
     }
 
     inversion_steps: int = option(500, "embedding updates per target; 0 uses its name", "ti.yaml; attn.yaml use_ti", low=0)
-    vectors: int = option(4, "inverted embeddings per target", "ti.yaml", low=1)
-    inversion_lr: float = option(1e-3, "Adam learning rate of the embeddings", "ti.yaml", low=0.0)
-    norm: float = option(0.4, "length the embeddings are pulled to", "train_ti.py (Stable Diffusion's vocabulary)", low=1e-6)
-    norm_rate: float = option(0.1, "how far they are pulled per update", "train_ti.py, min(1, 100 lr)", low=0.0)
+    vectors: int = option(4, "inverted embeddings per target", "ti.yaml", low=1, needs="inversion_steps")
+    inversion_lr: float = option(1e-3, "Adam learning rate of the embeddings", "ti.yaml", low=0.0, needs="inversion_steps")
+    norm: float = option(
+        0.4,
+        "length the embeddings are pulled to",
+        "train_ti.py (Stable Diffusion's vocabulary)",
+        low=1e-6,
+        needs="inversion_steps",
+    )
+    norm_rate: float = option(
+        0.1, "how far they are pulled per update", "train_ti.py, min(1, 100 lr)", low=0.0, needs="inversion_steps"
+    )
     template: str = option("a photo of {}", "prompt of images and both stages", "train_attn.py, objects")
     eos: bool = option(True, "count the first end-of-text token as the target's", "attn.yaml use_pooler")
     normalize: str = option("norm", "size of the attention", "train_attn.py; rms ours", choices=("norm", "rms"))
     images_from: str = option("model", "where x comes from", "ours; zero no_real_image", choices=("model", "zero"))
-    images: int = option(10, "latents per target", "data/ of the code", low=1)
-    sampling_steps: int = option(50, "DDIM steps of an image", "ours", low=1)
-    guidance: float = option(7.5, "guidance of an image", "ours")
+    images: int = option(10, "latents per target", "data/ of the code", low=1, needs="images_from=model")
+    sampling_steps: int = option(50, "DDIM steps of an image", "ours", low=1, needs="images_from=model")
+    guidance: float = option(7.5, "guidance of an image", "ours", needs="images_from=model")
     steps: int = option(35, "weight updates", "attn.yaml", low=0)
     lr: float = option(2e-6, "Adam learning rate of the weights", "attn.yaml", low=0.0)
     batch: int = option(1, "(image, t) draws per update", "attn.yaml", low=1)

@@ -64,7 +64,7 @@ class KPOP(Trained):
     place: str = option("mid", "layers that read the prompt", "names of released runs", choices=("mid", "midout", "inmidout"))
     prompt_size: int = option(10, "tokens of a prompt", "names of released runs; flag default 1", low=1)
     prompt_init: float = option(0.02, "standard deviation of the prompt's start", "ours", low=0.0)
-    prompt_lr: float = option(1e-5, "Adam learning rate of the prompt", "names of released runs", low=0.0)
+    prompt_lr: float = option(1e-5, "Adam learning rate of the prompt", "names of released runs", low=0.0, needs="prompt_updates")
     prompt_updates: int = option(1, "prompt updates per weight update", "prompt_optk 2: every other iteration", low=0)
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:

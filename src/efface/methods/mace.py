@@ -69,16 +69,24 @@ class MACE(Method):
     }
 
     lam: float = option(10.0, "ridge of refinement and fusion", "object configs 10 to 1000 (bird 10); celebrity 0", low=0.0)
-    prior: str = option("auto", "preserved at large: auto, vocabulary, or a file of names", "ours; officially COCO captions")
+    prior: str = option(
+        "auto", "preserved at large: auto, vocabulary, or a file of names", "ours; officially COCO captions", needs="prior_scale"
+    )
     prior_scale: float = option(1e-4, "weight of the prior", "celebrity configs 1e-4; object configs 0", low=0.0)
-    domain_weight: float = option(8e3, "weight of preserved concepts, times prior_scale", "celebrity configs 8e3 to 2e5", low=0.0)
-    scale_power: int = option(1, "1, or 2: square prior_scale in the refinement", "ours; official code 2", low=1)
+    domain_weight: float = option(
+        8e3, "weight of preserved concepts, times prior_scale", "celebrity configs 8e3 to 2e5", low=0.0, needs="prior_scale"
+    )
+    scale_power: int = option(
+        1, "1, or 2: square prior_scale in the refinement", "ours; official code 2", low=1, needs="prior_scale"
+    )
     steps: int = option(50, "weight updates per target", "configs; explicit 120", low=0)
-    lr: float = option(1e-5, "Adam learning rate", "object configs 1e-5; celebrity 1e-4", low=0.0)
-    images: int = option(8, "pictures per target", "official data script", low=1)
-    sampling_steps: int = option(30, "DDIM steps of a picture", "official data script (DPM-Solver)", low=1)
-    guidance: float = option(7.5, "guidance of a picture", "official data script")
-    mask: str = option("none", "pixels of the attention loss", "ours; officially Grounded-SAM", choices=("none", "attention"))
+    lr: float = option(1e-5, "Adam learning rate", "object configs 1e-5; celebrity 1e-4", low=0.0, needs="steps")
+    images: int = option(8, "pictures per target", "official data script", low=1, needs="steps")
+    sampling_steps: int = option(30, "DDIM steps of a picture", "official data script (DPM-Solver)", low=1, needs="steps")
+    guidance: float = option(7.5, "guidance of a picture", "official data script", needs="steps")
+    mask: str = option(
+        "none", "pixels of the attention loss", "ours; officially Grounded-SAM", choices=("none", "attention"), needs="steps"
+    )
     seed: int = option(0, "pictures, initial factors and training", "ours; officially 2024")
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:

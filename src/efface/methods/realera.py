@@ -82,7 +82,7 @@ class RealEra(Method):
     }
 
     mode: str = option("subspace", "where neighbours lie", "ours", choices=("isotropic", "subspace", "vocab", "adversarial"))
-    rounds: int = option(8, "adversarial: neighbours found per row", "ours", low=1)
+    rounds: int = option(8, "neighbours found per row", "ours", low=1, needs="mode=adversarial")
     low: float = option(0.8, "smallest cosine of a neighbour (S1)", "ours; unknown", low=0.0)
     high: float = option(0.98, "largest cosine of a neighbour (S2)", "ours; unknown", low=0.0)
     alpha: float = option(1.0, "weight of the neighbourhood", "ours; unknown", low=0.0)
@@ -90,16 +90,16 @@ class RealEra(Method):
     gamma: float = option(0.1, "weight of preserved concepts and of names outside the cone", "ours; unknown", low=1e-12)
     lam: float = option(0.5, "ridge towards the original weights", "ours; UCE", low=1e-12)
     space: str = option("auto", "names to look for neighbours among: auto, vocabulary, or a file", "ours")
-    nearest: int = option(64, "subspace: names around the target", "ours", low=1)
-    directions: int = option(32, "subspace: principal directions", "ours", low=1)
+    nearest: int = option(64, "names around the target", "ours", low=1, needs="mode=subspace|adversarial")
+    directions: int = option(32, "principal directions", "ours", low=1, needs="mode=subspace|adversarial")
     steps: int = option(300, "LoRA updates; 0: closed form only", "ours; unknown", low=0)
-    rank: int = option(4, "rank of the LoRA", "ours; unknown", low=1)
-    lr: float = option(1e-4, "Adam learning rate", "ours; unknown", low=0.0)
-    beta_n: float = option(1.0, "weight of what lies beyond, in the LoRA's loss", "ours; unknown", low=0.0)
-    gamma_n: float = option(1.0, "weight of the null prompt, in the LoRA's loss", "ours; unknown", low=0.0)
-    images: int = option(8, "pictures per target that z_t is made from", "ours; MACE", low=1)
-    sampling_steps: int = option(30, "DDIM steps of a picture", "ours; MACE", low=1)
-    guidance: float = option(7.5, "guidance of a picture", "ours; MACE")
+    rank: int = option(4, "rank of the LoRA", "ours; unknown", low=1, needs="steps")
+    lr: float = option(1e-4, "Adam learning rate", "ours; unknown", low=0.0, needs="steps")
+    beta_n: float = option(1.0, "weight of what lies beyond, in the LoRA's loss", "ours; unknown", low=0.0, needs="steps")
+    gamma_n: float = option(1.0, "weight of the null prompt, in the LoRA's loss", "ours; unknown", low=0.0, needs="steps")
+    images: int = option(8, "pictures per target that z_t is made from", "ours; MACE", low=1, needs="steps")
+    sampling_steps: int = option(30, "DDIM steps of a picture", "ours; MACE", low=1, needs="steps")
+    guidance: float = option(7.5, "guidance of a picture", "ours; MACE", needs="steps")
     seed: int = option(0, "pictures, neighbours and training of the LoRA", "ours")
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
@@ -200,12 +200,7 @@ class RealEra(Method):
         return torch.linalg.svd(differences, full_matrices=False).Vh[: self.directions]
 
     def _aligned(
-        self,
-        model: DiffusionModel,
-        request: EraseRequest,
-        start: dict[str, Tensor],
-        hoods: Sequence[Neighbourhood],
-        run: Run,
+        self, model: DiffusionModel, request: EraseRequest, start: dict[str, Tensor], hoods: Sequence[Neighbourhood], run: Run
     ) -> dict[str, Tensor]:
         """The closed form's weights plus a LoRA trained on noise predictions."""
         rng, n = torch.Generator().manual_seed(self.seed), len(request.targets)

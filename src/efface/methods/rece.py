@@ -57,18 +57,24 @@ class RECE(Method):
     }
 
     epochs: int = option(3, "most rounds of derivation and erasure", "README, nudity", low=0)
-    ridge: float = option(0.1, "regulariser of the derived embedding", "README, regular_scale 1e-1 (1e-3 for artists)", low=1e-12)
-    regulariser: str = option("zero", "what the derived embedding stays near", "close_regzero of all scripts", choices=REGAIN)
+    ridge: float = option(
+        0.1, "regulariser of the derived embedding", "README, regular_scale 1e-1 (1e-3 for artists)", low=1e-12, needs="epochs"
+    )
+    regulariser: str = option(
+        "zero", "what the derived embedding stays near", "close_regzero of all scripts", choices=REGAIN, needs="epochs"
+    )
     start: str = option("uce", "first edit", "all scripts start from UCE", choices=("uce", "none"))
-    start_lam: float = option(0.5, "ridge of the first edit", "RECE's copy of UCE", low=1e-12)
-    start_preserve_scale: float = option(1.0, "preserve weight of the first edit", "README, nudity; 0.1 for artists", low=1e-12)
-    lam: float = option(0.1, "ridge of the later edits", "lambda_1 of all tasks", low=1e-12)
+    start_lam: float = option(0.5, "ridge of the first edit", "RECE's copy of UCE", low=1e-12, needs="start=uce")
+    start_preserve_scale: float = option(
+        1.0, "preserve weight of the first edit", "README, nudity; 0.1 for artists", low=1e-12, needs="start=uce"
+    )
+    lam: float = option(0.1, "ridge of the later edits", "lambda_1 of all tasks", low=1e-12, needs="epochs")
     erase_scale: float = option(1.0, "weight of erased rows", "all tasks", low=1e-12)
-    preserve_scale: float = option(0.1, "weight of preserved rows", "lambda_2 of all tasks", low=1e-12)
-    stop: float = option(1.0, "end early when c' misses c by this share", "ours", low=1e-6)
+    preserve_scale: float = option(0.1, "weight of preserved rows", "lambda_2 of all tasks", low=1e-12, needs="epochs")
+    stop: float = option(1.0, "end early when c' misses c by this share", "ours", low=1e-6, needs="epochs")
     pin: bool = option(False, "the null prompt cannot move", "ours")
     prior: str = option("none", "preserved at large: none, auto, vocabulary, or a file of names", "ours")
-    prior_scale: float = option(1.0, "weight of every row of the prior", "ours", low=1e-12)
+    prior_scale: float = option(1.0, "weight of every row of the prior", "ours", low=1e-12, needs="prior!=none")
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         return 0.0

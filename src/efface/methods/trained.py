@@ -18,6 +18,8 @@ from ..models.cond import Cond
 from ..models.select import UNET_SELECTIONS
 from .base import Method, option
 
+KEPT = "sampler=" + "|".join(POOLED)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trained(Method):
@@ -33,13 +35,7 @@ class Trained(Method):
 
     defaults: ClassVar = {"steps": 100, "lr": 1e-3, "sampling_steps": 12, "batch": 4, "sampler": "pool"}
     """What every output-based method takes on the miniature: the same budget."""
-    official_code: ClassVar = {
-        "eta": 1.0,
-        "loss_space": "x0",
-        "metric": "l2",
-        "alignment": "official",
-        "exclude_targets": False,
-    }
+    official_code: ClassVar = {"eta": 1.0, "loss_space": "x0", "metric": "l2", "alignment": "official", "exclude_targets": False}
     """Where the official codes of AP and AGE differ from their papers."""
 
     steps: int = option(1000, "weight updates", "legacy codes --iterations; esd_sd.py 200", low=0)
@@ -47,9 +43,8 @@ class Trained(Method):
     batch: int = option(1, "rows per update, over all processes", "legacy codes", low=1)
     train: str = option("xattn", "trained parameters", "legacy codes (nudity: noxattn)", choices=UNET_SELECTIONS)
     sampler: str = option("student", "where z_t comes from", "legacy codes student; esd_sd.py frozen", choices=SAMPLERS)
-    pool: int = option(8, "trajectories per target of a pooled sampler", "ours", low=1)
-    pool_kept: int = option(1, "trajectories per candidate of a pooled sampler, which is drawn rarely", "ours", low=1)
-    lifetime: int = option(10, "updates a harvested trajectory serves", "ours", low=1)
+    pool: int = option(8, "trajectories per target of a pooled sampler", "ours", low=1, needs=KEPT)
+    lifetime: int = option(10, "updates a harvested trajectory serves", "ours", low=1, needs="sampler=harvest")
     sampling_steps: int = option(50, "grid of the partial sampling", "legacy codes --ddim_steps", low=2)
     solver: str = option("ddim", "solver of the partial sampling", "legacy codes; dpm ours", choices=("ddim", "dpm"))
     guidance: float = option(3.0, "guidance of the partial sampling", "legacy codes --start_guidance")
@@ -68,6 +63,11 @@ class Trained(Method):
             )
 
     @property
+    def per_candidate(self) -> int:
+        """Trajectories of what is drawn beside the targets."""
+        return 1
+
+    @property
     def official(self) -> bool:
         return self.alignment == "official"
 
@@ -79,7 +79,7 @@ class Trained(Method):
             pool = Pool(
                 student if self.sampler == "harvest" else model,
                 steps=self.sampling_steps,
-                trajectories=self.pool_kept,
+                trajectories=self.per_candidate,
                 more=dict.fromkeys(request.targets, self.pool),
                 guidance=self.guidance,
                 solver=self.solver,
@@ -105,18 +105,11 @@ class Trained(Method):
         again each time it is drawn and older than ``lifetime`` updates."""
         per_trajectory = {"pool": 2 * (self.sampling_steps - 1), "noised": 2 * self.sampling_steps}.get(self.sampler, 0)
         kept = {name for group in candidates for name in group} - set(request.targets)
-        return per_trajectory * (self.pool * len(request.targets) + self.pool_kept * len(kept))
+        return per_trajectory * (self.pool * len(request.targets) + self.per_candidate * len(kept))
 
     def draw_cost(self, groups: int) -> float:
         """Mean evaluations per row of drawing latents for ``groups`` conditionings; 0 for a pool."""
         return 0.0 if self.sampler in POOLED else draw_cost(groups, self.sampling_steps, self.official)
-
-    def need_hard(self, hard: bool) -> None:
-        """Raises BadOption for a pooled sampler whose searched concept is a mixture."""
-        if self.sampler in POOLED and not hard:
-            raise BadOption(
-                f"sampler={self.sampler} needs hard=true: a mixture of candidates has no cached latents. Use sampler=student."
-            )
 
     def mse(self, model: DiffusionModel, a: Tensor, b: Tensor, t: Tensor) -> Tensor:
         """(B,) mean squared difference per row in the space of ``loss_space``; a, b: (B, C, h, w) predictions at t."""
@@ -124,6 +117,24 @@ class Trained(Method):
         if self.loss_space == "x0":
             square = square * x0_loss_weight(model.schedule.ab(t).to(a))
         return square.flatten(1).mean(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Searching(Trained):
+    """Abstract. Draws latents for searched concepts, too."""
+
+    pool_kept: int = option(1, "trajectories per candidate of a pooled sampler, which is drawn rarely", "ours", low=1, needs=KEPT)
+
+    @property
+    def per_candidate(self) -> int:
+        return self.pool_kept
+
+    def need_hard(self, hard: bool) -> None:
+        """Raises BadOption for a pooled sampler whose searched concept is a mixture."""
+        if self.sampler in POOLED and not hard:
+            raise BadOption(
+                f"sampler={self.sampler} needs hard=true: a mixture of candidates has no cached latents. Use sampler=student."
+            )
 
 
 def predictions(network: DiffusionModel, parts: Sequence[tuple[Tensor, Cond]], t: Tensor) -> list[Tensor]:

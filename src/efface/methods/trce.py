@@ -44,6 +44,7 @@ TEMPLATES = (
     "a good photo of the {}",
 )
 PROMPT = "a photo of a {}"
+FIRST, SECOND = "stages=both|textual", "stages=both|visual"
 SHIFTED, VISUAL = selection("xattn-kv"), selection("visual")
 
 
@@ -103,29 +104,39 @@ class TRCE(Method):
 
     stages: str = option("both", "which stages run", "paper's rows T, V, T + V", choices=("both", "textual", "visual"))
     pairs: str = option("", "JSON file [[unsafe, safe], ...] of more wordings; empty: the targets alone", "official lists")
-    start: float = option(0.0, "weight of the start token", "official token_weight_scale", low=0.0)
-    end: float = option(1.0, "weight of the first [EoT]", "official token_weight_scale", low=0.0)
-    padding: float = option(0.0, "weight of the last padding, times its number", "official token_weight_scale", low=0.0)
-    word: float = option(0.0, "weight of the wording's first token, mapped to padding", "official token_weight_scale", low=0.0)
-    prior: str = option("auto", "preserved at large: auto, vocabulary, or a file of names", "ours; officially COCO captions")
-    mu: float = option(1e-4, "weight of G", "sexual 0.01^2, unsafe 0.02^2 (the code squares its scale)", low=0.0)
-    lam: float = option(0.0, "ridge towards the original weights", "official lamb", low=0.0)
-    pin: bool = option(False, "the null prompt cannot move in the first stage", "ours")
-    steps: int = option(300, "weight updates of the second stage", "official: 3 epochs of 100 files; unsafe 900", low=0)
-    lr: float = option(3e-6, "Adam learning rate", "ours; official 1e-6 with gradients that pile up", low=0.0)
-    batch: int = option(1, "rows per update, over all processes", "official", low=1)
-    kept: int = option(4, "unconditional latents per row", "official", low=1)
-    scale: float = option(16.0, "guidance of the references", "official g + 1", low=1.0)
-    margin: float = option(0.01, "how much closer to the safe one is enough", "official")
-    lam_keep: float = option(100.0, "weight of the unconditional latents", "official", low=0.0)
-    early: float = option(0.52, "share of the trajectory that is steered", "official: the first 26 of 50 levels", low=0.0)
-    pool: int = option(5, "trajectories per wording", "official seeds", low=1)
-    pool_kept: int = option(32, "unconditional trajectories", "ours; official 400 of 2000 used", low=1)
-    sampling_steps: int = option(50, "grid of the trajectories", "official", low=2)
-    guidance: float = option(3.0, "guidance of the trajectories", "official")
-    legacy_word_index: bool = option(False, "take [EoT] to be where counting words puts it", "official code")
-    legacy_accumulate: bool = option(False, "never zero the gradients", "official code")
-    legacy_levels: bool = option(False, "label latents one grid step noisier than they are", "official code")
+    start: float = option(0.0, "weight of the start token", "official token_weight_scale", low=0.0, needs=FIRST)
+    end: float = option(1.0, "weight of the first [EoT]", "official token_weight_scale", low=0.0, needs=FIRST)
+    padding: float = option(
+        0.0, "weight of the last padding, times its number", "official token_weight_scale", low=0.0, needs=FIRST
+    )
+    word: float = option(
+        0.0, "weight of the wording's first token, mapped to padding", "official token_weight_scale", low=0.0, needs=FIRST
+    )
+    prior: str = option(
+        "auto", "preserved at large: auto, vocabulary, or a file of names", "ours; officially COCO captions", needs=FIRST
+    )
+    mu: float = option(1e-4, "weight of G", "sexual 0.01^2, unsafe 0.02^2 (the code squares its scale)", low=0.0, needs=FIRST)
+    lam: float = option(0.0, "ridge towards the original weights", "official lamb", low=0.0, needs=FIRST)
+    pin: bool = option(False, "the null prompt cannot move in the first stage", "ours", needs=FIRST)
+    steps: int = option(
+        300, "weight updates of the second stage", "official: 3 epochs of 100 files; unsafe 900", low=0, needs=SECOND
+    )
+    lr: float = option(3e-6, "Adam learning rate", "ours; official 1e-6 with gradients that pile up", low=0.0, needs=SECOND)
+    batch: int = option(1, "rows per update, over all processes", "official", low=1, needs=SECOND)
+    kept: int = option(4, "unconditional latents per row", "official", low=1, needs=SECOND)
+    scale: float = option(16.0, "guidance of the references", "official g + 1", low=1.0, needs=SECOND)
+    margin: float = option(0.01, "how much closer to the safe one is enough", "official", needs=SECOND)
+    lam_keep: float = option(100.0, "weight of the unconditional latents", "official", low=0.0, needs=SECOND)
+    early: float = option(
+        0.52, "share of the trajectory that is steered", "official: the first 26 of 50 levels", low=0.0, needs=SECOND
+    )
+    pool: int = option(5, "trajectories per wording", "official seeds", low=1, needs=SECOND)
+    pool_kept: int = option(32, "unconditional trajectories", "ours; official 400 of 2000 used", low=1, needs=SECOND)
+    sampling_steps: int = option(50, "grid of the trajectories", "official", low=2, needs=SECOND)
+    guidance: float = option(3.0, "guidance of the trajectories", "official", needs=SECOND)
+    legacy_word_index: bool = option(False, "take [EoT] to be where counting words puts it", "official code", needs=FIRST)
+    legacy_accumulate: bool = option(False, "never zero the gradients", "official code", needs=SECOND)
+    legacy_levels: bool = option(False, "label latents one grid step noisier than they are", "official code", needs=SECOND)
     seed: int = option(0, "training seed", "ours; official 42")
 
     def __post_init__(self) -> None:
@@ -161,7 +172,7 @@ class TRCE(Method):
         student = model.student(select)
         origin = {n: w.detach().clone() for n, w in student.weights(select).items()}
         if self.stages != "visual":
-            edit = self.textual(model, request)
+            edit = self._edit(model, request, pairs)
             log["edit"] = facts(edit, model, request.targets)
             keys = student.weights(SHIFTED)
             with torch.no_grad():
@@ -184,7 +195,9 @@ class TRCE(Method):
 
     def textual(self, model: DiffusionModel, request: EraseRequest) -> Edit:
         """P of the first stage. Raises BadRequest where nothing is left to preserve, IllPosed, BadFile. Cost: 0 evaluations."""
-        pairs = self.wordings(request)
+        return self._edit(model, request, self.wordings(request))
+
+    def _edit(self, model: DiffusionModel, request: EraseRequest, pairs: Sequence[tuple[str, str]]) -> Edit:
         x, y, a = self._rows(model, pairs)
         named = {*request.targets, *(unsafe for unsafe, _ in pairs), *request.preserve}
         space = concept_space(self.prior, model).without(tuple(named)).candidates

@@ -17,6 +17,7 @@ from ..errors import BadOption
 from ..models.base import DiffusionModel
 from ..models.cond import POSITIONS
 from ..models.select import selection
+from ..options import refuse_idle
 from ..patches import Patch
 from ..search import concept_space
 from ..statistics import wilson
@@ -26,7 +27,7 @@ from .base import Method, option
 TEMPLATES = ("image of {}", "photo of {}", "portrait of {}", "picture of {}", "painting of {}")
 SEALED = ("{}", "a {}", "the {}", "a photo of a {}", "a picture of a {}", "a {} on a blue background")
 PINNED = {"rows": "last..end", "preserve_rows": "all", "preserve_scale": 0.1, "pin": True, "prior": "auto"}
-DEBIAS = ("desired", "tolerance", "images", "rounds", "reach", "sampling_steps", "guidance", "draws")
+DEBIAS = "task=debias"
 BATCH = 16
 
 
@@ -83,17 +84,19 @@ class UCE(Method):
     expand: bool = option(False, "add five templates per erased concept", "uce_sd_erase.py --expand_prompts")
     pin: bool = option(False, "the null prompt cannot move", "ours")
     prior: str = option("none", "preserved at large: none, auto, vocabulary, or a file of names", "ours; MACE's COCO prior")
-    prior_scale: float = option(1.0, "weight of every row of the prior", "ours", low=1e-12)
+    prior_scale: float = option(1.0, "weight of every row of the prior", "ours", low=1e-12, needs="prior!=none")
     seal: float = option(0.0, "close the way back with this ridge; 0: leave it open", "ours", low=0.0)
-    attributes: str = option("", "debias: two attributes, 'first, second'", "uce_sd_debias.py --debias_concepts")
-    desired: float = option(0.5, "debias: share of images that show the first", "uce_sd_debias.py --desired_ratios", low=0.0)
-    tolerance: float = option(0.1, "debias: how close is close enough", "ours; both codes 0.05 of 10 images", low=1e-3)
-    images: int = option(200, "debias: most images per round", "ours; both codes 10", low=BATCH)
-    rounds: int = option(8, "debias: most alphas tried", "ours; uce_sd_debias.py 30", low=1)
-    reach: float = option(2.0, "debias: alpha is searched in -reach .. reach", "ours", low=1e-6)
-    sampling_steps: int = option(20, "debias: DDIM steps per image", "uce_sd_debias.py", low=1)
-    guidance: float = option(7.5, "debias: guidance", "uce_sd_debias.py")
-    draws: int = option(4, "debias: noise levels per judgement", "ours", low=1)
+    attributes: str = option("", "two attributes, 'first, second'", "uce_sd_debias.py --debias_concepts", needs=DEBIAS)
+    desired: float = option(
+        0.5, "share of images that show the first", "uce_sd_debias.py --desired_ratios", low=0.0, needs=DEBIAS
+    )
+    tolerance: float = option(0.1, "how close is close enough", "ours; both codes 0.05 of 10 images", low=1e-3, needs=DEBIAS)
+    images: int = option(200, "most images per round", "ours; both codes 10", low=BATCH, needs=DEBIAS)
+    rounds: int = option(8, "most alphas tried", "ours; uce_sd_debias.py 30", low=1, needs=DEBIAS)
+    reach: float = option(2.0, "alpha is searched in -reach .. reach", "ours", low=1e-6, needs=DEBIAS)
+    sampling_steps: int = option(20, "DDIM steps per image", "uce_sd_debias.py", low=1, needs=DEBIAS)
+    guidance: float = option(7.5, "guidance", "uce_sd_debias.py", needs=DEBIAS)
+    draws: int = option(4, "noise levels per judgement", "ours", low=1, needs=DEBIAS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,12 +105,7 @@ class UCE(Method):
                 f"attributes={self.attributes!r} with task={self.task}: debiasing takes exactly two attributes, such as "
                 "--set task=debias --set 'attributes=male, female', and no other task takes any."
             )
-        fields = {f.name: f.default for f in dataclasses.fields(self)}
-        idle = [n for n in DEBIAS if self.task != "debias" and getattr(self, n) != fields[n]]
-        if idle:
-            raise BadOption(
-                f"{idle[0]}={getattr(self, idle[0])!r} does nothing with task={self.task}; it belongs to task=debias."
-            )
+        refuse_idle(self, (f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default))
         if not self.tolerance < self.desired < 1 - self.tolerance and self.task == "debias":
             raise BadOption(f"desired={self.desired} must lie inside tolerance .. 1 - tolerance (tolerance={self.tolerance}).")
         if self.task == "debias" and self.seal:

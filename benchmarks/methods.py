@@ -1,11 +1,12 @@
 """Every method and the trivial entrants, several targets and training seeds, on the miniature.
 
-    python benchmarks/methods.py [--table methods|options] [--quick] [--json] [--out DIR] [--targets NAME ...]
+    python benchmarks/methods.py [--table methods|robust|options] [--quick] [--json] [--out DIR] [--targets NAME ...]
                                  [--seeds 0 1 2] [--entrants NAME ...] [--workers 2] [--docs FILE]
 
 ``--table methods``: methods side by side, AP's paired difference to each, and what is preserved at matched erasure. ``--table
-options``: AP, ESD and AGE drawing their latents from the student as in the papers, and each cheaper option, paired with it; an
-option is called equivalent where erasure and preservation are, with 95 % confidence, less than the margin worse.
+robust``: the robust family on the same targets, RAP's paired difference to each. ``--table options``: AP, ESD and AGE drawing
+their latents from the student as in the papers, and each cheaper option, paired with it; an option is called equivalent where
+erasure and preservation are, with 95 % confidence, less than the margin worse.
 
 A finished (target, seed) cell is not computed again: patches and rows are kept under --out and the tables are made from them
 alone, with the targets and seeds that are there. Deterministic entrants are there for the first seed only: counting one patch
@@ -85,9 +86,10 @@ class Table:
 
 
 EXACT = {"sampler": "student"}
+TARGETS = ("fire engine", "dog", "palm tree", "castle", "guitar", "crossed swords")
 TABLES = {
     "methods": Table(
-        ("fire engine", "dog", "palm tree", "castle", "guitar", "crossed swords"),
+        TARGETS,
         {
             # These differ in the preservation term alone.
             "naive": Contender("naive", curve=True),
@@ -108,6 +110,22 @@ TABLES = {
             "rece": Contender("rece"),
         },
         ("naive", "esd", "ap", "uce"),
+    ),
+    # Does a defence pay with what an attack never looks at? The same targets, without attacks.
+    "robust": Table(
+        TARGETS,
+        {
+            "esd": Contender("esd", against="rap"),
+            "ap": Contender("ap", against="rap"),
+            "rap": Contender("rap", against="rap"),
+            "rap-attack": Contender("rap-attack", seeds=1, against="rap"),
+            "stereo": Contender("stereo", seeds=1, against="rap"),
+            "advunlearn": Contender("advunlearn", seeds=1, against="rap"),
+            "trce": Contender("trce", seeds=1, against="rap"),
+            "realera": Contender("realera", seeds=1, against="rap"),
+            "realera, adversarial": Contender("realera", {"mode": "adversarial"}, seeds=1, against="rap"),
+        },
+        ("esd", "trce"),
     ),
     # Targets that no table of results uses: defaults are chosen here.
     "options": Table(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -77,7 +77,7 @@ class Chosen:
     cond: Cond
 
     def fixed(self) -> Cond:
-        return Cond(self.cond.tokens.detach(), self.cond.last)
+        return self.cond.detached()
 
 
 class Search(Protocol):
@@ -175,14 +175,13 @@ class GumbelSearch:
     def choose(self, e: Sequence[int], step: Step) -> Chosen:
         noise = [gumbel_noise((len(self.names[i]),), step.rng) for i in e]
         picked = [int((self.pi.values[i].detach() + g).argmax()) for i, g in zip(e, noise, strict=True)]
-        tokens, last = [], []
+        mixed = []
         for i, g, j in zip(share(list(e)), share(noise), share(picked), strict=True):
             y = gumbel_softmax(self.pi.values[i], g, self.tau, self.hard)
             y = largest(y, self.topk) if self.topk and not self.hard else y
-            tokens.append(torch.einsum("n,nld->ld", y.to(self.rows[i].tokens), self.rows[i].tokens))
-            last.append(self.rows[i].last[j])
+            mixed.append(self.rows[i].mixture(y, j))
         names = [self.names[i][j] for i, j in zip(e, picked, strict=True)]
-        return Chosen(names, Cond(torch.stack(tokens), torch.stack(last)))
+        return Chosen(names, Cond.cat(mixed))
 
     def follow(self, e: Sequence[int]) -> None:
         self.pi.update(e)
@@ -209,7 +208,8 @@ class PgdSearch:
 
     def choose(self, e: Sequence[int], step: Step) -> Chosen:
         own = share(list(e))
-        return Chosen([self.targets[i] for i in e], Cond(torch.stack([self.points[i] for i in own]), self.origin.last[list(own)]))
+        c = replace(self.origin[list(own)], tokens=torch.stack([self.points[i] for i in own]))
+        return Chosen([self.targets[i] for i in e], c)
 
     def follow(self, e: Sequence[int]) -> None:
         for i, gradient in collected(self.points, e).items():

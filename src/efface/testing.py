@@ -46,6 +46,7 @@ def check_method(method: Method, request: EraseRequest | None = None, model: Dif
     """
     model = model or tiny()
     request = request or EraseRequest(("cat",), "", ("dog",))
+    model.encode([""])  # transformers puts hooks of its own into an encoder that is asked for hidden states, once
     before, hooks_before, rng = state(model), hooks(model), torch.get_rng_state()
     spent = model.evals.forward
     patch = method.erase(model, request, Run())
@@ -115,6 +116,7 @@ def check_attack(attack: Attack, deployed: Deployed | None = None, budget: int =
     words = {"synonym": ("dog",), "group": ("a house",), "implicit": ("a photo of the house",)}
     goal = goal or Goal("cat", cases, words)
     model = deployed.original
+    model.encode([""])  # transformers puts hooks of its own into an encoder that is asked for hidden states, once
     before, hooks_before, rng = state(model), hooks(model), torch.get_rng_state()
     plan, n = attack.plan(deployed, goal, budget), len(goal.cases)
     spent = model.evals.forward, model.evals.differentiated

@@ -9,7 +9,6 @@ import torch
 
 from ..edits.attack import WayBack
 from ..errors import BadOption
-from ..models.cond import Cond
 from .base import Attack, Attempt, Deployed, Goal, Plan, option, rng_of
 
 
@@ -45,7 +44,7 @@ class Inverse(Attack):
         attempts = []
         for i, (case, c) in enumerate(zip(goal.cases, plain, strict=True)):
             fresh = torch.randint(2**31, (plan.images,), generator=rng_of(self.seed, case)).tolist()
-            unfiltered = Cond(c.tokens, c.last)
+            unfiltered = c.bare()
             attempts += [
                 Attempt(i, case.prompt, seed, f"seed {k + 1}", unfiltered)
                 for k, seed in enumerate([case.seed, *fresh][: plan.images])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..errors import BadOption
 from ..models.base import DiffusionModel
@@ -35,3 +35,12 @@ def guidance_needed(name: str, scale: float) -> float:
     if scale == 1.0:
         raise BadOption(f"the guard {name} acts through guidance and guidance 1 has none; use a larger --guidance.")
     return scale
+
+
+def refuse_other_families(pipe: Any) -> None:
+    """Raises BadOption for a stock pipeline with more than one text encoder, whose calls this guard does not know."""
+    if getattr(pipe, "text_encoder_2", None) is not None:
+        raise BadOption(
+            f"the guard knows stock pipelines of Stable Diffusion 1.x and 2.x, and this is a {type(pipe).__name__}. "
+            "Use efface's own sampler: efface sample --guard, or guard.active(model, targets)."
+        )

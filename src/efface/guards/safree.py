@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +17,7 @@ from ..models.base import DiffusionModel
 from ..models.cond import Cond
 from ..models.tokens import SoftPrompt
 from ..options import option
-from .base import Guard, guidance_needed
+from .base import Guard, guidance_needed, refuse_other_families
 
 STEPS = 50
 """Sampler steps that the filter's length t' was chosen for."""
@@ -66,12 +66,9 @@ class SAFREE(Guard):
         def change(prompts: Any, c: Cond) -> Cond:
             return soft(model.embed(prompts), c)
 
-        negative = ", ".join(targets) if self.negative else ""
-
         def guide(c: Cond, scale: float) -> _Guide:
-            return _Guide(
-                model.encode([negative] * len(c)), c, guidance_needed(self.name, scale), len(model.schedule.alphas_cumprod)
-            )
+            null = model.encode([", ".join(targets)] * len(c)) if self.negative else model.unconditional(len(c))
+            return _Guide(null, c, guidance_needed(self.name, scale), len(model.schedule.alphas_cumprod))
 
         with model.encoding(change, soft), model.guided_by(guide):
             yield
@@ -81,6 +78,7 @@ class SAFREE(Guard):
         ``callback_on_step_end`` that puts the plain one back when t' is over."""
         from ..models.sd import StableDiffusion
 
+        refuse_other_families(pipe)
         model = StableDiffusion.from_pipeline(pipe)
         with self.active(model, targets):
             c = model.encode([prompt])
@@ -128,7 +126,7 @@ class SAFREE(Guard):
                 round(10 / (1 + math.exp(-2 * self.sharpness * (10 * float(b) - self.middle)))) if bool(hit.any()) else -1
             )
         extras = {"early": torch.stack(early), "until": torch.tensor(until, device=c.tokens.device)}
-        return Cond(c.tokens, c.last, extras)
+        return replace(c, extras={**c.extras, **extras})
 
 
 def ends(c: Cond) -> Tensor:
@@ -146,11 +144,11 @@ def masked(prompts: SoftPrompt, i: int, n: int) -> SoftPrompt:
 
 def _at(c: Cond, t: Tensor, length: int) -> Cond:
     """The conditionings at timesteps t (B,): projected up to t', plain then; and as they are if they never passed the filter."""
-    if not c.extras:
+    if "early" not in c.extras:
         return c
     # Step i of 50 on the leading grid is at timestep 981 - 20 i of 1,000: i <= t' there means exactly this.
     early = (t > length * (1 - (c.extras["until"].to(t.device) + 1) / STEPS)).reshape(-1, 1, 1)
-    return Cond(torch.where(early, c.extras["early"], c.tokens), c.last)
+    return replace(c, tokens=torch.where(early, c.extras["early"], c.tokens))
 
 
 class _Guide:

@@ -14,7 +14,7 @@ from ..equations.guidance import guided, safety
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
 from ..options import option
-from .base import Guard, guidance_needed
+from .base import Guard, guidance_needed, refuse_other_families
 
 STRENGTHS = {  # delta, s_S, lambda, s_m, beta_m: diffusers' SafetyConfig
     "weak": (15, 20.0, 0.0, 0.0, 0.0),
@@ -53,7 +53,7 @@ class SLD(Guard):
         text = self.text or ", ".join(targets)
 
         def guide(c: Cond, scale: float) -> _Guide:
-            null, safe = (model.encode([p] * len(c)) for p in ("", text))
+            null, safe = model.unconditional(len(c)), model.encode([text] * len(c))
             length = len(model.schedule.alphas_cumprod)
             return _Guide(Cond.cat([null, c, safe]), guidance_needed(self.name, scale), Safety(self.strength, length))
 
@@ -67,6 +67,7 @@ class SLD(Guard):
         Forward hooks of its UNet give the batch [empty, prompt] a third block and take gamma off the prompt's prediction, which
         is what its own guidance then scales. A timestep above the last one starts a new image.
         """
+        refuse_other_families(pipe)
         device = next(pipe.unet.parameters()).device
         ids = pipe.tokenizer(
             self.text or ", ".join(targets), padding="max_length", max_length=pipe.tokenizer.model_max_length, return_tensors="pt"

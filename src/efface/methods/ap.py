@@ -274,7 +274,7 @@ class AP(Searching):
         def damage(c_a: Cond, z_a: Tensor, t: Tensor) -> Tensor:
             """(B,) what the weights as they are now have done to c_a; no gradient through the frozen model, as officially."""
             with torch.no_grad():
-                eps_a = model.predict(z_a, t, Cond(c_a.tokens.detach(), c_a.last))
+                eps_a = model.predict(z_a, t, c_a.detached())
             return self.mse(model, student.predict(z_a, t, c_a), eps_a, t)
 
         for step in training(student, select, steps=self.steps, lr=self.lr, seed=self.seed, run=run, carry=carry):

@@ -184,6 +184,10 @@ class DiffusionModel(abc.ABC):
 
     # -- what follows is the same for every family ---------------------------------------------------------------
 
+    def unconditional(self, n: int) -> Cond:
+        """n conditionings of the branch that guidance starts from: the empty prompt, unless the family has something else."""
+        return self.encode([""] * n)
+
     @torch.no_grad()
     def walk(
         self, c: Cond, noise: Tensor, timesteps: Sequence[int], scale: float, final: int = -1, solver: str = "ddim"
@@ -199,7 +203,7 @@ class DiffusionModel(abc.ABC):
         blocks = len(c) // len(noise)
         z = torch.cat([noise] * blocks)
         guide = self.guide(c, scale) if self.guide is not None else None
-        null = None if scale == 1.0 or guide is not None else self.encode([""] * len(c))
+        null = None if scale == 1.0 or guide is not None else self.unconditional(len(c))
         both = c if null is None else Cond.cat([null, c])
         x0_last, ab_last = None, self.schedule.ab(0).to(z)
         with self.constant_context():

@@ -12,6 +12,9 @@ POSITIONS = ("last", "last+eos", "last..end", "all")
 """Which token positions of a prompt a closed-form edit uses: the last word, also the end token behind it, everything from the
 last word through the padding, or every position."""
 
+POOLED = "pooled"
+"""The extra that SDXL reads: one vector per prompt."""
+
 
 @dataclass(frozen=True)
 class Cond:
@@ -21,7 +24,7 @@ class Cond:
     tokens: Tensor
     last: Tensor
     extras: Mapping[str, Tensor] = field(default_factory=dict)
-    """Per row, for a guard that needs more than the tokens: (B, ...) each."""
+    """Per row, what a network or a guard needs beside the tokens, such as the pooled text of SDXL: (B, ...) each."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -34,6 +37,19 @@ class Cond:
         """Each row n times in sequence: a, a, b, b."""
         extras = {k: v.repeat_interleave(n, 0) for k, v in self.extras.items()}
         return Cond(self.tokens.repeat_interleave(n, 0), self.last.repeat_interleave(n, 0), extras)
+
+    def bare(self) -> Cond:
+        """Only what a network reads, without what a guard has put beside it."""
+        return Cond(self.tokens, self.last, {k: v for k, v in self.extras.items() if k == POOLED})
+
+    def detached(self) -> Cond:
+        """The same without a gradient."""
+        return Cond(self.tokens.detach(), self.last, {k: v.detach() for k, v in self.extras.items()})
+
+    def mixture(self, weights: Tensor, last: int) -> Cond:
+        """One conditioning, the sum of all rows with weights (n,); its last word is that of row ``last``."""
+        mixed = {k: torch.einsum("n,n...->...", weights.to(v), v)[None] for k, v in self.extras.items()}
+        return Cond(torch.einsum("n,nld->ld", weights.to(self.tokens), self.tokens)[None], self.last[[last]], mixed)
 
     def last_token(self) -> Tensor:
         """(B, d) hidden state of each prompt's last word token."""

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import BadOption, UnknownName
+from ..errors import BadFile, BadOption, UnknownName
 from .base import DiffusionModel
+
+if TYPE_CHECKING:
+    from .sd import StableDiffusion
 
 BUNDLED = {
     "mini": "the bundled miniature Stable Diffusion (icons, 48 px)",
     "mini-gold": "the miniature before it saw the reserved concepts: the gold model of their erasure",
     "tiny": "random weights of the real classes, for tests",
     "tiny-v": "tiny with v-prediction",
+    "tiny-xl": "tiny with the two text encoders of SDXL",
 }
 
 
@@ -37,24 +42,58 @@ def load_model(source: Any, *, dtype: str = "float32", device: str = "auto") -> 
     Raises UnknownName for a word that is none of these, BadFile for files of another kind.
     """
     from .sd import StableDiffusion
+    from .sdxl import StableDiffusionXL
 
     if isinstance(source, DiffusionModel):
         return source
     if hasattr(source, "unet") and hasattr(source, "text_encoder"):
-        return StableDiffusion.from_pipeline(source)
+        return (StableDiffusionXL if hasattr(source, "text_encoder_2") else StableDiffusion).from_pipeline(source)
     device = pick_device(device)
     source = str(source)
     if source in ("mini", "mini-gold"):
         from .mini import load_mini
 
         return load_mini(gold=source == "mini-gold", dtype=dtype, device=device)
-    if source in ("tiny", "tiny-v"):
-        from .tiny import tiny
+    if source in ("tiny", "tiny-v", "tiny-xl"):
+        from .tiny import tiny, tiny_xl
 
-        return tiny("epsilon" if source == "tiny" else "v_prediction")
+        return tiny_xl() if source == "tiny-xl" else tiny("epsilon" if source == "tiny" else "v_prediction")
     path = Path(source)
     if path.is_file():
-        return StableDiffusion.from_single_file(path, dtype=dtype, device=device)
+        return (StableDiffusionXL if _is_xl(path) else StableDiffusion).from_single_file(path, dtype=dtype, device=device)
     if path.is_dir() or (source.count("/") == 1 and not source.startswith((".", "/", "~"))):
-        return StableDiffusion.from_folder(source, dtype=dtype, device=device)
+        return _family(source).from_folder(source, dtype=dtype, device=device)
     raise UnknownName("model", source, BUNDLED)
+
+
+def _family(source: str) -> type[StableDiffusion]:
+    """The adapter of a folder or Hub id, by the pipeline it names; other families are refused before anything is loaded."""
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    from .sd import StableDiffusion
+    from .sdxl import StableDiffusionXL
+
+    index = Path(source) / "model_index.json"
+    adapters: dict[str, type[StableDiffusion]] = {
+        "StableDiffusionPipeline": StableDiffusion,
+        "StableDiffusionXLPipeline": StableDiffusionXL,
+    }
+    try:
+        named = json.loads(index.read_text("utf-8")) if index.parent.is_dir() else DiffusionPipeline.load_config(source)
+    except OSError:
+        return StableDiffusion  # no index: loading will tell
+    family = named.get("_class_name", "?")
+    if family not in adapters:
+        raise BadFile(f"{source!r} is a {family}; this version reads {' and '.join(adapters)} (SD 1.x, 2.x and SDXL base).")
+    return adapters[family]
+
+
+def _is_xl(path: Path) -> bool:
+    """Whether a ``.safetensors`` checkpoint has SDXL's second text encoder."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return any(name.startswith("conditioner.embedders.1.") for name in file.keys())  # noqa: SIM118  # no dict
+    except SafetensorError:
+        return False

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +34,10 @@ class StableDiffusion(DiffusionModel):
     """Adapter of one loaded Stable Diffusion 1.x/2.x. Modules are shared with whoever built it (a pipeline, say), so a
     patch applied here shows there."""
 
+    family: ClassVar[str] = "stable-diffusion"
+    encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    """Attributes that hold text encoders; their parameters are named after them."""
+
     def __init__(
         self,
         *,
@@ -49,7 +52,7 @@ class StableDiffusion(DiffusionModel):
     ) -> None:
         self.name, self.preset, self.concept_names = name, preset, tuple(concept_names)
         self.tokenizer, self.text_encoder, self.unet, self.vae = tokenizer, text_encoder, unet, vae
-        for module in (text_encoder, unet, vae):
+        for module in (unet, vae, *self._encoders()):
             module.eval().requires_grad_(False)
         self.schedule, self.evals = schedule, Evals()
         first = next(unet.parameters())
@@ -57,7 +60,7 @@ class StableDiffusion(DiffusionModel):
         self.autocast_dtype, self.compiled = first.dtype, False
         side = unet.config.sample_size
         self.latent_shape = (unet.config.in_channels, side, side)
-        self._encoded: dict[str, tuple[Tensor, int]] = {}
+        self._encoded: dict[str, Cond] = {}
 
     # -- loading -------------------------------------------------------------------------------------------------
 
@@ -82,7 +85,6 @@ class StableDiffusion(DiffusionModel):
         from transformers import CLIPTextModel, CLIPTokenizer
 
         torch_dtype = named_dtype(dtype)
-        check_family(source)
         try:
             tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer")
             text_encoder = CLIPTextModel.from_pretrained(source, subfolder="text_encoder", dtype=torch_dtype)
@@ -129,14 +131,17 @@ class StableDiffusion(DiffusionModel):
             self._encoded = {p: self._encoded[p] for p in dict.fromkeys(prompts) if p in self._encoded}
         for start in range(0, len(missing), 64):
             part = missing[start : start + 64]
-            ids, lengths = self._tokenize(part)
-            with self._autocast():
-                hidden = self.text_encoder(ids.to(self.device)).last_hidden_state
-            self.evals.text += len(part)
-            for prompt, row, n in zip(part, hidden, lengths, strict=True):
-                self._encoded[prompt] = (row, n - 2)
-        rows = [self._encoded[p] for p in prompts]
-        return Cond(torch.stack([r for r, _ in rows]), torch.tensor([n for _, n in rows]))
+            c = self._read(*self._tokenize(part))
+            self._encoded |= {prompt: c[i] for i, prompt in enumerate(part)}
+        return Cond.cat([self._encoded[p] for p in prompts])
+
+    def _read(self, ids: Tensor, lengths: Sequence[int], embeddings: Tensor | None = None) -> Cond:
+        """What the network gets to see of tokens (B, L), or of vectors (B, L, e) in their places. Counts B encodings."""
+        self.evals.text += len(ids)
+        table = self.text_encoder.get_input_embeddings()
+        with self._autocast(), nullcontext() if embeddings is None else substituted(table, embeddings):
+            hidden = self.text_encoder(ids.to(self.device)).last_hidden_state
+        return Cond(hidden, torch.tensor([n - 2 for n in lengths]))
 
     def _tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, list[int]]:
         limit = self.tokenizer.model_max_length
@@ -164,7 +169,11 @@ class StableDiffusion(DiffusionModel):
         self.evals.forward += len(z_t)
         self.evals.calls += 1
         with self._autocast():
-            return self.unet(z_t, t, c.tokens, return_dict=False)[0].float()
+            return self.unet(z_t, t, c.tokens, return_dict=False, **self._beside(c))[0].float()
+
+    def _beside(self, c: Cond) -> dict[str, Any]:
+        """What else the network is called with."""
+        return {}
 
     def to_eps(self, output: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
         if self.schedule.prediction_type == "v_prediction":
@@ -198,10 +207,7 @@ class StableDiffusion(DiffusionModel):
         return SoftPrompt(table(ids), ids, tuple(lengths), table(ids.new_tensor(pad_id)), pad_id)
 
     def encode_soft(self, prompts: SoftPrompt) -> Cond:
-        self.evals.text += len(prompts)
-        with self._autocast(), substituted(self.text_encoder.get_input_embeddings(), prompts.embeddings):
-            hidden = self.text_encoder(prompts.ids).last_hidden_state
-        return Cond(hidden, torch.tensor([n - 2 for n in prompts.lengths]))
+        return self._read(prompts.ids, prompts.lengths, prompts.embeddings)
 
     @torch.no_grad()
     def text_layers(self, prompts: Sequence[str]) -> list[Cond]:
@@ -215,13 +221,13 @@ class StableDiffusion(DiffusionModel):
         self.evals.text += len(prompts)
         return [Cond(torch.cat(layer), last) for layer in zip(*found, strict=True)]
 
-    def attention_maps(self) -> contextlib.AbstractContextManager[list[Tensor]]:
+    def attention_maps(self) -> AbstractContextManager[list[Tensor]]:
         return probed(self.unet)
 
-    def extra_context(self, keys: Tensor, values: Tensor, place: str) -> contextlib.AbstractContextManager[None]:
+    def extra_context(self, keys: Tensor, values: Tensor, place: str) -> AbstractContextManager[None]:
         return extended(self.unet, keys, values, place)
 
-    def start_detached(self) -> contextlib.AbstractContextManager[None]:
+    def start_detached(self) -> AbstractContextManager[None]:
         return start_detached(self.unet)
 
     def weights(self, select: Select) -> dict[str, Tensor]:
@@ -233,12 +239,12 @@ class StableDiffusion(DiffusionModel):
     def student(self, select: Select) -> StableDiffusion:
         selected = {id(p) for p in self.weights(select).values()}
         twin = copy.copy(self)
-        for part in ("unet", "text_encoder"):
+        for part in ("unet", *self.encoders):
             module = getattr(self, part)
             shared = [v for v in (*module.parameters(), *module.buffers()) if id(v) not in selected]
             if len(shared) < len([*module.parameters(), *module.buffers()]):
                 setattr(twin, part, copy.deepcopy(module, memo={id(v): v for v in shared}))
-        if twin.text_encoder is not self.text_encoder:
+        if any(a is not b for a, b in zip(twin._encoders(), self._encoders(), strict=True)):
             twin._encoded = {}
         for p in twin.weights(select).values():
             p.data = p.data.float()  # master weights: half precision would swallow small updates
@@ -287,7 +293,7 @@ class StableDiffusion(DiffusionModel):
     def weights_changed(self) -> None:
         self._encoded.clear()
 
-    @contextlib.contextmanager
+    @contextmanager
     def constant_context(self) -> Iterator[None]:
         # A compiled network would bake the kept tensors into its graph.
         layers = [] if self.compiled else cross_attentions(self.unet)
@@ -313,7 +319,7 @@ class StableDiffusion(DiffusionModel):
     def info(self) -> Mapping[str, object]:
         return {
             "name": self.name,
-            "family": "stable-diffusion",
+            "family": self.family,
             "prediction_type": self.schedule.prediction_type,
             "latent_shape": list(self.latent_shape),
             "cross_attention_dim": self.unet.config.cross_attention_dim,
@@ -324,12 +330,19 @@ class StableDiffusion(DiffusionModel):
 
     def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Checkpoint names. transformers 5 dropped the ``text_model.`` level of CLIPTextModel: one name for both."""
-        text = [(f"text_encoder.{n.removeprefix('text_model.')}", p) for n, p in self.text_encoder.named_parameters()]
+        text = [
+            (f"{part}.{n.removeprefix('text_model.')}", p)
+            for part, encoder in zip(self.encoders, self._encoders(), strict=True)
+            for n, p in encoder.named_parameters()
+        ]
         return [*((f"unet.{n}", p) for n, p in self.unet.named_parameters()), *text]
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+    def _encoders(self) -> list[nn.Module]:
+        return [getattr(self, part) for part in self.encoders]
+
+    def _autocast(self) -> AbstractContextManager[Any]:
         if self.autocast_dtype == torch.float32:
-            return contextlib.nullcontext()
+            return nullcontext()
         return torch.autocast(self.device.type, self.autocast_dtype)
 
 
@@ -367,13 +380,3 @@ def schedule_of(config: Mapping[str, Any]) -> Schedule:
         steps_offset=int(known.get("steps_offset", 0)),
         prediction_type=str(known.get("prediction_type", "epsilon")),
     )
-
-
-def check_family(source: str | Path) -> None:
-    """Refuse folders of other families by name, before anything is loaded."""
-    index = Path(source) / "model_index.json"
-    if not index.is_file():
-        return  # a Hub id; loading will tell
-    family = json.loads(index.read_text("utf-8")).get("_class_name", "?")
-    if family != "StableDiffusionPipeline":
-        raise BadFile(f"{str(source)!r} is a {family}; this version reads StableDiffusionPipeline folders (SD 1.x and 2.x).")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from ..errors import BadOption, UnknownName
 
 Select = Callable[[str], bool]
+ENCODERS = ("text_encoder.", "text_encoder_2.")
 
 
 def _legacy_notime(name: str) -> bool:
@@ -51,7 +52,8 @@ SELECTIONS: dict[str, Select] = {
     "notime": _legacy_notime,
     # 686 tensors, 859,520,964 parameters.
     "full": lambda n: n.startswith("unet."),
-    "text-encoder": lambda n: n.startswith("text_encoder."),
+    # SD 1.4: 196 tensors; SDXL has two encoders.
+    "text-encoder": lambda n: n.startswith(ENCODERS),
 }
 
 
@@ -59,12 +61,12 @@ def text_layers(layers: str) -> Select:
     """The transformer layers of the text encoder: ``all`` with the final norm, or their numbers, ``0,1,11``. Numbers are matched
     whole: layer 1 is not layer 10. Embeddings are never among them. Raises BadOption for anything else."""
     if layers == "all":
-        return lambda n: n.startswith("text_encoder.") and ".embeddings." not in n
+        return lambda n: n.startswith(ENCODERS) and ".embeddings." not in n
     try:
         wanted = {int(part) for part in layers.split(",")}
     except ValueError as error:
         raise BadOption(f"layers={layers!r} is neither all nor numbers with commas, such as 0,1,11.") from error
-    return lambda n: any(n.startswith(f"text_encoder.encoder.layers.{i}.") for i in wanted)
+    return lambda n: n.startswith(tuple(f"{part}encoder.layers.{i}." for part in ENCODERS for i in wanted))
 
 
 UNET_SELECTIONS = tuple(name for name in SELECTIONS if name != "text-encoder")

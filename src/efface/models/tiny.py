@@ -8,6 +8,7 @@ import torch
 
 from .base import Schedule
 from .sd import StableDiffusion, schedule_of
+from .sdxl import StableDiffusionXL
 
 TINY_WORDS = (
     "cat",
@@ -31,48 +32,12 @@ TINY_WORDS = (
 
 def tiny(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusion:
     """Channels (8, 16), 24 tokens, 8 x 8 latents. The global random state is left as it was."""
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextModel
 
     tokenizer = _tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        text = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=16,
-                intermediate_size=32,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                max_position_embeddings=24,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.eos_token_id,
-                initializer_range=1.0,
-            )
-        )
-        # The CLIP initialiser makes all prompts nearly equal; a spread embedding gives the contract tests something to see.
-        text.get_input_embeddings().weight.data.normal_()
-        unet = UNet2DConditionModel(
-            sample_size=8,
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            cross_attention_dim=16,
-            attention_head_dim=2,
-            norm_num_groups=4,
-        )
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            block_out_channels=(4, 8),
-            layers_per_block=1,
-            norm_num_groups=2,
-            latent_channels=4,
-            sample_size=16,
-        )
+        text, unet, vae = _encoder(CLIPTextModel, tokenizer), _unet(cross_attention_dim=16), _vae()
     return StableDiffusion(
         name="tiny" if prediction_type == "epsilon" else "tiny-v",
         tokenizer=tokenizer,
@@ -82,6 +47,85 @@ def tiny(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusion:
         schedule=tiny_schedule(prediction_type),
         preset="tiny",
         concept_names=TINY_WORDS[:12],
+    )
+
+
+def tiny_xl(zero_null: bool = True, seed: int = 0) -> StableDiffusionXL:
+    """As :func:`tiny`, with encoders of widths 16 and 24, the second with its projection, and SDXL's added conditions."""
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    first, second = _tokenizer(), _tokenizer(pad="!")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoders = _encoder(CLIPTextModel, first), _encoder(CLIPTextModelWithProjection, second, hidden_size=24)
+        sizes = {"addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 24 + 6 * 4}
+        unet = _unet(cross_attention_dim=16 + 24, addition_embed_type="text_time", **sizes)
+        vae = _vae(force_upcast=True)
+    return StableDiffusionXL(
+        name="tiny-xl",
+        tokenizer=first,
+        text_encoder=encoders[0],
+        tokenizer_2=second,
+        text_encoder_2=encoders[1],
+        unet=unet,
+        vae=vae,
+        schedule=tiny_schedule("epsilon"),
+        zero_null=zero_null,
+        preset="tiny",
+        concept_names=TINY_WORDS[:12],
+    )
+
+
+def _encoder(cls: Any, tokenizer: Any, hidden_size: int = 16) -> Any:
+    from transformers import CLIPTextConfig
+
+    encoder = cls(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=hidden_size,
+            intermediate_size=2 * hidden_size,
+            projection_dim=hidden_size,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=24,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            initializer_range=1.0,
+        )
+    )
+    # The CLIP initialiser makes all prompts nearly equal; a spread embedding gives the contract tests something to see.
+    encoder.get_input_embeddings().weight.data.normal_()
+    return encoder
+
+
+def _unet(**facts: Any) -> Any:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=2,
+        norm_num_groups=4,
+        **facts,
+    )
+
+
+def _vae(**facts: Any) -> Any:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 8),
+        layers_per_block=1,
+        norm_num_groups=2,
+        latent_channels=4,
+        sample_size=16,
+        **facts,
     )
 
 
@@ -98,7 +142,7 @@ def tiny_schedule(prediction_type: str) -> Schedule:
     )
 
 
-def _tokenizer() -> Any:
+def _tokenizer(pad: str = "") -> Any:
     from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
 
@@ -115,4 +159,7 @@ def _tokenizer() -> Any:
             left += right
     for special in ("<|startoftext|>", "<|endoftext|>"):
         vocab[special] = len(vocab)
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=24)
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=24)
+    if pad:
+        tokenizer.pad_token = pad
+    return tokenizer

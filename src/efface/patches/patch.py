@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import BadOption, NonFiniteLoss, WrongBaseModel
 from ..models.base import DiffusionModel
+from ..models.select import ENCODERS
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Patch:
 
     def check_base(self, model: DiffusionModel) -> None:
         text, base = self.card.base.get("text_encoder_digest"), self.card.base
-        if text is not None and all(n.startswith("text_encoder.") for n in self.deltas):
+        if text is not None and all(n.startswith(ENCODERS) for n in self.deltas):
             if model.part_digest("text_encoder") != text:
                 raise WrongBaseModel(
                     f"this patch changes the text encoder of {base.get('name')!r}, and {model.name!r} has another one. "

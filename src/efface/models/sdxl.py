@@ -1,0 +1,185 @@
+"""Stable Diffusion XL: two text encoders side by side, one pooled vector and the picture's size beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import BadFile
+from .base import Schedule
+from .cond import POOLED, Cond
+from .sd import StableDiffusion, named_dtype, schedule_of
+from .tokens import SoftPrompt, substituted
+
+if TYPE_CHECKING:
+    from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+
+
+class StableDiffusionXL(StableDiffusion):
+    """Adapter of one loaded SDXL base model (``StableDiffusionXLPipeline``).
+
+    Tokens are the last but one hidden states of both encoders side by side, (B, 77, 768 + 1280); ``extras["pooled"]`` is the
+    projected end token of the second (B, 1280); the picture's size, crop and target are told as (S, S, 0, 0, S, S). A vector that
+    stands for a word has both encoders' coordinates. Both tokenizers cut text alike and pad differently, as officially.
+
+    Guidance starts from zeros where the pipeline says so (``force_zeros_for_empty_prompt``), as it does in stock pipelines that
+    get no negative prompt; "" as anchor is the empty text, read as any other. A closed-form edit of keys and values does not
+    see the pooled vector, which goes into the time embedding: some of the concept is left (docs/closed_form.md).
+    """
+
+    family: ClassVar[str] = "stable-diffusion-xl"
+    encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        tokenizer: Any,
+        text_encoder: nn.Module,
+        tokenizer_2: Any,
+        text_encoder_2: nn.Module,
+        unet: nn.Module,
+        vae: nn.Module,
+        schedule: Schedule,
+        zero_null: bool = True,
+        preset: str = "paper",
+        concept_names: Sequence[str] = (),
+    ) -> None:
+        self.tokenizer_2, self.text_encoder_2, self.zero_null = tokenizer_2, text_encoder_2, zero_null
+        if getattr(vae.config, "latents_mean", None) is not None:
+            raise BadFile(f"{name!r} shifts its latents by a mean of their own, which this adapter does not do. Use SDXL base.")
+        super().__init__(
+            name=name,
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            unet=unet,
+            vae=vae,
+            schedule=schedule,
+            preset=preset,
+            concept_names=concept_names,
+        )
+        self.pixels = self.latent_shape[1] * 2 ** (len(vae.config.block_out_channels) - 1)
+
+    # -- loading -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pipeline(cls, pipe: StableDiffusionXLPipeline, name: str = "pipeline") -> StableDiffusionXL:
+        """Wrap a loaded pipeline; its modules are shared. Raises BadFile for a refiner."""
+        if pipe.text_encoder is None or pipe.config.get("requires_aesthetics_score"):
+            raise BadFile(f"{name!r} is an SDXL refiner, which starts from a picture; erase from the base model.")
+        return cls(
+            name=name,
+            tokenizer=pipe.tokenizer,
+            text_encoder=pipe.text_encoder,
+            tokenizer_2=pipe.tokenizer_2,
+            text_encoder_2=pipe.text_encoder_2,
+            unet=pipe.unet,
+            vae=pipe.vae,
+            schedule=schedule_of(dict(pipe.scheduler.config)),
+            zero_null=bool(pipe.config.get("force_zeros_for_empty_prompt", True)),
+        )
+
+    @classmethod
+    def from_folder(cls, source: str | Path, *, dtype: str, device: str, **facts: Any) -> StableDiffusionXL:
+        """A diffusers folder on disk or a Hub id."""
+        from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+
+        try:
+            pipe = StableDiffusionXLPipeline.from_pretrained(str(source), dtype=named_dtype(dtype), add_watermarker=False)
+        except (OSError, ValueError) as error:
+            raise BadFile(f"cannot load {str(source)!r} as SDXL: {str(error).splitlines()[0]}") from error
+        return cls.from_pipeline(pipe.to(device), name=str(source))
+
+    @classmethod
+    def from_single_file(cls, path: Path, *, dtype: str, device: str) -> StableDiffusionXL:
+        """One ``.safetensors`` checkpoint."""
+        from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+
+        try:
+            pipe = StableDiffusionXLPipeline.from_single_file(str(path), dtype=named_dtype(dtype), add_watermarker=False)
+        except Exception as error:  # diffusers raises anything from KeyError to OSError here
+            raise BadFile(f"cannot load {str(path)!r} as an SDXL checkpoint: {type(error).__name__}: {error}") from error
+        return cls.from_pipeline(pipe.to(device), name=str(path))
+
+    # -- text ----------------------------------------------------------------------------------------------------
+
+    def unconditional(self, n: int) -> Cond:
+        null = super().unconditional(n)
+        if not self.zero_null:
+            return null
+        return Cond(torch.zeros_like(null.tokens), null.last, {k: torch.zeros_like(v) for k, v in null.extras.items()})
+
+    def _read(self, ids: Tensor, lengths: Sequence[int], embeddings: Tensor | None = None) -> Cond:
+        self.evals.text += len(ids)
+        states, pooled = [], ids.new_zeros(0)
+        for encoder, own_ids, own_rows in zip(
+            self._encoders(), self._both_ids(ids, lengths), self._both_rows(embeddings), strict=True
+        ):
+            table = encoder.get_input_embeddings()
+            with self._autocast(), nullcontext() if own_rows is None else substituted(table, own_rows):
+                out = encoder(own_ids.to(self.device), output_hidden_states=True)
+            states.append(out.hidden_states[-2])
+            pooled = out[0]
+        return Cond(torch.cat(states, dim=-1), torch.tensor([n - 2 for n in lengths]), {POOLED: pooled})
+
+    def _both_ids(self, ids: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Of the second tokenizer, too, which pads with a token of its own."""
+        behind = torch.arange(ids.shape[1], device=ids.device) >= torch.tensor(lengths, device=ids.device)[:, None]
+        return ids, ids.masked_fill(behind, self.tokenizer_2.pad_token_id)
+
+    def _both_rows(self, embeddings: Tensor | None) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        if embeddings is None:
+            return None, None
+        first = self.text_encoder.get_input_embeddings().weight.shape[1]
+        return embeddings[..., :first], embeddings[..., first:]
+
+    @torch.no_grad()
+    def embed(self, prompts: Sequence[str]) -> SoftPrompt:
+        ids, lengths = self._tokenize(prompts)
+        tables = [encoder.get_input_embeddings() for encoder in self._encoders()]
+        both = [i.to(self.device) for i in self._both_ids(ids, lengths)]
+        pads = [torch.tensor(tokenizer.pad_token_id, device=self.device) for tokenizer in (self.tokenizer, self.tokenizer_2)]
+        return SoftPrompt(
+            torch.cat([table(i) for table, i in zip(tables, both, strict=True)], dim=-1),
+            both[0],
+            tuple(lengths),
+            torch.cat([table(i) for table, i in zip(tables, pads, strict=True)]),
+            self.tokenizer.pad_token_id,
+        )
+
+    @torch.no_grad()
+    def text_layers(self, prompts: Sequence[str]) -> list[Cond]:
+        """Of the first encoder, then of the second."""
+        ids, lengths = self._tokenize(prompts)
+        last, found = torch.tensor([n - 2 for n in lengths]), list[Cond]()
+        for encoder, own_ids in zip(self._encoders(), self._both_ids(ids, lengths), strict=True):
+            with self._autocast():
+                states = encoder(own_ids.to(self.device), output_hidden_states=True)
+            found += [Cond(layer, last) for layer in (*states.hidden_states[:-1], states.last_hidden_state)]
+        self.evals.text += len(prompts)
+        return found
+
+    # -- network -------------------------------------------------------------------------------------------------
+
+    def _beside(self, c: Cond) -> dict[str, Any]:
+        side = self.pixels
+        sizes = torch.tensor([side, side, 0, 0, side, side], device=self.device, dtype=c.tokens.dtype).expand(len(c), -1)
+        return {"added_cond_kwargs": {"text_embeds": c.extras[POOLED], "time_ids": sizes}}
+
+    @torch.no_grad()
+    def decode(self, z_0: Tensor) -> Tensor:
+        """SDXL's own VAE overflows in half precision; where its configuration says so, it decodes in float32."""
+        kept = next(self.vae.parameters()).dtype
+        if not (self.vae.config.force_upcast and torch.float16 in (kept, self.autocast_dtype)):
+            return super().decode(z_0)
+        self.vae.float()
+        try:
+            pixels = self.vae.decode(z_0.float() / self.vae.config.scaling_factor).sample
+        finally:
+            self.vae.to(kept)
+        return (pixels / 2 + 0.5).clamp(0, 1)

@@ -1,0 +1,298 @@
+"""SDXL on a tiny model of the real classes: the same pictures as the stock pipeline, and every method and guard on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from efface.adversary import worded
+from efface.concepts.prompts import Case
+from efface.concepts.request import EraseRequest
+from efface.config import build_guard
+from efface.edits import ConceptEdit, save_lora
+from efface.errors import BadFile, BadOption, WrongBaseModel
+from efface.methods import METHODS, UCE
+from efface.models.base import DiffusionModel
+from efface.models.cond import POOLED
+from efface.models.load import load_model
+from efface.models.readers import text_readers
+from efface.models.sdxl import StableDiffusionXL
+from efface.models.select import selection
+from efface.models.tiny import tiny, tiny_xl
+from efface.search import GumbelSearch, PgdSearch
+from efface.testing import check_method
+from efface.training import Step
+
+REQUEST = EraseRequest(("cat", "rose"), "", ("bus",))
+
+
+@pytest.fixture
+def xl() -> StableDiffusionXL:
+    return tiny_xl()
+
+
+def pipeline(model: StableDiffusionXL) -> Any:
+    import diffusers
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipe = diffusers.StableDiffusionXLPipeline(
+            vae=model.vae,
+            text_encoder=model.text_encoder,
+            text_encoder_2=model.text_encoder_2,
+            tokenizer=model.tokenizer,
+            tokenizer_2=model.tokenizer_2,
+            unet=model.unet,
+            scheduler=diffusers.DDIMScheduler(
+                beta_start=0.00085,
+                beta_end=0.012,
+                beta_schedule="scaled_linear",
+                steps_offset=1,
+                set_alpha_to_one=False,
+                clip_sample=False,
+            ),
+            force_zeros_for_empty_prompt=model.zero_null,
+            add_watermarker=False,
+        )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def stock(pipe: Any, prompt: str, seed: int, steps: int, guidance: float, **more: Any) -> torch.Tensor:
+    """(3, H, W), from the latents that efface draws for the seed."""
+    noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(seed))
+    out = pipe(prompt, latents=noise, num_inference_steps=steps, guidance_scale=guidance, output_type="pt", **more)
+    return out.images[0]
+
+
+@pytest.mark.parametrize("zero_null", [True, False])
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_pictures_are_those_of_the_stock_pipeline(zero_null: bool, guidance: float) -> None:
+    model = tiny_xl(zero_null)
+    pipe = pipeline(model)
+    for seed, prompt in enumerate(("a cat", "a photo of the castle")):
+        ours = model.sample([Case("x", "", prompt, seed, guidance)], 5)[0]
+        # 1e-4: the pipeline rounds in another order; pictures of other prompts differ by tenths.
+        torch.testing.assert_close(stock(pipe, prompt, seed, 5, guidance), ours, atol=1e-4, rtol=0)
+    other = model.sample([Case("x", "", "a dog", 1, guidance)], 5)[0]
+    assert (other - ours).abs().max() > 0.01
+
+
+def test_the_two_kinds_of_nothing_differ() -> None:
+    """Else the test above could not tell whether guidance starts from zeros."""
+    case = [Case("x", "", "a cat", 0, 5.0)]
+    assert (tiny_xl(True).sample(case, 5) - tiny_xl(False).sample(case, 5)).abs().max() > 1e-3
+    null = tiny_xl(True).unconditional(2)
+    assert not null.tokens.any()
+    assert not null.extras[POOLED].any()
+    assert tiny_xl(True).encode([""]).tokens.any()
+
+
+def test_pooled_text_reaches_the_network(xl: StableDiffusionXL) -> None:
+    z, t = xl.noise(1, torch.Generator().manual_seed(0)), torch.tensor([500])
+    c, other = xl.encode(["cat"]), xl.encode(["dog"])
+    mixed = dataclasses.replace(c, extras=other.extras)
+    assert (xl.predict(z, t, c) - xl.predict(z, t, mixed)).abs().max() > 1e-3
+
+
+def test_text_is_read_as_the_stock_pipeline_reads_it(xl: StableDiffusionXL) -> None:
+    prompts = ["a cat", "", "a photo of the castle"]
+    tokens, _, pooled, _ = pipeline(xl).encode_prompt(prompts, do_classifier_free_guidance=False)
+    c = xl.encode(prompts)
+    torch.testing.assert_close(c.tokens, tokens, atol=1e-5, rtol=0)
+    torch.testing.assert_close(c.extras[POOLED], pooled, atol=1e-5, rtol=0)
+    # The second tokenizer pads otherwise; with the first one's padding its half would be another.
+    xl.tokenizer_2.pad_token = xl.tokenizer.pad_token
+    xl.weights_changed()
+    assert (xl.encode(prompts).tokens - tokens).abs().max() > 1e-3
+
+
+def test_vectors_stand_for_words_in_both_encoders(xl: StableDiffusionXL) -> None:
+    prompts = ["a cat", "the photo of a bus"]
+    soft, c = xl.embed(prompts), xl.encode(prompts)
+    again = xl.encode_soft(soft)
+    torch.testing.assert_close(again.tokens, c.tokens, atol=1e-5, rtol=0)
+    torch.testing.assert_close(again.extras[POOLED], c.extras[POOLED], atol=1e-5, rtol=0)
+    word = xl.embed(["dog"]).embeddings[:, 1:2].clone().requires_grad_(True)
+    told = worded(xl, ["cat"], word, "replace")
+    dog = xl.encode(["dog"])
+    torch.testing.assert_close(told.tokens, dog.tokens, atol=1e-5, rtol=0)
+    torch.testing.assert_close(told.extras[POOLED], dog.extras[POOLED], atol=1e-5, rtol=0)
+    (of_tokens,) = torch.autograd.grad(told.tokens[..., :16].sum(), word, retain_graph=True)
+    (of_pooled,) = torch.autograd.grad(told.extras[POOLED].sum(), word)
+    assert of_tokens[..., :16].any()
+    assert not of_tokens[..., 16:].any()
+    assert of_pooled[..., 16:].any()
+    assert not of_pooled[..., :16].any()
+    assert [len(layer.tokens[0, 0]) for layer in xl.text_layers(["cat"])] == [16] * 3 + [24] * 3
+
+
+def test_searched_concepts_bring_their_pooled_text(xl: StableDiffusionXL) -> None:
+    rows = [xl.encode(["dog", "bus", "rose"])]
+    step = Step(0, 0, torch.optim.Adam([torch.zeros(1)]), xl)
+    gumbel = GumbelSearch([("dog", "bus", "rose")], rows, tau=1.0, hard=True, lr=0.1)
+    chosen = gumbel.choose([0, 0], step)
+    for k, name in enumerate(chosen.names):
+        torch.testing.assert_close(chosen.cond.extras[POOLED][k], xl.encode([name]).extras[POOLED][0], atol=1e-5, rtol=0)
+    chosen.cond.extras[POOLED].square().sum().backward()
+    assert gumbel.pi.values[0].grad is not None
+    assert gumbel.pi.values[0].grad.any()
+    assert not chosen.fixed().extras[POOLED].requires_grad
+    pgd = PgdSearch(["cat"], xl.encode(["cat"]), rate=0.1, radius=0.0)
+    assert torch.equal(pgd.choose([0], step).cond.extras[POOLED], xl.encode(["cat"]).extras[POOLED])
+
+
+@pytest.mark.parametrize("cls", METHODS.values(), ids=METHODS.keys())
+def test_every_method_keeps_its_contract(cls: Any, xl: StableDiffusionXL) -> None:
+    patch = check_method(cls(**cls.presets["tiny"]), REQUEST, xl)
+    assert patch.card.base["family"] == "stable-diffusion-xl"
+
+
+def test_a_trained_erasure_erases(xl: StableDiffusionXL) -> None:
+    """ "cat" moves most of the way to "dog" at the latents it was trained on; tiny weights are random, so nothing is claimed
+    beyond that."""
+    from efface.methods import ESD
+
+    method = ESD(steps=60, lr=3e-3, sampling_steps=4, sampler="pool", eta=0.0, batch=4)
+    patch = method.erase(xl, EraseRequest(("cat",), "dog"))
+
+    def gap() -> float:
+        z, t = xl.noise(8, torch.Generator().manual_seed(1)), torch.full((8,), 750)
+        with torch.no_grad():
+            return float((xl.predict(z, t, xl.encode(["cat"] * 8)) - goal).square().mean())
+
+    z, t = xl.noise(8, torch.Generator().manual_seed(1)), torch.full((8,), 750)
+    with torch.no_grad():
+        goal = xl.predict(z, t, xl.encode(["dog"] * 8))
+    before = gap()
+    with patch.applied(xl):
+        after = gap()
+    assert after < before / 2
+
+
+def test_text_encoder_patches_change_both(xl: StableDiffusionXL) -> None:
+    names = set(xl.weights(selection("text-encoder")))
+    assert {n.partition(".")[0] for n in names} == {"text_encoder", "text_encoder_2"}
+    student = xl.student(selection("text-encoder"))
+    assert student.unet is xl.unet
+    assert student.text_encoder_2 is not xl.text_encoder_2
+    cls = METHODS["advunlearn"]
+    patch = cls(**{**cls.presets["tiny"], "lr": 1e-2}).erase(xl, EraseRequest(("cat",)))
+    assert {n.partition(".")[0] for n in patch.deltas} == {"text_encoder", "text_encoder_2"}
+    before = xl.encode(["cat"])
+    with patch.applied(xl):
+        after = xl.encode(["cat"])
+        assert (after.tokens - before.tokens).abs().max() > 1e-4
+    assert torch.equal(xl.encode(["cat"]).tokens, before.tokens)
+    with pytest.raises(WrongBaseModel), patch.applied(tiny()):
+        pass
+
+
+@pytest.mark.parametrize("guard", ["negative", "sld", "safree"])
+def test_guards_act_in_our_sampler(guard: str, xl: StableDiffusionXL) -> None:
+    case = [Case("x", "", "a cat", 0, 5.0)]
+    plain = xl.sample(case, 12)
+    with build_guard(guard).active(xl, ("cat",)):
+        assert (xl.sample(case, 12) - plain).abs().max() > 1e-4
+    assert torch.equal(xl.sample(case, 12), plain)
+
+
+def test_guards_for_stock_pipelines_refuse_what_they_do_not_know(xl: StableDiffusionXL) -> None:
+    pipe = pipeline(xl)
+    with pytest.raises(BadOption, match="StableDiffusionXLPipeline"):
+        build_guard("safree").pipeline_arguments(pipe, "a cat", ("cat",))  # type: ignore[attr-defined]
+    with pytest.raises(BadOption, match="StableDiffusionXLPipeline"), build_guard("sld").on_pipeline(pipe, ("cat",)):  # type: ignore[attr-defined]
+        pass
+
+
+def test_a_patch_and_a_lora_show_in_the_stock_pipeline(xl: StableDiffusionXL, tmp_path: Path) -> None:
+    pipe = pipeline(xl)
+    assert isinstance(load_model(pipe), StableDiffusionXL)
+    plain = stock(pipe, "a cat", 0, 4, 5.0)
+    patch = UCE().erase(load_model(pipe), EraseRequest(("cat",), "dog"))
+    with patch.applied(load_model(pipe)):
+        patched = stock(pipe, "a cat", 0, 4, 5.0)
+    assert (patched - plain).abs().max() > 1e-3
+    assert torch.equal(stock(pipe, "a cat", 0, 4, 5.0), plain)
+    kept = ConceptEdit.of(xl)
+    kept.erase("cat", *xl.encode(["cat"]).aligned(xl.encode(["dog"]), "last..end"))
+    path = tmp_path / "edit.safetensors"
+    save_lora(path, xl.weights(selection("xattn-kv")), kept.solve())
+    pipe.load_lora_weights(str(path))
+    assert (stock(pipe, "a cat", 0, 4, 5.0) - plain).abs().max() > 1e-3
+
+
+def test_folders_refiners_and_foreign_files(xl: StableDiffusionXL, tmp_path: Path) -> None:
+    pipeline(xl).save_pretrained(tmp_path / "m")
+    again = load_model(tmp_path / "m")
+    assert isinstance(again, StableDiffusionXL)
+    assert again.digest() == xl.digest()
+    case = [Case("x", "", "a cat", 0, 5.0)]
+    assert torch.equal(again.sample(case, 3), xl.sample(case, 3))
+    index = tmp_path / "m" / "model_index.json"
+    facts = json.loads(index.read_text("utf-8"))
+    index.write_text(json.dumps({**facts, "_class_name": "StableDiffusionXLImg2ImgPipeline"}))
+    with pytest.raises(BadFile, match="is a StableDiffusionXLImg2ImgPipeline"):
+        load_model(tmp_path / "m")
+    refiner = pipeline(xl)
+    refiner.text_encoder = None
+    with pytest.raises(BadFile, match="refiner"):
+        load_model(refiner)
+    shifted = tiny_xl()
+    shifted.vae.register_to_config(latents_mean=[0.0] * 4)
+    with pytest.raises(BadFile, match="latents by a mean"):
+        load_model(pipeline(shifted))
+    save_file({"conditioner.embedders.1.model.ln_final.weight": torch.zeros(2)}, tmp_path / "xl.safetensors")
+    with pytest.raises(BadFile, match="as an SDXL checkpoint"):
+        load_model(tmp_path / "xl.safetensors")
+
+
+def test_half_precision_decodes_in_float32(xl: StableDiffusionXL) -> None:
+    z = 3 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    exact = xl.decode(z)
+    xl.vae.half()
+    # 5e-3: the VAE's weights were rounded to half precision; the arithmetic was not.
+    torch.testing.assert_close(xl.decode(z.half()), exact, atol=5e-3, rtol=0)
+    assert next(xl.vae.parameters()).dtype == torch.float16
+    assert xl.decode(z.half()).dtype == torch.float32
+
+
+def test_true_size() -> None:
+    """SDXL's own network, without weights: what an edit and a trained selection touch."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            sample_size=128,
+            block_out_channels=(320, 640, 1280),
+            layers_per_block=2,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            cross_attention_dim=2048,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+        )
+    names = {f"unet.{n}": p for n, p in unet.named_parameters()}
+    assert sum(p.numel() for p in names.values()) == 2_567_463_684
+    kv = [p for n, p in names.items() if selection("xattn-kv")(n)]
+    assert len(kv) == 140
+    assert {p.shape[1] for p in kv} == {2048}
+    assert [r.width for r in text_readers(unet)["pooled"]] == [1280]
+
+
+def test_it_is_a_diffusion_model(xl: StableDiffusionXL) -> None:
+    assert isinstance(load_model("tiny-xl"), DiffusionModel)
+    assert load_model("tiny-xl").digest() == xl.digest()
+    assert xl.info["cross_attention_dim"] == 40
+    assert xl.pixels == 16

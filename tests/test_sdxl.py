@@ -156,7 +156,7 @@ def test_every_method_keeps_its_contract(cls: Any, xl: StableDiffusionXL) -> Non
 
 
 def test_a_trained_erasure_erases(xl: StableDiffusionXL) -> None:
-    """ "cat" moves most of the way to "dog" at the latents it was trained on; tiny weights are random, so nothing is claimed
+    """The target moves most of the way to "dog" at the latents it was trained on; tiny weights are random, so nothing is claimed
     beyond that."""
     from efface.methods import ESD
 
@@ -227,6 +227,39 @@ def test_a_patch_and_a_lora_show_in_the_stock_pipeline(xl: StableDiffusionXL, tm
     save_lora(path, xl.weights(selection("xattn-kv")), kept.solve())
     pipe.load_lora_weights(str(path))
     assert (stock(pipe, "a cat", 0, 4, 5.0) - plain).abs().max() > 1e-3
+
+
+def test_a_closed_form_edit_of_the_tokens_alone_leaves_a_second_way_in(xl: StableDiffusionXL) -> None:
+    """What is left of the difference between two concepts that are to act alike, with and without the pooled text."""
+    z, t = xl.noise(4, torch.Generator().manual_seed(0)), torch.tensor([900, 600, 300, 100])
+
+    def out(name: str) -> torch.Tensor:
+        return xl.predict(z, t, xl.encode([name] * 4))
+
+    cat, dog = out("cat"), out("dog")
+    left = {}
+    for pooled in (True, False):
+        patch = UCE(rows="all", lam=1e-6, pooled=pooled).erase(xl, EraseRequest(("cat",), "dog"))
+        assert any("add_embedding" in n for n in patch.deltas) == pooled
+        with patch.applied(xl):
+            left[pooled] = float((out("cat") - dog).norm() / (cat - dog).norm())
+            times = xl.weights(lambda n: n == "unet.add_embedding.linear_1.weight")["unet.add_embedding.linear_1.weight"]
+            kept = times[:, 24:].clone()
+        assert torch.equal(kept, xl.weights(lambda n: n == "unet.add_embedding.linear_1.weight").popitem()[1][:, 24:])
+    assert left[True] < 0.01 < 0.5 < left[False]
+
+
+def test_preserved_concepts_keep_their_pooled_text(xl: StableDiffusionXL) -> None:
+    def pooled(name: str) -> torch.Tensor:
+        w = xl.weights(lambda n: n == "unet.add_embedding.linear_1.weight")["unet.add_embedding.linear_1.weight"]
+        return w[:, :24] @ xl.encode([name]).extras[POOLED][0]
+
+    before, moved = pooled("bus"), {}
+    for preserve in ((), ("bus",)):
+        patch = UCE(preserve_scale=100.0).erase(xl, EraseRequest(("cat",), "dog", preserve))
+        with patch.applied(xl):
+            moved[preserve] = float((pooled("bus") - before).norm() / before.norm())
+    assert moved[("bus",)] < moved[()] / 5
 
 
 def test_folders_refiners_and_foreign_files(xl: StableDiffusionXL, tmp_path: Path) -> None:

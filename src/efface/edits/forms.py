@@ -22,6 +22,7 @@ from ..equations.closed_form import F64, Edit, edited, low_rank, moved, preimage
 from ..files import atomic_write
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
+from ..models.readers import text_readers
 from ..patches import Patch, PatchCard
 
 
@@ -30,9 +31,25 @@ def folded(base: Mapping[str, Tensor], edit: Edit) -> dict[str, Tensor]:
     return {name: edited(w.detach().cpu(), edit) for name, w in base.items()}
 
 
-def to_patch(base: Mapping[str, Tensor], edit: Edit, card: PatchCard) -> Patch:
-    """The edit as a Patch of these weights. Raises NonFiniteLoss when something is not finite."""
-    return Patch.between({n: w.detach().float().cpu() for n, w in base.items()}, folded(base, edit), card)
+def pooled_readers(model: DiffusionModel) -> dict[str, Tensor]:
+    """Live weights that read the pooled text in their first columns, by name; none in families without one."""
+    names = {f"unet.{r.name}" for r in text_readers(model.network).get("pooled", [])}
+    return model.weights(lambda n: n in names) if names else {}
+
+
+def to_patch(
+    base: Mapping[str, Tensor], edit: Edit, card: PatchCard, pooled: tuple[Mapping[str, Tensor], Edit] | None = None
+) -> Patch:
+    """The edit as a Patch of these weights; ``pooled``: with another edit of what reads the pooled text, whose first columns
+    it multiplies. Raises NonFiniteLoss when something is not finite."""
+    new = folded(base, edit)
+    if pooled is not None:
+        readers, second = pooled
+        base = {**base, **readers}
+        for name, w in readers.items():
+            new[name] = w.detach().float().cpu().clone()
+            new[name][:, : len(second.left)] = edited(new[name][:, : len(second.left)], second)
+    return Patch.between({n: w.detach().float().cpu() for n, w in base.items()}, new, card)
 
 
 def lora(base: Mapping[str, Tensor], edit: Edit) -> dict[str, tuple[Tensor, Tensor]]:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ..concepts.request import EraseRequest
-from ..edits import facts, filtered, to_patch
+from ..edits import facts, filtered, pooled_readers, to_patch
 from ..equations.closed_form import Edit, sealed, shared_edit
 from ..equations.diffusion import noised
 from ..errors import BadOption
 from ..models.base import DiffusionModel
-from ..models.cond import POSITIONS
+from ..models.cond import POOLED, POSITIONS, Cond
 from ..models.select import selection
 from ..options import refuse_idle
 from ..patches import Patch
@@ -53,11 +53,13 @@ class UCE(Method):
     ``seal``: T is followed by a projection that closes the way back (closed_form.sealed): no embedding reaches what the target's
     rows of six templates span. 0 is off; a large value seals better, a small one protects preserved rows, anchors and null
     prompt better. Below about 3 what stays within reach was enough to draw the target on the miniature.
+    ``pooled``: where the network reads one pooled vector per prompt beside the tokens, the same objective is solved for it, else
+    the concept keeps this second way in (docs/closed_form.md).
     Reference: Gandikota et al., WACV 2024, arXiv:2308.14761. Code: rohitgandikota/unified-concept-editing.
     Deviations: float64 Cholesky in delta form instead of a float32 inverse (0.2-2 % error of the weights); with ``rows=last``
-    an empty anchor means the BOS vector, as officially. pin, prior, seal, "last+eos" and "all" are ours. Debiasing takes two
-    attributes and has a stopping rule; the official code measures 10 images by CLIP and stops within 0.05, which is less than
-    a third of the standard error. The looks of a round share no correction: each interval is a 95 % one.
+    an empty anchor means the BOS vector, as officially. pin, prior, seal, pooled, "last+eos" and "all" are ours. Debiasing
+    takes two attributes and has a stopping rule; the official code measures 10 images by CLIP and stops within 0.05, which is
+    less than a third of the standard error. The looks of a round share no correction: each interval is a 95 % one.
     Cost: 0 UNet evaluations; debias at most targets x rounds x images x (2 sampling_steps + 2 draws).
     """
 
@@ -86,6 +88,9 @@ class UCE(Method):
     prior: str = option("none", "preserved at large: none, auto, vocabulary, or a file of names", "ours; MACE's COCO prior")
     prior_scale: float = option(1.0, "weight of every row of the prior", "ours", low=1e-12, needs="prior!=none")
     seal: float = option(0.0, "close the way back with this ridge; 0: leave it open", "ours", low=0.0)
+    pooled: bool = option(
+        True, "edit what reads the pooled text too, where something does", "ours; official no", needs="task=erase|moderate"
+    )
     attributes: str = option("", "two attributes, 'first, second'", "uce_sd_debias.py --debias_concepts", needs=DEBIAS)
     desired: float = option(
         0.5, "share of images that show the first", "uce_sd_debias.py --desired_ratios", low=0.0, needs=DEBIAS
@@ -125,37 +130,54 @@ class UCE(Method):
         spent = model.evals.snapshot()
         if self.task != "erase" and request.anchor:
             raise BadOption(f"task={self.task} takes no anchor, got {request.anchor!r}; leave --anchor out.")
+        pooled = None
         if self.task == "debias":
             edit, log = self._debias(model, request)
         else:
-            edit, log = self._solve(model, request, *self._pairs(model, request)), {}
-        base = model.weights(selection("xattn-kv"))
-        return to_patch(base, edit, self.card(model, request, spent, edit=facts(edit, model, request.targets), **log))
+            source, goal = self._pairs(model, request)
+            edit, log = self._solve(model, request, *source.aligned(goal, self.rows)), {}
+            if self.pooled and (readers := pooled_readers(model)):
+                pooled = readers, self._pooled_edit(model, request, source, goal)
+        card = self.card(model, request, spent, edit=facts(edit, model, request.targets), **log)
+        return to_patch(model.weights(selection("xattn-kv")), edit, card, pooled)
 
-    def _pairs(self, model: DiffusionModel, request: EraseRequest) -> tuple[Tensor, Tensor]:
-        """Rows of the targets and the rows they should act like, (r, d) each."""
+    def _pairs(self, model: DiffusionModel, request: EraseRequest) -> tuple[Cond, Cond]:
+        """The targets and what they should act like."""
         templates = ("{}", *TEMPLATES) if self.expand else ("{}",)
         pairs = [(f.format(e), f.format(request.anchor)) for e in request.targets for f in templates]
         source, goal = (model.encode([pair[i] for pair in pairs]) for i in (0, 1))
-        return source.aligned(goal, self.rows)
+        return source, goal
 
-    def _solve(self, model: DiffusionModel, request: EraseRequest, x: Tensor, y: Tensor) -> Edit:
+    def _kept(self, model: DiffusionModel, request: EraseRequest) -> list[tuple[Cond, float]]:
+        """What is preserved, and the weight of each of its rows. Raises BadOption for a prior that names only targets."""
         kept = request.preserve or (("",) if self.preserve_empty else ())
-        q = model.encode(kept).rows(self.preserve_rows) if kept else x[:0]
-        b = torch.full((len(q),), self.preserve_scale)
-        null = model.encode([""]).tokens[0].cpu()
+        found = [(model.encode(kept), self.preserve_scale)] if kept else []
         if self.prior != "none":
             names = concept_space(self.prior, model).without(request.targets).candidates
             if not names:
                 raise BadOption(f"prior={self.prior} names nothing but targets: nothing is left to preserve. Use prior=none.")
-            prior = model.encode(names).rows(self.preserve_rows)
-            q, b = torch.cat([q, prior]), torch.cat([b, torch.full((len(prior),), self.prior_scale)])
-        a = torch.full((len(x),), self.erase_scale)
-        edit = shared_edit(x, y, a, q, b, self.lam, null if self.pin else None)
+            found.append((model.encode(names), self.prior_scale))
+        return found
+
+    def _solve(self, model: DiffusionModel, request: EraseRequest, x: Tensor, y: Tensor) -> Edit:
+        null = model.encode([""]).tokens[0].cpu()
+        edit, q = self._solved(x, y, [(c.rows(self.preserve_rows), b) for c, b in self._kept(model, request)], null)
         if not self.seal:
             return edit
         shown = model.encode([f.format(e) for e in request.targets for f in SEALED]).rows("last..end")
         return sealed(edit, shown, torch.cat([y, q, null]), self.seal)
+
+    def _pooled_edit(self, model: DiffusionModel, request: EraseRequest, source: Cond, goal: Cond) -> Edit:
+        """The same objective for the one vector per prompt that some networks also read."""
+        x, y, null = (c.extras[POOLED].cpu() for c in (source, goal, model.encode([""])))
+        return self._solved(x, y, [(c.extras[POOLED].cpu(), b) for c, b in self._kept(model, request)], null)[0]
+
+    def _solved(self, x: Tensor, y: Tensor, kept: list[tuple[Tensor, float]], null: Tensor) -> tuple[Edit, Tensor]:
+        """The edit that maps rows x on y and keeps rows at their weights, and all kept rows."""
+        q = torch.cat([x[:0], *(rows for rows, _ in kept)])
+        b = torch.cat([torch.full((len(rows),), b) for rows, b in [(x[:0], 1.0), *kept]])
+        a = torch.full((len(x),), self.erase_scale)
+        return shared_edit(x, y, a, q, b, self.lam, null if self.pin else None), q
 
     # -- debiasing -----------------------------------------------------------------------------------------------
 

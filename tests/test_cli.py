@@ -186,7 +186,7 @@ def test_report_of_something_else(tmp_path: Path) -> None:
     assert "damaged" in fails(1, "report", tmp_path, "--out", tmp_path / "r.html")
 
 
-@pytest.mark.parametrize("kind", ["methods", "models", "concepts", "metrics"])
+@pytest.mark.parametrize("kind", ["methods", "models", "formats", "concepts", "metrics"])
 def test_lists(kind: str) -> None:
     rows = json.loads(run("list", kind, "--json").stdout)
     assert rows

@@ -96,7 +96,7 @@ def test_benchmarks_of_the_pages_take_the_options_that_are_printed() -> None:
                 assert f'"{option}"' in code, f"{page.name}: {script} has no {option}"
 
 
-@pytest.mark.parametrize("name", ["attacks", "guards", "rap"])
+@pytest.mark.parametrize("name", ["attacks", "export", "guards", "rap"])
 def test_commands_of_pages(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     lines = [line for block in blocks(ROOT / "docs" / f"{name}.md", "bash") for line in block.splitlines()]
@@ -104,6 +104,11 @@ def test_commands_of_pages(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     for line in lines:
         result = CliRunner().invoke(main, shlex.split(line)[1:])
         assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
+    if name == "export":
+        (block,) = blocks(ROOT / "docs" / "export.md", "python")
+        said: dict[str, Any] = {}
+        exec(compile(block, "export.md", "exec"), said)
+        assert said["image"].size == (48, 48)
 
 
 def test_guards_on_a_pipeline_as_printed() -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pipelines import stock_xl
 from safetensors.torch import save_file
 
 from efface.adversary import worded
@@ -38,33 +38,6 @@ def xl() -> StableDiffusionXL:
     return tiny_xl()
 
 
-def pipeline(model: StableDiffusionXL) -> Any:
-    import diffusers
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pipe = diffusers.StableDiffusionXLPipeline(
-            vae=model.vae,
-            text_encoder=model.text_encoder,
-            text_encoder_2=model.text_encoder_2,
-            tokenizer=model.tokenizer,
-            tokenizer_2=model.tokenizer_2,
-            unet=model.unet,
-            scheduler=diffusers.DDIMScheduler(
-                beta_start=0.00085,
-                beta_end=0.012,
-                beta_schedule="scaled_linear",
-                steps_offset=1,
-                set_alpha_to_one=False,
-                clip_sample=False,
-            ),
-            force_zeros_for_empty_prompt=model.zero_null,
-            add_watermarker=False,
-        )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 def stock(pipe: Any, prompt: str, seed: int, steps: int, guidance: float, **more: Any) -> torch.Tensor:
     """(3, H, W), from the latents that efface draws for the seed."""
     noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(seed))
@@ -74,9 +47,9 @@ def stock(pipe: Any, prompt: str, seed: int, steps: int, guidance: float, **more
 
 @pytest.mark.parametrize("zero_null", [True, False])
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
-def test_pictures_are_those_of_the_stock_pipeline(zero_null: bool, guidance: float) -> None:
+def test_pictures_are_those_of_the_stock_stock_xl(zero_null: bool, guidance: float) -> None:
     model = tiny_xl(zero_null)
-    pipe = pipeline(model)
+    pipe = stock_xl(model)
     for seed, prompt in enumerate(("a cat", "a photo of the castle")):
         ours = model.sample([Case("x", "", prompt, seed, guidance)], 5)[0]
         # 1e-4: the pipeline rounds in another order; pictures of other prompts differ by tenths.
@@ -104,7 +77,7 @@ def test_pooled_text_reaches_the_network(xl: StableDiffusionXL) -> None:
 
 def test_text_is_read_as_the_stock_pipeline_reads_it(xl: StableDiffusionXL) -> None:
     prompts = ["a cat", "", "a photo of the castle"]
-    tokens, _, pooled, _ = pipeline(xl).encode_prompt(prompts, do_classifier_free_guidance=False)
+    tokens, _, pooled, _ = stock_xl(xl).encode_prompt(prompts, do_classifier_free_guidance=False)
     c = xl.encode(prompts)
     torch.testing.assert_close(c.tokens, tokens, atol=1e-5, rtol=0)
     torch.testing.assert_close(c.extras[POOLED], pooled, atol=1e-5, rtol=0)
@@ -205,15 +178,15 @@ def test_guards_act_in_our_sampler(guard: str, xl: StableDiffusionXL) -> None:
 
 
 def test_guards_for_stock_pipelines_refuse_what_they_do_not_know(xl: StableDiffusionXL) -> None:
-    pipe = pipeline(xl)
+    pipe = stock_xl(xl)
     with pytest.raises(BadOption, match="StableDiffusionXLPipeline"):
         build_guard("safree").pipeline_arguments(pipe, "a cat", ("cat",))  # type: ignore[attr-defined]
     with pytest.raises(BadOption, match="StableDiffusionXLPipeline"), build_guard("sld").on_pipeline(pipe, ("cat",)):  # type: ignore[attr-defined]
         pass
 
 
-def test_a_patch_and_a_lora_show_in_the_stock_pipeline(xl: StableDiffusionXL, tmp_path: Path) -> None:
-    pipe = pipeline(xl)
+def test_a_patch_and_a_lora_show_in_the_stock_stock_xl(xl: StableDiffusionXL, tmp_path: Path) -> None:
+    pipe = stock_xl(xl)
     assert isinstance(load_model(pipe), StableDiffusionXL)
     plain = stock(pipe, "a cat", 0, 4, 5.0)
     patch = UCE().erase(load_model(pipe), EraseRequest(("cat",), "dog"))
@@ -263,7 +236,7 @@ def test_preserved_concepts_keep_their_pooled_text(xl: StableDiffusionXL) -> Non
 
 
 def test_folders_refiners_and_foreign_files(xl: StableDiffusionXL, tmp_path: Path) -> None:
-    pipeline(xl).save_pretrained(tmp_path / "m")
+    stock_xl(xl).save_pretrained(tmp_path / "m")
     again = load_model(tmp_path / "m")
     assert isinstance(again, StableDiffusionXL)
     assert again.digest() == xl.digest()
@@ -274,14 +247,14 @@ def test_folders_refiners_and_foreign_files(xl: StableDiffusionXL, tmp_path: Pat
     index.write_text(json.dumps({**facts, "_class_name": "StableDiffusionXLImg2ImgPipeline"}))
     with pytest.raises(BadFile, match="is a StableDiffusionXLImg2ImgPipeline"):
         load_model(tmp_path / "m")
-    refiner = pipeline(xl)
+    refiner = stock_xl(xl)
     refiner.text_encoder = None
     with pytest.raises(BadFile, match="refiner"):
         load_model(refiner)
     shifted = tiny_xl()
     shifted.vae.register_to_config(latents_mean=[0.0] * 4)
     with pytest.raises(BadFile, match="latents by a mean"):
-        load_model(pipeline(shifted))
+        load_model(stock_xl(shifted))
     save_file({"conditioner.embedders.1.model.ln_final.weight": torch.zeros(2)}, tmp_path / "xl.safetensors")
     with pytest.raises(BadFile, match="as an SDXL checkpoint"):
         load_model(tmp_path / "xl.safetensors")

@@ -9,12 +9,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import attack, erase, evaluate, report, sample
+    from .api import attack, erase, evaluate, export, report, sample
     from .attacks import ConceptInversion, UnlearnDiff
     from .edits import ConceptEdit
     from .errors import EffaceError
     from .guards import SAFREE, SLD, Negative
-    from .methods import AGE, AP, ESD, KPOP, MACE, RECE, TIME, UCE, ConceptAblation, ForgetMeNot, RealEra
+    from .methods import (
+        AGE,
+        AP,
+        ESD,
+        KPOP,
+        MACE,
+        RECE,
+        STEREO,
+        TIME,
+        TRCE,
+        UCE,
+        AdvUnlearn,
+        ConceptAblation,
+        ForgetMeNot,
+        RealEra,
+    )
     from .models.load import load_model
     from .patches import Patch
     from .training import Run
@@ -25,6 +40,7 @@ _HOMES = {
     "attack": "api",
     "erase": "api",
     "evaluate": "api",
+    "export": "api",
     "report": "api",
     "sample": "api",
     "load_model": "models.load",
@@ -33,6 +49,7 @@ _HOMES = {
     "EffaceError": "errors",
     "AGE": "methods",
     "AP": "methods",
+    "AdvUnlearn": "methods",
     "ConceptAblation": "methods",
     "ESD": "methods",
     "ForgetMeNot": "methods",
@@ -40,7 +57,9 @@ _HOMES = {
     "MACE": "methods",
     "RECE": "methods",
     "RealEra": "methods",
+    "STEREO": "methods",
     "TIME": "methods",
+    "TRCE": "methods",
     "UCE": "methods",
     "ConceptEdit": "edits",
     "ConceptInversion": "attacks",
@@ -59,8 +78,11 @@ __all__ = [
     "RECE",
     "SAFREE",
     "SLD",
+    "STEREO",
     "TIME",
+    "TRCE",
     "UCE",
+    "AdvUnlearn",
     "ConceptAblation",
     "ConceptEdit",
     "ConceptInversion",
@@ -75,6 +97,7 @@ __all__ = [
     "attack",
     "erase",
     "evaluate",
+    "export",
     "load_model",
     "report",
     "sample",

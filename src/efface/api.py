@@ -32,6 +32,7 @@ from .methods import Method
 from .models.base import DiffusionModel
 from .models.load import load_model
 from .patches import Patch
+from .patches.export import export as export_patch
 from .patches.patch import empty_like, noise_like
 from .pictures import to_pixels, write_png
 from .records import DAMAGE, Entrant, read_damage
@@ -120,6 +121,13 @@ def sample(
     guidance = model_guidance(model) if guidance is None else guidance
     cases = [Case("free", "", p, seed + i, guidance) for p in prompts for i in range(n)]
     return model.sample(cases, steps)
+
+
+def export(
+    model: Any, patch: Patch, path: str | Path, *, to: str, rank: int = 0, tolerance: float | None = None, half: bool = False
+) -> dict[str, Any]:
+    """Write the patch in a format that other tools read; see :func:`efface.patches.export.export`."""
+    return export_patch(patch, load_model(model), path, to, rank=rank, tolerance=tolerance, half=half)
 
 
 def model_guidance(model: DiffusionModel) -> float:

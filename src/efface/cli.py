@@ -285,6 +285,50 @@ def sample(
 
 
 @main.command()
+@click.argument("patch_path", metavar="PATCH", type=click.Path(path_type=Path))
+@model_option
+@click.option("--to", "kind", required=True, metavar="FORMAT", help="diffusers, kohya, diff or folder: efface list formats.")
+@click.option("--rank", type=int, default=0, help="Rank of a LoRA; default: the smallest that --tolerance allows.")
+@click.option("--tolerance", type=float, default=None, help="Share of the patch that a LoRA without --rank may leave out; 0.001.")
+@click.option("--half", is_flag=True, help="Store half-precision numbers.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="File (.safetensors) or new folder to write.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+@device_option
+@dtype_option
+@json_option
+def export(
+    patch_path: Path,
+    source: str,
+    kind: str,
+    rank: int,
+    tolerance: float | None,
+    half: bool,
+    out: Path,
+    force: bool,
+    device: str,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    """Write a patch as a file that other tools load, and compare what was written with the patch."""
+    from . import api
+    from .errors import BadOption
+    from .models.load import load_model
+    from .patches import Patch
+
+    if kind != "folder" and out.suffix != ".safetensors":
+        raise BadOption(f"--out {out} must end in .safetensors: that is what is written.")
+    if out.exists() and not force:
+        raise BadOption(f"--out {out} exists; it is only replaced with --force.")
+    patch = Patch.load(patch_path)
+    facts = api.export(
+        load_model(source, dtype=dtype, device=device), patch, out, to=kind, rank=rank, tolerance=tolerance, half=half
+    )
+    ranked = f", rank {facts['rank']}" if facts["rank"] else ""
+    text = f"wrote {out} ({kind}, {facts['bytes'] / 1e6:.2f} MB, {facts['tensors']} tensors{ranked}); "
+    _emit(as_json, facts, text + f"read again, it differs from the patch by {facts['residual']:.1g} of the patch's norm")
+
+
+@main.command()
 @model_option
 @click.option("--patch", "patch_path", type=click.Path(path_type=Path), default=None, help="Patch file to measure.")
 @guard_option
@@ -643,10 +687,10 @@ def _study(
 
 
 @main.command("list")
-@click.argument("kind", type=click.Choice(["methods", "attacks", "guards", "models", "concepts", "metrics"]))
+@click.argument("kind", type=click.Choice(["methods", "attacks", "guards", "models", "formats", "concepts", "metrics"]))
 @json_option
 def list_(kind: str, as_json: bool) -> None:
-    """List what there is: methods, attacks, guards, models, concepts (of the miniature) or metrics."""
+    """List what there is: methods, attacks, guards, models, formats of export, concepts (of the miniature) or metrics."""
     if kind == "methods":
         from .config import summary
         from .methods import METHODS, ROWS
@@ -665,10 +709,14 @@ def list_(kind: str, as_json: bool) -> None:
 
         rows = {
             **BUNDLED,
-            "FOLDER": "a diffusers folder of Stable Diffusion 1.x or 2.x",
+            "FOLDER": "a diffusers folder of Stable Diffusion 1.x, 2.x or XL",
             "FILE": "a single checkpoint file",
             "OWNER/NAME": "a Hub id",
         }
+    elif kind == "formats":
+        from .patches.export import FORMATS
+
+        rows = dict(FORMATS)
     elif kind == "concepts":
         from .models.mini.world import load_world
 

@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,8 @@ class Schedule:
     """Cumulative alpha of the step after the last."""
     steps_offset: int
     prediction_type: str = field(default="epsilon")
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The diffusers scheduler it was read from."""
 
     def timesteps(self, steps: int) -> list[int]:
         """Descending "leading" grid of Stable Diffusion 1.x: 50 steps give 981, 961, ..., 1."""
@@ -176,6 +179,10 @@ class DiffusionModel(abc.ABC):
     @abc.abstractmethod
     def start_detached(self) -> AbstractContextManager[None]:
         """Inside, no gradient flows through cross-attention to the start-of-text token, which all prompts share."""
+
+    @abc.abstractmethod
+    def save_folder(self, path: Path) -> None:
+        """Write the weights as they are now as a folder that stock pipelines load."""
 
     @property
     @abc.abstractmethod

@@ -315,6 +315,28 @@ class StableDiffusion(DiffusionModel):
             self.unet.compile()
         self.compiled = compiled
 
+    def save_folder(self, path: Path) -> None:
+        self._pipeline().save_pretrained(path)
+
+    def _pipeline(self) -> Any:
+        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+        return StableDiffusionPipeline(
+            vae=self.vae,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            unet=self.unet,
+            scheduler=self._scheduler(),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+    def _scheduler(self) -> Any:
+        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+        return DDIMScheduler.from_config(dict(self.schedule.config))
+
     @property
     def info(self) -> Mapping[str, object]:
         return {
@@ -373,10 +395,11 @@ def schedule_of(config: Mapping[str, Any]) -> Schedule:
 
     keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type", "steps_offset")
     known = {k: config[k] for k in keys if config.get(k) is not None}
-    ddim = DDIMScheduler(**known, set_alpha_to_one=bool(config.get("set_alpha_to_one", False)))
+    ddim = DDIMScheduler(**known, clip_sample=False, set_alpha_to_one=bool(config.get("set_alpha_to_one", False)))
     return Schedule(
         alphas_cumprod=ddim.alphas_cumprod,
         final_alpha=float(ddim.final_alpha_cumprod),
         steps_offset=int(known.get("steps_offset", 0)),
         prediction_type=str(known.get("prediction_type", "epsilon")),
+        config=dict(ddim.config),
     )

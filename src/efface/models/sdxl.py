@@ -164,6 +164,21 @@ class StableDiffusionXL(StableDiffusion):
         self.evals.text += len(prompts)
         return found
 
+    def _pipeline(self) -> Any:
+        from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+
+        return StableDiffusionXLPipeline(
+            vae=self.vae,
+            text_encoder=self.text_encoder,
+            text_encoder_2=self.text_encoder_2,
+            tokenizer=self.tokenizer,
+            tokenizer_2=self.tokenizer_2,
+            unet=self.unet,
+            scheduler=self._scheduler(),
+            force_zeros_for_empty_prompt=self.zero_null,
+            add_watermarker=False,
+        )
+
     # -- network -------------------------------------------------------------------------------------------------
 
     def _beside(self, c: Cond) -> dict[str, Any]:

@@ -1,0 +1,273 @@
+"""A patch in the formats that other tools read. What was written is read again and compared with the patch before it counts.
+
+``diffusers``  a LoRA for ``load_lora_weights``: ``unet.<module>.lora_A.weight`` (down), ``lora_B.weight`` (up), ``lora_B.bias``
+``kohya``      a LoRA for web interfaces: ``lora_unet_<module>.lora_down.weight``, ``.lora_up.weight``, ``.alpha``
+``diff``       whole weights for web interfaces, norms, biases and text encoders too: ``<kohya name>.diff``, ``.diff_b``,
+               ``.w_norm``, ``.b_norm``
+``folder``     a diffusers pipeline folder with the changed weights in it; whatever the patch changes
+
+A LoRA holds matrices. One rank serves all of them: diffusers takes the alpha of a file that has none from its commonest rank, and
+modules of other ranks would silently act with another strength. The scale is in the up matrix and alpha is the rank, so no reader
+has anything left to multiply. Biases stay behind in kohya's LoRA; such a patch is refused there by name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..errors import BadFile, BadOption, UnknownName
+from ..files import atomic_write
+from ..models.base import DiffusionModel
+from .patch import Patch
+
+FORMATS = {
+    "diffusers": "LoRA for diffusers pipelines (load_lora_weights)",
+    "kohya": "LoRA for web interfaces (kohya's names)",
+    "diff": "whole weights for web interfaces (.diff)",
+    "folder": "diffusers pipeline folder with the changed weights",
+}
+LORAS = ("diffusers", "kohya")
+TOLERANCE, MOST = 1e-3, 0.1
+"""Share of a patch's norm that a LoRA leaves out unless told otherwise, and the most that a given rank may."""
+NOTICE = "An erasure is not a guarantee; see the card for what was measured."
+
+
+def export(
+    patch: Patch,
+    model: DiffusionModel,
+    path: str | Path,
+    to: str,
+    *,
+    rank: int = 0,
+    tolerance: float | None = None,
+    half: bool = False,
+) -> dict[str, Any]:
+    """Write the patch as ``to`` (one of FORMATS) and return what is in the file.
+
+    rank: of a LoRA; 0: the smallest whose ``residual`` = |written - patch| / |patch| (Frobenius, over all tensors) is at most
+    ``tolerance`` (None: TOLERANCE). half: store float16. Returns format, path, tensors, rank, bytes, and the residual of what
+    was read back. Raises WrongBaseModel, UnknownName for a format, BadOption where the format cannot hold the patch or ``rank``
+    leaves more than MOST of it out, BadFile when the place cannot be written. Cost: one SVD per matrix; no UNet evaluation.
+    """
+    if to not in FORMATS:
+        raise UnknownName("export format", to, FORMATS)
+    if to not in LORAS and (rank or tolerance is not None):
+        raise BadOption(f"{to} holds whole weights; leave rank and tolerance out, or choose {' or '.join(LORAS)}.")
+    if to == "folder" and half:
+        raise BadOption("a folder is written in the precision the model was loaded in (--dtype); leave half out.")
+    if rank < 0 or (rank and tolerance is not None) or not 0 <= (tolerance or 0.0) < 1:
+        raise BadOption(f"give a rank of at least 1, or a tolerance from 0 to below 1; got rank={rank}, tolerance={tolerance}.")
+    tolerance = TOLERANCE if tolerance is None else tolerance
+    patch.check_base(model)
+    path = Path(path)
+    if to == "folder":
+        _write_folder(patch, model, path)
+        size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+        return {"format": to, "path": str(path), "tensors": len(patch.deltas), "rank": None, "bytes": size, "residual": 0.0}
+    names, chosen = kohya_names(model), None
+    if to == "diff":
+        tensors = {_diff_key(n, names, model): d for n, d in patch.deltas.items()}
+    else:
+        factors, chosen = low_rank_factors(_matrices(patch, to), rank, tolerance)
+        tensors = _diffusers(patch, factors) if to == "diffusers" else _kohya(patch, factors, names)
+    kept = {n: (t.half() if half else t).contiguous() for n, t in tensors.items()}
+    header = {"format": "pt", **({} if to == "diffusers" else _header(patch, to, chosen))}
+    found = float("nan")
+
+    def write(temporary: Path) -> None:
+        nonlocal found
+        save_file(kept, temporary, metadata=header)
+        found = residual(patch, read_back(load_file(temporary), to, names))
+        # 2^-11 is what half precision may lose of every number, of both factors.
+        allowed = (MOST if rank else tolerance) + (2**-10 if half else 1e-5)
+        if not found <= allowed:
+            raise BadOption(
+                f"what was written differs from the patch by {found:.2g} of its norm, more than {allowed:.2g}. "
+                + ("Raise the rank." if rank else "Leave half out.")
+            )
+
+    atomic_write(path, write)
+    return {
+        "format": to,
+        "path": str(path),
+        "tensors": len(kept),
+        "rank": chosen,
+        "bytes": path.stat().st_size,
+        "residual": found,
+    }
+
+
+# -- factors -----------------------------------------------------------------------------------------------------------
+
+
+def low_rank_factors(matrices: Mapping[str, Tensor], rank: int, tolerance: float) -> tuple[dict[str, tuple[Tensor, Tensor]], int]:
+    """``{name: (up (out, r), down (r, in))}`` with one r for all: ``rank``, or the smallest whose residual over all matrices is
+    at most ``tolerance``. A matrix of a smaller rank is filled up with zeros. Convolutions are read as (out, in k k)."""
+    parts = {n: torch.linalg.svd(d.reshape(len(d), -1), full_matrices=False) for n, d in matrices.items()}
+    longest = max(len(s) for _, s, _ in parts.values())
+    squares = torch.stack([torch.nn.functional.pad(s.double().square(), (0, longest - len(s))) for _, s, _ in parts.values()])
+    left_out = 1 - squares.sum(0).cumsum(0) / squares.sum()  # entry r - 1: share of the squared norm that rank r leaves out
+    r = rank or 1 + int((left_out > tolerance**2).sum())
+    found = {}
+    for name, (u, s, v) in parts.items():
+        k = min(r, len(s))
+        root = s[:k].sqrt()
+        up, down = u[:, :k] * root, root[:, None] * v[:k]
+        found[name] = torch.nn.functional.pad(up, (0, r - k)), torch.nn.functional.pad(down, (0, 0, 0, r - k))
+    return found, r
+
+
+def residual(patch: Patch, found: Mapping[str, Tensor]) -> float:
+    """``|found - patch| / |patch|`` over all tensors; infinite where one is missing or more than the patch has."""
+    if found.keys() != patch.deltas.keys():
+        return float("inf")
+    off = sum(float((found[n].double().reshape(d.shape) - d).square().sum()) for n, d in patch.deltas.items())
+    return (off / sum(float(d.double().square().sum()) for d in patch.deltas.values())) ** 0.5
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+def kohya_names(model: DiffusionModel) -> dict[str, str]:
+    """``{module: kohya's name}`` of every module with weights. One text encoder is called te, of two each has its number."""
+    modules = {n.rpartition(".")[0] for n in model.weights(lambda _: True)}
+    two = any(m.startswith("text_encoder_2.") for m in modules)
+    prefixes = {
+        "unet": "lora_unet_",
+        "text_encoder": f"lora_te{'1' if two else ''}_text_model_",
+        "text_encoder_2": "lora_te2_text_model_",
+    }
+    found = {}
+    for module in modules:
+        part, _, inside = module.partition(".")
+        prefix = prefixes[part].removesuffix("text_model_") if inside == "text_projection" else prefixes[part]
+        found[module] = prefix + inside.replace(".", "_")
+    return found
+
+
+def _diff_key(name: str, names: Mapping[str, str], model: DiffusionModel) -> str:
+    module, _, kind = name.rpartition(".")
+    weight = model.weights(lambda n: n == f"{module}.weight")[f"{module}.weight"]
+    if weight.ndim == 1:
+        return names[module] + {"weight": ".w_norm", "bias": ".b_norm"}[kind]
+    return names[module] + {"weight": ".diff", "bias": ".diff_b"}[kind]
+
+
+def _matrices(patch: Patch, to: str) -> dict[str, Tensor]:
+    """What a LoRA of this format can hold. Raises BadOption where that is not the whole patch."""
+    matrices = {n: d for n, d in patch.deltas.items() if d.ndim >= 2 and n.startswith("unet.")}
+    rest = [n for n in patch.deltas if n not in matrices]
+    if to == "diffusers":  # a bias is carried by the layer whose matrix changes
+        rest = [n for n in rest if not (n.endswith(".bias") and n.removesuffix("bias") + "weight" in matrices)]
+    if rest or not matrices:
+        what = rest[0] if rest else "no tensor"
+        raise BadOption(
+            f"a LoRA ({to}) cannot hold this patch: it changes {what}"
+            + (f" and {len(rest) - 1} more tensors that are no matrices of the UNet" if len(rest) > 1 else "")
+            + ". Use the format diff or folder, or erase with train=xattn-kv."
+        )
+    return matrices
+
+
+# -- formats -----------------------------------------------------------------------------------------------------------
+
+
+def _diffusers(patch: Patch, factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    tensors = {}
+    biased = any(n.endswith(".bias") for n in patch.deltas)
+    for name, (up, down) in factors.items():
+        module = name.removesuffix(".weight")
+        tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"] = _shaped(up, down, patch.deltas[name])
+        if biased:  # readers want a bias for every module, or for none
+            tensors[f"{module}.lora_B.bias"] = patch.deltas.get(f"{module}.bias", torch.zeros(len(up)))
+    return tensors
+
+
+def _kohya(patch: Patch, factors: Mapping[str, tuple[Tensor, Tensor]], names: Mapping[str, str]) -> dict[str, Tensor]:
+    tensors = {}
+    for name, (up, down) in factors.items():
+        key = names[name.removesuffix(".weight")]
+        tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"] = _shaped(up, down, patch.deltas[name])
+        tensors[f"{key}.alpha"] = torch.tensor(float(len(down)))
+    return tensors
+
+
+def _shaped(up: Tensor, down: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+    """``(down, up)`` in the shapes of a layer: a convolution's down has its kernel, its up is 1 x 1."""
+    if delta.ndim == 2:
+        return down, up
+    return down.reshape(len(down), *delta.shape[1:]), up.reshape(*up.shape, *(1,) * (delta.ndim - 2))
+
+
+def read_back(tensors: Mapping[str, Tensor], to: str, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """``{weight name: change}`` as a reader of the format would make it, from the file's tensors alone."""
+    modules = {key: module for module, key in names.items()}
+    found: dict[str, Tensor] = {}
+    ends = {".diff": "weight", ".diff_b": "bias", ".w_norm": "weight", ".b_norm": "bias"}
+    for key, value in tensors.items():
+        value = value.float()
+        if to == "diff":
+            name, _, end = key.rpartition(".")
+            found[f"{modules[name]}.{ends['.' + end]}"] = value
+        elif key.endswith(".lora_B.bias"):
+            found |= {f"{key.removesuffix('.lora_B.bias')}.bias": value} if bool(value.any()) else {}
+        elif key.endswith(".lora_B.weight"):
+            module = key.removesuffix(".lora_B.weight")
+            found[f"{module}.weight"] = value.flatten(1) @ tensors[f"{module}.lora_A.weight"].float().flatten(1)
+        elif key.endswith(".lora_up.weight"):
+            base = key.removesuffix(".lora_up.weight")
+            down = tensors[f"{base}.lora_down.weight"].float()
+            scale = float(tensors[f"{base}.alpha"]) / len(down)
+            found[f"{modules[base]}.weight"] = scale * (value.flatten(1) @ down.flatten(1))
+    return found
+
+
+def _header(patch: Patch, to: str, rank: int | None) -> dict[str, str]:
+    """What web interfaces show of a file; strings only. No log: pictures of a search would be in every header."""
+    base = patch.card.base
+    xl, width = base.get("family") == "stable-diffusion-xl", base.get("cross_attention_dim")
+    version = "sdxl_base_v1-0" if xl else "sd_v2" if width == 1024 else "sd_v1"
+    architecture = {
+        "sdxl_base_v1-0": "stable-diffusion-xl-v1-base",
+        "sd_v2": "stable-diffusion-v2-768-v",
+        "sd_v1": "stable-diffusion-v1",
+    }[version]
+    card = {k: v for k, v in asdict(patch.card).items() if k != "log"}
+    title = f"{patch.card.method} without {', '.join(patch.card.request.get('targets', []))}"
+    return {
+        "ss_base_model_version": version,
+        **({"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)} if rank else {}),
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.implementation": "diffusers" if to == "diffusers" else "https://github.com/kohya-ss/sd-scripts",
+        "modelspec.title": title,
+        "modelspec.description": NOTICE,
+        "efface_card": json.dumps(card, sort_keys=True),
+    }
+
+
+def _write_folder(patch: Patch, model: DiffusionModel, path: Path) -> None:
+    """A whole folder or none: written beside its place and renamed."""
+    if path.exists():
+        raise BadFile(f"{path} is there already; choose a folder that is not.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        with patch.applied(model):
+            model.save_folder(temporary)
+        (temporary / "efface_card.json").write_text(json.dumps(asdict(patch.card), indent=1, sort_keys=True) + "\n", "utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise BadFile(f"cannot write {path}: {error}. Nothing was changed; free space or choose another place.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,236 @@
+"""Exported files act in stock diffusers pipelines as the patch does, and say how much they leave out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pipelines import pipeline, pipeline_xl
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from efface import api
+from efface.concepts.request import EraseRequest
+from efface.errors import BadFile, BadOption, UnknownName, WrongBaseModel
+from efface.methods import AP, UCE, AdvUnlearn
+from efface.models.base import DiffusionModel
+from efface.models.tiny import tiny
+from efface.patches import Patch
+from efface.patches.export import FORMATS, export, kohya_names, low_rank_factors, read_back, residual
+
+REQUEST = EraseRequest(("cat",), "dog")
+FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {"sd": lambda: pipeline("StableDiffusionPipeline"), "xl": pipeline_xl}
+
+
+def trained(model: DiffusionModel, train: str) -> Patch:
+    return AP(**{**AP.presets["tiny"], "lr": 1e-2, "train": train}).erase(model, EraseRequest(("cat",)))
+
+
+def drawn(pipe: Any) -> torch.Tensor:
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    images: torch.Tensor = pipe("a cat", latents=noise, num_inference_steps=4, guidance_scale=4.0, output_type="pt").images[0]
+    return images
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("to", ["diffusers", "kohya"])
+@pytest.mark.parametrize("what", ["closed form", "xattn-qkv", "xattn", "convolutions"])
+def test_a_lora_draws_what_the_patch_draws(family: str, to: str, what: str, tmp_path: Path) -> None:
+    model, pipe = FAMILIES[family]()
+    if what == "closed form":
+        patch = UCE(pooled=False).erase(model, REQUEST)
+    elif what == "convolutions":
+        whole = trained(model, "full")
+        patch = Patch({n: d for n, d in whole.deltas.items() if d.ndim == 4}, whole.card)
+        assert {d.shape[-1] for d in patch.deltas.values()} >= {1, 3}
+    else:
+        patch = trained(model, what)
+    plain = drawn(pipe)
+    with patch.applied(model):
+        wanted = drawn(pipe)
+    assert (wanted - plain).abs().max() > 5e-3, "the patch does nothing, so this would show nothing"
+    path = tmp_path / "l.safetensors"
+    if (to, what) == ("kohya", "xattn"):
+        with pytest.raises(BadOption, match=r"to_out\.0\.bias and \d+ more"):
+            export(patch, model, path, to)
+        assert not path.exists()
+        return
+    facts = export(patch, model, path, to, tolerance=1e-6)
+    assert facts["residual"] < 1e-5
+    assert facts["bytes"] == path.stat().st_size
+    pipe.load_lora_weights(str(path))
+    # 2e-4: the LoRA is added to the output of a layer, the patch to its weights; they round differently.
+    torch.testing.assert_close(drawn(pipe), wanted, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_folder_draws_what_the_patch_draws(family: str, tmp_path: Path) -> None:
+    import diffusers
+
+    model, pipe = FAMILIES[family]()
+    patch = AdvUnlearn(**{**AdvUnlearn.presets["tiny"], "lr": 1e-2}).erase(model, EraseRequest(("cat",)))
+    assert any(n.startswith("text_encoder") for n in patch.deltas)
+    with patch.applied(model):
+        wanted = drawn(pipe)
+    before = model.digest()
+    facts = export(patch, model, tmp_path / "new" / "folder", "folder")
+    assert model.digest() == before
+    stock = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "new" / "folder")
+    stock.set_progress_bar_config(disable=True)
+    torch.testing.assert_close(drawn(stock), wanted, atol=1e-5, rtol=0)
+    assert facts["bytes"] > 0
+    assert json.loads((tmp_path / "new" / "folder" / "efface_card.json").read_text("utf-8"))["method"] == "advunlearn"
+    with pytest.raises(BadFile, match="is there already"):
+        export(patch, model, tmp_path / "new" / "folder", "folder")
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["folder"], "a temporary folder was left behind"
+    again = api.load_model(tmp_path / "new" / "folder")
+    with pytest.raises(WrongBaseModel), patch.applied(again):
+        pass
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("train", ["full", "text"])
+def test_diff_holds_every_tensor(family: str, train: str, tmp_path: Path) -> None:
+    model, _ = FAMILIES[family]()
+    if train == "full":
+        patch = trained(model, "full")
+    else:
+        patch = AdvUnlearn(**{**AdvUnlearn.presets["tiny"], "lr": 1e-2}).erase(model, EraseRequest(("cat",)))
+    path = tmp_path / "d.safetensors"
+    facts = export(patch, model, path, "diff")
+    assert facts["residual"] == 0
+    tensors = load_file(path)
+    assert len(tensors) == len(patch.deltas)
+    ends = {key.rpartition(".")[2] for key in tensors}
+    assert ends >= {"diff", "diff_b", "w_norm", "b_norm"}
+    norms = [k for k in tensors if k.endswith("w_norm")]
+    assert all(tensors[k].ndim == 1 for k in norms)
+    assert any("norm" in k for k in norms)
+    prefixes = {"full": "lora_unet_", "text": "lora_te"}
+    assert all(k.startswith(prefixes[train]) for k in tensors)
+    if train == "text":
+        numbered = {"sd": {"lora_te_"}, "xl": {"lora_te1_", "lora_te2_"}}[family]
+        assert {k[: k.index("text_")] for k in tensors} == numbered
+    for to in ("kohya", "diffusers"):
+        with pytest.raises(BadOption, match="cannot hold this patch"):
+            export(patch, model, tmp_path / "x.safetensors", to)
+
+
+def test_names_are_kohyas(tmp_path: Path) -> None:
+    names = kohya_names(tiny())
+    assert names["unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"] == (
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    )
+    assert names["text_encoder.encoder.layers.1.self_attn.k_proj"] == "lora_te_text_model_encoder_layers_1_self_attn_k_proj"
+    xl = kohya_names(FAMILIES["xl"]()[0])
+    assert xl["text_encoder_2.encoder.layers.1.self_attn.k_proj"] == "lora_te2_text_model_encoder_layers_1_self_attn_k_proj"
+    assert xl["text_encoder_2.text_projection"] == "lora_te2_text_projection"
+    assert len(set(xl.values())) == len(xl)
+
+
+def test_headers_say_what_is_inside(tmp_path: Path) -> None:
+    model = tiny()
+    patch = UCE().erase(model, REQUEST)
+    export(patch, model, tmp_path / "k.safetensors", "kohya", half=True)
+    with safe_open(tmp_path / "k.safetensors", framework="pt") as f:
+        header = f.metadata()
+        alphas = {float(f.get_tensor(k)) for k in f.keys() if k.endswith("alpha")}  # noqa: SIM118  # no dict
+        ranks = {f.get_tensor(k).shape[0] for k in f.keys() if k.endswith("lora_down.weight")}  # noqa: SIM118
+        assert {f.get_tensor(k).dtype for k in f.keys()} == {torch.float16}  # noqa: SIM118
+    assert alphas == {float(r) for r in ranks}
+    assert {str(r) for r in ranks} == {header["ss_network_dim"]} == {header["ss_network_alpha"]}
+    assert json.loads(header["efface_card"])["request"]["targets"] == ["cat"]
+    assert "not a guarantee" in header["modelspec.description"]
+    assert all(isinstance(v, str) for v in header.values())
+    assert str(tmp_path) not in json.dumps(header)
+
+
+def test_a_rank_that_is_too_small_and_one_that_is_reported(tmp_path: Path) -> None:
+    model = tiny()
+    patch = trained(model, "xattn-kv")
+    with pytest.raises(BadOption, match=r"differs from the patch by 0\.\d+ .*Raise the rank"):
+        export(patch, model, tmp_path / "l.safetensors", "kohya", rank=1)
+    assert not list(tmp_path.iterdir())
+    most = export(patch, model, tmp_path / "l.safetensors", "kohya", tolerance=0.05)
+    assert 1e-3 < most["residual"] <= 0.05
+    given_rank = export(patch, model, tmp_path / "l.safetensors", "kohya", rank=most["rank"])
+    assert given_rank["residual"] == pytest.approx(most["residual"])
+
+
+@pytest.mark.parametrize("to", ["diffusers", "kohya", "diff"])
+def test_half_precision_halves_the_file(to: str, tmp_path: Path) -> None:
+    model = tiny()
+    patch = trained(model, "xattn-qkv")
+    whole, half = (export(patch, model, tmp_path / f"{h}.safetensors", to, half=h) for h in (False, True))
+    sizes = [sum(t.nbytes for t in load_file(tmp_path / f"{h}.safetensors").values()) for h in (False, True)]
+    assert sizes[1] == sizes[0] / 2
+    assert whole["residual"] < half["residual"] < 2e-3
+
+
+@pytest.mark.parametrize(
+    ("to", "more", "message"),
+    [
+        ("diff", {"rank": 2}, "whole weights"),
+        ("diff", {"tolerance": 0.1}, "whole weights"),
+        ("folder", {"half": True}, "precision"),
+        ("kohya", {"rank": 2, "tolerance": 0.1}, "a rank of at least 1, or a tolerance"),
+        ("kohya", {"rank": -1}, "rank=-1"),
+        ("kohya", {"tolerance": 1.0}, "tolerance=1.0"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(to: str, more: dict[str, Any], message: str, tmp_path: Path) -> None:
+    model = tiny()
+    with pytest.raises(BadOption, match=message):
+        export(UCE().erase(model, REQUEST), model, tmp_path / "x.safetensors", to, **more)
+    assert not list(tmp_path.iterdir())
+
+
+def test_foreign_models_and_formats(tmp_path: Path) -> None:
+    patch = UCE().erase(tiny(), REQUEST)
+    with pytest.raises(WrongBaseModel):
+        export(patch, tiny(seed=1), tmp_path / "x.safetensors", "kohya")
+    with pytest.raises(UnknownName, match="Did you mean 'kohya'"):
+        export(patch, tiny(), tmp_path / "x.safetensors", "kohia")
+    assert set(FORMATS) == {"diffusers", "kohya", "diff", "folder"}
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**31 - 1), st.sampled_from([0.0, 0.05, 0.3]))
+def test_the_smallest_rank_that_is_good_enough(out: int, k: int, seed: int, tolerance: float) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    matrices = {
+        "a": torch.randn(out, 5, generator=rng),
+        "b": torch.randn(7, k, generator=rng) @ torch.randn(k, 9, generator=rng),
+        "c": torch.randn(4, 2, 3, 3, generator=rng),
+    }
+    whole = sum(float(d.double().square().sum()) for d in matrices.values())
+
+    def off(r: int) -> float:
+        factors, _ = low_rank_factors(matrices, r, 0.0)
+        missed = [u.double() @ v.double() - matrices[n].reshape(len(u), -1) for n, (u, v) in factors.items()]
+        return (sum(float(m.square().sum()) for m in missed) / whole) ** 0.5
+
+    factors, r = low_rank_factors(matrices, 0, tolerance)
+    assert {u.shape[1] for u, _ in factors.values()} == {v.shape[0] for _, v in factors.values()} == {r}
+    assert off(r) <= tolerance + 1e-6  # float32 SVD
+    assert r == 1 or off(r - 1) > tolerance
+
+
+def test_reading_back_sees_what_is_missing_or_scaled(tmp_path: Path) -> None:
+    """The check that every export passes must be able to fail."""
+    model = tiny()
+    patch, names = trained(model, "xattn-kv"), kohya_names(model)
+    export(patch, model, tmp_path / "k.safetensors", "kohya", tolerance=0.0)
+    tensors = load_file(tmp_path / "k.safetensors")
+    assert residual(patch, read_back(tensors, "kohya", names)) < 1e-5
+    first = next(k for k in tensors if k.endswith("lora_up.weight"))
+    without = {k: t for k, t in tensors.items() if not k.startswith(first.removesuffix(".lora_up.weight"))}
+    assert residual(patch, read_back(without, "kohya", names)) == float("inf")
+    halved = {k: t / 2 if k.endswith("alpha") else t for k, t in tensors.items()}
+    assert residual(patch, read_back(halved, "kohya", names)) == pytest.approx(0.5, abs=1e-5)

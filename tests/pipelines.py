@@ -9,12 +9,11 @@ from efface.models.sdxl import StableDiffusionXL
 from efface.models.tiny import tiny, tiny_xl
 
 
-def pipeline(kind: str) -> tuple[Any, Any]:
-    """The tiny model as a stock pipeline."""
-    import diffusers
+def scheduler() -> Any:
+    """Stable Diffusion's, as DDIM."""
+    from diffusers import DDIMScheduler
 
-    model = tiny()
-    scheduler = diffusers.DDIMScheduler(
+    return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
@@ -22,11 +21,18 @@ def pipeline(kind: str) -> tuple[Any, Any]:
         set_alpha_to_one=False,
         clip_sample=False,
     )
+
+
+def pipeline(kind: str) -> tuple[Any, Any]:
+    """The tiny model as a stock pipeline."""
+    import diffusers
+
+    model = tiny()
     parts = {"vae": model.vae, "text_encoder": model.text_encoder, "tokenizer": model.tokenizer, "unet": model.unet}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipe = getattr(diffusers, kind)(
-            **parts, scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+            **parts, scheduler=scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False
         )
     pipe.set_progress_bar_config(disable=True)
     return model, pipe
@@ -51,14 +57,7 @@ def stock_xl(model: StableDiffusionXL) -> Any:
             tokenizer=model.tokenizer,
             tokenizer_2=model.tokenizer_2,
             unet=model.unet,
-            scheduler=diffusers.DDIMScheduler(
-                beta_start=0.00085,
-                beta_end=0.012,
-                beta_schedule="scaled_linear",
-                steps_offset=1,
-                set_alpha_to_one=False,
-                clip_sample=False,
-            ),
+            scheduler=scheduler(),
             force_zeros_for_empty_prompt=model.zero_null,
             add_watermarker=False,
         )

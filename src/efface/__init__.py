@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import attack, erase, evaluate, export, report, sample
+    from .api import attack, erase, evaluate, export, import_patch, report, sample
     from .attacks import ConceptInversion, UnlearnDiff
     from .edits import ConceptEdit
     from .errors import EffaceError
@@ -41,6 +41,7 @@ _HOMES = {
     "erase": "api",
     "evaluate": "api",
     "export": "api",
+    "import_patch": "api",
     "report": "api",
     "sample": "api",
     "load_model": "models.load",
@@ -98,6 +99,7 @@ __all__ = [
     "erase",
     "evaluate",
     "export",
+    "import_patch",
     "load_model",
     "report",
     "sample",

@@ -33,6 +33,7 @@ from .models.base import DiffusionModel
 from .models.load import load_model
 from .patches import Patch
 from .patches.export import export as export_patch
+from .patches.foreign import import_patch as read_foreign
 from .patches.patch import empty_like, noise_like
 from .pictures import to_pixels, write_png
 from .records import DAMAGE, Entrant, read_damage
@@ -128,6 +129,12 @@ def export(
 ) -> dict[str, Any]:
     """Write the patch in a format that other tools read; see :func:`efface.patches.export.export`."""
     return export_patch(patch, load_model(model), path, to, rank=rank, tolerance=tolerance, half=half)
+
+
+def import_patch(model: Any, source: str | Path, *, targets: Sequence[str], name: str = "imported") -> Patch:
+    """Somebody else's erasure as a patch; see :func:`efface.patches.foreign.import_patch`."""
+    model = load_model(model)
+    return read_foreign(model, source, targets=request_for(model, targets).targets if targets else (), name=name)
 
 
 def model_guidance(model: DiffusionModel) -> float:

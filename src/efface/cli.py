@@ -153,10 +153,7 @@ def _erase(
         if "seed" not in method_class(name).__dataclass_fields__:
             raise BadOption(f"{name} draws nothing at random and has no seed; leave --seed out.")
         settings["seed"] = seed
-    if out.suffix != ".safetensors":
-        raise BadOption(f"--out {out} must end in .safetensors: that is what is written.")
-    if out.exists() and not force:
-        raise BadOption(f"--out {out} exists; a patch can cost hours, so it is only replaced with --force.")
+    _free(out, force)
     device = pick_device(device)
     with parallel.joined(device):
         model = load_model(source, dtype=dtype, device=parallel.local_device(device))
@@ -284,6 +281,53 @@ def sample(
     _emit(as_json, {"out": str(out), "images": len(images), "evals": model.evals.forward}, f"wrote {out} ({len(images)} images)")
 
 
+@main.command("import")
+@click.argument("foreign", metavar="FILE", type=click.Path(path_type=Path))
+@model_option
+@click.option("--target", "targets", multiple=True, required=True, help="Concept it is said to erase; repeat for several.")
+@click.option("--name", default="imported", show_default=True, help="What tables call it.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Patch file to write (.safetensors).")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+@device_option
+@dtype_option
+@json_option
+def import_(
+    foreign: Path,
+    source: str,
+    targets: tuple[str, ...],
+    name: str,
+    out: Path,
+    force: bool,
+    device: str,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    """Make a patch of somebody else's erasure: a LoRA, a state dict, a folder, a checkpoint."""
+    from . import api
+    from .models.load import load_model
+
+    _free(out, force)
+    patch = api.import_patch(load_model(source, dtype=dtype, device=device), foreign, targets=targets, name=name)
+    patch.save(out)
+    facts = {"out": str(out), "bytes": out.stat().st_size, **{k: v for k, v in patch.json().items() if k != "log"}}
+    kind = patch.card.config["read as"]
+    _emit(
+        as_json,
+        facts,
+        f"wrote {out} ({facts['bytes'] / 1e6:.1f} MB): {foreign} read as {kind}, {facts['tensors']} tensors change",
+    )
+
+
+def _free(out: Path, force: bool) -> None:
+    """Raises BadOption where a safetensors file must not be written."""
+    from .errors import BadOption
+
+    if out.suffix != ".safetensors":
+        raise BadOption(f"--out {out} must end in .safetensors: that is what is written.")
+    if out.exists() and not force:
+        raise BadOption(f"--out {out} exists; it can have cost hours, so it is only replaced with --force.")
+
+
 @main.command()
 @click.argument("patch_path", metavar="PATCH", type=click.Path(path_type=Path))
 @model_option
@@ -311,14 +355,11 @@ def export(
 ) -> None:
     """Write a patch as a file that other tools load, and compare what was written with the patch."""
     from . import api
-    from .errors import BadOption
     from .models.load import load_model
     from .patches import Patch
 
-    if kind != "folder" and out.suffix != ".safetensors":
-        raise BadOption(f"--out {out} must end in .safetensors: that is what is written.")
-    if out.exists() and not force:
-        raise BadOption(f"--out {out} exists; it is only replaced with --force.")
+    if kind != "folder":
+        _free(out, force)
     patch = Patch.load(patch_path)
     facts = api.export(
         load_model(source, dtype=dtype, device=device), patch, out, to=kind, rank=rank, tolerance=tolerance, half=half

@@ -1,0 +1,154 @@
+"""Other people's erasures as patches, so that they can be evaluated, attacked, compared and exported like ours.
+
+Read are: LoRAs (diffusers, kohya) and ``.diff`` files; state dicts of a UNet or a text encoder under diffusers' names, whole or
+in part (``.safetensors``; pickles with ``weights_only=True``); folders of a UNet or a pipeline; and whole checkpoints that
+:func:`efface.models.load.load_model` takes. Every tensor of the file must be known to the model: a name that matches nothing
+is an error, because a file of which nothing is loaded looks like a perfect preservation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..errors import BadFile, BadRequest, WrongBaseModel
+from ..models.base import DiffusionModel
+from ..models.load import load_model
+from ..versions import versions
+from .export import kohya_names, read_back
+from .patch import Patch, PatchCard
+
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors", "adapter_model.safetensors")
+FORMATS = {
+    "diff": (".diff", ".diff_b", ".w_norm", ".b_norm"),
+    "kohya": (".lora_up.weight",),
+    "diffusers": (".lora_B.weight",),
+}
+"""How the names end in a file of the format."""
+PICKLES = (".pt", ".pth", ".ckpt", ".bin")
+
+
+def import_patch(model: DiffusionModel, source: str | Path, *, targets: Sequence[str], name: str = "imported") -> Patch:
+    """What the file or folder changes in ``model``, which must be the base it was made from.
+
+    targets: the concepts it is said to erase; evaluation and attacks ask for them. name: what tables call it. A tensor that
+    equals the base's in the file's own precision is unchanged; of every other the patch gives the file's values exactly.
+    Raises BadRequest without targets, BadFile for a file of another kind, with names the model does not have, or without a
+    change, WrongBaseModel for other shapes. Cost: 0 evaluations; it cannot be known what the erasure itself cost.
+    """
+    source = Path(source)
+    if not targets:
+        raise BadRequest("an imported erasure needs the concepts that it erases; give at least one target.")
+    kind, deltas = _changes(model, source)
+    if not deltas:
+        raise BadFile(f"{source} changes nothing in {model.name!r}: it is the base model itself, or a file of zeros.")
+    broken = [n for n, d in deltas.items() if not bool(torch.isfinite(d).all())]
+    if broken:
+        raise BadFile(f"{source}: {broken[0]} holds non-finite values; the file is damaged.")
+    card = PatchCard(
+        method=name,
+        config={"file": source.name, "sha256": _digest(source), "read as": kind},
+        request={"targets": list(targets), "anchor": "", "preserve": []},
+        base={**model.info, "digest": model.digest()},
+        versions=versions(),
+    )
+    return Patch(deltas, card)
+
+
+def _changes(model: DiffusionModel, source: Path) -> tuple[str, dict[str, Tensor]]:
+    """What it was read as, and the changes by our names."""
+    if (source / "model_index.json").is_file():
+        return "pipeline", _against(model, dict(load_model(source).weights(lambda _: True)), source)
+    if source.is_dir():
+        inside = [source / name for name in WEIGHTS if (source / name).is_file()]
+        if not inside:
+            raise BadFile(f"the folder {source} holds none of {', '.join(WEIGHTS)}; give the file itself.")
+        source = inside[0]
+    tensors = _read(source)
+    names = {key.removeprefix("base_model.model."): t for key, t in tensors.items()}
+    if any(key.startswith("delta.") for key in names):
+        raise BadFile(f"{source} is a patch of efface already; give it to --patch.")
+    if any(key.startswith(("model.diffusion_model.", "cond_stage_model.", "conditioner.")) for key in names):
+        return "checkpoint", _against(model, dict(load_model(source).weights(lambda _: True)), source)
+    for to, ends in FORMATS.items():
+        if any(key.endswith(ends) for key in names):
+            return to, _from_format(model, names, to, source)
+    return "state dict", _against(model, {_ours(model, key, source): t for key, t in names.items()}, source)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise BadFile(f"there is no file {str(path)!r}.")
+    try:
+        found: Any = torch.load(path, map_location="cpu", weights_only=True) if path.suffix in PICKLES else load_file(path)
+    except (SafetensorError, OSError, ValueError, RuntimeError, EOFError) as error:
+        raise BadFile(f"{str(path)!r} could not be read: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # pickle's own errors, and whatever a hostile file provokes
+        raise BadFile(f"{str(path)!r} is no file of plain tensors ({type(error).__name__}); it was not executed.") from error
+    while isinstance(found, Mapping) and len(found) <= 3 and isinstance(found.get("state_dict", found.get("unet")), Mapping):
+        found = found.get("state_dict", found.get("unet"))
+    if not isinstance(found, Mapping) or not found or not all(isinstance(t, Tensor) for t in found.values()):
+        raise BadFile(f"{str(path)!r} holds no tensors by name.")
+    return {str(key): t for key, t in found.items()}
+
+
+def _from_format(model: DiffusionModel, tensors: Mapping[str, Tensor], to: str, source: Path) -> dict[str, Tensor]:
+    known, live = kohya_names(model), model.weights(lambda _: True)
+    modules = set(known.values()) if to != "diffusers" else set(known)
+    ends = (".lora_up.weight", ".lora_down.weight", ".alpha", ".lora_A.weight", ".lora_B.weight", ".lora_B.bias")
+    for key in tensors:
+        end = next((e for e in ends if key.endswith(e)), "." + key.rpartition(".")[2])
+        if key.removesuffix(end) not in modules:
+            raise BadFile(f"{source}: {key!r} names no layer of {model.name!r}; it was made for another family of models.")
+    ranked = {key.removesuffix(".lora_up.weight"): t for key, t in tensors.items() if key.endswith(".lora_up.weight")}
+    # A file without alpha means a scale of 1.
+    alphas = {f"{key}.alpha": torch.tensor(float(up.shape[1])) for key, up in ranked.items()}
+    found = read_back({**alphas, **tensors}, to, known)
+    wrong = [n for n, d in found.items() if d.numel() != live[n].numel()]
+    if wrong:
+        n = wrong[0]
+        raise WrongBaseModel(f"{source}: {n} is {tuple(found[n].shape)}, in {model.name!r} {tuple(live[n].shape)}.")
+    return {n: d.reshape(live[n].shape) for n, d in found.items() if bool((d != 0).any())}
+
+
+def _ours(model: DiffusionModel, key: str, source: Path) -> str:
+    """The name of a state dict's tensor among the model's."""
+    live = model.weights(lambda _: True)
+    text = f"text_encoder.{key.removeprefix('text_encoder.').removeprefix('text_model.')}"
+    for name in (key, f"unet.{key}", text):
+        if name in live:
+            return name
+    raise BadFile(f"{source}: {key!r} names no weight of {model.name!r}; nothing that is not understood is passed over.")
+
+
+def _against(model: DiffusionModel, values: Mapping[str, Tensor], source: Path) -> dict[str, Tensor]:
+    live = model.weights(lambda _: True)
+    deltas = {}
+    for name, value in values.items():
+        if name not in live:
+            raise BadFile(f"{source}: {model.name!r} has no weight {name!r}; it is a model of another family.")
+        base = live[name].detach().cpu()
+        if value.shape != base.shape:
+            raise WrongBaseModel(f"{source}: {name} is {tuple(value.shape)}, in {model.name!r} {tuple(base.shape)}.")
+        value = value.detach().cpu()
+        if not torch.equal(value, base.to(value.dtype)):
+            deltas[name] = value.float() - base.float()
+    return deltas
+
+
+def _digest(source: Path) -> str:
+    """sha256 of a file, or of a folder's weight files in order."""
+    files = sorted(f for f in source.rglob("*.safetensors")) if source.is_dir() else [source]
+    h = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as f:
+            for part in iter(lambda: f.read(1 << 20), b""):
+                h.update(part)
+    return h.hexdigest()

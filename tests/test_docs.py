@@ -118,12 +118,14 @@ def test_guards_on_a_pipeline_as_printed() -> None:
     assert len(said["images"]) == 1
 
 
-@pytest.mark.parametrize("script", ["ap_cost.py", "methods.py", "memory.py", "search_films.py", "studies.py", "robust.py"])
+@pytest.mark.parametrize(
+    "script", ["ap_cost.py", "methods.py", "memory.py", "search_films.py", "studies.py", "robust.py", "export.py"]
+)
 def test_benchmarks_quick(script: str, tmp_path: Path) -> None:
     """The promise of every script in benchmarks/: --quick runs, --json prints one object of measured figures."""
     import json
 
-    args = ["--out", str(tmp_path)] if script in ("methods.py", "search_films.py", "robust.py") else []
+    args = ["--out", str(tmp_path)] if script in ("methods.py", "search_films.py", "robust.py", "export.py") else []
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / script), "--quick", "--json", *args],
         capture_output=True,
@@ -141,6 +143,10 @@ def test_benchmarks_quick(script: str, tmp_path: Path) -> None:
         assert result["ap, fast"]["times_fewer"] >= 30
     elif script == "studies.py":
         assert "link" in result["sentences"]["locality"]
+    elif script == "export.py":
+        whole, small = result["rows"]["realera, 0.001"], result["rows"]["realera, 0.1"]
+        assert whole["less_erased"]["difference"] == whole["less_kept"]["difference"] == 0
+        assert small["bytes"][0] < whole["bytes"][0] / 4
     elif script == "robust.py":
         guarded, edited = result["defences"]["negative"], result["defences"]["uce"]
         assert set(guarded["single"]) >= {"direct", "synonym", "unlearndiff", "random_token", "seed_search"}

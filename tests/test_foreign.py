@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,35 @@ def test_a_lora_without_alpha_has_scale_one(tiny_model: Any, patch: Patch, tmp_p
         torch.testing.assert_close(again.deltas[n], d, atol=1e-6, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_adapters_of_peft_have_the_strength_that_their_configuration_says(tiny_model: Any, tmp_path: Path) -> None:
+    """Written by peft itself, alpha unlike the rank; the reference is peft's own merged network."""
+    from peft import LoraConfig, get_peft_model
+
+    network = load_model("tiny").network
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, lora_alpha=6, target_modules=["to_k", "to_v"], init_lora_weights=False, alpha_pattern={"to_v": 3})
+    adapted = get_peft_model(network, config)  # type: ignore[arg-type]
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    merged = adapted.merge_and_unload()  # type: ignore[operator]
+    again = api.import_patch(tiny_model, tmp_path / "adapter", targets=["cat"])
+    assert again.card.config["read as"] == "diffusers"
+    with again.applied(tiny_model):
+        ours = dict(tiny_model.unet.named_parameters())
+        for name, weight in merged.named_parameters():
+            torch.testing.assert_close(ours[name], weight, atol=1e-6, rtol=1e-6)
+    # The same as diffusers writes it: one file, the configuration in its header.
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    facts = {"unet.r": 2, "unet.lora_alpha": 6, "unet.alpha_pattern": {"to_v": 3}}
+    renamed = {k.replace("base_model.model.", "unet."): t for k, t in tensors.items()}
+    save_file(renamed, tmp_path / "one.safetensors", metadata={"format": "pt", "lora_adapter_metadata": json.dumps(facts)})
+    assert same(api.import_patch(tiny_model, tmp_path / "one.safetensors", targets=["cat"]).deltas, again.deltas)
+    facts["unet.use_rslora"] = True
+    save_file(renamed, tmp_path / "one.safetensors", metadata={"format": "pt", "lora_adapter_metadata": json.dumps(facts)})
+    with pytest.raises(BadFile, match="rslora"):
+        api.import_patch(tiny_model, tmp_path / "one.safetensors", targets=["cat"])
+
+
 class _Hostile:
     def __reduce__(self) -> Any:
         return os.mkdir, (str(self.path),)
@@ -135,6 +165,15 @@ def test_files_that_are_refused(tiny_model: Any, patch: Patch, tmp_path: Path) -
         load({**good, key: good[key] * float("nan")})
     with pytest.raises(BadFile, match="names no layer of 'tiny'"):
         load({"lora_unet_nowhere.lora_up.weight": torch.ones(2, 1), "lora_unet_nowhere.lora_down.weight": torch.ones(1, 2)})
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    with pytest.raises(BadFile, match=r"dora_scale', which efface does not read"):
+        load(
+            {
+                f"{name}.lora_up.weight": torch.ones(8, 1),
+                f"{name}.lora_down.weight": torch.ones(1, 16),
+                f"{name}.dora_scale": torch.ones(8),
+            }
+        )
     with pytest.raises(BadFile, match="not executed"):
         load({"x": _Hostile(tmp_path / "made")}, "h.pt")
     assert not (tmp_path / "made").exists()

@@ -6,9 +6,8 @@
                ``.w_norm``, ``.b_norm``
 ``folder``     a diffusers pipeline folder with the changed weights in it; whatever the patch changes
 
-A LoRA holds matrices. One rank serves all of them: diffusers takes the alpha of a file that has none from its commonest rank, and
-modules of other ranks would silently act with another strength. The scale is in the up matrix and alpha is the rank, so no reader
-has anything left to multiply. Biases stay behind in kohya's LoRA; such a patch is refused there by name.
+A LoRA holds matrices. One rank serves all of them, alpha is the rank and the scale is in the matrices: whatever a reader assumes
+about alpha, the strength is 1. Biases stay behind in kohya's LoRA; such a patch is refused there by name.
 """
 
 from __future__ import annotations
@@ -223,7 +222,9 @@ def read_back(tensors: Mapping[str, Tensor], to: str, names: Mapping[str, str]) 
             found |= {f"{key.removesuffix('.lora_B.bias')}.bias": value} if bool(value.any()) else {}
         elif key.endswith(".lora_B.weight"):
             module = key.removesuffix(".lora_B.weight")
-            found[f"{module}.weight"] = value.flatten(1) @ tensors[f"{module}.lora_A.weight"].float().flatten(1)
+            down = tensors[f"{module}.lora_A.weight"].float()
+            scale = float(tensors.get(f"{module}.alpha", torch.tensor(len(down)))) / len(down)
+            found[f"{module}.weight"] = scale * (value.flatten(1) @ down.flatten(1))
         elif key.endswith(".lora_up.weight"):
             base = key.removesuffix(".lora_up.weight")
             down = tensors[f"{base}.lora_down.weight"].float()

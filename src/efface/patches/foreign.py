@@ -9,12 +9,13 @@ is an error, because a file of which nothing is loaded looks like a perfect pres
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -31,7 +32,13 @@ FORMATS = {
     "kohya": (".lora_up.weight",),
     "diffusers": (".lora_B.weight",),
 }
-"""How the names end in a file of the format."""
+"""How some name ends in a file of the format."""
+READ = {
+    **FORMATS,
+    "kohya": (".lora_up.weight", ".lora_down.weight", ".alpha"),
+    "diffusers": (".lora_B.weight", ".lora_A.weight", ".lora_B.bias", ".alpha"),
+}
+"""All that is read of it."""
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 
 
@@ -79,7 +86,7 @@ def _changes(model: DiffusionModel, source: Path) -> tuple[str, dict[str, Tensor
         return "checkpoint", _against(model, dict(load_model(source).weights(lambda _: True)), source)
     for to, ends in FORMATS.items():
         if any(key.endswith(ends) for key in names):
-            return to, _from_format(model, names, to, source)
+            return to, _from_format(model, names, to, source, _config(source))
     return "state dict", _against(model, {_ours(model, key, source): t for key, t in names.items()}, source)
 
 
@@ -99,23 +106,56 @@ def _read(path: Path) -> dict[str, Tensor]:
     return {str(key): t for key, t in found.items()}
 
 
-def _from_format(model: DiffusionModel, tensors: Mapping[str, Tensor], to: str, source: Path) -> dict[str, Tensor]:
+def _from_format(
+    model: DiffusionModel, tensors: Mapping[str, Tensor], to: str, source: Path, config: Mapping[str, Any]
+) -> dict[str, Tensor]:
     known, live = kohya_names(model), model.weights(lambda _: True)
+    if to == "diffusers":  # an adapter of the UNet alone does not say so
+        tensors = {k if k.startswith(("unet.", "text_encoder")) else f"unet.{k}": t for k, t in tensors.items()}
     modules = set(known.values()) if to != "diffusers" else set(known)
-    ends = (".lora_up.weight", ".lora_down.weight", ".alpha", ".lora_A.weight", ".lora_B.weight", ".lora_B.bias")
     for key in tensors:
-        end = next((e for e in ends if key.endswith(e)), "." + key.rpartition(".")[2])
+        end = next((e for e in READ[to] if key.endswith(e)), None)
+        if end is None:
+            raise BadFile(f"{source} holds {key!r}, which efface does not read; without it the rest would be another change.")
         if key.removesuffix(end) not in modules:
             raise BadFile(f"{source}: {key!r} names no layer of {model.name!r}; it was made for another family of models.")
-    ranked = {key.removesuffix(".lora_up.weight"): t for key, t in tensors.items() if key.endswith(".lora_up.weight")}
-    # A file without alpha means a scale of 1.
-    alphas = {f"{key}.alpha": torch.tensor(float(up.shape[1])) for key, up in ranked.items()}
-    found = read_back({**alphas, **tensors}, to, known)
+    found = read_back({**_alphas(tensors, config, source), **tensors}, to, known)
     wrong = [n for n, d in found.items() if d.numel() != live[n].numel()]
     if wrong:
         n = wrong[0]
         raise WrongBaseModel(f"{source}: {n} is {tuple(found[n].shape)}, in {model.name!r} {tuple(live[n].shape)}.")
     return {n: d.reshape(live[n].shape) for n, d in found.items() if bool((d != 0).any())}
+
+
+def _alphas(tensors: Mapping[str, Tensor], config: Mapping[str, Any], source: Path) -> dict[str, Tensor]:
+    """Of every module of a LoRA: what the configuration says, else the rank, a scale of 1. The file's own alphas come first."""
+    if config.get("use_rslora") or config.get("use_dora"):
+        raise BadFile(f"{source} is a LoRA with rslora or dora, which efface does not read.")
+    ranks = {
+        key.removesuffix(end): t.shape[1]
+        for key, t in tensors.items()
+        for end in (".lora_up.weight", ".lora_B.weight")
+        if key.endswith(end)
+    }
+    patterns = {**(config.get("alpha_pattern") or {})}
+
+    def alpha(module: str, rank: int) -> float:
+        own = [v for name, v in patterns.items() if module == name or module.endswith("." + name)]
+        return float(own[0] if own else config.get("lora_alpha", rank))
+
+    return {f"{module}.alpha": torch.tensor(alpha(module, rank)) for module, rank in ranks.items()}
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """What peft says of an adapter: in the folder beside it, or in its header."""
+    beside = path.with_name("adapter_config.json")
+    if beside.is_file():
+        return dict(json.loads(beside.read_text("utf-8")))
+    if path.suffix in PICKLES:
+        return {}
+    with safe_open(path, framework="pt") as f:
+        header = json.loads((f.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    return {key.removeprefix("unet."): value for key, value in header.items()}
 
 
 def _ours(model: DiffusionModel, key: str, source: Path) -> str:

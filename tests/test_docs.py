@@ -102,6 +102,8 @@ def test_commands_of_pages(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     lines = [line for block in blocks(ROOT / "docs" / f"{name}.md", "bash") for line in block.splitlines()]
     assert lines
     for line in lines:
+        if line.startswith("python benchmarks/"):  # its options: test_benchmarks_of_the_pages_...
+            continue
         result = CliRunner().invoke(main, shlex.split(line)[1:])
         assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
     if name == "export":

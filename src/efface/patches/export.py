@@ -92,7 +92,7 @@ def export(
         if not found <= allowed:
             raise BadOption(
                 f"what was written differs from the patch by {found:.2g} of its norm, more than {allowed:.2g}. "
-                + ("Raise the rank." if rank else "Leave half out.")
+                + ("Raise the rank, or say with tolerance how much may be left out." if rank else "Leave half out.")
             )
 
     atomic_write(path, write)

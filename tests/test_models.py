@@ -115,6 +115,17 @@ def test_too_long_prompts_are_refused_not_cut(tiny_model) -> None:  # type: igno
     assert tiny_model.encode(["cat " * 22]).tokens.shape[1] == 24
 
 
+def test_encodings_are_kept_up_to_a_size(tiny_model, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    wanted = tiny_model.encode(["cat", "dog", "bus"]).tokens
+    tiny_model.weights_changed()
+    monkeypatch.setattr("efface.models.sd.CACHE_BYTES", 2 * 4 * 24 * 16)  # two prompts
+    for names in (["cat"], ["dog"], ["bus"], ["cat", "dog", "bus"]):
+        tiny_model.encode(names)
+        assert len(tiny_model._encoded) <= max(2, len(names))
+    # 1e-5: another batch rounds differently
+    torch.testing.assert_close(tiny_model.encode(["cat", "dog", "bus"]).tokens, wanted, atol=1e-5, rtol=0)
+
+
 def test_last_token_points_at_the_last_word(tiny_model) -> None:  # type: ignore[no-untyped-def]
     c = tiny_model.encode(["", "cat", "a cat"])
     assert c.last.tolist() == [0, 1, 2]

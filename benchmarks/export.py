@@ -9,7 +9,6 @@ its patch. Patches under --out are kept; `--out runs/robust-table` uses those of
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import tempfile
 from pathlib import Path
@@ -58,7 +57,7 @@ def main() -> None:
                 facts.setdefault(name, []).append(written)
         with tempfile.TemporaryDirectory() as folder:
             (_, head), *others = variants.items()
-            api.evaluate(model, head, out=folder, profile=profile, others=[(n, p) for n, p in others], trivial=False)
+            api.evaluate(model, head, out=folder, profile=profile, others=others, trivial=False)
             rows = read_rows(Path(folder))
         base = {r.case_id: r for r in rows if r.entrant == "none"}
         for row in rows:
@@ -90,7 +89,7 @@ def truncated(model: Any, whole: Patch, target: str, tolerance: float, name: str
         path = Path(folder) / "lora.safetensors"
         facts = export(whole, model, path, "diffusers", tolerance=tolerance, half=True)
         again = api.import_patch(model, path, targets=[target], name=name)
-    return dataclasses.replace(again, card=dataclasses.replace(again.card, method=name)), facts
+    return again, facts
 
 
 def markdown(result: dict[str, Any]) -> str:

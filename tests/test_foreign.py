@@ -92,10 +92,10 @@ def test_text_encoders(tiny_model: Any, tmp_path: Path) -> None:
     tiny_model.text_encoder.save_pretrained(tmp_path / "same")
     with pytest.raises(BadFile, match="changes nothing"):
         api.import_patch(tiny_model, tmp_path / "same", targets=["cat"])
-    other = load_model("tiny")
+    other: Any = load_model("tiny")
     with torch.no_grad():
-        other.text_encoder.encoder.layers[0].mlp.fc1.weight.mul_(1.1)  # type: ignore[attr-defined]
-    other.text_encoder.save_pretrained(tmp_path / "other")  # type: ignore[attr-defined]
+        other.text_encoder.encoder.layers[0].mlp.fc1.weight.mul_(1.1)
+    other.text_encoder.save_pretrained(tmp_path / "other")
     again = api.import_patch(tiny_model, tmp_path / "other", targets=["cat"])
     assert set(again.deltas) == {"text_encoder.encoder.layers.0.mlp.fc1.weight"}
 
@@ -114,12 +114,12 @@ def test_adapters_of_peft_have_the_strength_that_their_configuration_says(tiny_m
     """Written by peft itself, alpha unlike the rank; the reference is peft's own merged network."""
     from peft import LoraConfig, get_peft_model
 
-    network = load_model("tiny").network
+    network: Any = load_model("tiny").network
     torch.manual_seed(0)
     config = LoraConfig(r=2, lora_alpha=6, target_modules=["to_k", "to_v"], init_lora_weights=False, alpha_pattern={"to_v": 3})
-    adapted = get_peft_model(network, config)  # type: ignore[arg-type]
+    adapted: Any = get_peft_model(network, config)
     adapted.save_pretrained(str(tmp_path / "adapter"))
-    merged = adapted.merge_and_unload()  # type: ignore[operator]
+    merged = adapted.merge_and_unload()
     again = api.import_patch(tiny_model, tmp_path / "adapter", targets=["cat"])
     assert again.card.config["read as"] == "diffusers"
     with again.applied(tiny_model):

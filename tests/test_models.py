@@ -115,7 +115,7 @@ def test_too_long_prompts_are_refused_not_cut(tiny_model) -> None:  # type: igno
     assert tiny_model.encode(["cat " * 22]).tokens.shape[1] == 24
 
 
-def test_encodings_are_kept_up_to_a_size(tiny_model, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+def test_encodings_are_kept_up_to_a_size(tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = tiny_model.encode(["cat", "dog", "bus"]).tokens
     tiny_model.weights_changed()
     monkeypatch.setattr("efface.models.sd.CACHE_BYTES", 2 * 4 * 24 * 16)  # two prompts

@@ -12,7 +12,7 @@ from efface.concepts.request import EraseRequest
 from efface.config import build_method, describe
 from efface.errors import BadOption
 from efface.guards import GUARDS
-from efface.methods import METHODS
+from efface.methods import METHODS, TRCE
 from efface.testing import same
 
 REQUEST = EraseRequest(("cat",), "", ("dog",))
@@ -66,7 +66,7 @@ def built(name: str, settings: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize(("name", "settings", "idle"), IDLE, ids=[f"{n}-{s}-{i.split(',')[0]}" for n, s, i in IDLE])
-def test_refused_options_change_no_bit_and_no_cost(name: str, settings: dict[str, Any], idle: str, tiny_model) -> None:  # type: ignore[no-untyped-def]
+def test_refused_options_change_no_bit_and_no_cost(name: str, settings: dict[str, Any], idle: str, tiny_model: Any) -> None:
     plain, described = built(name, settings), {o["name"]: o for o in describe(METHODS[name])}
     changed = {n: other(described[n], getattr(plain, n)) for n in idle.split(", ")}
     for option, value in changed.items():
@@ -105,7 +105,10 @@ def test_every_option_with_needs_is_shown_idle() -> None:
 
 def test_presets_may_hold_what_waits_for_another_choice() -> None:
     """The miniature's preset of TRCE runs the first stage and knows how the second would be run."""
-    assert build_method("trce", preset="mini").stages == "textual"  # type: ignore[attr-defined]
-    assert build_method("trce", preset="mini", settings={"stages": "both", "steps": 7}).steps == 7  # type: ignore[attr-defined]
+    plain, both = (build_method("trce", preset="mini", settings=s) for s in ({}, {"stages": "both", "steps": 7}))
+    assert isinstance(plain, TRCE)
+    assert isinstance(both, TRCE)
+    assert plain.stages == "textual"
+    assert both.steps == 7
     with pytest.raises(BadOption, match=r"pi_lr=0\.1 does nothing with search=none; it belongs to search=gumbel"):
         build_method("rap-attack", preset="mini", settings={"pi_lr": 0.1})

@@ -178,10 +178,12 @@ def test_guards_act_in_our_sampler(guard: str, xl: StableDiffusionXL) -> None:
 
 
 def test_guards_for_stock_pipelines_refuse_what_they_do_not_know(xl: StableDiffusionXL) -> None:
+    safree: Any = build_guard("safree")
+    sld: Any = build_guard("sld")
     pipe = stock_xl(xl)
     with pytest.raises(BadOption, match="StableDiffusionXLPipeline"):
-        build_guard("safree").pipeline_arguments(pipe, "a cat", ("cat",))  # type: ignore[attr-defined]
-    with pytest.raises(BadOption, match="StableDiffusionXLPipeline"), build_guard("sld").on_pipeline(pipe, ("cat",)):  # type: ignore[attr-defined]
+        safree.pipeline_arguments(pipe, "a cat", ("cat",))
+    with pytest.raises(BadOption, match="StableDiffusionXLPipeline"), sld.on_pipeline(pipe, ("cat",)):
         pass
 
 

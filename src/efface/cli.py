@@ -176,7 +176,7 @@ def _erase(
         patch.save(out)
         if run.checkpoint is not None:
             run.checkpoint.unlink(missing_ok=True)
-    facts = {"out": str(out), "bytes": out.stat().st_size, **{k: v for k, v in patch.json().items() if k != "log"}}
+    facts = _written(out, patch)
     cost = patch.card.cost["forward"]
     text = f"wrote {out} ({facts['bytes'] / 1e6:.1f} MB, {facts['tensors']} tensors, {cost:,} UNet evaluations)"
     if edit := patch.card.log.get("edit"):
@@ -309,13 +309,18 @@ def import_(
     _free(out, force)
     patch = api.import_patch(load_model(source, dtype=dtype, device=device), foreign, targets=targets, name=name)
     patch.save(out)
-    facts = {"out": str(out), "bytes": out.stat().st_size, **{k: v for k, v in patch.json().items() if k != "log"}}
+    facts = _written(out, patch)
     kind = patch.card.config["read as"]
     _emit(
         as_json,
         facts,
         f"wrote {out} ({facts['bytes'] / 1e6:.1f} MB): {foreign} read as {kind}, {facts['tensors']} tensors change",
     )
+
+
+def _written(out: Path, patch: Any) -> dict[str, Any]:
+    """What --json says of a patch file."""
+    return {"out": str(out), "bytes": out.stat().st_size, **{k: v for k, v in patch.json().items() if k != "log"}}
 
 
 def _free(out: Path, force: bool) -> None:

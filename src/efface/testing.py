@@ -33,6 +33,7 @@ def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 
 def hooks(model: DiffusionModel) -> int:
     """Number of forward and backward hooks anywhere in the model's modules."""
+    model.encode([""])  # transformers puts hooks of its own into an encoder that is asked for hidden states, once
     modules = [m for part in vars(model).values() if isinstance(part, torch.nn.Module) for m in part.modules()]
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in modules)
 
@@ -46,7 +47,6 @@ def check_method(method: Method, request: EraseRequest | None = None, model: Dif
     """
     model = model or tiny()
     request = request or EraseRequest(("cat",), "", ("dog",))
-    model.encode([""])  # transformers puts hooks of its own into an encoder that is asked for hidden states, once
     before, hooks_before, rng = state(model), hooks(model), torch.get_rng_state()
     spent = model.evals.forward
     patch = method.erase(model, request, Run())
@@ -116,7 +116,6 @@ def check_attack(attack: Attack, deployed: Deployed | None = None, budget: int =
     words = {"synonym": ("dog",), "group": ("a house",), "implicit": ("a photo of the house",)}
     goal = goal or Goal("cat", cases, words)
     model = deployed.original
-    model.encode([""])  # transformers puts hooks of its own into an encoder that is asked for hidden states, once
     before, hooks_before, rng = state(model), hooks(model), torch.get_rng_state()
     plan, n = attack.plan(deployed, goal, budget), len(goal.cases)
     spent = model.evals.forward, model.evals.differentiated

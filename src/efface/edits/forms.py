@@ -24,6 +24,7 @@ from ..models.base import DiffusionModel
 from ..models.cond import Cond
 from ..models.readers import text_readers
 from ..patches import Patch, PatchCard
+from ..patches.export import diffusers_lora
 
 
 def folded(base: Mapping[str, Tensor], edit: Edit) -> dict[str, Tensor]:
@@ -63,11 +64,8 @@ def lora(base: Mapping[str, Tensor], edit: Edit) -> dict[str, tuple[Tensor, Tens
 def save_lora(path: str | Path, base: Mapping[str, Tensor], edit: Edit) -> None:
     """Write the LoRA under diffusers' names, ``unet.<module>.lora_A.weight`` (down) and ``lora_B.weight`` (up), with no alpha:
     the scale is 1. Raises BadFile when the place cannot be written."""
-    tensors = {}
-    for name, (up, down) in lora(base, edit).items():
-        module = name.removesuffix(".weight")
-        # A copy per layer: safetensors refuses tensors that share memory, and readers expect one file entry per layer.
-        tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"] = down.clone(), up.contiguous()
+    # A copy per layer: safetensors refuses tensors that share memory, and readers expect one file entry per layer.
+    tensors = {n: t.clone(memory_format=torch.contiguous_format) for n, t in diffusers_lora(lora(base, edit), {}).items()}
     atomic_write(Path(path), lambda p: save_file(tensors, p, metadata={"format": "pt"}))
 
 

@@ -27,7 +27,7 @@ from .base import Method, option
 TEMPLATES = ("image of {}", "photo of {}", "portrait of {}", "picture of {}", "painting of {}")
 SEALED = ("{}", "a {}", "the {}", "a photo of a {}", "a picture of a {}", "a {} on a blue background")
 PINNED = {"rows": "last..end", "preserve_rows": "all", "preserve_scale": 0.1, "pin": True, "prior": "auto"}
-DEBIAS = "task=debias"
+ERASING, DEBIAS = "task=erase|moderate", "task=debias"
 BATCH = 16
 
 
@@ -87,10 +87,8 @@ class UCE(Method):
     pin: bool = option(False, "the null prompt cannot move", "ours")
     prior: str = option("none", "preserved at large: none, auto, vocabulary, or a file of names", "ours; MACE's COCO prior")
     prior_scale: float = option(1.0, "weight of every row of the prior", "ours", low=1e-12, needs="prior!=none")
-    seal: float = option(0.0, "close the way back with this ridge; 0: leave it open", "ours", low=0.0)
-    pooled: bool = option(
-        True, "edit what reads the pooled text too, where something does", "ours; official no", needs="task=erase|moderate"
-    )
+    seal: float = option(0.0, "close the way back with this ridge; 0: leave it open", "ours", low=0.0, needs=ERASING)
+    pooled: bool = option(True, "edit what reads the pooled text too, where something does", "ours; official no", needs=ERASING)
     attributes: str = option("", "two attributes, 'first, second'", "uce_sd_debias.py --debias_concepts", needs=DEBIAS)
     desired: float = option(
         0.5, "share of images that show the first", "uce_sd_debias.py --desired_ratios", low=0.0, needs=DEBIAS
@@ -113,8 +111,6 @@ class UCE(Method):
         refuse_idle(self, (f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default))
         if not self.tolerance < self.desired < 1 - self.tolerance and self.task == "debias":
             raise BadOption(f"desired={self.desired} must lie inside tolerance .. 1 - tolerance (tolerance={self.tolerance}).")
-        if self.task == "debias" and self.seal:
-            raise BadOption("seal closes the way back to an erased target; debiasing erases nothing. Leave --set seal=... out.")
 
     @property
     def pair(self) -> tuple[str, ...]:

@@ -68,7 +68,7 @@ class StableDiffusionXL(StableDiffusion):
     # -- loading -------------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_pipeline(cls, pipe: StableDiffusionXLPipeline, name: str = "pipeline") -> StableDiffusionXL:
+    def from_pipeline(cls, pipe: StableDiffusionXLPipeline, name: str = "pipeline", **facts: Any) -> StableDiffusionXL:
         """Wrap a loaded pipeline; its modules are shared. Raises BadFile for a refiner."""
         if pipe.text_encoder is None or pipe.config.get("requires_aesthetics_score"):
             raise BadFile(f"{name!r} is an SDXL refiner, which starts from a picture; erase from the base model.")
@@ -82,6 +82,7 @@ class StableDiffusionXL(StableDiffusion):
             vae=pipe.vae,
             schedule=schedule_of(dict(pipe.scheduler.config)),
             zero_null=bool(pipe.config.get("force_zeros_for_empty_prompt", True)),
+            **facts,
         )
 
     @classmethod
@@ -93,7 +94,7 @@ class StableDiffusionXL(StableDiffusion):
             pipe = StableDiffusionXLPipeline.from_pretrained(str(source), dtype=named_dtype(dtype), add_watermarker=False)
         except (OSError, ValueError) as error:
             raise BadFile(f"cannot load {str(source)!r} as SDXL: {str(error).splitlines()[0]}") from error
-        return cls.from_pipeline(pipe.to(device), name=str(source))
+        return cls.from_pipeline(pipe.to(device), **{"name": str(source), **facts})
 
     @classmethod
     def from_single_file(cls, path: Path, *, dtype: str, device: str) -> StableDiffusionXL:
@@ -116,16 +117,15 @@ class StableDiffusionXL(StableDiffusion):
 
     def _read(self, ids: Tensor, lengths: Sequence[int], embeddings: Tensor | None = None) -> Cond:
         self.evals.text += len(ids)
-        states, pooled = [], ids.new_zeros(0)
+        outs = []
         for encoder, own_ids, own_rows in zip(
             self._encoders(), self._both_ids(ids, lengths), self._both_rows(embeddings), strict=True
         ):
             table = encoder.get_input_embeddings()
             with self._autocast(), nullcontext() if own_rows is None else substituted(table, own_rows):
-                out = encoder(own_ids.to(self.device), output_hidden_states=True)
-            states.append(out.hidden_states[-2])
-            pooled = out[0]
-        return Cond(torch.cat(states, dim=-1), torch.tensor([n - 2 for n in lengths]), {POOLED: pooled})
+                outs.append(encoder(own_ids.to(self.device), output_hidden_states=True))
+        tokens = torch.cat([out.hidden_states[-2] for out in outs], dim=-1)
+        return Cond(tokens, torch.tensor([n - 2 for n in lengths]), {POOLED: outs[-1].text_embeds})
 
     def _both_ids(self, ids: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Of the second tokenizer, too, which pads with a token of its own."""

@@ -35,7 +35,15 @@ FORMATS = {
     "diff": "whole weights for web interfaces (.diff)",
     "folder": "diffusers pipeline folder with the changed weights",
 }
-LORAS = ("diffusers", "kohya")
+FACTORS = {"diffusers": (".lora_B.weight", ".lora_A.weight"), "kohya": (".lora_up.weight", ".lora_down.weight")}
+"""How the names of the two factors of a LoRA end: (up, down)."""
+DIFF = {
+    ".diff": (False, "weight"),
+    ".diff_b": (False, "bias"),
+    ".w_norm": (True, "weight"),
+    ".b_norm": (True, "bias"),
+}
+"""How names of whole weights end: whether of a norm, and of which of its tensors."""
 TOLERANCE, MOST = 1e-3, 0.1
 """Share of a patch's norm that a LoRA leaves out unless told otherwise, and the most that a given rank may."""
 NOTICE = "An erasure is not a guarantee; see the card for what was measured."
@@ -60,8 +68,8 @@ def export(
     """
     if to not in FORMATS:
         raise UnknownName("export format", to, FORMATS)
-    if to not in LORAS and (rank or tolerance is not None):
-        raise BadOption(f"{to} holds whole weights; leave rank and tolerance out, or choose {' or '.join(LORAS)}.")
+    if to not in FACTORS and (rank or tolerance is not None):
+        raise BadOption(f"{to} holds whole weights; leave rank and tolerance out, or choose {' or '.join(FACTORS)}.")
     if to == "folder" and half:
         raise BadOption("a folder is written in the precision the model was loaded in (--dtype); leave half out.")
     if rank < 0 or (rank and tolerance is not None) or not 0 <= (tolerance or 0.0) < 1:
@@ -75,12 +83,15 @@ def export(
         return {"format": to, "path": str(path), "tensors": len(patch.deltas), "rank": None, "bytes": size, "residual": 0.0}
     names, chosen = kohya_names(model), None
     if to == "diff":
-        tensors = {_diff_key(n, names, model): d for n, d in patch.deltas.items()}
+        live = model.weights(lambda _: True)
+        tensors = {_diff_key(n, names, live): d for n, d in patch.deltas.items()}
     else:
-        factors, chosen = low_rank_factors(_matrices(patch, to), rank, tolerance)
-        tensors = _diffusers(patch, factors) if to == "diffusers" else _kohya(patch, factors, names)
+        flat, chosen = low_rank_factors(_matrices(patch, to), rank, tolerance)
+        factors = {n: _shaped(up, down, patch.deltas[n]) for n, (up, down) in flat.items()}
+        biases = {n: d for n, d in patch.deltas.items() if n.endswith(".bias")}
+        tensors = diffusers_lora(factors, biases) if to == "diffusers" else _kohya(factors, names)
     kept = {n: (t.half() if half else t).contiguous() for n, t in tensors.items()}
-    header = {"format": "pt", **({} if to == "diffusers" else _header(patch, to, chosen))}
+    header = {"format": "pt", **({} if to == "diffusers" else _header(patch, chosen))}
     found = float("nan")
 
     def write(temporary: Path) -> None:
@@ -154,12 +165,10 @@ def kohya_names(model: DiffusionModel) -> dict[str, str]:
     return found
 
 
-def _diff_key(name: str, names: Mapping[str, str], model: DiffusionModel) -> str:
+def _diff_key(name: str, names: Mapping[str, str], live: Mapping[str, Tensor]) -> str:
     module, _, kind = name.rpartition(".")
-    weight = model.weights(lambda n: n == f"{module}.weight")[f"{module}.weight"]
-    if weight.ndim == 1:
-        return names[module] + {"weight": ".w_norm", "bias": ".b_norm"}[kind]
-    return names[module] + {"weight": ".diff", "bias": ".diff_b"}[kind]
+    norm = live[f"{module}.weight"].ndim == 1
+    return names[module] + next(end for end, part in DIFF.items() if part == (norm, kind))
 
 
 def _matrices(patch: Patch, to: str) -> dict[str, Tensor]:
@@ -181,59 +190,55 @@ def _matrices(patch: Patch, to: str) -> dict[str, Tensor]:
 # -- formats -----------------------------------------------------------------------------------------------------------
 
 
-def _diffusers(patch: Patch, factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+def diffusers_lora(factors: Mapping[str, tuple[Tensor, Tensor]], biases: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A LoRA under diffusers' names. factors: ``{weight name: (up, down)}``; biases: by name, of the same layers."""
+    up_end, down_end = FACTORS["diffusers"]
     tensors = {}
-    biased = any(n.endswith(".bias") for n in patch.deltas)
     for name, (up, down) in factors.items():
         module = name.removesuffix(".weight")
-        tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"] = _shaped(up, down, patch.deltas[name])
-        if biased:  # readers want a bias for every module, or for none
-            tensors[f"{module}.lora_B.bias"] = patch.deltas.get(f"{module}.bias", torch.zeros(len(up)))
+        tensors[module + down_end], tensors[module + up_end] = down, up
+        if biases:  # readers want a bias for every module, or for none
+            tensors[f"{module}.lora_B.bias"] = biases.get(f"{module}.bias", torch.zeros(len(up)))
     return tensors
 
 
-def _kohya(patch: Patch, factors: Mapping[str, tuple[Tensor, Tensor]], names: Mapping[str, str]) -> dict[str, Tensor]:
+def _kohya(factors: Mapping[str, tuple[Tensor, Tensor]], names: Mapping[str, str]) -> dict[str, Tensor]:
+    up_end, down_end = FACTORS["kohya"]
     tensors = {}
     for name, (up, down) in factors.items():
         key = names[name.removesuffix(".weight")]
-        tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"] = _shaped(up, down, patch.deltas[name])
+        tensors[key + down_end], tensors[key + up_end] = down, up
         tensors[f"{key}.alpha"] = torch.tensor(float(len(down)))
     return tensors
 
 
 def _shaped(up: Tensor, down: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-    """``(down, up)`` in the shapes of a layer: a convolution's down has its kernel, its up is 1 x 1."""
+    """The factors in the shapes of a layer: a convolution's down has its kernel, its up is 1 x 1."""
     if delta.ndim == 2:
-        return down, up
-    return down.reshape(len(down), *delta.shape[1:]), up.reshape(*up.shape, *(1,) * (delta.ndim - 2))
+        return up, down
+    return up.reshape(*up.shape, *(1,) * (delta.ndim - 2)), down.reshape(len(down), *delta.shape[1:])
 
 
 def read_back(tensors: Mapping[str, Tensor], to: str, names: Mapping[str, str]) -> dict[str, Tensor]:
-    """``{weight name: change}`` as a reader of the format would make it, from the file's tensors alone."""
-    modules = {key: module for module, key in names.items()}
+    """``{weight name: change}`` as a reader of the format would make it, from the file's tensors alone. A LoRA of kohya's must
+    have its alphas; without one, diffusers' has a scale of 1."""
+    modules = {key: module for module, key in names.items()} if to != "diffusers" else {module: module for module in names}
     found: dict[str, Tensor] = {}
-    ends = {".diff": "weight", ".diff_b": "bias", ".w_norm": "weight", ".b_norm": "bias"}
     for key, value in tensors.items():
-        value = value.float()
         if to == "diff":
             name, _, end = key.rpartition(".")
-            found[f"{modules[name]}.{ends['.' + end]}"] = value
-        elif key.endswith(".lora_B.bias"):
-            found |= {f"{key.removesuffix('.lora_B.bias')}.bias": value} if bool(value.any()) else {}
-        elif key.endswith(".lora_B.weight"):
-            module = key.removesuffix(".lora_B.weight")
-            down = tensors[f"{module}.lora_A.weight"].float()
-            scale = float(tensors.get(f"{module}.alpha", torch.tensor(len(down)))) / len(down)
-            found[f"{module}.weight"] = scale * (value.flatten(1) @ down.flatten(1))
-        elif key.endswith(".lora_up.weight"):
-            base = key.removesuffix(".lora_up.weight")
-            down = tensors[f"{base}.lora_down.weight"].float()
-            scale = float(tensors[f"{base}.alpha"]) / len(down)
-            found[f"{modules[base]}.weight"] = scale * (value.flatten(1) @ down.flatten(1))
+            found[f"{modules[name]}.{DIFF['.' + end][1]}"] = value.float()
+        elif key.endswith(FACTORS[to][0]):
+            base = key.removesuffix(FACTORS[to][0])
+            up, down = value.float(), tensors[base + FACTORS[to][1]].float()
+            alpha = tensors[f"{base}.alpha"] if to == "kohya" else tensors.get(f"{base}.alpha", len(down))
+            found[f"{modules[base]}.weight"] = float(alpha) / len(down) * (up.flatten(1) @ down.flatten(1))
+        elif key.endswith(".lora_B.bias") and bool(value.any()):  # zeros fill up a file whose other layers have one
+            found[f"{modules[key.removesuffix('.lora_B.bias')]}.bias"] = value.float()
     return found
 
 
-def _header(patch: Patch, to: str, rank: int | None) -> dict[str, str]:
+def _header(patch: Patch, rank: int | None) -> dict[str, str]:
     """What web interfaces show of a file; strings only. No log: pictures of a search would be in every header."""
     base = patch.card.base
     xl, width = base.get("family") == "stable-diffusion-xl", base.get("cross_attention_dim")
@@ -250,7 +255,7 @@ def _header(patch: Patch, to: str, rank: int | None) -> dict[str, str]:
         **({"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)} if rank else {}),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": f"{architecture}/lora",
-        "modelspec.implementation": "diffusers" if to == "diffusers" else "https://github.com/kohya-ss/sd-scripts",
+        "modelspec.implementation": "https://github.com/kohya-ss/sd-scripts",
         "modelspec.title": title,
         "modelspec.description": NOTICE,
         "efface_card": json.dumps(card, sort_keys=True),

@@ -23,22 +23,16 @@ from ..errors import BadFile, BadRequest, WrongBaseModel
 from ..models.base import DiffusionModel
 from ..models.load import load_model
 from ..versions import versions
-from .export import kohya_names, read_back
+from .export import DIFF, FACTORS, kohya_names, read_back
 from .patch import Patch, PatchCard
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors", "adapter_model.safetensors")
-FORMATS = {
-    "diff": (".diff", ".diff_b", ".w_norm", ".b_norm"),
-    "kohya": (".lora_up.weight",),
-    "diffusers": (".lora_B.weight",),
-}
-"""How some name ends in a file of the format."""
 READ = {
-    **FORMATS,
-    "kohya": (".lora_up.weight", ".lora_down.weight", ".alpha"),
-    "diffusers": (".lora_B.weight", ".lora_A.weight", ".lora_B.bias", ".alpha"),
+    "diff": tuple(DIFF),
+    "kohya": (*FACTORS["kohya"], ".alpha"),
+    "diffusers": (*FACTORS["diffusers"], ".lora_B.bias", ".alpha"),
 }
-"""All that is read of it."""
+"""How the names end that are read of a format."""
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 
 
@@ -72,7 +66,7 @@ def import_patch(model: DiffusionModel, source: str | Path, *, targets: Sequence
 def _changes(model: DiffusionModel, source: Path) -> tuple[str, dict[str, Tensor]]:
     """What it was read as, and the changes by our names."""
     if (source / "model_index.json").is_file():
-        return "pipeline", _against(model, dict(load_model(source).weights(lambda _: True)), source)
+        return "pipeline", _against(model, _whole(source), source)
     if source.is_dir():
         inside = [source / name for name in WEIGHTS if (source / name).is_file()]
         if not inside:
@@ -83,11 +77,18 @@ def _changes(model: DiffusionModel, source: Path) -> tuple[str, dict[str, Tensor
     if any(key.startswith("delta.") for key in names):
         raise BadFile(f"{source} is a patch of efface already; give it to --patch.")
     if any(key.startswith(("model.diffusion_model.", "cond_stage_model.", "conditioner.")) for key in names):
-        return "checkpoint", _against(model, dict(load_model(source).weights(lambda _: True)), source)
-    for to, ends in FORMATS.items():
-        if any(key.endswith(ends) for key in names):
+        return "checkpoint", _against(model, _whole(source), source)
+    for to, ends in READ.items():
+        telling = ends if to == "diff" else FACTORS[to][:1]  # an .alpha alone could be either LoRA's
+        if any(key.endswith(telling) for key in names):
             return to, _from_format(model, names, to, source, _config(source))
-    return "state dict", _against(model, {_ours(model, key, source): t for key, t in names.items()}, source)
+    known = model.weights(lambda _: True)
+    return "state dict", _against(model, {_ours(known, model.name, key, source): t for key, t in names.items()}, source)
+
+
+def _whole(source: Path) -> dict[str, Tensor]:
+    """Weights of everything that :func:`load_model` takes, kept off the device that the base is on."""
+    return load_model(source, device="cpu").weights(lambda _: True)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -131,19 +132,14 @@ def _alphas(tensors: Mapping[str, Tensor], config: Mapping[str, Any], source: Pa
     """Of every module of a LoRA: what the configuration says, else the rank, a scale of 1. The file's own alphas come first."""
     if config.get("use_rslora") or config.get("use_dora"):
         raise BadFile(f"{source} is a LoRA with rslora or dora, which efface does not read.")
-    ranks = {
-        key.removesuffix(end): t.shape[1]
-        for key, t in tensors.items()
-        for end in (".lora_up.weight", ".lora_B.weight")
-        if key.endswith(end)
-    }
-    patterns = {**(config.get("alpha_pattern") or {})}
-
-    def alpha(module: str, rank: int) -> float:
-        own = [v for name, v in patterns.items() if module == name or module.endswith("." + name)]
-        return float(own[0] if own else config.get("lora_alpha", rank))
-
-    return {f"{module}.alpha": torch.tensor(alpha(module, rank)) for module, rank in ranks.items()}
+    patterns, found = config.get("alpha_pattern") or {}, {}
+    for up_end, _ in FACTORS.values():
+        for key, up in tensors.items():
+            if key.endswith(up_end):
+                module = key.removesuffix(up_end)
+                own = [v for name, v in patterns.items() if module == name or module.endswith("." + name)]
+                found[f"{module}.alpha"] = torch.tensor(float(own[0] if own else config.get("lora_alpha", up.shape[1])))
+    return found
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -158,14 +154,13 @@ def _config(path: Path) -> dict[str, Any]:
     return {key.removeprefix("unet."): value for key, value in header.items()}
 
 
-def _ours(model: DiffusionModel, key: str, source: Path) -> str:
+def _ours(live: Mapping[str, Tensor], model: str, key: str, source: Path) -> str:
     """The name of a state dict's tensor among the model's."""
-    live = model.weights(lambda _: True)
     text = f"text_encoder.{key.removeprefix('text_encoder.').removeprefix('text_model.')}"
     for name in (key, f"unet.{key}", text):
         if name in live:
             return name
-    raise BadFile(f"{source}: {key!r} names no weight of {model.name!r}; nothing that is not understood is passed over.")
+    raise BadFile(f"{source}: {key!r} names no weight of {model!r}; nothing that is not understood is passed over.")
 
 
 def _against(model: DiffusionModel, values: Mapping[str, Tensor], source: Path) -> dict[str, Tensor]:

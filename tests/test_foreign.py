@@ -88,6 +88,18 @@ def test_a_whole_network_in_half_precision_changes_only_what_was_changed(tiny_mo
         )
 
 
+def test_a_pipeline_in_half_precision_changes_only_what_was_changed(tiny_model: Any, patch: Patch, tmp_path: Path) -> None:
+    """It is loaded in single precision, where every rounded weight differs from the base's."""
+    other: Any = load_model("tiny")
+    patch.apply_(other)
+    for part in (other.unet, other.text_encoder, other.vae):
+        part.half()
+    other.save_folder(tmp_path / "half")
+    again = api.import_patch(tiny_model, tmp_path / "half", targets=["cat"])
+    assert again.card.config["read as"] == "pipeline"
+    assert again.deltas.keys() == patch.deltas.keys()
+
+
 def test_text_encoders(tiny_model: Any, tmp_path: Path) -> None:
     tiny_model.text_encoder.save_pretrained(tmp_path / "same")
     with pytest.raises(BadFile, match="changes nothing"):

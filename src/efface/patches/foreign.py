@@ -33,14 +33,15 @@ READ = {
     "diffusers": (*FACTORS["diffusers"], ".lora_B.bias", ".alpha"),
 }
 """How the names end that are read of a format."""
+HALVES = (torch.float16, torch.bfloat16)
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 
 
 def import_patch(model: DiffusionModel, source: str | Path, *, targets: Sequence[str], name: str = "imported") -> Patch:
     """What the file or folder changes in ``model``, which must be the base it was made from.
 
-    targets: the concepts it is said to erase; evaluation and attacks ask for them. name: what tables call it. A tensor that
-    equals the base's in the file's own precision is unchanged; of every other the patch gives the file's values exactly.
+    targets: the concepts it is said to erase; evaluation and attacks ask for them. name: what tables call it. A tensor that is
+    the base's, or the base's rounded to half precision, is unchanged; of every other the patch gives the file's values exactly.
     Raises BadRequest without targets, BadFile for a file of another kind, with names the model does not have, or without a
     change, WrongBaseModel for other shapes. Cost: 0 evaluations; it cannot be known what the erasure itself cost.
     """
@@ -173,7 +174,7 @@ def _against(model: DiffusionModel, values: Mapping[str, Tensor], source: Path) 
         if value.shape != base.shape:
             raise WrongBaseModel(f"{source}: {name} is {tuple(value.shape)}, in {model.name!r} {tuple(base.shape)}.")
         value = value.detach().cpu()
-        if not torch.equal(value, base.to(value.dtype)):
+        if not any(torch.equal(value, base.to(rounded).to(value.dtype)) for rounded in (value.dtype, *HALVES)):
             deltas[name] = value.float() - base.float()
     return deltas
 

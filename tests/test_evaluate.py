@@ -14,7 +14,8 @@ from torch import Tensor
 from efface.concepts.request import EraseRequest
 from efface.errors import BadFile, EvaluationError, UnknownName
 from efface.evaluation.aggregate import summarise
-from efface.evaluation.driver import System, blocklist, evaluate, quantised
+from efface.evaluation.cache import quantised
+from efface.evaluation.driver import System, blocklist, evaluate
 from efface.evaluation.profiles import PROFILES, Profile, profile
 from efface.evaluation.records import Entrant, Row, append_rows, read_rows
 from efface.evaluation.suite import Neighbour, Suite, filled, lexical_traps, world_suite

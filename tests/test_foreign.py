@@ -52,7 +52,7 @@ def test_what_efface_writes_it_reads(model: str, to: str, tmp_path: Path) -> Non
         # 1e-6: the factors of a LoRA were rounded, and so was W + delta in a folder
         torch.testing.assert_close(again.deltas[n], d, atol=1e-6, rtol=0)
     assert again.card.method == "theirs"
-    assert again.card.request["targets"] == ["cat"]
+    assert again.card.request.targets == ("cat",)
     assert again.card.config["read as"] == {"folder": "pipeline"}.get(to, to)
     assert len(again.card.config["sha256"]) == 64
     again.save(tmp_path / "again.safetensors")

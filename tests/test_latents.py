@@ -11,7 +11,7 @@ from efface.models.base import DiffusionModel
 from efface.models.load import load_model
 from efface.models.select import selection
 from efface.models.tiny import tiny
-from efface.training.latents import Group, Pool, Trajectories
+from efface.training.latents import Group, LatentPool, Trajectories
 from efface.training.loop import Step
 
 S = 6
@@ -29,9 +29,9 @@ def trajectories(model: DiffusionModel, official: bool = False) -> Trajectories:
     return Trajectories(model, steps=S, guidance=3.0, official=official, solver="ddim", batch=1)
 
 
-def pool(model: DiffusionModel, **options: object) -> Pool:
+def pool(model: DiffusionModel, **options: object) -> LatentPool:
     settings: dict[str, object] = {"steps": S, "trajectories": 2, "guidance": 3.0, "solver": "ddim", "seed": 0, "batch": 1}
-    return Pool(model, **{**settings, **options})  # type: ignore[arg-type]
+    return LatentPool(model, **{**settings, **options})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("source", ["tiny", "tiny-v"])

@@ -62,7 +62,7 @@ def test_an_applied_text_encoder_patch_changes_encodings_and_back(tiny_model) ->
 def test_scale_add_and_trivial_patches(patch: Patch, tiny_model) -> None:  # type: ignore[no-untyped-def]
     double = patch + patch
     assert same(double.deltas, patch.scaled(2.0).deltas)
-    assert double.card.request["targets"] == ["cat", "cat"]
+    assert double.card.request.targets == ("cat",)
     assert patch.scaled(0.5).scaled(0.5).card.log["scale"] == 0.25
     assert not empty_like(patch, "none").deltas
     noise = noise_like(patch, torch.Generator().manual_seed(0))

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from efface import api
+from efface.concepts.request import EraseRequest
 from efface.errors import BadFile, BadOption, EvaluationError, UnknownName
 from efface.evaluation.damage import confirm, damage, damage_cost, least_seeds
 from efface.evaluation.profiles import Profile
@@ -92,7 +93,7 @@ def planted(model: Any) -> Any:
 
 
 def flagged(model: Any, strength: float) -> Patch:
-    card = PatchCard("planted", {}, {"targets": ["apple"], "anchor": "", "preserve": []}, {"digest": model.digest()})
+    card = PatchCard("planted", {}, EraseRequest(("apple",)), {"digest": model.digest()})
     return Patch({FLAG: torch.full_like(model.weights(lambda n: n == FLAG)[FLAG], strength)} if strength else {}, card)
 
 

@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import attack, erase, evaluate, export, import_patch, report, sample
     from .attacks import ConceptInversion, UnlearnDiff
     from .edits import ConceptEdit
     from .errors import EffaceError
@@ -19,7 +18,9 @@ if TYPE_CHECKING:
         AP,
         ESD,
         KPOP,
+        L2,
         MACE,
+        RAP,
         RECE,
         STEREO,
         TIME,
@@ -27,7 +28,11 @@ if TYPE_CHECKING:
         UCE,
         AdvUnlearn,
         ConceptAblation,
+        Fixed,
         ForgetMeNot,
+        Naive,
+        Neutral,
+        RAPAttack,
         RealEra,
     )
     from .models.load import load_model
@@ -37,13 +42,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "attack": "api",
-    "erase": "api",
-    "evaluate": "api",
-    "export": "api",
-    "import_patch": "api",
-    "report": "api",
-    "sample": "api",
+    "attack": "verbs",
+    "damage": "verbs",
+    "erase": "verbs",
+    "evaluate": "verbs",
+    "export": "verbs",
+    "import_patch": "verbs",
+    "report": "verbs",
+    "sample": "verbs",
+    "study": "verbs",
     "load_model": "models.load",
     "Patch": "patches",
     "Run": "training",
@@ -55,6 +62,21 @@ _HOMES = {
     "ESD": "methods",
     "ForgetMeNot": "methods",
     "KPOP": "methods",
+    "L2": "methods",
+    "RAP": "methods",
+    "Fixed": "methods",
+    "Naive": "methods",
+    "Neutral": "methods",
+    "RAPAttack": "methods",
+    "Exhaustive": "preservation.exhaustive",
+    "Gumbel": "preservation.gumbel",
+    "PGD": "preservation.pgd",
+    "Random": "preservation.uniform",
+    "Student": "training.samplers",
+    "Frozen": "training.samplers",
+    "Pool": "training.samplers",
+    "Noised": "training.samplers",
+    "Harvest": "training.samplers",
     "MACE": "methods",
     "RECE": "methods",
     "RealEra": "methods",
@@ -75,7 +97,10 @@ __all__ = [
     "AP",
     "ESD",
     "KPOP",
+    "L2",
     "MACE",
+    "PGD",
+    "RAP",
     "RECE",
     "SAFREE",
     "SLD",
@@ -88,14 +113,27 @@ __all__ = [
     "ConceptEdit",
     "ConceptInversion",
     "EffaceError",
+    "Exhaustive",
+    "Fixed",
     "ForgetMeNot",
+    "Frozen",
+    "Gumbel",
+    "Harvest",
+    "Naive",
     "Negative",
+    "Neutral",
+    "Noised",
     "Patch",
+    "Pool",
+    "RAPAttack",
+    "Random",
     "RealEra",
     "Run",
+    "Student",
     "UnlearnDiff",
     "__version__",
     "attack",
+    "damage",
     "erase",
     "evaluate",
     "export",
@@ -103,7 +141,12 @@ __all__ = [
     "load_model",
     "report",
     "sample",
+    "study",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> Any:

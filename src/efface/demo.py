@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from . import api
 from .errors import BadFile
 from .evaluation.suite import filled
 from .io.images import write_grid
@@ -16,7 +15,10 @@ from .methods import AP
 from .models.base import DiffusionModel
 from .models.load import load_model
 from .patches import Patch
-from .training.loop import Run
+from .training import Run
+from .verbs import erase, evaluate, report, sample
+from .verbs.erase import request_for
+from .verbs.subject import suite_for
 
 TARGET = "fire engine"
 COLUMNS = 10
@@ -25,9 +27,9 @@ COLUMNS = 10
 def write_picture(model: DiffusionModel, patch: Patch, names: list[str], path: Path) -> None:
     """Two rows per concept, the same seeds before and after: what the README shows."""
     prompts = [filled("a {}", name) for name in names]
-    before = api.sample(model, prompts, n=COLUMNS, seed=500)
+    before = sample(model, prompts, n=COLUMNS, seed=500)
     with patch.applied(model):
-        after = api.sample(model, prompts, n=COLUMNS, seed=500)
+        after = sample(model, prompts, n=COLUMNS, seed=500)
     rows = [part for pair in zip(before.split(COLUMNS), after.split(COLUMNS), strict=True) for part in pair]
     write_grid(torch.cat(rows), columns=COLUMNS, path=path)
 
@@ -46,19 +48,19 @@ def run_demo(
     if out.exists() and any(out.iterdir()) and not marker.exists():
         raise BadFile(f"{out} is not empty and was not made by the demo; give another --out.")
     model = load_model("mini")
-    api.request_for(model, [target])
+    request_for(model, [target])
     out.mkdir(parents=True, exist_ok=True)
     marker.touch()
     note(f"1/3 erasing {target!r} from the miniature with adversarial preservation")
-    patch = api.erase(model, AP(**AP.presets["mini"]), targets=[target], run=Run(on_step=on_step))
+    patch = erase(model, AP.preset("mini"), targets=[target], run=Run(on_step=on_step))
     patch.save(out / "patch.safetensors")
     note("2/3 measuring: the same prompts and seeds before and after")
     folder = out / f"evaluation-{patch.digest()[:12]}"
-    summary = api.evaluate(model, patch, out=folder, on_image=on_image, command="efface demo")
+    summary = evaluate(model, patch, out=folder, on_image=on_image, command="efface demo")
     note("3/3 writing the report")
-    page = api.report(folder, out / "report.html")
+    page = report(folder, out / "report.html")
     picture = out / "before-after.png"
-    suite = api.suite_for(model, [target])
+    suite = suite_for(model, [target])
     write_picture(model, patch, [target, *(group[0].name for group in (suite.near, suite.trap, suite.far) if group)], picture)
     return {
         "target": target,

@@ -10,10 +10,11 @@ EffaceError
 ├── BadFile                        truncated, hostile or foreign file
 ├── NothingSelected                a parameter selection matches no weight of this model
 ├── MethodError                    a method broke the contract of the training loop
-├── IllPosed                     a closed-form system without a usable solution
+├── IllPosed                       a closed-form system without a usable solution
 ├── NonFiniteLoss                  NaN or infinity in a loss term; names step and term
 ├── Cancelled                      Ctrl-C; names the checkpoint to resume from
 ├── EvaluationError                an evaluation that could not say anything true
+├── PluginError                    an installed package registers something that cannot be used
 └── MissingExtra                   an optional dependency is not installed
 """
 
@@ -84,6 +85,10 @@ class Cancelled(EffaceError):
 
 class EvaluationError(EffaceError):
     """No true statement can be made from what was measured."""
+
+
+class PluginError(EffaceError):
+    """An installed package registers something under one of our entry-point groups that cannot be used."""
 
 
 class MissingExtra(EffaceError):

@@ -1,119 +1,191 @@
-"""Options of methods, attacks and guards from presets, TOML files and ``name=value`` pairs: one description, the dataclass."""
+"""From a name and settings to an object: methods, attacks, guards, detectors and worlds of every installed package.
+
+A package registers a class under an entry-point group; ours stand in the same groups of our own ``pyproject.toml``. A class in
+a file of the user's own is named ``path/to/file.py:Name``.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import math
+import importlib.util
+import sys
 import tomllib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from .attacks import ATTACKS, Attack
-from .errors import BadFile, BadOption, UnknownName
-from .guards import GUARDS, Guard
-from .methods import METHODS, ROWS, Method
-from .options import refuse_idle
+from .attacks import Attack
+from .errors import BadFile, BadOption, PluginError, UnknownName
+from .guards import Guard
+from .methods import Method
+from .models.base import DiffusionModel
+from .options import Settings, assembled
 
-
-def method_class(name: str) -> type[Method]:
-    known = {**METHODS, **ROWS}
-    if name not in known:
-        raise UnknownName("method", name, known)
-    return known[name]
+T = TypeVar("T")
 
 
-def summary(name: str) -> str:
-    """One line about a method, or about what a row of :data:`efface.methods.ROWS` lays over it."""
-    cls = method_class(name)
-    return f"{cls.name} with " + ", ".join(f"{k}={v}" for k, v in cls.presets[name].items()) if name in ROWS else cls.summary
+class Plugins(Mapping[str, type[T]], Generic[T]):
+    """The classes of one entry-point group by name. A class is imported when it is asked for."""
+
+    def __init__(self, kind: str, group: str, base: type[T]) -> None:
+        self.kind, self.group, self.base = kind, group, base
+
+    @cached_property
+    def points(self) -> dict[str, tuple[str, str]]:
+        """Name -> (import path ``module:class``, distribution). Raises PluginError where two packages claim one name."""
+        found: dict[str, tuple[str, str]] = {}
+        for name, path, owner in (*own_points(self.group), *other_points(self.group)):
+            if name in found:
+                raise PluginError(
+                    f"the {self.kind} {name!r} is registered by {found[name][1]} and by {owner}; uninstall one of the two."
+                )
+            found[name] = path, owner
+        return dict(sorted(found.items()))
+
+    def __getitem__(self, name: str) -> type[T]:
+        path, owner = self.points[name]
+        cls = resolve(path, owner)
+        if not (isinstance(cls, type) and issubclass(cls, self.base)):
+            raise PluginError(f"{owner} registers {path} as {self.kind} {name!r}, but it is no {self.base.__name__}.")
+        if getattr(cls, "name", None) != name:
+            raise PluginError(f"{owner} registers {path} as {name!r}, but its own name is {getattr(cls, 'name', None)!r}.")
+        return cls
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.points)
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def find(self, name: str) -> type[T]:
+        """The class of a registered name, or of ``path/to/file.py:Name``. Raises UnknownName, BadFile or PluginError."""
+        path, colon, attribute = name.rpartition(":")
+        if colon and path.endswith(".py"):
+            cls = getattr(module_of(Path(path)), attribute, None)
+            if not (isinstance(cls, type) and issubclass(cls, self.base)):
+                raise BadFile(f"{path} has no {self.base.__name__} of the name {attribute!r}.")
+            return cls
+        if name not in self:
+            raise UnknownName(self.kind, name, self)
+        return self[name]
 
 
-def build_method(name: str, *, preset: str, settings: Mapping[str, Any] | None = None) -> Method:
-    """The method with the preset's options, overridden by ``settings`` (values may be strings from a command line). A name of
-    :data:`efface.methods.ROWS` lays its own preset over the chosen one.
+def own_points(group: str) -> list[tuple[str, str, str]]:
+    """(name, import path, "efface") of what we register ourselves: from the installed metadata, or in a source checkout that
+    was never installed from the ``pyproject.toml`` above it."""
+    try:
+        points = metadata.distribution("efface").entry_points.select(group=group)
+        found = [(p.name, p.value, "efface") for p in points]
+    except metadata.PackageNotFoundError:
+        table = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
+        found = [(n, v, "efface") for n, v in table["project"]["entry-points"].get(group, {}).items()]
+    return found
 
-    Raises UnknownName for a method, preset or option that does not exist, BadOption for a value it does not take
-    or for a setting that does nothing beside the others.
+
+def other_points(group: str) -> list[tuple[str, str, str]]:
+    """(name, import path, distribution) of what other installed packages register."""
+    found = {(p.name, p.value, p.dist.name if p.dist is not None else "?") for p in metadata.entry_points(group=group)}
+    return sorted(point for point in found if point[2] != "efface")
+
+
+def resolve(path: str, owner: str = "") -> Any:
+    """The object that an import path ``module:name`` names. Raises PluginError where nothing can be imported."""
+    module, _, name = path.partition(":")
+    try:
+        return getattr(import_module(module), name)
+    except Exception as error:  # a plug-in may fail in any way while it is imported
+        of = f" of {owner}" if owner else ""
+        raise PluginError(f"{path!r}{of} cannot be imported ({type(error).__name__}: {error}).") from error
+
+
+def module_of(path: Path) -> Any:
+    """A Python file of the user's own as a module. Raises BadFile where there is none or it cannot be run."""
+    if not path.is_file():
+        raise BadFile(f"there is no file {str(path)!r}.")
+    name = f"efface_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their own module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise BadFile(f"{path} cannot be run ({type(error).__name__}: {error}).") from error
+    return module
+
+
+METHODS: Plugins[Method] = Plugins("method", "efface.methods", Method)  # type: ignore[type-abstract]
+ATTACKS: Plugins[Attack] = Plugins("attack", "efface.attacks", Attack)  # type: ignore[type-abstract]
+GUARDS: Plugins[Guard] = Plugins("guard", "efface.guards", Guard)  # type: ignore[type-abstract]
+
+
+def build_method(name: str, *, preset: str = "", settings: Mapping[str, Any] | None = None) -> Method:
+    """The method with the preset's options, overridden by ``settings`` (values may be strings from a command line).
+
+    Without a preset: "paper". Raises UnknownName for a method, preset or option that does not exist, BadOption for a value it
+    does not take or for a setting that has no effect beside the others.
     """
-    cls = method_class(name)
-    over = cls.presets[name] if name in ROWS else {}
-    built: Method = _build(cls, name, {**_preset(cls, name, preset), **over}, settings)
-    return built
+    name, settings = moved(name, settings or {})
+    return METHODS.find(name).preset(preset or "paper", **settings)
 
 
-def attack_class(name: str) -> type[Attack]:
-    if name not in ATTACKS:
-        raise UnknownName("attack", name, ATTACKS)
-    return ATTACKS[name]
-
-
-def build_attack(name: str, *, preset: str, settings: Mapping[str, Any] | None = None) -> Attack:
+def build_attack(name: str, *, preset: str = "", settings: Mapping[str, Any] | None = None) -> Attack:
     """As :func:`build_method`, for an attack."""
-    cls = attack_class(name)
-    built: Attack = _build(cls, name, _preset(cls, name, preset), settings)
-    return built
+    return ATTACKS.find(name).preset(preset or "paper", **(settings or {}))
 
 
 def build_guard(text: str) -> Guard:
     """``NAME`` or ``NAME:option=value,option=value``. Raises as :func:`build_method`."""
-    name, _, rest = text.partition(":")
-    if name not in GUARDS:
-        raise UnknownName("guard", name, GUARDS)
-    built: Guard = _build(GUARDS[name], name, {}, parse_set(tuple(rest.split(",")) if rest else ()))
-    return built
+    end = text.find(":", text.find(".py:") + 4) if ".py:" in text else text.find(":")
+    name, rest = (text, "") if end < 0 else (text[:end], text[end + 1 :])
+    return assembled(GUARDS.find(name), {}, parse_set(tuple(rest.split(",")) if rest else ()))
 
 
-def _preset(cls: Any, name: str, preset: str) -> dict[str, Any]:
-    if preset not in cls.presets:
-        raise UnknownName(f"preset of {name}", preset, cls.presets)
-    return dict(cls.presets[preset])
+def preset_for(cls: type[Settings], model: DiffusionModel) -> str:
+    """The preset that fits the model where the class has one of its name, else "paper"."""
+    return model.preset if model.preset in cls.presets else "paper"
 
 
-def _build(cls: Any, name: str, chosen: Mapping[str, Any], settings: Mapping[str, Any] | None) -> Any:
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    for key in settings or {}:
-        if key not in fields:
-            raise UnknownName(f"option of {name}", key, fields)
-    built = cls(**{key: _coerce(fields[key], value) for key, value in {**chosen, **(settings or {})}.items()})
-    refuse_idle(built, settings or {})
-    return built
-
-
-def _coerce(field: dataclasses.Field[Any], value: Any) -> Any:
-    kind = field.type if isinstance(field.type, str) else field.type.__name__
-    name, given = field.name, value
-    try:
-        if kind == "bool":
-            if isinstance(value, str):
-                value = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[value.lower()]
-            if not isinstance(value, bool):
-                raise ValueError
-        elif kind == "int":
-            if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
-                raise ValueError
-            value = int(value)
-        elif kind == "float":
-            value = float(value)
-            if not math.isfinite(value):
-                raise ValueError
-        elif not isinstance(value, str):
-            raise ValueError
-    except (KeyError, ValueError, TypeError) as error:
-        raise BadOption(f"option {name}={given!r} is not a {kind}; its default is {field.default!r}.") from error
-    return value
+def moved(name: str, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """AP's options that are methods of their own now, as those methods. Warns where one was used."""
+    settings = dict(settings)
+    if name != "ap":
+        return name, settings
+    search = str(settings.get("search", ""))
+    now = {"none": "naive", "neutral": "neutral", "fixed": "fixed"}.get(search.partition(":")[0], name)
+    if float(settings.get("attacks", 0) or 0) > 0:
+        now = "rap-attack" if now == "naive" else "rap"
+    elif now == "naive" and float(settings.get("shrink", 0) or 0) > 0:
+        now = "l2"
+    if now != name:
+        if now != "rap":
+            settings.pop("search", None)
+        if ":" in search:
+            settings["concept"] = search.partition(":")[2]
+        given = f"search={search}" if search in ("none", "neutral") or search.startswith("fixed") else "attacks"
+        warnings.warn(f"ap with {given} is the method {now} now.", FutureWarning, stacklevel=3)
+    return now, settings
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """Options of a method as a flat TOML table; the key ``preset`` chooses the preset."""
+    """Options of a method from a TOML file: ``name = value`` as for ``--set``, or a table for a part,
+    ``[search]`` with ``kind = "gumbel"`` and that kind's options. The key ``preset`` chooses the preset."""
     try:
         table = tomllib.loads(Path(path).read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise BadFile(f"cannot read the configuration {str(path)!r}: {error}.") from error
-    nested = [k for k, v in table.items() if isinstance(v, dict | list)]
-    if nested:
-        raise BadOption(f"{str(path)!r}: {nested[0]!r} is a table or list; options are written as name = value at the top level.")
-    return table
+    settings: dict[str, Any] = {}
+    for name, value in table.items():
+        if isinstance(value, list) or (isinstance(value, dict) and any(isinstance(v, dict | list) for v in value.values())):
+            raise BadOption(f"{str(path)!r}: {name!r} is a list or a table of tables; options are written as name = value.")
+        if isinstance(value, dict):
+            settings |= {name if key == "kind" else f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            settings[name] = value
+    return settings
 
 
 def parse_set(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -127,19 +199,3 @@ def parse_set(pairs: tuple[str, ...]) -> dict[str, str]:
             raise BadOption(f"--set {name} is given twice.")
         settings[name] = value
     return settings
-
-
-def describe(cls: type[Method] | type[Attack] | type[Guard]) -> list[dict[str, Any]]:
-    """Name, type, default, meaning and source of every option, for help texts and docs."""
-    return [
-        {
-            "name": f.name,
-            "type": f.type if isinstance(f.type, str) else f.type.__name__,
-            "default": f.default,
-            "help": f.metadata["help"],
-            "source": f.metadata["source"],
-            "choices": f.metadata["choices"],
-            "needs": f.metadata["needs"].replace("|", " or "),
-        }
-        for f in dataclasses.fields(cls)
-    ]

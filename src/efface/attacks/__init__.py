@@ -1,4 +1,4 @@
-"""Attacks on an erased model. To add one: write one file beside these and one import line here."""
+"""Attacks on an erased model, one file each. To add one, write one file and register its class; see CONTRIBUTING.md."""
 
 from .base import TIERS, Attack, Attempt, Deployed, Goal, Plan
 from .concept_inversion import ConceptInversion
@@ -11,12 +11,7 @@ from .seed_search import SeedSearch
 from .synonym import Synonym
 from .unlearndiff import UnlearnDiff
 
-ATTACKS: dict[str, type[Attack]] = {
-    cls.name: cls for cls in (Direct, Synonym, Group, Implicit, RandomToken, SeedSearch, UnlearnDiff, ConceptInversion, Inverse)
-}
-
 __all__ = [
-    "ATTACKS",
     "TIERS",
     "Attack",
     "Attempt",

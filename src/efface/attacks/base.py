@@ -17,7 +17,7 @@ from ..errors import BadOption
 from ..guards.base import Guard
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
-from ..options import check, option
+from ..options import Settings, option
 from ..patches import Patch
 
 __all__ = ["CHUNK", "TIERS", "Attack", "Attempt", "Deployed", "Goal", "Plan", "option", "rng_of"]
@@ -128,14 +128,13 @@ class Attempt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attack(abc.ABC):
+class Attack(Settings):
     """Abstract. A final subclass states objective, tier, deviations and cost in its docstring and fills ``plan`` and ``run``.
 
     The budget is in UNet evaluations per case: forwards, backwards (one more each: the weights are frozen), reference images of
     the original model and images of the deployed system alike. An attack that serves all cases with one search pools them.
     """
 
-    name: ClassVar[str]
     summary: ClassVar[str]
     paper: ClassVar[str]
     tier: ClassVar[str]
@@ -147,9 +146,6 @@ class Attack(abc.ABC):
     own prompt and seed."""
 
     seed: int = option(0, "seed of the attack", "ours")
-
-    def __post_init__(self) -> None:
-        check(self)
 
     @abc.abstractmethod
     def plan(self, deployed: Deployed, goal: Goal, budget: int) -> Plan:

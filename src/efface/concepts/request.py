@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import BadRequest
 
@@ -37,3 +39,19 @@ class EraseRequest:
         for name in self.preserve:
             if normalised(name) in seen:
                 raise BadRequest(f"{name!r} is both a target and to be preserved; remove one of the two.")
+
+    def json(self) -> dict[str, Any]:
+        """Plain data, for cards and records."""
+        return {"targets": list(self.targets), "anchor": self.anchor, "preserve": list(self.preserve)}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> EraseRequest:
+        """The request again. Raises BadRequest for one that could not have been made."""
+        return EraseRequest(tuple(data["targets"]), data.get("anchor", ""), tuple(data.get("preserve", ())))
+
+    def __add__(self, other: EraseRequest) -> EraseRequest:
+        """Both requests as one: every name once, nothing preserved that is a target, and the anchor where both have the same."""
+        targets = {normalised(n): n for n in (*self.targets, *other.targets)}
+        preserve = {normalised(n): n for n in (*self.preserve, *other.preserve) if normalised(n) not in targets}
+        anchor = self.anchor if self.anchor == other.anchor else ""
+        return EraseRequest(tuple(targets.values()), anchor, tuple(preserve.values()))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import BadFile, EvaluationError, UnknownName
-from ..models.mini.world import World, load_world
+from ..models.mini.world import IconWorld, load_world
 
 NONE = "none"
 IMAGE_PX = 48
@@ -36,7 +36,7 @@ class Labels:
     backgrounds: tuple[str, ...]
 
     @classmethod
-    def of(cls, world: World) -> Labels:
+    def of(cls, world: IconWorld) -> Labels:
         return cls((*world.names(), NONE), (*world.styles, NONE), (*world.backgrounds, NONE))
 
     def digest(self) -> str:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..concepts.request import EraseRequest
 from ..equations.closed_form import F64, Edit, Moments, solved
 from ..equations.exact import MOST_ROWS, halves, outer_sums, value
 from ..errors import BadFile, BadOption, BadRequest, UnknownName
@@ -139,7 +140,7 @@ class ConceptEdit:
         card = PatchCard(
             method="concept-edit",
             config={"lam": self.lam, "erase_scale": self.erase_scale, "preserve_scale": self.preserve_scale},
-            request={"targets": names, "anchor": "", "preserve": sorted(self.preserved)},
+            request=EraseRequest(tuple(names), preserve=tuple(sorted(self.preserved))),
             base=self.base,
             cost={"forward": 0, "calls": 0, "backward": 0},
             versions=versions(),

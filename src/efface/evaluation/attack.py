@@ -20,7 +20,8 @@ from ..errors import BadFile, EvaluationError
 from ..io.files import write_text
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
-from .driver import ANCHOR_IMAGES, BATCH, Judge, base_images, quantised
+from .cache import BATCH, base_images, quantised
+from .driver import ANCHOR_IMAGES, Judge
 from .profiles import Profile
 from .records import AttemptRow, read_attempts, write_attempts
 

@@ -120,7 +120,7 @@ def damage(
         for i, name, b, a, said in zip(order, worst, was.shown, now.shown, tested, strict=True)
     ]
     record = {
-        "targets": list(patch.card.request["targets"]),
+        "targets": list(patch.card.request.targets),
         "method": patch.card.method,
         "names": len(names),
         "by": by,

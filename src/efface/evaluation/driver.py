@@ -5,9 +5,8 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +14,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..concepts.prompts import Case
@@ -27,11 +25,11 @@ from ..models.base import DiffusionModel
 from ..patches import Patch
 from ..versions import versions
 from .aggregate import BASE, summarise
+from .cache import BATCH, base_images, quantised
 from .profiles import Profile
 from .records import Entrant, Row, RunFile, append_rows, read_rows, read_run, write_run
 from .suite import Suite
 
-BATCH = 32
 ANCHOR_IMAGES = 48
 GRID_PER_AXIS = {"direct": 6, "synonym": 2, "implicit": 2, "near": 8, "trap": 4, "far": 6}
 
@@ -108,7 +106,7 @@ def evaluate(
     done = {(row.entrant, row.case_id) for row in read_rows(folder)}
     total, count = len(everyone) * len(cases), len(done)
     base = base_images(model, cases, profile, lambda n: on_image(n, total))
-    anchors = {str(s.patch.card.request.get("anchor", "")) for s in everyone if s.patch is not None} or {""}
+    anchors = {s.patch.card.request.anchor for s in everyone if s.patch is not None} or {""}
     anchor_cases = [Case("anchor", "", a, s, profile.guidance) for a in sorted(anchors) for s in range(ANCHOR_IMAGES)]
     judge.calibrate(torch.cat([base, base_images(model, anchor_cases, profile)]))
     run = RunFile(
@@ -174,39 +172,6 @@ def score(entrant: str, cases: Sequence[Case], images: Tensor, base_embedded: Te
             )
         )
     return rows
-
-
-def quantised(images: Tensor) -> Tensor:
-    """[0, 1] floats rounded to the 256 levels of a saved picture; non-finite pixels stay NaN."""
-    return torch.where(torch.isfinite(images), (images * 255).round() / 255, torch.nan)
-
-
-def base_images(
-    model: DiffusionModel, cases: Sequence[Case], profile: Profile, on_image: Callable[[int], None] = lambda n: None
-) -> Tensor:
-    """The base model's images of the cases, once per (model, profile, cases): kept in the user's cache by content hash."""
-    text = json.dumps([model.digest(), profile.steps, [c.id for c in cases]])
-    path = cache_folder() / "base" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
-    if path.is_file():
-        try:
-            return load_file(path)["images"].float() / 255
-        except Exception:  # noqa: BLE001 - a damaged cache entry is made anew, whatever is wrong with it
-            path.unlink()
-    parts = []
-    for start in range(0, len(cases), BATCH):
-        parts.append(quantised(model.sample(cases[start : start + BATCH], profile.steps, batch=BATCH)))
-        on_image(min(start + BATCH, len(cases)))
-    images = torch.cat(parts)
-    if bool(torch.isfinite(images).all()):
-        stored = {"images": (images * 255).round().to(torch.uint8)}
-        with suppress(BadFile):  # the cache saves time; without it the result is the same
-            atomic_write(path, lambda p: save_file(stored, p))
-    return images
-
-
-def cache_folder() -> Path:
-    """``EFFACE_CACHE`` or ``~/.cache/efface``."""
-    return Path(os.environ.get("EFFACE_CACHE") or Path.home() / ".cache" / "efface")
 
 
 def _key(model: DiffusionModel, systems: Sequence[System], cases: Sequence[Case], profile: Profile, judge: Judge) -> str:

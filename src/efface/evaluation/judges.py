@@ -43,7 +43,7 @@ class MiniJudge(_ClipScores):
 
     def __init__(self) -> None:
         self.detector, self.clip = MiniDetector.load("report"), ClipScorer(WEIGHTS / "clip")
-        self.names = list(self.detector.labels.concepts)
+        self.names: Sequence[str] = list(self.detector.labels.concepts)
         calibration = card()["detectors"]["report"]
         self.facts: Mapping[str, Any] = {
             "report": {
@@ -82,7 +82,7 @@ class ClipJudge(_ClipScores):
 
     def __init__(self, source: str, names: Sequence[str]) -> None:
         self.clip = ClipScorer(source)
-        self.names = [*dict.fromkeys(names), self.NOTHING]
+        self.names: Sequence[str] = [*dict.fromkeys(names), self.NOTHING]
         self.facts: Mapping[str, Any] = {
             "report": {"name": f"zero-shot {source}", "vocabulary": len(self.names), "calibrated": False},
             "clip": {"name": source},

@@ -16,8 +16,9 @@ from ..errors import EvaluationError
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
 from ..patches import Patch
-from ..training.latents import Pool
-from .driver import BATCH, Judge, base_images, quantised
+from ..training.latents import LatentPool
+from .cache import BATCH, base_images, quantised
+from .driver import Judge
 from .profiles import Profile
 
 BLOCK = 256
@@ -113,9 +114,9 @@ class Probe:
         grid = [round((i + 1) * self.steps / (self.levels + 1)) for i in range(self.levels)]
         return [(j, k) for j in range(self.trajectories) for k in grid]
 
-    def pool(self, model: DiffusionModel, seed: int) -> Pool:
+    def pool(self, model: DiffusionModel, seed: int) -> LatentPool:
         """Where the latents come from; still empty."""
-        return Pool(
+        return LatentPool(
             model,
             steps=self.steps,
             trajectories=self.trajectories,
@@ -157,7 +158,7 @@ def distances(model: DiffusionModel, patch: Patch, names: Sequence[str], probe: 
 
 
 def _predictions(
-    model: DiffusionModel, names: Sequence[str], pool: Pool, probe: Probe, change: AbstractContextManager[Any]
+    model: DiffusionModel, names: Sequence[str], pool: LatentPool, probe: Probe, change: AbstractContextManager[Any]
 ) -> Tensor:
     """(n, pairs, C, h, w) noise predictions of every name at every pair, in the changed model."""
     found = []

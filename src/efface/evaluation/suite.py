@@ -9,6 +9,7 @@ from typing import Any
 
 from ..concepts.prompts import Case
 from ..concepts.request import normalised
+from ..models.world import World
 from .profiles import Profile
 
 TEMPLATES = (
@@ -43,6 +44,11 @@ class Suite:
     far: tuple[Neighbour, ...]
     synonyms: Mapping[str, tuple[str, ...]]
     implicit: Mapping[str, tuple[str, ...]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Targets and kept concepts: what a judge must tell apart."""
+        return (*self.targets, *(n.name for group in (self.near, self.trap, self.far) for n in group))
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
@@ -81,20 +87,13 @@ def lexical_traps(target: str, names: Sequence[str]) -> list[str]:
     return [n for n in names if normalised(n) != normalised(target) and words & set(normalised(n).split())]
 
 
-def world_suite(
-    targets: Sequence[str],
-    groups: Mapping[str, str],
-    similar: Mapping[str, Mapping[str, Sequence[str]]],
-    usable: Sequence[str],
-    synonyms: Mapping[str, tuple[str, ...]],
-    implicit: Mapping[str, tuple[str, ...]],
-) -> Suite:
-    """Suite of targets in a closed world.
+def world_suite(world: World, targets: Sequence[str]) -> Suite:
+    """Suite of targets in a closed world, of concepts that its detector recognises well enough.
 
-    ``groups``: concept -> group. ``similar``: concept -> {source: names, most similar first}, measured on the base model.
-    ``usable``: concepts the report detector recognises reliably. Near takes from every source in turn up to 8 per target
-    (fewer per target when there are many); far is a fixed random choice from other groups.
+    Near takes from every ranking of similar concepts in turn, and from the target's own group, up to 8 per target (fewer per
+    target when there are many); far is a fixed random choice from other groups.
     """
+    groups, similar, usable = world.groups, world.similar, world.usable()
     usable_set, taken = set(usable), set(targets)
     cap = max(2, NEAR_CAP // len(targets)) if len(targets) > 1 else NEAR_CAP
     near: list[Neighbour] = []
@@ -119,5 +118,5 @@ def world_suite(
     other = [n for n in usable if n not in taken and groups[n] not in {groups[t] for t in targets}]
     chosen = random.Random("far " + " ".join(targets)).sample(other, min(FAR_COUNT, len(other)))
     far = [Neighbour(n, "another group", "test" if i % 2 == 0 else "dev") for i, n in enumerate(chosen)]
-    words = [{t: table.get(t, ()) for t in targets} for table in (synonyms, implicit)]
+    words = [{t: table.get(t, ()) for t in targets} for table in (world.synonyms, world.descriptions)]
     return Suite(tuple(targets), tuple(near), tuple(trap), tuple(far), *words)

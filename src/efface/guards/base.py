@@ -9,21 +9,17 @@ from typing import Any, ClassVar
 
 from ..errors import BadOption
 from ..models.base import DiffusionModel
-from ..options import check
+from ..options import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guard(abc.ABC):
+class Guard(Settings):
     """Abstract. A final subclass states its equation, deviations and cost, and fills :meth:`active`."""
 
-    name: ClassVar[str]
     summary: ClassVar[str]
     paper: ClassVar[str]
     branches: ClassVar[int]
     """UNet evaluations per row and sampler step; classifier-free guidance alone takes 2."""
-
-    def __post_init__(self) -> None:
-        check(self)
 
     @abc.abstractmethod
     def active(self, model: DiffusionModel, targets: tuple[str, ...]) -> AbstractContextManager[None]:

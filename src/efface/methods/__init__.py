@@ -1,14 +1,16 @@
-"""Erasure methods. To add one: write one file beside these and one import line here; see CONTRIBUTING.md."""
+"""Erasure methods, one file each. To add one, write one file and register its class; CONTRIBUTING.md has an example."""
 
 from .ablation import ConceptAblation
 from .advunlearn import AdvUnlearn
 from .age import AGE
 from .ap import AP
 from .base import Method, option
+from .baselines import L2, Fixed, Naive, Neutral
 from .esd import ESD
 from .forget_me_not import ForgetMeNot
 from .kpop import KPOP
 from .mace import MACE
+from .rap import RAP, RAPAttack
 from .realera import RealEra
 from .rece import RECE
 from .stereo import STEREO
@@ -16,31 +18,27 @@ from .time import TIME
 from .trce import TRCE
 from .uce import UCE
 
-METHODS: dict[str, type[Method]] = {
-    cls.name: cls
-    for cls in (ESD, AP, AGE, KPOP, ConceptAblation, ForgetMeNot, AdvUnlearn, STEREO, TRCE, UCE, TIME, RECE, MACE, RealEra)
-}
-
-ROWS: dict[str, type[Method]] = {"naive": AP, "l2": AP, "neutral": AP, "fixed": AP, "rap": AP, "rap-attack": AP}
-"""Baselines that are a method with the preset of their own name laid over the model's: they differ from it in that alone."""
-
 __all__ = [
     "AGE",
     "AP",
     "ESD",
     "KPOP",
+    "L2",
     "MACE",
-    "METHODS",
+    "RAP",
     "RECE",
-    "ROWS",
     "STEREO",
     "TIME",
     "TRCE",
     "UCE",
     "AdvUnlearn",
     "ConceptAblation",
+    "Fixed",
     "ForgetMeNot",
     "Method",
+    "Naive",
+    "Neutral",
+    "RAPAttack",
     "RealEra",
     "option",
 ]

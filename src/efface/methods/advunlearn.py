@@ -19,7 +19,7 @@ from ..models.select import UNET_SELECTIONS, Select, selection, text_layers
 from ..patches import Patch, PatchCard
 from ..preservation.adversary import PLACES, drawn_words, word_rows, worded
 from ..preservation.candidates import concept_space
-from ..training.latents import Group, Pool
+from ..training.latents import Group, LatentPool
 from ..training.loop import Run, Step, training
 from ..training.processes import share
 from .base import Method, option
@@ -176,7 +176,7 @@ class AdvUnlearn(Method):
         card = self.card(model, request, spent, retained=kept, dropped=dropped, attacks=attacked)
         return Patch.between(origin, weights, self._for_the_encoder(model, card))
 
-    def _attack(self, step: Step, student: DiffusionModel, pool: Pool, prompts: Sequence[str], table: Tensor) -> Tensor:
+    def _attack(self, step: Step, student: DiffusionModel, pool: LatentPool, prompts: Sequence[str], table: Tensor) -> Tensor:
         """(B, k, e) vectors under which the student as it is now denoises best towards the target. Logs first and last loss."""
         drawn = share([step.draw(len(table), self.tokens) for _ in range(self.batch)])
         words = drawn_words(table, [i for row in drawn for i in row], self.tokens).requires_grad_(True)
@@ -198,9 +198,9 @@ class AdvUnlearn(Method):
         step.log(attack_first=losses[0], attack_last=losses[-1])
         return before if self.legacy_stale else words.detach()
 
-    def _pool(self, model: DiffusionModel, request: EraseRequest, kept: Sequence[str]) -> Pool:
+    def _pool(self, model: DiffusionModel, request: EraseRequest, kept: Sequence[str]) -> LatentPool:
         """Trajectories of the frozen model; those of the targets carry eps_e and eps_anchor of every latent beside it."""
-        pool = Pool(
+        pool = LatentPool(
             model,
             steps=self.sampling_steps,
             trajectories=self.pool_kept,
@@ -212,7 +212,7 @@ class AdvUnlearn(Method):
         )
         pool.fill([*request.targets, *kept])
         for target in request.targets:
-            pool.know(target, [(model, target), (model, request.anchor)])
+            pool.add_predictions(target, [(model, target), (model, request.anchor)])
         return pool
 
     def _turn(self, index: int, kept: Sequence[str]) -> list[str]:

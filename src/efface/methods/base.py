@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import abc
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..concepts.request import EraseRequest
 from ..models.base import DiffusionModel
-from ..options import check, option
+from ..options import Settings, option
 from ..patches import Patch, PatchCard
 from ..training.loop import Run
 from ..versions import versions
@@ -19,18 +18,14 @@ __all__ = ["Method", "option"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(abc.ABC):
-    """Abstract. A final subclass states its equation, deviations and cost in its docstring and fills ``erase``."""
+class Method(Settings):
+    """Abstract. A final subclass states its equation, deviations and cost in its docstring and fills ``erase``.
 
-    name: ClassVar[str]
+    ``presets`` names sets of options: "paper" is the default of full-size models; "mini" and "tiny" are ours.
+    """
+
     summary: ClassVar[str]
     paper: ClassVar[str]
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
-    """Named sets of options. "paper" is the default of full-size models; "mini" and "tiny" are ours."""
-
-    def __post_init__(self) -> None:
-        """Every value is one that its option takes, however it came here. A subclass with more to check calls this first."""
-        check(self)
 
     @abc.abstractmethod
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
@@ -50,8 +45,8 @@ class Method(abc.ABC):
         now = model.evals.snapshot()
         return PatchCard(
             method=self.label,
-            config=dataclasses.asdict(self),
-            request={"targets": list(request.targets), "anchor": request.anchor, "preserve": list(request.preserve)},
+            config=self.plain(),
+            request=request,
             base={**model.info, "digest": model.digest()},
             cost={k: now[k] - spent[k] for k in ("forward", "calls", "backward")},
             versions=versions(),

@@ -10,13 +10,11 @@ import torch
 from ..concepts.request import EraseRequest
 from ..equations.guidance import away_from
 from ..models.base import DiffusionModel
-from ..models.select import selection
 from ..patches import Patch
-from ..training.latents import Group
-from ..training.loop import Run, Stateful, training
-from ..training.processes import share
+from ..training.loop import Run
+from ..training.scene import predictions
 from .base import option
-from .trained import Trained, predictions
+from .trained import Trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,31 +48,28 @@ class ESD(Trained):
         "esd-x-strict": {"train": "xattn-kv"},
         "esd-u-new": {"train": "linear-noxattn"},
         "esd-all": {"train": "linear"},
-        "official-legacy": {"alignment": "official"},
+        "official-legacy": {"sampler.alignment": "official"},
         "official-new": {"convention": "new", "eta": 2.0, "sampler": "frozen", "steps": 200, "lr": 5e-5},
         "mini": {**Trained.defaults, "eta": 0.25},
         "tiny": {"steps": 3, "sampling_steps": 5},
     }
 
     eta: float = option(1.0, "how far beyond the anchor the goal lies", "train-esd.py --negative_guidance")
-    convention: str = option("legacy", "what eta counts from", "spec 1.4", choices=("legacy", "new"))
+    convention: str = option("legacy", "what eta counts from", "train-esd.py legacy; esd_sd.py new", choices=("legacy", "new"))
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         return self.steps * self.batch * (self.draw_cost(1) + 3) + self.fill_cost(request)
 
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
-        run, spent, select = run or Run(), model.evals.snapshot(), selection(self.train)
-        student = model.student(select)
-        latents = self.latents(model, student, request)
+        run, spent = run or Run(), model.evals.snapshot()
+        scene = self.scene(model, request)
         eta = self.eta if self.convention == "legacy" else self.eta - 1
-        c_targets, c_anchor = model.encode(request.targets), model.encode([request.anchor])
-        carry: dict[str, Stateful] = {"latents": latents}
-        for step in training(student, select, steps=self.steps, lr=self.lr, seed=self.seed, run=run, carry=carry):
-            e = step.draw(len(request.targets), self.batch)
-            c_e = c_targets[list(share(e))]
-            (z_t,), t = latents.draw([Group([request.targets[i] for i in e], c_e)], step)
+        for step in self.updates(scene, run):
+            _, target = scene.draw(step)
+            (z_t,), t = scene.latents.draw([target], step)
+            c_0 = scene.c_anchor.repeat(len(target.cond))
             with torch.no_grad():
-                eps_e, eps_anchor = predictions(model, [(z_t, c_e), (z_t, c_anchor.repeat(len(c_e)))], t)
+                eps_e, eps_anchor = predictions(model, [(z_t, target.cond), (z_t, c_0)], t)
             goal = away_from(eps_anchor, eps_e, eta)
-            step.minimize(erase=self.mse(model, student.predict(z_t, t, c_e), goal, t).mean())
-        return Patch.between(model.weights(select), student.weights(select), self.card(model, request, spent))
+            step.minimize(erase=scene.distance(scene.student.predict(z_t, t, target.cond), goal, t).mean())
+        return Patch.between(scene.origin, scene.weights, self.card(model, request, spent))

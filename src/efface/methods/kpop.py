@@ -10,14 +10,13 @@ import torch
 from ..concepts.request import EraseRequest
 from ..equations.guidance import away_from
 from ..models.base import DiffusionModel
-from ..models.select import selection
 from ..patches import Patch
-from ..training.latents import Group
 from ..training.learned import Learned
-from ..training.loop import Run, Stateful, training
+from ..training.loop import Run
 from ..training.processes import share
+from ..training.scene import predictions
 from .base import option
-from .trained import Trained, predictions
+from .trained import Trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,27 +71,24 @@ class KPOP(Trained):
         return self.steps * self.batch * per_row + self.fill_cost(request)
 
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
-        run, spent, select = run or Run(), model.evals.snapshot(), selection(self.train)
-        student = model.student(select)
-        latents = self.latents(model, student, request)
-        c_targets, c_anchor = model.encode(request.targets), model.encode([request.anchor])
+        run, spent = run or Run(), model.evals.snapshot()
+        scene = self.scene(model, request)
+        student, c_targets = scene.student, scene.c_targets
         shape = (len(c_targets), 2, self.prompt_size, c_targets.tokens.shape[-1])
         start = self.prompt_init * torch.randn(shape, generator=torch.Generator().manual_seed(self.seed))
         prompts = Learned(list(start.to(model.device)), self.prompt_lr)  # per target (p_k, p_v): (2, m, d)
-        carry: dict[str, Stateful] = {"prompts": prompts, "latents": latents}
-        for step in training(student, select, steps=self.steps, lr=self.lr, seed=self.seed, run=run, carry=carry):
-            drawn = step.draw(len(c_targets), self.batch)
-            e = list(share(drawn))
-            c_e = c_targets[e]
-            (z_t,), t = latents.draw([Group([request.targets[i] for i in drawn], c_e)], step)
+        for step in self.updates(scene, run, {"prompts": prompts}):
+            drawn, target = scene.draw(step)
+            e, c_e = list(share(drawn)), target.cond
+            (z_t,), t = scene.latents.draw([target], step)
             with torch.no_grad():
-                eps_e, eps_anchor = predictions(model, [(z_t, c_e), (z_t, c_anchor.repeat(len(e)))], t)
+                eps_e, eps_anchor = predictions(model, [(z_t, c_e), (z_t, scene.c_anchor.repeat(len(e)))], t)
             goal = away_from(eps_anchor, eps_e, self.eta)
             # Transfer: the prompt learns what the weights no longer do.
             for _ in range(self.prompt_updates):
                 keys, values = prompts.rows(e).unbind(1)
                 with student.frozen(), student.extra_context(keys, values, self.place):
-                    transfer = self.mse(model, student.predict(z_t, t, c_e), eps_e, t).mean()
+                    transfer = scene.distance(student.predict(z_t, t, c_e), eps_e, t).mean()
                     transfer.backward()
                 prompts.update(drawn)
                 step.log(transfer=float(transfer.detach()))
@@ -102,7 +98,7 @@ class KPOP(Trained):
                 prompted = student.predict(z_t, t, c_e)
             aim = eps_e if self.with_prompt_target == "recover" else goal
             step.minimize(
-                erase=self.mse(model, student.predict(z_t, t, c_e), goal, t).mean(),
-                prompted=self.lam * self.mse(model, prompted, aim, t).mean(),
+                erase=scene.distance(student.predict(z_t, t, c_e), goal, t).mean(),
+                prompted=self.lam * scene.distance(prompted, aim, t).mean(),
             )
-        return Patch.between(model.weights(select), student.weights(select), self.card(model, request, spent))
+        return Patch.between(scene.origin, scene.weights, self.card(model, request, spent))

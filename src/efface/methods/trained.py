@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from ..concepts.request import EraseRequest
 from ..equations.diffusion import x0_loss_weight
 from ..errors import BadOption
 from ..models.base import DiffusionModel
-from ..models.cond import Cond
-from ..models.select import UNET_SELECTIONS
-from ..training.latents import POOLED, SAMPLERS, Latents, Pool, Trajectories, draw_cost
+from ..models.select import UNET_SELECTIONS, selection
+from ..options import part
+from ..preservation.exhaustive import Exhaustive
+from ..preservation.gumbel import Gumbel
+from ..preservation.pgd import PGD
+from ..preservation.search import Search
+from ..preservation.uniform import Random
+from ..training.loop import Run, Stateful, Step, training
+from ..training.samplers import SAMPLERS, Sampler, Student, Walk
+from ..training.scene import Scene
 from .base import Method, option
 
-KEPT = "sampler=" + "|".join(POOLED)
+SEARCHES = (Gumbel, Exhaustive, Random, PGD)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,81 +41,80 @@ class Trained(Method):
 
     defaults: ClassVar = {"steps": 100, "lr": 1e-3, "sampling_steps": 12, "batch": 4, "sampler": "pool"}
     """What every output-based method takes on the miniature: the same budget."""
-    official_code: ClassVar = {"eta": 1.0, "loss_space": "x0", "metric": "l2", "alignment": "official", "exclude_targets": False}
+    official_code: ClassVar = {
+        "eta": 1.0,
+        "loss_space": "x0",
+        "sampler.alignment": "official",
+        "search.metric": "l2",
+        "search.exclude_targets": False,
+    }
     """Where the official codes of AP and AGE differ from their papers."""
+    renamed: ClassVar[Mapping[str, str]] = {
+        "pool": "sampler.trajectories",
+        "lifetime": "sampler.lifetime",
+        "alignment": "sampler.alignment",
+    }
 
     steps: int = option(1000, "weight updates", "legacy codes --iterations; esd_sd.py 200", low=0)
     lr: float = option(1e-5, "Adam learning rate", "legacy codes --lr; esd_sd.py 5e-5", low=0.0)
     batch: int = option(1, "rows per update, over all processes", "legacy codes", low=1)
     train: str = option("xattn", "trained parameters", "legacy codes (nudity: noxattn)", choices=UNET_SELECTIONS)
-    sampler: str = option("student", "where z_t comes from", "legacy codes student; esd_sd.py frozen", choices=SAMPLERS)
-    pool: int = option(8, "trajectories per target of a pooled sampler", "ours", low=1, needs=KEPT)
-    lifetime: int = option(10, "updates a harvested trajectory serves", "ours", low=1, needs="sampler=harvest")
-    sampling_steps: int = option(50, "grid of the partial sampling", "legacy codes --ddim_steps", low=2)
-    solver: str = option("ddim", "solver of the partial sampling", "legacy codes; dpm ours", choices=("ddim", "dpm"))
-    guidance: float = option(3.0, "guidance of the partial sampling", "legacy codes --start_guidance")
-    alignment: str = option(
-        "exact", "noise level of z_t against t", "esd_sd.py exact; legacy codes official", choices=("exact", "official")
-    )
+    sampler: Sampler = part(Student(), "where z_t comes from", "legacy codes student; esd_sd.py frozen", kinds=SAMPLERS)
+    sampling_steps: int = option(50, "levels of the sampling grid on which z_t lies", "legacy codes --ddim_steps", low=2)
+    solver: str = option("ddim", "solver that walks to z_t", "legacy codes; dpm ours", choices=("ddim", "dpm"))
+    guidance: float = option(3.0, "guidance scale on the way to z_t", "legacy codes --start_guidance")
     loss_space: str = option("eps", "space of the losses", "papers eps; official AP and AGE x0", choices=("eps", "x0"))
     seed: int = option(0, "training seed", "ours")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.sampler in POOLED and self.official:
-            raise BadOption(
-                f"sampler={self.sampler} keeps every level of a trajectory, so alignment=official does not exist for it; "
-                "use sampler=student."
-            )
-
-    @property
-    def per_candidate(self) -> int:
-        """Trajectories of what is drawn beside the targets."""
-        return 1
-
-    @property
-    def official(self) -> bool:
-        return self.alignment == "official"
-
-    def latents(
-        self, model: DiffusionModel, student: DiffusionModel, request: EraseRequest, candidates: Sequence[Sequence[str]] = ()
-    ) -> Latents:
-        """The source that ``sampler`` names; a pool of the frozen model is filled with the targets and their candidates."""
-        if self.sampler in POOLED:
-            pool = Pool(
-                student if self.sampler == "harvest" else model,
-                steps=self.sampling_steps,
-                trajectories=self.per_candidate,
-                more=dict.fromkeys(request.targets, self.pool),
-                guidance=self.guidance,
-                solver=self.solver,
-                seed=self.seed,
-                batch=self.batch,
-                lifetime=self.lifetime if self.sampler == "harvest" else None,
-                forward=self.sampler == "noised",
-            )
-            if self.sampler != "harvest":
-                pool.fill([*request.targets, *(name for group in candidates for name in group)])
-            return pool
-        return Trajectories(
-            student if self.sampler == "student" else model,
+    def walk(self, request: EraseRequest, candidates: Sequence[Sequence[str]] = (), per_candidate: int = 1) -> Walk:
+        """What the sampler needs to know of this erasure."""
+        return Walk(
             steps=self.sampling_steps,
             guidance=self.guidance,
-            official=self.official,
             solver=self.solver,
+            seed=self.seed,
             batch=self.batch,
+            targets=request.targets,
+            others=[name for group in candidates for name in group],
+            per_other=per_candidate,
         )
 
-    def fill_cost(self, request: EraseRequest, candidates: Sequence[Sequence[str]] = ()) -> int:
-        """Evaluations that filling a frozen pool takes; 0 without one. "harvest" has no fixed cost: every concept costs as much
-        again each time it is drawn and older than ``lifetime`` updates."""
-        per_trajectory = {"pool": 2 * (self.sampling_steps - 1), "noised": 2 * self.sampling_steps}.get(self.sampler, 0)
-        kept = {name for group in candidates for name in group} - set(request.targets)
-        return per_trajectory * (self.pool * len(request.targets) + self.per_candidate * len(kept))
+    def scene(
+        self,
+        model: DiffusionModel,
+        request: EraseRequest,
+        candidates: Sequence[Sequence[str]] = (),
+        per_candidate: int = 1,
+    ) -> Scene:
+        """The student and its latents; a pool of the frozen model is filled with the targets and their candidates."""
+        select = selection(self.train)
+        student = model.student(select)
+        return Scene(
+            model=model,
+            student=student,
+            latents=self.sampler.latents(model, student, self.walk(request, candidates, per_candidate)),
+            targets=request.targets,
+            c_targets=model.encode(request.targets),
+            c_anchor=model.encode([request.anchor]),
+            batch=self.batch,
+            distance=lambda a, b, t: self.mse(model, a, b, t),
+            origin=model.weights(select),
+            weights=student.weights(select),
+        )
+
+    def updates(self, scene: Scene, run: Run, carry: Mapping[str, Stateful] | None = None) -> Iterator[Step]:
+        """The training loop over the scene's student; see :func:`efface.training.training`."""
+        kept = {"latents": scene.latents, **(carry or {})}
+        select = selection(self.train)
+        return training(scene.student, select, steps=self.steps, lr=self.lr, seed=self.seed, run=run, carry=kept)
 
     def draw_cost(self, groups: int) -> float:
         """Mean evaluations per row of drawing latents for ``groups`` conditionings; 0 for a pool."""
-        return 0.0 if self.sampler in POOLED else draw_cost(groups, self.sampling_steps, self.official)
+        return self.sampler.draw_cost(groups, self.sampling_steps)
+
+    def fill_cost(self, request: EraseRequest, candidates: Sequence[Sequence[str]] = (), per_candidate: int = 1) -> int:
+        """Evaluations that filling a pool of the frozen model takes; 0 without one."""
+        return self.sampler.fill_cost(self.walk(request, candidates, per_candidate))
 
     def mse(self, model: DiffusionModel, a: Tensor, b: Tensor, t: Tensor) -> Tensor:
         """(B,) mean squared difference per row in the space of ``loss_space``; a, b: (B, C, h, w) predictions at t."""
@@ -121,23 +126,37 @@ class Trained(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Searching(Trained):
-    """Abstract. Draws latents for searched concepts, too."""
+    """Abstract. A method that searches for the concepts that it preserves."""
 
-    pool_kept: int = option(1, "trajectories per candidate of a pooled sampler, which is drawn rarely", "ours", low=1, needs=KEPT)
+    renamed: ClassVar[Mapping[str, str]] = {
+        **Trained.renamed,
+        "pool_kept": "per_candidate",
+        **{
+            name: f"search.{name}"
+            for name in ("space", "nearest", "centres", "metric", "apart", "exclude_targets", "hard", "topk", "tau")
+        },
+        **{name: f"search.{name}" for name in ("update", "ascents", "refresh")},
+        "pi_lr": "search.lr",
+        "pgd_rate": "search.rate",
+        "pgd_radius": "search.radius",
+    }
 
-    @property
-    def per_candidate(self) -> int:
-        return self.pool_kept
+    search: Search = part(Gumbel(), "how the concept to preserve is found", "paper", kinds=SEARCHES)
+    per_candidate: int = option(1, "cached trajectories for each candidate", "ours", low=1, needs="sampler=pool|harvest|noised")
+    frames: int = option(0, "pictures of the preserved concept that are kept on the card", "official --save_freq", low=0)
 
-    def need_hard(self, hard: bool) -> None:
-        """Raises BadOption for a pooled sampler whose searched concept is a mixture."""
-        if self.sampler in POOLED and not hard:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sampler.pooled and self.search.mixes:
             raise BadOption(
-                f"sampler={self.sampler} needs hard=true: a mixture of candidates has no cached latents. Use sampler=student."
+                f"sampler={self.sampler.name} needs search.hard=true: a mixture of candidates has no cached latents. "
+                "Use sampler=student."
             )
 
-
-def predictions(network: DiffusionModel, parts: Sequence[tuple[Tensor, Cond]], t: Tensor) -> list[Tensor]:
-    """The outputs for several (z_t, conditionings) at one t (B,), all in one call; (B, C, h, w) each."""
-    z = torch.cat([z for z, _ in parts])
-    return list(network.predict(z, t.repeat(len(parts)), Cond.cat([c for _, c in parts])).chunk(len(parts)))
+    def searched(self, run: Run, request: EraseRequest, names: Sequence[Sequence[str]]) -> dict[str, object]:
+        """What the card remembers of the search: the concept of every update, and the candidates where there was a list."""
+        keys = ("step", "target", "concept", "preserve", "entropy", "margin", "moved")
+        log: dict[str, object] = {"adversarial": [{k: row[k] for k in keys if k in row} for row in run.log]}
+        if self.search.keeps_names:
+            log["candidates"] = {t: list(n) for t, n in zip(request.targets, names, strict=True)}
+        return log

@@ -21,7 +21,7 @@ from ..models.cond import Cond
 from ..models.select import selection
 from ..patches import Patch
 from ..preservation.candidates import concept_space
-from ..training.latents import Group, Pool
+from ..training.latents import Group, LatentPool
 from ..training.loop import Run, training
 from ..training.processes import share
 from .base import Method, option
@@ -251,10 +251,12 @@ class TRCE(Method):
             step.log(active=float((erase > 0).float().mean()))
             step.minimize(erase=erase.mean(), keep=self.lam_keep * (new[2 * len(z) :] - out_u).square().mean())
 
-    def _pools(self, model: DiffusionModel, student: DiffusionModel, pairs: Sequence[tuple[str, str]]) -> tuple[Pool, Pool]:
+    def _pools(
+        self, model: DiffusionModel, student: DiffusionModel, pairs: Sequence[tuple[str, str]]
+    ) -> tuple[LatentPool, LatentPool]:
         """Early latents of every unsafe wording with the frozen predictions for it, for its safe one and for nothing; latents
         of nothing with the prediction of the network after the first stage."""
-        unsafe = Pool(
+        unsafe = LatentPool(
             model,
             steps=self.sampling_steps,
             trajectories=self.pool,
@@ -267,8 +269,8 @@ class TRCE(Method):
         unsafe.fill([PROMPT.format(u) for u, _ in pairs])
         for u, s in pairs:
             p, safe = PROMPT.format(u), PROMPT.format(s).strip()
-            unsafe.know(p, [(model, p), (model, safe), (model, "")])
-        kept = Pool(
+            unsafe.add_predictions(p, [(model, p), (model, safe), (model, "")])
+        kept = LatentPool(
             model,
             steps=self.sampling_steps,
             trajectories=self.pool_kept,
@@ -278,7 +280,7 @@ class TRCE(Method):
             batch=self.batch * self.kept,
         )
         kept.fill([""])
-        kept.know("", [(student, "")])
+        kept.add_predictions("", [(student, "")])
         return unsafe, kept
 
     def _label(self, model: DiffusionModel, t: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from ..equations.guidance import guided
 from .cond import Cond
 from .select import Select
 from .tokens import SoftPrompt, TokenSpan
+from .world import World
 
 
 @dataclass
@@ -84,6 +85,8 @@ class DiffusionModel(abc.ABC):
     device: torch.device
     concept_names: tuple[str, ...]
     """The model's own concept names, where it has a closed world (the miniature); else empty."""
+    world: World | None = None
+    """What is known about the model's concepts, where it draws a closed world of them (the miniature)."""
     guide: Callable[[Cond, float], Guide] | None = None
     """A guard's guidance of a trajectory for conditionings and scale; None is classifier-free guidance. See :meth:`guided_by`."""
 

@@ -249,7 +249,7 @@ def _header(patch: Patch, rank: int | None) -> dict[str, str]:
         "sd_v1": "stable-diffusion-v1",
     }[version]
     card = {k: v for k, v in asdict(patch.card).items() if k != "log"}
-    title = f"{patch.card.method} without {', '.join(patch.card.request.get('targets', []))}"
+    title = f"{patch.card.method} without {', '.join(patch.card.request.targets)}"
     return {
         "ss_base_model_version": version,
         **({"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)} if rank else {}),

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..concepts.request import EraseRequest
 from ..errors import BadFile, BadRequest, WrongBaseModel
 from ..models.base import DiffusionModel
 from ..models.load import load_model
@@ -57,7 +58,7 @@ def import_patch(model: DiffusionModel, source: str | Path, *, targets: Sequence
     card = PatchCard(
         method=name,
         config={"file": source.name, "sha256": _digest(source), "read as": kind},
-        request={"targets": list(targets), "anchor": "", "preserve": []},
+        request=EraseRequest(tuple(targets)),
         base={**model.info, "digest": model.digest()},
         versions=versions(),
     )

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..concepts.request import EraseRequest
 from ..errors import BadOption, NonFiniteLoss, WrongBaseModel
 from ..models.base import DiffusionModel
 from ..models.select import ENCODERS
@@ -23,7 +24,7 @@ class PatchCard:
 
     method: str
     config: Mapping[str, Any]
-    request: Mapping[str, Any]
+    request: EraseRequest
     base: Mapping[str, Any]
     """The adapter's facts about the base model plus its ``digest``."""
     cost: Mapping[str, int] = field(default_factory=dict)
@@ -129,7 +130,7 @@ class Patch:
         card = PatchCard(
             method="+".join((self.card.method, other.card.method)),
             config={},
-            request={k: [*self.card.request.get(k, []), *other.card.request.get(k, [])] for k in ("targets", "preserve")},
+            request=self.card.request + other.card.request,
             base=self.card.base,
             cost={k: self.card.cost.get(k, 0) + other.card.cost.get(k, 0) for k in {**self.card.cost, **other.card.cost}},
             versions=self.card.versions,
@@ -155,7 +156,7 @@ class Patch:
         return {
             "method": c.method,
             "config": dict(c.config),
-            "request": dict(c.request),
+            "request": c.request.json(),
             "base": dict(c.base),
             "cost": dict(c.cost),
             "versions": dict(c.versions),

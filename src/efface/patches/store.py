@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..concepts.request import EraseRequest
 from ..errors import BadFile
 from ..io.files import atomic_write
 from .patch import Patch, PatchCard
@@ -49,7 +50,8 @@ def load(path: str | Path) -> Patch:
                 )
             if int(header.get("format_version", "0")) > FORMAT_VERSION:
                 raise BadFile(f"{str(path)!r} was written by a newer efface (format {header['format_version']}); upgrade efface.")
-            card = PatchCard(**json.loads(header["card"]))
+            raw = json.loads(header["card"])
+            card = PatchCard(**{**raw, "request": EraseRequest.from_json(raw["request"])})
             names = list(f.keys())
             foreign = [n for n in names if not n.startswith(PREFIX)]
             if foreign:

@@ -16,8 +16,10 @@ from ..training.drawn import surrogate_latents
 from ..training.learned import Learned
 from ..training.loop import Step
 from ..training.processes import share
+from ..training.scene import Scene
+from .candidates import candidates
 
-LOOKS = 8
+PICTURES = 8
 """Pictures of a target by which words are judged."""
 PLACES = ("prefix", "suffix", "insert", "replace")
 """Before the prompt's words, after them, in their middle, or in their place."""
@@ -59,25 +61,33 @@ def worded(model: DiffusionModel, prompts: Sequence[str], rows: Tensor, place: s
 def agreement(
     model: DiffusionModel, target: str, anchor: str, words: Sequence[str], *, steps: int, guidance: float, seed: int
 ) -> dict[str, float]:
-    """How far each word's prediction is from the target's, over the anchor's distance from it; squares summed over LOOKS pictures
-    of the target, noised to levels spread over the schedule. 0 draws the target, 1 is as far off as the anchor.
+    """How far each word's prediction is from the target's, as a share of the anchor's distance from it.
 
-    Cost: LOOKS times a picture and len(words) + 2 evaluations.
+    Squares are summed over PICTURES pictures of the target, noised to levels spread over the schedule. 0 draws the target, 1 is
+    as far off as the anchor.
+
+    Cost: PICTURES times a picture and len(words) + 2 evaluations.
     """
     n = len(model.schedule.alphas_cumprod)
-    t = torch.tensor([(2 * i + 1) * n // (2 * LOOKS) for i in range(LOOKS)], device=model.device)
-    x = surrogate_latents(model, [target], LOOKS, steps=steps, guidance=guidance, seed=seed)
-    z = noised(x, model.noise(LOOKS, torch.Generator().manual_seed(seed)), model.schedule.ab(t).to(x))
-    eps_e, eps_0, *eps = (model.predict(z, t, model.encode([p] * LOOKS)) for p in (target, anchor, *words))
+    t = torch.tensor([(2 * i + 1) * n // (2 * PICTURES) for i in range(PICTURES)], device=model.device)
+    x = surrogate_latents(model, [target], PICTURES, steps=steps, guidance=guidance, seed=seed)
+    z = noised(x, model.noise(PICTURES, torch.Generator().manual_seed(seed)), model.schedule.ab(t).to(x))
+    eps_e, eps_0, *eps = (model.predict(z, t, model.encode([p] * PICTURES)) for p in (target, anchor, *words))
     whole = float((eps_0 - eps_e).square().sum()) or torch.finfo(torch.float32).tiny
     return {w: float((e - eps_e).square().sum()) / whole for w, e in zip(words, eps, strict=True)}
 
 
-def own_and(model: DiffusionModel, name: str, words: Sequence[str]) -> Tensor:
+def own_and_near(model: DiffusionModel, name: str, words: Sequence[str]) -> Tensor:
     """(n + 1, e) input embeddings: the mean of the name's own tokens, and n words of one token."""
     span = model.locate(name, name)
     own = model.embed([name]).embeddings[0, span.start : span.stop].mean(0, keepdim=True)
     return torch.cat([own, *(model.embed([w]).embeddings[:, 1] for w in words)]).float()
+
+
+def near_words(model: DiffusionModel, targets: Sequence[str], nearest: int) -> list[list[str]]:
+    """Per target, the vocabulary words that the text encoder puts nearest to it and that are one token."""
+    found = candidates(model, "vocabulary", targets, exclude_targets=True, nearest=nearest, metric="cosine")
+    return [[w for w, ids in zip(names, model.token_ids(names), strict=True) if len(ids) == 3] for names in found]
 
 
 class Adversary:
@@ -87,26 +97,37 @@ class Adversary:
     Pass it to ``training(carry=...)`` to have it survive an interruption.
     """
 
-    def __init__(
-        self, model: DiffusionModel, targets: Sequence[str], starts: Sequence[Tensor], *, lr: float, restart: int
-    ) -> None:
-        self.model, self.targets, self.starts, self.restart = model, targets, starts, restart
+    def __init__(self, scene: Scene, starts: Sequence[Tensor], *, lr: float, restart: int) -> None:
+        self.scene, self.starts, self.restart = scene, starts, restart
         self.words = Learned([rows[:1] for rows in starts], lr)
 
-    def begin(self, step: Step, first: int) -> None:
-        """To be called once per update, before anything else; ``first``: the update in which the attack begins."""
+    def attack(self, step: Step, first: int, times: int) -> None:
+        """``times`` Adam steps of the words down ``|eps'(z_t, t, w) - eps(z_t, t, c_e)|^2``, each on a fresh draw and with the
+        weights fixed, so that no weight collects a gradient. Logs the first and the last loss. To be called once per update,
+        before anything else; ``first`` is the update in which the attack begins.
+
+        Cost: 2 evaluations per row and time, beside the latents.
+        """
         if step.index == first or (self.restart and step.index % self.restart == 0):
             for i, rows in enumerate(self.starts):
                 self.words.begin(i, rows[[step.randint(len(rows))]])
+        scene, losses = self.scene, []
+        with scene.student.frozen():
+            for _ in range(times):
+                e, target = scene.draw(step)
+                (z,), t = scene.latents.draw([target], step)
+                with torch.no_grad():
+                    eps_e = scene.model.predict(z, t, target.cond)
+                off = scene.distance(scene.student.predict(z, t, self.cond(e)), eps_e, t).mean()
+                off.backward()
+                self.words.update(e)
+                losses.append(float(off.detach()))
+        step.log(attack_first=losses[0], attack_last=losses[-1])
 
     def cond(self, e: Sequence[int]) -> Cond:
         """This process's rows for the target indices of the whole batch, differentiable in the words."""
         own = share(list(e))
-        return worded(self.model, [self.targets[i] for i in own], self.words.rows(own), "replace")
-
-    def follow(self, e: Sequence[int]) -> None:
-        """One step of the drawn targets' words down the gradients that a backward pass has left behind."""
-        self.words.update(e)
+        return worded(self.scene.model, [self.scene.targets[i] for i in own], self.words.rows(own), "replace")
 
     def state_dict(self) -> dict[str, Any]:
         return self.words.state_dict()

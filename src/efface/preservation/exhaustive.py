@@ -3,36 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..models.cond import Cond
+from ..options import option
 from ..training.loop import Step
-from .search import Chosen, Still, rows_of
+from ..training.scene import Scene
+from .search import AmongCandidates, Chosen, Running, rows_of
 
 CHUNK = 64
+"""Candidates whose damage is measured in one call."""
 
 
-class ExhaustiveSearch(Still):
-    """``c_a = argmax_c |eps'(z_t, t, c) - eps(z_t, t, c)|^2`` over all candidates, looked up again every ``refresh`` updates.
+@dataclass(frozen=True, kw_only=True)
+class Exhaustive(AmongCandidates):
+    """Preserve the candidate with the largest damage of all, measured again every ``refresh`` updates."""
 
-    ``damage(cond, z, t)``: (n,) damage per row. Cost: 2 evaluations per candidate, target and refresh, plus the latents.
+    name: ClassVar[str] = "exhaustive"
+
+    refresh: int = option(10, "updates between two looks at all candidates", "ours", low=1)
+
+    def begin(self, scene: Scene, names: Sequence[Sequence[str]]) -> Running:
+        return ExhaustiveSearch(scene, names, [scene.model.encode(n) for n in names], self.refresh)
+
+    def evals(self, steps: int, batch: int, names: Sequence[Sequence[str]], draw_cost: Callable[[int], float]) -> float:
+        looks = -(-steps // self.refresh)
+        return looks * (draw_cost(1) * len(names) + 2 * sum(map(len, names)))
+
+
+class ExhaustiveSearch(Running):
+    """``c_a = argmax_c |eps'(z_t, t, c) - eps(z_t, t, c)|^2`` over all candidates, at one (z_t, t) per target and look.
+
+    Cost: 2 evaluations per candidate, target and look, plus the latents.
     """
 
-    def __init__(self, names: Sequence[Sequence[str]], rows: Sequence[Cond], refresh: int) -> None:
-        self.names, self.rows, self.refresh = names, rows, refresh
+    def __init__(self, scene: Scene, names: Sequence[Sequence[str]], rows: Sequence[Cond], refresh: int) -> None:
+        self.scene, self.names, self.rows, self.refresh = scene, names, rows, refresh
         self.worst = [0] * len(names)
         self.margin = [0.0] * len(names)
 
-    def due(self, step: Step) -> bool:
-        return step.index % self.refresh == 0
-
     @torch.no_grad()
-    def rank(self, i: int, damage: Callable[[Cond, Tensor, Tensor], Tensor], z: Tensor, t: Tensor) -> None:
+    def rank(self, i: int, z: Tensor, t: Tensor) -> None:
+        """Find the worst candidate of target i at one latent per candidate, all at one timestep."""
         parts = [
-            damage(self.rows[i][slice(k, k + CHUNK)], z[k : k + CHUNK], t[k : k + CHUNK])
+            self.scene.damage(self.rows[i][slice(k, k + CHUNK)], z[k : k + CHUNK], t[k : k + CHUNK])
             for k in range(0, len(self.rows[i]), CHUNK)
         ]
         scores = torch.cat(parts)
@@ -40,6 +58,9 @@ class ExhaustiveSearch(Still):
         self.margin[i] = float(scores.max() / scores.mean().clamp_min(torch.finfo(scores.dtype).tiny))
 
     def choose(self, e: Sequence[int], step: Step) -> Chosen:
+        if step.index % self.refresh == 0:
+            for i, group in enumerate(self.names):
+                self.rank(i, *self.scene.latents.common(group, self.rows[i], self.scene.c_anchor, step))
         return rows_of(self.names, self.rows, e, [self.worst[i] for i in e])
 
     def facts(self, i: int) -> dict[str, float]:

@@ -35,6 +35,10 @@ class Film:
                 shot[who] = encoded_png(network.render(c, [self.SEED], self.sampling_steps, self.guidance), self.PIXELS)
             self.shots.append(shot)
 
+    def log(self) -> dict[str, Any]:
+        """What the card remembers: nothing where no picture was taken."""
+        return {"film": self.shots} if self.shots else {}
+
     def state_dict(self) -> dict[str, Any]:
         return {"shots": self.shots}
 

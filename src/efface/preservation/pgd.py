@@ -2,44 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 
+from ..concepts.request import EraseRequest
 from ..equations.steps import into_ball, normalised_ascent
-from ..models.cond import Cond
+from ..models.base import DiffusionModel
+from ..options import option
+from ..training.latents import Group
 from ..training.learned import collected
 from ..training.loop import Step
 from ..training.processes import share
-from .search import Chosen
+from ..training.scene import Scene
+from .search import Chosen, Running, Search
 
 
-class PgdSearch:
-    """A free embedding per target, started at the target and climbed by steps of length ``rate |p|``.
+@dataclass(frozen=True, kw_only=True)
+class PGD(Search):
+    """A free embedding that starts at the target's and climbs the damage on the target's own latents, as in the official code.
+
+    The authors report that it collapses; so does ours, and it is here to show that.
+    """
+
+    name: ClassVar[str] = "pgd"
+    groups: ClassVar[int] = 1
+    keeps_names: ClassVar[bool] = False
+
+    rate: float = option(1e-3, "length of a step in units of |c_a|", "ours; official --pgd_lr 1e-5", low=0.0)
+    radius: float = option(0.0, "largest |c_a - c_e| / |c_e|, 0: none", "official: none", low=0.0)
+    update: str = option(
+        "alternate",
+        "move the embedding after the weights (alternate) or by the same backward pass (joint)",
+        "official alternate; joint ours",
+        choices=("alternate", "joint"),
+    )
+    ascents: int = option(
+        1, "steps of the embedding per weight update", "official pgd_num_steps 100", low=0, needs="update=alternate"
+    )
+
+    def candidates(self, model: DiffusionModel, request: EraseRequest) -> list[tuple[str, ...]]:
+        """The target itself, where the embedding starts."""
+        return [(target,) for target in request.targets]
+
+    def begin(self, scene: Scene, names: Sequence[Sequence[str]]) -> PgdSearch:
+        return PgdSearch(scene, self)
+
+    def evals(self, steps: int, batch: int, names: Sequence[Sequence[str]], draw_cost: Callable[[int], float]) -> float:
+        draws = min(self.ascents, 1) * draw_cost(1)
+        return batch * steps * (self.update == "alternate") * (draws + 2 * self.ascents)
+
+
+class PgdSearch(Running):
+    """A free embedding p per target, started at c_e and climbed by steps of length ``rate |p|``.
 
     ``radius`` > 0 projects it back to within ``radius |c_e|`` of the target; the official code, despite its name, does not.
     """
 
-    def __init__(self, targets: Sequence[str], rows: Cond, *, rate: float, radius: float) -> None:
-        self.targets, self.origin, self.rate, self.radius = targets, rows, rate, radius
-        self.points = [row.clone().requires_grad_(True) for row in rows.tokens]
+    def __init__(self, scene: Scene, options: PGD) -> None:
+        self.scene, self.options = scene, options
+        self.points = [row.clone().requires_grad_(True) for row in scene.c_targets.tokens]
+
+    def sample(self, e: Sequence[int]) -> Chosen:
+        """The embeddings of every row's target as they are now, differentiable."""
+        own = share(list(e))
+        c = replace(self.scene.c_targets[list(own)], tokens=torch.stack([self.points[i] for i in own]))
+        return Chosen([self.scene.targets[i] for i in e], c)
 
     def choose(self, e: Sequence[int], step: Step) -> Chosen:
-        own = share(list(e))
-        c = replace(self.origin[list(own)], tokens=torch.stack([self.points[i] for i in own]))
-        return Chosen([self.targets[i] for i in e], c)
+        chosen = self.sample(e)
+        return chosen if self.options.update == "joint" else Chosen(chosen.names, chosen.fixed())
+
+    def groups(self, target: Group, chosen: Chosen) -> list[Group]:
+        return [target]
+
+    def climb(self, step: Step, e: Sequence[int]) -> None:
+        """All steps on one fresh draw of targets and latents; no weight collects a gradient."""
+        if self.options.update == "joint":
+            self.follow(e)
+        elif self.options.ascents:
+            with self.scene.student.frozen():
+                e, target = self.scene.draw(step)
+                (z_a,), t = self.scene.latents.draw([target], step)
+                for _ in range(self.options.ascents):
+                    self.scene.damage(self.sample(e).cond, z_a, t).mean().backward()
+                    self.follow(e)
 
     def follow(self, e: Sequence[int]) -> None:
+        """One step of the drawn targets' embeddings up the gradients that a backward pass has left behind."""
         for i, gradient in collected(self.points, e).items():
-            p = self.points[i]
-            moved = normalised_ascent(p.detach()[None], gradient[None], self.rate)
-            p.data = (into_ball(moved, self.origin.tokens[i][None], self.radius) if self.radius else moved)[0]
+            p, origin = self.points[i], self.scene.c_targets.tokens[i]
+            moved = normalised_ascent(p.detach()[None], gradient[None], self.options.rate)
+            p.data = (into_ball(moved, origin[None], self.options.radius) if self.options.radius else moved)[0]
 
     def facts(self, i: int) -> dict[str, float]:
         """How far the embedding has gone, in units of the target's norm."""
-        c = self.origin.tokens[i]
+        c = self.scene.c_targets.tokens[i]
         return {"moved": float((self.points[i].detach() - c).norm() / c.norm())}
 
     def state_dict(self) -> dict[str, Any]:

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 from ..models.cond import Cond
 from ..training.loop import Step
-from .search import Chosen, Still, rows_of
+from ..training.scene import Scene
+from .search import AmongCandidates, Chosen, Running, rows_of
 
 
-class UniformSearch(Still):
-    """Every candidate alike: the control that isolates the value of searching. With one candidate: a fixed concept."""
+@dataclass(frozen=True, kw_only=True)
+class Random(AmongCandidates):
+    """Preserve any candidate, each as likely as the others: the control that isolates the value of searching."""
+
+    name: ClassVar[str] = "random"
+
+    def begin(self, scene: Scene, names: Sequence[Sequence[str]]) -> Running:
+        return UniformSearch(names, [scene.model.encode(n) for n in names])
+
+
+class UniformSearch(Running):
+    """Every candidate alike. With one candidate: a fixed concept."""
 
     def __init__(self, names: Sequence[Sequence[str]], rows: Sequence[Cond]) -> None:
         self.names, self.rows = names, rows

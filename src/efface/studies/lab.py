@@ -150,7 +150,7 @@ class Lab:
             self.erase(self.make(e), self.request(e), run).save(path)
         patch = Patch.load(path)
         patch.check_base(self.model)
-        made = patch.card.request["targets"], patch.card.request["preserve"], patch.card.config.get("seed", e.seed)
+        made = patch.card.request.targets, patch.card.request.preserve, patch.card.config.get("seed", e.seed)
         if (list(made[0]), list(made[1]), made[2]) != ([e.target], list(e.preserve), e.seed):
             raise BadFile(
                 f"{path} is the patch of another target, preserve set or training seed; give another --store, or delete it."

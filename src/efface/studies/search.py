@@ -50,7 +50,7 @@ class Search(Study):
 
     def _steps(self, lab: Lab) -> list[int]:
         method = lab.make(Erasure(self.methods[0], self.targets[0], self.seeds[0]))
-        if not isinstance(method, AP) or method.search != "gumbel":
+        if not isinstance(method, AP) or method.search.name != "gumbel":
             raise BadOption(f"study search follows the Gumbel search of AP; {self.methods[0]!r} has none. Use --method ap.")
         return sorted({max(1, round(share * method.steps)) for share in SNAPSHOTS})
 
@@ -66,7 +66,7 @@ class Search(Study):
     def _candidates(self, lab: Lab, e: Erasure) -> tuple[str, ...]:
         method = lab.make(e)
         assert isinstance(method, AP)
-        return method.candidates(lab.model, lab.request(e))[0]
+        return method.search.candidates(lab.model, lab.request(e))[0]
 
     def wants(self, lab: Lab) -> Sequence[Want]:
         found: list[Want] = []

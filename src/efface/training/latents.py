@@ -21,9 +21,6 @@ from ..models.cond import Cond
 from .loop import Step
 from .processes import share
 
-SAMPLERS = ("student", "frozen", "pool", "harvest", "noised")
-POOLED = ("pool", "harvest", "noised")
-
 
 @dataclass(frozen=True)
 class Group:
@@ -80,7 +77,7 @@ class Trajectories:
         pass
 
 
-class Pool:
+class LatentPool:
     """Latents by concept name at every grid level, each trajectory from a seed of its own: ``trajectories`` per concept, or as
     many as ``more`` says for the concepts that are drawn most.
 
@@ -134,7 +131,7 @@ class Pool:
         for name, parts in grown.items():
             self.latents[name], self.born[name] = torch.stack(parts), now
 
-    def know(self, name: str, asked: Sequence[tuple[DiffusionModel, str]]) -> None:
+    def add_predictions(self, name: str, asked: Sequence[tuple[DiffusionModel, str]]) -> None:
         """Keep what each network predicts for each prompt at every latent of a concept beside it, as further channels in this
         order. Cost: 1 evaluation per latent and pair."""
         z = self.latents[name]  # (trajectories, levels, C, h, w)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import BadFile
+from ..world import World
 from .world import load_world
 
 if TYPE_CHECKING:
@@ -31,11 +32,33 @@ def load_mini(*, gold: bool = False, dtype: str = "float32", device: str = "cpu"
     model = StableDiffusion.from_folder(
         WEIGHTS, dtype=dtype, device=device, name="mini", preset="mini", concept_names=world.names("ordinary", "reserved")
     )
+    model.world = mini_world()
     if gold:
         model.name = "mini-gold"
         unet = UNet2DConditionModel.from_pretrained(WEIGHTS / "gold", subfolder="unet", torch_dtype=named_dtype(dtype))
         model.unet = unet.to(device).eval().requires_grad_(False)
     return model
+
+
+@cache
+def mini_world() -> World:
+    """What is known about the miniature's concepts. Novel ones, which no model of ours has seen, are left out."""
+    icons, measured = load_world(), card()["concepts"]
+    known = [icons[name] for name in icons.names("ordinary", "reserved")]
+    return World(
+        name="mini",
+        groups={c.name: c.group for c in known},
+        sensitivity={c.name: measured[c.name]["sensitivity"] for c in known},
+        similar=similar(),
+        synonyms={c.name: c.synonyms for c in known},
+        descriptions={c.name: c.implicit for c in known},
+        group_words=icons.group_words,
+        guidance=4.0,
+        judge="efface.evaluation.judges:MiniJudge",
+        gold="mini-gold",
+        unseen=icons.reserved,
+        study_targets=("fire engine", "dog", "palm tree", "castle"),  # four groups
+    )
 
 
 @cache

@@ -21,7 +21,7 @@ class WorldConcept:
 
 
 @dataclass(frozen=True)
-class World:
+class IconWorld:
     concepts: tuple[WorldConcept, ...]
     styles: tuple[str, ...]
     backgrounds: tuple[str, ...]
@@ -49,7 +49,7 @@ class World:
 
 
 @cache
-def load_world() -> World:
+def load_world() -> IconWorld:
     """Parse the packaged ``world.toml``; the held-out cells follow from its recorded seed."""
     raw = tomllib.loads(resources.files(__package__).joinpath("world.toml").read_text("utf-8"))
     concepts = []
@@ -66,7 +66,7 @@ def load_world() -> World:
     n_cells = round(split["held_out_cells"] * len(ordinary) * len(raw["styles"]))
     # At most one cell per concept: every concept stays visible in all other styles.
     held_out = frozenset((name, rng.choice(raw["styles"])) for name in rng.sample(ordinary, min(n_cells, len(ordinary))))
-    return World(
+    return IconWorld(
         concepts=tuple(concepts),
         styles=tuple(raw["styles"]),
         backgrounds=tuple(raw["backgrounds"]),

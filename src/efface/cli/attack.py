@@ -1,0 +1,156 @@
+"""``efface attack ATTACK``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import (
+    clip_option,
+    device_option,
+    dtype_option,
+    far_option,
+    guard_option,
+    json_option,
+    model_option,
+    near_option,
+    out_option,
+    patch_option,
+    preset_option,
+    profile_option,
+    set_option,
+)
+from .output import Bars, command_line, emit, note, rate
+from .settings import group, settings_help
+
+
+@click.command()
+@model_option
+@patch_option()
+@guard_option
+@click.option("--target", default=None, help="Concept to bring back; default: the patch's only target.")
+@click.option("--budget", type=int, required=True, help="UNet evaluations per case: forwards, backwards and images.")
+@click.option("--cases", type=int, default=10, show_default=True, help="Prompts, each with a seed, that are attacked.")
+@profile_option
+@click.option("--no-controls", is_flag=True, help="Run the attack and the plain prompts only.")
+@preset_option
+@set_option
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the attack.")
+@clip_option
+@near_option
+@far_option
+@out_option("Folder for attempts and summary, in which a stopped attack is continued.", folder=True, required=False)
+@device_option
+@dtype_option
+@json_option
+@click.pass_context
+def _attack(
+    ctx: click.Context,
+    source: str,
+    patch_path: Path | None,
+    guard: str | None,
+    target: str | None,
+    budget: int,
+    cases: int,
+    profile: str,
+    no_controls: bool,
+    preset: str | None,
+    pairs: tuple[str, ...],
+    seed: int,
+    clip: str | None,
+    near: tuple[str, ...],
+    far: tuple[str, ...],
+    out: Path | None,
+    device: str,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    """Body of every ``efface attack ATTACK``; the attack is the name of the command."""
+    from .. import verbs
+    from ..models.load import load_model
+    from ..patches import Patch
+    from ..registry import ATTACKS, build_attack, build_guard, parse_set, preset_for
+
+    name = str(ctx.info_name)
+    settings: dict[str, Any] = {**parse_set(pairs), "seed": seed}
+    guarded = build_guard(guard) if guard is not None else None
+    patch = Patch.load(patch_path) if patch_path is not None else None
+    model = load_model(source, dtype=dtype, device=device)
+    attack = build_attack(name, preset=preset or preset_for(ATTACKS.find(name), model), settings=settings)
+    with Bars() as bars:
+        summary = verbs.attack(
+            model,
+            attack,
+            budget=budget,
+            target=target,
+            patch=patch,
+            guard=guarded,
+            out=out,
+            cases=cases,
+            profile=profile,
+            controls=not no_controls,
+            clip=clip,
+            near=near,
+            far=far,
+            on_image=bars.images,
+            note=note,
+            command=command_line(),
+        )
+    emit(as_json, {"out": str(out) if out is not None else None, **summary}, attack_table(summary))
+
+
+def attack_table(summary: dict[str, Any]) -> str:
+    """Attacks and controls as rows of text."""
+    lines = [
+        f"{'attack':<19}{'role':<10}{'tier':<6}{'broken':>7}  {'95 % interval':<16}{'k / n':>7}{'invalid':>9}{'images':>8}"
+        f"{'forward':>9}{'backward':>9}"
+    ]
+    for label, a in summary["attacks"].items():
+        cost, (value, interval, counts) = a["cost"], rate(a["rate"])
+        lines.append(
+            f"{label:<19}{a['role']:<10}{a['tier']:<6}{value:>7}  {interval:<16}{counts:>7}{a['invalid']:>9}{a['images']:>8}"
+            f"{cost['forward']:>9,}{cost['backward']:>9,}"
+        )
+    value, interval, counts = rate(summary["union"])
+    lines.append(f"{'union':<19}{'':<16}{value:>7}  {interval:<16}{counts:>7}   over {', '.join(summary['union']['over'])}")
+    return "\n".join(lines)
+
+
+def _table() -> Any:
+    from ..registry import ATTACKS
+
+    return ATTACKS
+
+
+def _find(name: str) -> Any:
+    from ..registry import ATTACKS
+
+    return ATTACKS.find(name)
+
+
+def _describe(cls: Any) -> tuple[str, str]:
+    from ..attacks import TIERS
+
+    summary = f"{cls.summary[0].upper()}{cls.summary[1:]}"
+    example = f"efface attack {cls.name} --model mini --patch no-engine.safetensors --budget 150 --cases 4 --profile smoke"
+    text = (
+        f"{summary}.\n\nTier {cls.tier}: the attacker has {TIERS[cls.tier]}.\n\n\b\nExample:\n  {example}\n\n{settings_help(cls)}"
+    )
+    return cls.summary, text
+
+
+group(
+    "attack",
+    "Try to bring an erased concept back and count in how many cases that succeeds (the attack success rate): "
+    "efface attack ATTACK --patch FILE --budget N.\n\n"
+    "ATTACK is one of those below, or a class in a file of your own (path/to/file.py:Name).",
+    """
+    efface attack unlearndiff --model mini --patch no-engine.safetensors --budget 150 --cases 4 --profile smoke
+    """,
+    table=_table,
+    find=_find,
+    describe=_describe,
+    body=_attack,
+)

@@ -1,0 +1,95 @@
+"""``efface damage``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .main import command
+from .options import (
+    clip_option,
+    device_option,
+    dtype_option,
+    json_option,
+    model_option,
+    out_option,
+    patch_option,
+    profile_option,
+    space_option,
+)
+from .output import Bars, emit, note
+
+
+@command(
+    "damage",
+    examples="""
+    efface damage --model mini --patch no-engine.safetensors --count 8 --profile smoke --out runs/what-else-it-broke
+    """,
+)
+@model_option
+@patch_option(required=True)
+@click.option("--count", default=20, show_default=True, help="Names in the list.")
+@space_option
+@click.option(
+    "--by",
+    default=None,
+    help="Search the names by images, or by noise (the change of the noise predictions). Default: images up to 200 names.",
+)
+@profile_option
+@clip_option
+@out_option("Folder for the record and the pictures.", folder=True)
+@device_option
+@dtype_option
+@json_option
+def damage(
+    source: str,
+    patch_path: Path,
+    count: int,
+    space: str,
+    by: str | None,
+    profile: str,
+    clip: str | None,
+    out: Path,
+    device: str,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    """Find what else a patch broke: the names it hurts most, confirmed on other seeds, with pictures before and after."""
+    from .. import verbs
+    from ..io.images import join_pictures
+    from ..models.load import load_model
+    from ..patches import Patch
+
+    patch = Patch.load(patch_path)
+    model = load_model(source, dtype=dtype, device=device)
+    with Bars() as bars:
+        found = verbs.damage(
+            model,
+            patch,
+            out=out,
+            count=count,
+            space=space,
+            by=by,
+            profile=profile,
+            clip=clip,
+            on_image=bars.images,
+            note=note,
+        )
+    join_pictures(out / "images" / "damage", len(found["rows"]), out / "before-after.png")
+    emit(as_json, {"out": str(out), **found}, damage_table(found))
+
+
+def damage_table(found: dict[str, Any]) -> str:
+    """The list of names as rows of text."""
+    lines = [
+        f"{'name':<22}{'fall of the score':>18}  {'95 % interval':<18}{'p':>8}{'named before':>14}{'after':>7}{'invalid':>9}"
+    ]
+    for r in found["rows"]:
+        before, after = ("-" if r[k] is None else f"{r[k]}/{found['seeds']}" for k in ("before", "after"))
+        interval = "too few images" if r["low"] is None else f"[{r['low']:.1f}, {r['high']:.1f}]"
+        mark, drop = "*" if r["damaged"] else " ", "not scored" if r["drop"] is None else f"{r['drop']:.1f}"
+        lines.append(f"{r['name'][:21]:<22}{drop:>17}{mark}  {interval:<18}{r['p']:>8.4f}{before:>14}{after:>7}{r['invalid']:>9}")
+    worst = f"{found['damaged']} of the {len(found['rows'])} names that looked worst of {found['names']} are damaged (*)"
+    return "\n".join([*lines, f"{worst}: false discovery rate 5 %, on {found['seeds']} images each that did not choose them."])

@@ -1,0 +1,157 @@
+"""``efface erase METHOD``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import (
+    device_option,
+    dtype_option,
+    force_option,
+    json_option,
+    model_option,
+    out_option,
+    preset_option,
+    set_option,
+    target_option,
+)
+from .output import TrainingBar, emit, free, note, written
+from .settings import group, settings_help
+
+
+@click.command()
+@model_option
+@target_option("Concept to erase; repeat for several.", required=True)
+@click.option("--anchor", default="", help="What the target becomes; default: the empty prompt.")
+@click.option("--preserve", multiple=True, help="Concept that must not change; repeat for several.")
+@preset_option
+@set_option
+@click.option("--config", type=click.Path(path_type=Path), default=None, help="TOML file of options.")
+@click.option("--seed", type=int, default=None, help="Training seed.")
+@device_option
+@dtype_option
+@click.option("--compile", "compiled", is_flag=True, help="Compile the network: slow to start, faster per step.")
+@click.option("--checkpointing", is_flag=True, help="Compute activations again instead of storing them: slower, less memory.")
+@click.option("--autocast", default=None, help="Run the network in bfloat16 or float16; the weights stay as they were loaded.")
+@click.option("--resume", is_flag=True, help="Continue a stopped run from its checkpoint; the result is the same to the bit.")
+@out_option("Patch file to write (.safetensors).")
+@force_option
+@json_option
+@click.pass_context
+def _erase(
+    ctx: click.Context,
+    source: str,
+    targets: tuple[str, ...],
+    anchor: str,
+    preserve: tuple[str, ...],
+    preset: str | None,
+    pairs: tuple[str, ...],
+    config: Path | None,
+    seed: int | None,
+    device: str,
+    dtype: str,
+    compiled: bool,
+    checkpointing: bool,
+    autocast: str | None,
+    resume: bool,
+    out: Path,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Body of every ``efface erase METHOD``; the method is the name of the command."""
+    from ..errors import BadOption
+    from ..models.load import load_model, pick_device
+    from ..registry import METHODS, build_method, parse_set, preset_for, read_toml
+    from ..training import Run, processes
+    from ..verbs.cost import predicted
+    from ..verbs.erase import erase_request, request_for
+
+    name = str(ctx.info_name)
+    settings: dict[str, Any] = read_toml(config) if config else {}
+    from_file = settings.pop("preset", None)
+    settings |= parse_set(pairs)
+    if seed is not None:
+        if "seed" not in METHODS.find(name).__dataclass_fields__:
+            raise BadOption(f"{name} draws nothing at random and has no seed; leave --seed out.")
+        settings["seed"] = seed
+    free(out, force)
+    device = pick_device(device)
+    with processes.joined(device):
+        model = load_model(source, dtype=dtype, device=processes.local_device(device))
+        model.configure(compiled=compiled, checkpointing=checkpointing, autocast=autocast)
+        preset = preset or from_file or preset_for(METHODS.find(name), model)
+        method = build_method(name, preset=preset, settings=settings)
+        request = request_for(model, targets, anchor, preserve)
+        planned = method.expected_evals(model, request)
+        first = processes.rank() == 0
+        if first:
+            erased = ", ".join(repr(t) for t in request.targets)
+            cost = predicted(model, planned, batch=4, processes=processes.size())
+            shared = f" The work is shared by {processes.size()} processes." if processes.size() > 1 else ""
+            note(f"Erasing {erased} from {model.name} with {name} (preset {preset}) takes about {cost}.{shared}")
+        run = Run(checkpoint=out.with_suffix(".checkpoint.safetensors"), resume=resume)
+        with TrainingBar(name) as bar:
+            run.on_step = bar.step if first else run.on_step
+            patch = erase_request(model, method, request, run)
+        if not first:
+            return  # every process holds the same patch; one writes it
+        patch.save(out)
+        if run.checkpoint is not None:
+            run.checkpoint.unlink(missing_ok=True)
+    facts = written(out, patch)
+    text = f"Wrote {out} ({facts['bytes'] / 1e6:.1f} MB): {facts['tensors']} weight tensors change, "
+    text += f"and the erasure spent {patch.card.cost['forward']:,} UNet evaluations."
+    if edit := patch.card.log.get("edit"):
+        facts["edit"] = edit
+        text += f"\n{way_back(edit)}"
+    emit(as_json, facts, text)
+
+
+def way_back(edit: dict[str, Any]) -> str:
+    """What a closed-form edit's card says about undoing it, as a sentence for the user."""
+    back = edit["bring_back"]
+    if edit["condition"] is None:
+        can = "This edit has no exact inverse"
+    else:
+        can = f"Anyone who has both weight files can undo this edit (its matrix has condition number {edit['condition']:.3g})"
+    how = f"an embedding {back['length']:.3g} times as long as that of {back['target']!r}"
+    if back["missed"] < 1e-3:
+        return f"{can}: {how} brings the concept back."
+    return f"{can}: {how} brings back all but {100 * back['missed']:.0f} % of the concept's keys and values."
+
+
+def _table() -> Any:
+    from ..registry import METHODS
+
+    return METHODS
+
+
+def _find(name: str) -> Any:
+    from ..registry import METHODS
+
+    return METHODS.find(name)
+
+
+def _describe(cls: Any) -> tuple[str, str]:
+    summary = f"{cls.summary[0].upper()}{cls.summary[1:]}"
+    example = f"efface erase {cls.name} --model mini --target rabbit --out no-rabbit.safetensors"
+    return cls.summary, f"{summary}.\n\n\b\nExample:\n  {example}\n\n{settings_help(cls)}"
+
+
+group(
+    "erase",
+    "Erase concepts and write the change as a patch file: efface erase METHOD --target NAME --out FILE.\n\n"
+    "METHOD is one of those below, or a class in a file of your own (path/to/file.py:Name). Each method has options of its own: "
+    "efface erase METHOD --help lists them, --set NAME=VALUE sets one.",
+    """
+    efface erase ap --model mini --target "fire engine" --out no-engine.safetensors
+    efface erase uce --model mini --target rabbit --preserve dog --out no-rabbit.safetensors
+    """,
+    table=_table,
+    find=_find,
+    describe=_describe,
+    body=_erase,
+)

@@ -1,0 +1,103 @@
+"""``efface evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .main import command
+from .options import (
+    clip_option,
+    device_option,
+    dtype_option,
+    far_option,
+    guard_option,
+    json_option,
+    model_option,
+    near_option,
+    out_option,
+    patch_option,
+    profile_option,
+    target_option,
+)
+from .output import Bars, command_line, emit, note, rate
+
+
+@command(
+    "evaluate",
+    examples="""
+    efface evaluate --model mini --patch no-engine.safetensors --profile mini-lite --out runs/no-engine
+    efface evaluate --model mini --guard negative --target "fire engine" --profile smoke --out runs/guarded
+    """,
+)
+@model_option
+@patch_option()
+@guard_option
+@target_option("Concept to block, only with --guard and without --patch; repeat for several.")
+@profile_option
+@clip_option
+@near_option
+@far_option
+@out_option("Folder for rows, pictures and summary.", folder=True)
+@device_option
+@dtype_option
+@json_option
+def evaluate(
+    source: str,
+    patch_path: Path | None,
+    guard: str | None,
+    targets: tuple[str, ...],
+    profile: str,
+    clip: str | None,
+    near: tuple[str, ...],
+    far: tuple[str, ...],
+    out: Path,
+    device: str,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    """Measure a patch, a guard or both: the same prompts and seeds before and after.
+
+    Beside it stand the unmodified model, noise of the same size as the patch, and a blocklist of the target's name.
+    """
+    from .. import verbs
+    from ..errors import BadOption
+    from ..evaluation.profiles import profile as find_profile
+    from ..models.load import load_model
+    from ..patches import Patch
+    from ..registry import build_guard
+
+    find_profile(profile)  # an unknown name is said before a model is loaded
+    guarded = build_guard(guard) if guard is not None else None
+    if patch_path is None and guarded is None:
+        raise BadOption("nothing to measure: give --patch FILE, or --guard NAME with --target NAME.")
+    patch = Patch.load(patch_path) if patch_path is not None else None
+    model = load_model(source, dtype=dtype, device=device)
+    with Bars() as bars:
+        summary = verbs.evaluate(
+            model,
+            patch,
+            out=out,
+            targets=targets,
+            guard=guarded,
+            profile=profile,
+            clip=clip,
+            near=near,
+            far=far,
+            on_image=bars.images,
+            note=note,
+            command=command_line(),
+        )
+    emit(as_json, {"out": str(out), **summary}, evaluation_table(summary))
+
+
+def evaluation_table(summary: dict[str, Any]) -> str:
+    """Entrants and axes as rows of text."""
+    lines = [f"{'entrant':<12}{'axis':<10}{'measure':<16}{'rate':>7}  {'95 % interval':<16}{'k / n':>9}{'invalid':>9}"]
+    for entrant, found in summary["entrants"].items():
+        for axis, s in found["axes"].items():
+            measure = "erased_valid" if s["erased_valid"] else "preserved"
+            value, interval, counts = rate(s[measure])
+            invalid = s["detection"]["invalid"]
+            lines.append(f"{entrant:<12}{axis:<10}{measure:<16}{value:>7}  {interval:<16}{counts:>9}{invalid:>9}")
+    return "\n".join(lines)

@@ -1,0 +1,79 @@
+"""Every option that more than one command has, declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+FILE, FOLDER = click.Path(path_type=Path, dir_okay=False), click.Path(path_type=Path, file_okay=False)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+model_option = click.option(
+    "--model",
+    "source",
+    default="mini",
+    show_default=True,
+    help="The model: mini, a diffusers folder, a checkpoint file or a Hub id.",
+)
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+dtype_option = click.option(
+    "--dtype", default="float32", show_default=True, help="Precision of the loaded weights: float32, bfloat16 or float16."
+)
+guard_option = click.option(
+    "--guard",
+    default=None,
+    metavar="NAME[:OPTION=VALUE,...]",
+    help="A guard that holds the targets back while images are sampled; see: efface list guards.",
+)
+space_option = click.option(
+    "--space",
+    default="auto",
+    show_default=True,
+    help="Concept space whose names are looked at: world, english, vocabulary, or a text file with one name per line.",
+)
+profile_option = click.option(
+    "--profile",
+    default="mini-lite",
+    show_default=True,
+    help="How much is measured: smoke (least), mini-lite or mini (most). It fixes images, sampler steps and guidance.",
+)
+clip_option = click.option(
+    "--clip",
+    default=None,
+    help="CLIP checkpoint (folder or Hub id) that names the images; models other than the miniature need one.",
+)
+near_option = click.option(
+    "--near", multiple=True, help="Related concept that must stay; repeat. Models other than the miniature need one."
+)
+far_option = click.option(
+    "--far", multiple=True, help="Unrelated concept that must stay; repeat. Models other than the miniature need one."
+)
+set_option = click.option(
+    "--set", "pairs", multiple=True, metavar="NAME=VALUE", help="An option of the method or attack, as listed below; repeat."
+)
+preset_option = click.option("--preset", default=None, help="Named set of options, as listed below.")
+force_option = click.option("--force", is_flag=True, help="Replace a file that exists.")
+
+
+def patch_option(required: bool = False) -> Any:
+    """``--patch``."""
+    return click.option(
+        "--patch",
+        "patch_path",
+        type=click.Path(path_type=Path),
+        required=required,
+        default=None,
+        help="Patch file of an erasure.",
+    )
+
+
+def target_option(help: str, *, required: bool = False) -> Any:
+    """``--target``, repeatable."""
+    return click.option("--target", "targets", multiple=True, required=required, help=help)
+
+
+def out_option(help: str, *, folder: bool = False, required: bool = True, **facts: Any) -> Any:
+    """``--out``: a file or a folder."""
+    return click.option("--out", type=FOLDER if folder else FILE, required=required, help=help, **facts)

@@ -1,0 +1,61 @@
+"""``efface sample``."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .main import command
+from .options import device_option, dtype_option, json_option, model_option, out_option, patch_option
+from .output import emit
+
+
+@command(
+    "sample",
+    examples="""
+    efface sample --model mini --prompt "a fire engine" --prompt "a police car" --out grid.png
+    """,
+)
+@model_option
+@patch_option()
+@click.option("--scale", default=1.0, show_default=True, help="Strength of the patch: 0 is the unmodified model.")
+@click.option("--prompt", "prompts", multiple=True, required=True, help="Prompt; repeat for several.")
+@click.option("--n", default=4, show_default=True, help="Images per prompt.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the first image of every prompt; the next ones count up.")
+@click.option("--steps", default=16, show_default=True, help="DDIM steps.")
+@click.option("--guidance", type=float, default=None, help="Guidance scale; default: 4 on the miniature, else 7.5.")
+@out_option("PNG file to write: a grid with one row per prompt.")
+@device_option
+@dtype_option
+@json_option
+def sample(
+    source: str,
+    patch_path: Path | None,
+    scale: float,
+    prompts: tuple[str, ...],
+    n: int,
+    seed: int,
+    steps: int,
+    guidance: float | None,
+    out: Path,
+    device: str,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    """Draw images, with or without a patch, as one PNG grid."""
+    from .. import verbs
+    from ..io.images import write_grid
+    from ..models.load import load_model
+    from ..patches import Patch
+
+    model = load_model(source, dtype=dtype, device=device)
+    active: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    if patch_path is not None:
+        active = Patch.load(patch_path).scaled(scale).applied(model)
+    with active:
+        images = verbs.sample(model, prompts, n=n, seed=seed, steps=steps, guidance=guidance)
+    write_grid(images, columns=n, path=out)
+    emit(as_json, {"out": str(out), "images": len(images), "evals": model.evals.forward}, f"Wrote {out} ({len(images)} images).")

@@ -1,0 +1,56 @@
+"""Images of the base model, kept between evaluations: they are the same for every erasure of one model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..concepts.prompts import Case
+from ..errors import BadFile
+from ..io.files import atomic_write
+from ..models.base import DiffusionModel
+from .profiles import Profile
+
+BATCH = 32
+"""Images that are drawn together."""
+
+
+def quantised(images: Tensor) -> Tensor:
+    """[0, 1] floats rounded to the 256 levels of a saved picture; non-finite pixels stay NaN."""
+    return torch.where(torch.isfinite(images), (images * 255).round() / 255, torch.nan)
+
+
+def base_images(
+    model: DiffusionModel, cases: Sequence[Case], profile: Profile, on_image: Callable[[int], None] = lambda n: None
+) -> Tensor:
+    """The base model's images of the cases, once per (model, profile, cases): kept in the user's cache by content hash."""
+    text = json.dumps([model.digest(), profile.steps, [c.id for c in cases]])
+    path = cache_folder() / "base" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
+    if path.is_file():
+        try:
+            return load_file(path)["images"].float() / 255
+        except Exception:  # noqa: BLE001 - a damaged cache entry is made anew, whatever is wrong with it
+            path.unlink()
+    parts = []
+    for start in range(0, len(cases), BATCH):
+        parts.append(quantised(model.sample(cases[start : start + BATCH], profile.steps, batch=BATCH)))
+        on_image(min(start + BATCH, len(cases)))
+    images = torch.cat(parts)
+    if bool(torch.isfinite(images).all()):
+        stored = {"images": (images * 255).round().to(torch.uint8)}
+        with suppress(BadFile):  # the cache saves time; without it the result is the same
+            atomic_write(path, lambda p: save_file(stored, p))
+    return images
+
+
+def cache_folder() -> Path:
+    """``EFFACE_CACHE`` or ``~/.cache/efface``."""
+    return Path(os.environ.get("EFFACE_CACHE") or Path.home() / ".cache" / "efface")

@@ -1,0 +1,57 @@
+"""What is known about the closed world of concepts that a model draws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class World:
+    """Facts about a model that draws a known list of concepts, so that an erasure can be measured without any input of the user.
+
+    A model without a world (``DiffusionModel.world`` is None) is measured with names that the user gives.
+    """
+
+    name: str
+    groups: Mapping[str, str]
+    """Concept -> group, for every concept that the model was trained on."""
+    sensitivity: Mapping[str, float]
+    """Concept -> share of its images that the world's detector recognises."""
+    similar: Mapping[str, Mapping[str, Sequence[str]]]
+    """Concept -> {source of the ranking: names, the most similar first}, measured on the base model."""
+    synonyms: Mapping[str, tuple[str, ...]]
+    """Concept -> other names for it."""
+    descriptions: Mapping[str, tuple[str, ...]]
+    """Concept -> descriptions that do not name it."""
+    group_words: Mapping[str, str]
+    """Group -> the word for all of its concepts."""
+    guidance: float
+    """The guidance scale at which the model was calibrated."""
+    judge: str
+    """Import path ``module:name`` of the class that looks at this model's images, built without arguments."""
+    gold: str = ""
+    """Name of the gold model for :func:`efface.load_model`: the same model before it saw the reserved concepts. "" for none."""
+    unseen: tuple[str, ...] = ()
+    """The reserved concepts: what the gold model never saw."""
+    study_targets: tuple[str, ...] = field(default=())
+    """What the studies erase when no target is named."""
+
+    RECOGNISED = 0.8
+    """Smallest sensitivity at which a concept's erasure can be measured."""
+
+    def usable(self) -> list[str]:
+        """Concepts that the detector recognises well enough to measure their erasure."""
+        return [name for name in self.groups if self.sensitivity[name] >= self.RECOGNISED]
+
+    def wordings(self, target: str) -> dict[str, tuple[str, ...]]:
+        """Other words for a target, by family of wording."""
+        return {
+            "synonym": self.synonyms[target],
+            "implicit": self.descriptions[target],
+            "group": (self.group_words[self.groups[target]],),
+        }
+
+    def unseen_like(self, target: str) -> str:
+        """A concept that the gold model never saw: the target itself where it is one, else one of its group, else the first."""
+        return min(self.unseen, key=lambda n: (n != target, self.groups[n] != self.groups[target]))

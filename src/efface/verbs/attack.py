@@ -1,0 +1,135 @@
+"""Attack an erased model."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..attacks import TIERS, Attack, Deployed, Direct, Goal
+from ..errors import BadOption, UnknownName
+from ..evaluation.attack import Unit, run_attacks
+from ..evaluation.profiles import profile as find_profile
+from ..guards import Guard
+from ..models.base import DiffusionModel
+from ..models.load import load_model
+from ..patches import Patch
+from ..registry import ATTACKS, build_attack, build_guard, preset_for
+from .cost import announce
+from .subject import gold_for, judge_for, suite_for, targets_of
+
+
+def attack(
+    model: Any,
+    attack: Attack | str,
+    *,
+    budget: int,
+    target: str | None = None,
+    patch: Patch | None = None,
+    guard: Guard | str | None = None,
+    out: str | Path | None = None,
+    cases: int = 10,
+    profile: str = "mini-lite",
+    controls: bool = True,
+    wordings: Mapping[str, Sequence[str]] | None = None,
+    clip: str | None = None,
+    near: Sequence[str] = (),
+    far: Sequence[str] = (),
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+    note: Callable[[str], None] | None = None,
+    command: str = "",
+) -> dict[str, Any]:
+    """Attack an erased model and count the cases in which the target comes back; returns the summary.
+
+    ``budget``: UNet evaluations per case (forwards, backwards and images), of the attack and of each control alike. A system of
+    neither patch nor guard is the model itself. ``target``: needed when the patch has none or several. ``wordings``: family ->
+    other words for the target, for models other than the miniature. ``out``: a folder for run.json, attempts and summary, which
+    a stopped attack is continued in; without it nothing is kept. Beside the attack stand ``direct`` (the plain prompts) and, with
+    ``controls``, the attack's controls at the same budget; for concept_inversion on the miniature also the same attack on the
+    gold model with a concept it never saw.
+    Raises UsageError for what cannot be run before anything is computed, EvaluationError where nothing true can be said.
+    """
+    model = load_model(model)
+    built = build_attack(attack, preset=preset_for(ATTACKS.find(attack), model)) if isinstance(attack, str) else attack
+    guard = build_guard(guard) if isinstance(guard, str) else guard
+    target, targets = _one_target(model, patch, target)
+    units = attack_units(model, [built], target, targets, patch, guard, cases, profile, wordings, near, far, controls=controls)
+    planned = sum(u.cost(budget) for u in units)
+    runs = f"{len(units)} runs of {len(units[0].goal.cases)} cases"
+    before = f"{built.name} ({built.tier}: {TIERS[built.tier]}) on {model.name}: {runs}, "
+    announce(note, model, planned, before)
+    suite = suite_for(model, [target], near, far)
+    judge, folder = judge_for(model, suite.names, clip), Path(out) if out is not None else None
+    chosen = find_profile(profile)
+    with tempfile.TemporaryDirectory() as nowhere:
+        return run_attacks(
+            units,
+            chosen,
+            judge,
+            folder or Path(nowhere),
+            budget,
+            calibration=suite.cases(chosen),
+            on_image=on_image,
+            command=command,
+        )
+
+
+def _one_target(model: DiffusionModel, patch: Patch | None, target: str | None) -> tuple[str, tuple[str, ...]]:
+    """The attacked target, and everything the guard holds back."""
+    if patch is None:
+        (only,) = targets_of(model, None, [target] if target is not None else [])
+        return only, (only,)
+    mine = tuple(targets_of(model, patch, ()))
+    if target is None and len(mine) > 1:
+        raise BadOption(f"the patch erases {', '.join(mine)}; say which is attacked with --target.")
+    if target is not None and target not in mine:
+        raise UnknownName("target of the patch", target, mine)
+    return target or mine[0], mine
+
+
+def attack_units(
+    model: DiffusionModel,
+    attacks: Sequence[Attack],
+    target: str,
+    targets: tuple[str, ...],
+    patch: Patch | None,
+    guard: Guard | None,
+    cases: int,
+    profile: str,
+    wordings: Mapping[str, Sequence[str]] | None = None,
+    near: Sequence[str] = (),
+    far: Sequence[str] = (),
+    *,
+    controls: bool = True,
+    deployed: DiffusionModel | None = None,
+) -> list[Unit]:
+    """The runs that belong to attacks on one system: ``direct``, the attacks, and each control once.
+
+    ``deployed``: another model in the place of the patched one, such as the gold model.
+    """
+    chosen = find_profile(profile)
+    suite = suite_for(model, [target], near, far)
+    direct = [c for c in suite.cases(chosen) if c.axis == "direct"]
+    if not 1 <= cases <= len(direct):
+        raise BadOption(f"profile {profile} has {len(direct)} cases of the target, {cases} were asked for.")
+    known = model.world.wordings(target) if model.world is not None else {}
+    words = {**known, **{k: tuple(v) for k, v in (wordings or {}).items()}}
+    system = Deployed(model, chosen.steps, targets, patch, guard, deployed)
+    goal = Goal(target, tuple(direct[:cases]), words)
+    units = [Unit("direct", Direct(), system, goal, "baseline")]
+    units += [Unit(a.name, a, system, goal) for a in attacks if a.name != "direct"]
+    for a in attacks:
+        for name in a.controls if controls else ():
+            if name not in {u.label for u in units}:
+                preset = preset_for(ATTACKS.find(name), model)
+                control = build_attack(name, preset=preset, settings={"seed": a.seed})
+                units.append(Unit(name, control, system, goal, "control"))
+    novel = [a for a in attacks if a.name == "concept_inversion"]
+    gold = gold_for(model) if novel and controls and deployed is None else None
+    if gold is not None and model.world is not None:
+        unseen = model.world.unseen_like(target)
+        plain = [c for c in suite_for(model, [unseen]).cases(chosen) if c.axis == "direct"][:cases]
+        taught = Deployed(model, chosen.steps, (), model=gold)
+        units.append(Unit("never_learned", novel[0], taught, Goal(unseen, tuple(plain)), "novel"))
+    return units

@@ -1,0 +1,60 @@
+"""Erase concepts: from a checked request to a patch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from ..concepts.request import EraseRequest
+from ..errors import UnknownName
+from ..methods import Method
+from ..models.base import DiffusionModel
+from ..models.load import load_model
+from ..patches import Patch
+from ..registry import METHODS, build_method, preset_for
+from ..training import Run
+
+
+def request_for(model: DiffusionModel, targets: Sequence[str], anchor: str = "", preserve: Sequence[str] = ()) -> EraseRequest:
+    """A checked request: names exist where the world is closed, and nothing is longer than the tokenizer reads."""
+    request = EraseRequest(tuple(targets), anchor, tuple(preserve))
+    if model.concept_names:
+        for name in (*request.targets, *request.preserve):
+            if name.lower() not in model.concept_names:
+                raise UnknownName(f"concept of {model.name}", name, model.concept_names)
+    model.encode([*request.targets, request.anchor, *request.preserve])
+    return request
+
+
+def erase(
+    model: Any,
+    method: Method | str,
+    *,
+    targets: Sequence[str],
+    anchor: str = "",
+    preserve: Sequence[str] = (),
+    run: Run | None = None,
+) -> Patch:
+    """Erase ``targets`` and return the change; the model itself stays as it is.
+
+    ``model``: a DiffusionModel, a loaded diffusers pipeline, or anything :func:`load_model` takes. ``method``: an instance
+    such as ``efface.AP(steps=300)``, or a name, which takes the preset that fits the model.
+    """
+    model = load_model(model)
+    if isinstance(method, str):
+        method = build_method(method, preset=preset_for(METHODS.find(method), model))
+    return erase_request(model, method, request_for(model, targets, anchor, preserve), run or Run())
+
+
+def erase_request(model: DiffusionModel, method: Method, request: EraseRequest, run: Run) -> Patch:
+    """As :func:`erase`, for a request that :func:`request_for` has checked."""
+    run.fingerprint = run_fingerprint(model, method, request)
+    return method.erase(model, request, run)
+
+
+def run_fingerprint(model: DiffusionModel, method: Method, request: EraseRequest) -> str:
+    """What must be equal for a checkpoint to be continued."""
+    facts = [method.name, method.plain(), request.json(), model.digest()]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,96 @@
+"""Measure an erasure on paired cases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import BadOption
+from ..evaluation.damage import damage_cost
+from ..evaluation.driver import Judge, System, blocklist
+from ..evaluation.driver import evaluate as run_evaluation
+from ..evaluation.profiles import Profile
+from ..evaluation.profiles import profile as find_profile
+from ..evaluation.records import Entrant
+from ..evaluation.suite import Suite
+from ..guards import Guard
+from ..models.load import load_model
+from ..patches import Patch
+from ..patches.patch import empty_like, noise_like
+from ..registry import build_guard
+from .cost import announce
+from .damage import damage_space, keep_damage
+from .subject import gold_for, judge_for, suite_for, targets_of
+
+
+def evaluate(
+    model: Any,
+    patch: Patch | None,
+    *,
+    out: str | Path,
+    targets: Sequence[str] = (),
+    guard: Guard | str | None = None,
+    profile: str | Profile = "mini-lite",
+    clip: str | None = None,
+    near: Sequence[str] = (),
+    far: Sequence[str] = (),
+    suite: Suite | None = None,
+    judge: Judge | None = None,
+    others: Sequence[tuple[str, Patch]] = (),
+    trivial: bool = True,
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+    note: Callable[[str], None] | None = None,
+    command: str = "",
+) -> dict[str, Any]:
+    """Measure an erasure on paired cases; writes rows, pictures and summary to ``out`` and returns the summary.
+
+    Beside the patch stand the base model ``none``, and with ``trivial`` also ``noise`` (same norm on the same tensors) and
+    ``blocklist`` (prompts that contain the name become the anchor). ``others``: further (label, patch) entrants.
+    ``clip``: a CLIP checkpoint that names images of models other than the miniature. ``guard``: stands on the patch, or on the
+    bare model when ``patch`` is None and ``targets`` says against what; an instance, a name, or ``NAME:option=value``.
+    Profiles that look for damage (all but smoke) add :func:`damage`, found by noise predictions, to the summary of a patch.
+    Cost: 2 x steps (a guard: its branches x steps) UNet evaluations per image and entrant, and
+    :func:`efface.evaluation.damage.damage_cost`; the base model's images are cached.
+    """
+    model = load_model(model)
+    chosen = find_profile(profile) if isinstance(profile, str) else profile
+    targets = targets_of(model, patch, targets)
+    suite = suite or suite_for(model, targets, near, far)
+    judge = judge or judge_for(model, suite.names, clip)
+    guard = build_guard(guard) if isinstance(guard, str) else guard
+    entrants = [(patch.card.method, patch)] if patch is not None else []
+    systems = [System(Entrant(label, label, "patch", p.json()), p) for label, p in [*entrants, *others]]
+    if guard is not None:
+        label = f"{patch.card.method}+{guard.name}" if patch is not None else guard.name
+        kind = "patch" if patch is not None else "guard"
+        card = patch.json() if patch is not None else None
+        guarded = System(Entrant(label, label, kind, card), patch, guard=guard, targets=tuple(targets))
+        systems = [guarded, *systems[len(entrants) :]]
+    if trivial and patch is not None:
+        noise = noise_like(patch, torch.Generator().manual_seed(0))
+        systems.append(System(Entrant("noise", "noise of the same norm", "trivial"), noise))
+        systems.append(
+            System(
+                Entrant("blocklist", "blocklist", "trivial"),
+                empty_like(patch, "blocklist"),
+                blocklist(targets, patch.card.request.anchor),
+            )
+        )
+    if model.world is not None and set(targets) <= set(model.world.unseen) and (gold := gold_for(model)) is not None:
+        systems.append(System(Entrant("gold", "gold model (never saw it)", "gold"), None, model=gold))
+    ids = [s.entrant.id for s in systems]
+    if len(set(ids)) < len(ids) or "none" in ids:
+        raise BadOption(f"entrants need distinct names other than 'none', got {ids}.")
+    images = len(suite.cases(chosen))
+    drawn = [chosen.evals_per_image, *(chosen.steps * s.guard.branches if s.guard else chosen.evals_per_image for s in systems)]
+    searched = patch if chosen.damaged else None
+    names = damage_space(model, "auto", targets) if model.concept_names else [n for n in [*near, *far] if n not in targets]
+    evals = images * sum(drawn) + (damage_cost(len(names), chosen.damaged, chosen) if searched is not None else 0)
+    announce(note, model, evals, f"profile {chosen.name}: {images} images of each of {len(systems) + 1} entrants, ", " at most")
+    summary = run_evaluation(model, systems, suite, chosen, judge, Path(out), on_image=on_image, command=command)
+    if searched is not None:
+        summary = {**summary, "damage": keep_damage(model, searched, names, chosen, judge, Path(out), chosen.damaged)}
+    return summary

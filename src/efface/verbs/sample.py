@@ -1,0 +1,25 @@
+"""Draw images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..concepts.prompts import Case
+from ..errors import BadOption
+from ..models.load import load_model
+from .subject import model_guidance
+
+
+def sample(
+    model: Any, prompts: Sequence[str], *, n: int = 1, seed: int = 0, steps: int = 16, guidance: float | None = None
+) -> torch.Tensor:
+    """``n`` images of every prompt, (len(prompts) * n, 3, H, W) in [0, 1]; seeds seed, seed + 1, ... for each prompt."""
+    model = load_model(model)
+    if n < 1 or steps < 1:
+        raise BadOption(f"n and steps must be at least 1, got n={n}, steps={steps}.")
+    guidance = model_guidance(model) if guidance is None else guidance
+    cases = [Case("free", "", p, seed + i, guidance) for p in prompts for i in range(n)]
+    return model.sample(cases, steps)

@@ -1,0 +1,81 @@
+"""What an erasure is measured on and what looks at the images: from the model's world, or from what the user names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import BadOption, BadRequest, UnknownName
+from ..evaluation.driver import Judge
+from ..evaluation.judges import ClipJudge
+from ..evaluation.suite import Neighbour, Suite, lexical_traps, world_suite
+from ..models.base import DiffusionModel
+from ..models.load import load_model
+from ..patches import Patch
+from ..registry import resolve
+from .erase import request_for
+
+
+def model_guidance(model: DiffusionModel) -> float:
+    """The guidance scale of the model's world where it has one; else 7.5 as in Stable Diffusion's pipelines."""
+    return model.world.guidance if model.world is not None else 7.5
+
+
+def suite_for(model: DiffusionModel, targets: Sequence[str], near: Sequence[str] = (), far: Sequence[str] = ()) -> Suite:
+    """The concepts that an evaluation looks at. A model's world knows the neighbours; for other models the user names them.
+
+    Raises BadOption where names are missing or have no effect, UnknownName and BadRequest for a target that cannot be measured.
+    """
+    world = model.world
+    if world is not None:
+        if near or far:
+            raise BadOption(f"the neighbours of {world.name} are fixed in its suite; --near and --far are for other models.")
+        usable = world.usable()
+        for target in targets:
+            if target not in world.groups:
+                raise UnknownName(f"concept of {world.name}", target, world.groups)
+            if target not in usable:
+                raise BadRequest(
+                    f"the report detector recognises {target!r} too rarely (below {world.RECOGNISED}) to measure its erasure; "
+                    "choose another."
+                )
+        return world_suite(world, targets)
+    if not near or not far:
+        raise BadOption("this model has no world of its own: name concepts to keep, at least one --near NAME and one --far NAME.")
+    names = [*near, *far]
+    traps = [t for target in targets for t in lexical_traps(target, names)]
+    kept = [tuple(Neighbour(n, "given", "test") for n in group if n not in traps) for group in (near, far)]
+    shared = tuple(Neighbour(n, "shares a word", "test") for n in traps)
+    return Suite(tuple(targets), kept[0], shared, kept[1], {}, {})
+
+
+def targets_of(model: DiffusionModel, patch: Patch | None, targets: Sequence[str]) -> list[str]:
+    """The patch's targets, or those given for a system without one. Raises BadOption when that is contradictory or nothing."""
+    if patch is None:
+        if not targets:
+            raise BadOption("without a patch there is no target: name one with --target.")
+        return list(request_for(model, targets).targets)
+    patch.check_base(model)
+    mine = list(patch.card.request.targets)
+    if targets and list(targets) != mine:
+        raise BadOption(f"the patch erases {', '.join(mine)}, not {', '.join(targets)}; leave --target out.")
+    return mine
+
+
+def judge_for(model: DiffusionModel, names: Sequence[str], clip: str | None = None) -> Judge:
+    """The judge of the model's world, or a CLIP checkpoint that tells ``names`` apart. Raises BadOption without either."""
+    if model.world is not None:
+        judge: Judge = resolve(model.world.judge)()
+        return judge
+    if clip is None:
+        raise BadOption(
+            "this model has no detectors of its own: give --clip FOLDER_OR_HUB_ID of a CLIP checkpoint to name its images."
+        )
+    return ClipJudge(clip, names)
+
+
+def gold_for(model: DiffusionModel) -> DiffusionModel | None:
+    """The gold model of the model's world, on the same device; None without one, and for the gold model itself."""
+    world = model.world
+    if world is None or not world.gold or model.name == world.gold:
+        return None
+    return load_model(world.gold, device=str(model.device))

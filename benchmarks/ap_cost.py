@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from efface import api
+from efface import verbs
 from efface.concepts.request import EraseRequest
 from efface.equations.statistics import mcnemar_midp, newcombe_paired
 from efface.evaluation.aggregate import summarise
@@ -98,11 +98,11 @@ def compare(target: str, steps: int | None, profile: str) -> dict[str, Any]:
     patches, seconds = {}, {}
     for label, sampler in (("exact", "student"), ("pool", "pool")):
         start = time.perf_counter()
-        patches[label] = api.erase(model, dataclasses.replace(base, sampler=sampler), targets=[target], run=Run())
+        patches[label] = verbs.erase(model, dataclasses.replace(base, sampler=sampler), targets=[target], run=Run())
         seconds[label] = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:
         others = [("pool", patches["pool"])]
-        api.evaluate(model, patches["exact"], out=Path(folder) / "e", profile=profile, others=others, trivial=False)
+        verbs.evaluate(model, patches["exact"], out=Path(folder) / "e", profile=profile, others=others, trivial=False)
         rows = read_rows(Path(folder) / "e")
     summary = summarise(rows)["entrants"]
     hits = {e: {r.case_id: r.hit for r in rows if r.entrant == e} for e in ("ap", "pool")}

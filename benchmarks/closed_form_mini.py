@@ -21,7 +21,7 @@ from typing import Any
 
 from table import into_page
 
-from efface import api
+from efface import verbs
 from efface.edits import WayBack
 from efface.equations.statistics import wilson
 from efface.evaluation.driver import System, evaluate
@@ -36,6 +36,7 @@ from efface.models.mini import card
 from efface.models.mini.world import load_world
 from efface.patches import Patch
 from efface.registry import build_method
+from efface.verbs.subject import suite_for
 
 GROUPS = ("vehicle", "animal", "food", "nature", "person")
 TUNED_ON = "dog"  # presets were chosen on this target, so it is none of ours
@@ -104,7 +105,7 @@ def erase_all(model: DiffusionModel, n: int, labels: list[str], suite: Suite, fo
             method, preset, settings = ENTRANTS[label]
             chosen = {k: str(held_out) if v == HELD_OUT else v for k, v in settings.items()}
             start = time.perf_counter()
-            patch = api.erase(model, build_method(method, preset=preset, settings=chosen), targets=targets(n))
+            patch = verbs.erase(model, build_method(method, preset=preset, settings=chosen), targets=targets(n))
             write_text(path.with_suffix(".seconds"), f"{time.perf_counter() - start:.3f}\n")
             patch.save(path)
         patches[label] = Patch.load(path)
@@ -116,7 +117,7 @@ def run(out: Path, counts: list[int], labels: list[str], profile: Profile) -> di
     attack = Profile(f"{profile.name}-attack", profile.steps, profile.guidance, {"direct": profile.cases["direct"]})
     for n in counts:
         folder = out / str(n)
-        suite = api.suite_for(model, targets(n))
+        suite = suite_for(model, targets(n))
         patches = erase_all(model, n, labels, suite, folder)
         systems = [System(Entrant(label, label, "patch", p.json()), p) for label, p in patches.items()]
         found = evaluate(model, systems, suite, profile, MiniJudge(), folder / "plain")

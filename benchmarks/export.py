@@ -18,7 +18,7 @@ import torch
 from methods import TARGETS, Contender, cell_folder, patch_of
 from table import KEPT_AXES, TARGET_AXES, Pair, difference, into_page, lines_of, points, rate, rate_text
 
-from efface import api
+from efface import verbs
 from efface.evaluation.records import read_rows
 from efface.models.load import load_model
 from efface.patches import Patch
@@ -57,7 +57,7 @@ def main() -> None:
                 facts.setdefault(name, []).append(written)
         with tempfile.TemporaryDirectory() as folder:
             (_, head), *others = variants.items()
-            api.evaluate(model, head, out=folder, profile=profile, others=others, trivial=False)
+            verbs.evaluate(model, head, out=folder, profile=profile, others=others, trivial=False)
             rows = read_rows(Path(folder))
         base = {r.case_id: r for r in rows if r.entrant == "none"}
         for row in rows:
@@ -88,7 +88,7 @@ def truncated(model: Any, whole: Patch, target: str, tolerance: float, name: str
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "lora.safetensors"
         facts = export(whole, model, path, "diffusers", tolerance=tolerance, half=True)
-        again = api.import_patch(model, path, targets=[target], name=name)
+        again = verbs.import_patch(model, path, targets=[target], name=name)
     return again, facts
 
 

@@ -44,7 +44,7 @@ from table import (
     rate_text,
 )
 
-from efface import api
+from efface import verbs
 from efface.errors import EvaluationError
 from efface.evaluation.profiles import PROFILES, Profile
 from efface.evaluation.records import read_rows
@@ -54,6 +54,7 @@ from efface.models.load import load_model
 from efface.models.mini.world import load_world
 from efface.patches import Patch
 from efface.registry import build_method, method_class
+from efface.verbs.subject import suite_for
 
 AXES = ("direct", "synonym", "implicit", "near", "trap", "far")
 STRENGTHS, LEVEL = (0.5, 0.75, 1.0, 1.25), 0.9
@@ -155,7 +156,7 @@ TABLES = {
 
 def relative(model: DiffusionModel, target: str) -> str:
     """A concept of the target's group, one that the suite does not ask for where there is one: what row "fixed" preserves."""
-    suite, world = api.suite_for(model, [target]), load_world()
+    suite, world = suite_for(model, [target]), load_world()
     asked = [n.name for n in (*suite.near, *suite.trap)]
     family = [n for n in world.names("ordinary") if world[n].group == world[target].group and n != target]
     return min(family, key=lambda n: n in asked)
@@ -170,7 +171,7 @@ def patch_of(model: DiffusionModel, contender: Contender, target: str, seed: int
             settings["steps"] = steps
         preserve = [relative(model, target)] if contender.method == "fixed" else []
         start = time.perf_counter()
-        patch = api.erase(
+        patch = verbs.erase(
             model, build_method(contender.method, preset="mini", settings=settings), targets=[target], preserve=preserve
         )
         write_text(path.with_suffix(".seconds"), f"{time.perf_counter() - start:.3f}\n")
@@ -194,7 +195,7 @@ def run_cell(
 
     def measure(rows: list[tuple[str, Patch]], profile: str, trivial: bool) -> None:
         (_, head), *others = rows
-        api.evaluate(model, head, out=folder / f"evaluation-{profile}", profile=profile, others=others, trivial=trivial)
+        verbs.evaluate(model, head, out=folder / f"evaluation-{profile}", profile=profile, others=others, trivial=trivial)
 
     measure([(p.card.method, p) for p in patches], profile, first)
     curved = [p for p in patches if TABLES[table].rows[p.card.method].curve]

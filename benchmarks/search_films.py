@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from efface import api
+from efface import verbs
 from efface.evaluation.judges import MiniJudge
 from efface.io.files import atomic_write
 from efface.io.images import decoded_png
@@ -35,13 +35,13 @@ def films(model: DiffusionModel, target: str, frames: int, steps: int | None, pr
     name = target.replace(" ", "-")
     more = {} if steps is None else {"steps": steps}
     patches = [
-        api.erase(model, build_method("ap", preset="mini", settings={**s, **more, "frames": frames}), targets=[target])
+        verbs.erase(model, build_method("ap", preset="mini", settings={**s, **more, "frames": frames}), targets=[target])
         for s in SEARCHES.values()
     ]
     folder = out / name
     if not (folder / "summary.json").is_file():
-        api.evaluate(model, patches[0], out=folder, profile=profile, others=[("ap-pgd", patches[1])])
-    api.report(folder, out / f"{name}.html")
+        verbs.evaluate(model, patches[0], out=folder, profile=profile, others=[("ap-pgd", patches[1])])
+    verbs.report(folder, out / f"{name}.html")
     judge, found = MiniJudge(), []
     for label, patch in zip(SEARCHES, patches, strict=True):
         log = {row["step"]: row for row in patch.card.log["adversarial"]}

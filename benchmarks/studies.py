@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from efface import api
+from efface import verbs
 from efface.io.files import write_text
 
 SIX = ("fire engine", "dog", "palm tree", "castle", "guitar", "crossed swords")
@@ -51,12 +51,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             names = Path(folder) / "names.txt"
             names.write_text("\n".join(QUICK_NAMES))
-            results["locality"] = api.study("mini", "locality", out=Path(folder) / "out", space=str(names), **QUICK)
+            results["locality"] = verbs.study("mini", "locality", out=Path(folder) / "out", space=str(names), **QUICK)
     else:
         for name in args.only:
             note = (lambda text: None) if args.json else print
             study = name.removesuffix("-again")
-            results[name] = api.study("mini", study, out=args.out / name, store=args.store, note=note, **PLAN[name])
+            results[name] = verbs.study("mini", study, out=args.out / name, store=args.store, note=note, **PLAN[name])
             if args.docs is not None:
                 keep(args.out / name, args.docs / name)
     if args.json:

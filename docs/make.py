@@ -10,10 +10,11 @@ from typing import Any
 
 from study_claims import studies_page
 
-from efface.attacks import ATTACKS, TIERS, Attack
-from efface.guards import GUARDS, Guard
-from efface.methods import METHODS, ROWS, Method
-from efface.registry import describe
+from efface.attacks import TIERS, Attack
+from efface.guards import Guard
+from efface.methods import ROWS, Method
+from efface.options import described
+from efface.registry import ATTACKS, GUARDS, METHODS
 
 HERE = Path(__file__).parent
 
@@ -51,7 +52,7 @@ def page(cls: type[Method]) -> str:
 def options(cls: type[Method] | type[Attack] | type[Guard]) -> list[str]:
     """Every option with default, meaning and source."""
     lines = ["| option | default | values | meaning | source of the default |", "|---|---|---|---|---|"]
-    for o in describe(cls):
+    for o in described(cls):
         values = ", ".join(f"`{c}`" for c in o["choices"]) if o["choices"] else o["type"]
         only = f"; only with `{o['needs']}`" if o["needs"] else ""
         lines.append(f"| `{o['name']}` | `{o['default']!r}` | {values} | {o['help']}{only} | {o['source']} |")

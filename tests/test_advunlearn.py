@@ -23,7 +23,7 @@ REQUEST = EraseRequest(("cat",), "", ("dog",))
 
 
 def small(**options: Any) -> AdvUnlearn:
-    return AdvUnlearn(**{**AdvUnlearn.presets["tiny"], **options})
+    return AdvUnlearn.preset("tiny", **options)
 
 
 VARIANTS = [

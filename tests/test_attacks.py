@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from efface import api
-from efface.attacks import ATTACKS, Attack, Attempt, ConceptInversion, Deployed, Goal, Plan, RandomToken, UnlearnDiff
+from efface import verbs
+from efface.attacks import Attack, Attempt, ConceptInversion, Deployed, Goal, Plan, RandomToken, UnlearnDiff
 from efface.attacks.textual import reworded
 from efface.attacks.unlearndiff import _share
 from efface.cli import main
@@ -25,13 +25,13 @@ from efface.errors import BadFile, BadOption, EvaluationError, UnknownName
 from efface.evaluation.attack import Unit, run_attacks, summarise_attacks
 from efface.evaluation.profiles import PROFILES, Profile
 from efface.evaluation.records import AttemptRow, read_attempts
-from efface.guards import GUARDS
 from efface.methods import UCE
 from efface.models.load import load_model
 from efface.models.tiny import tiny
 from efface.patches import Patch
-from efface.registry import build_attack
+from efface.registry import ATTACKS, GUARDS, build_attack
 from efface.testing import check_attack
+from efface.verbs.erase import request_for
 
 TINY_ATTACKS = [build_attack(name, preset="tiny") for name in ATTACKS if name != "inverse"]
 CASES = tuple(Case("direct", "cat", p, s, 2.0) for p, s in (("a cat", 1), ("a photo of a cat", 2), ("the cat", 3)))
@@ -63,7 +63,7 @@ def test_contract(attack: Attack) -> None:
 
 def test_contract_of_the_inverse() -> None:
     model = tiny()
-    patch = api.erase(model, UCE(), targets=["cat"])
+    patch = verbs.erase(model, UCE(), targets=["cat"])
     deployed = Deployed(model, 2, ("cat",), patch)
     assert all(a.cond is not None for a in check_attack(build_attack("inverse", preset="tiny"), deployed))
     with pytest.raises(BadOption, match="--patch"):
@@ -74,7 +74,7 @@ def test_contract_of_the_inverse() -> None:
 @pytest.mark.parametrize("name", ["unlearndiff", "concept_inversion"])
 def test_contract_against_patch_and_guard(name: str, guard: str) -> None:
     model = tiny()
-    patch = api.erase(model, UCE(), targets=["cat"])
+    patch = verbs.erase(model, UCE(), targets=["cat"])
     check_attack(build_attack(name, preset="tiny"), Deployed(model, 2, ("cat",), patch, GUARDS[guard]()), budget=60)
 
 
@@ -230,7 +230,7 @@ def renamed(model: Any, target: str, other: str) -> Patch:
     mine, theirs = (model.token_ids([word])[0][-2] for word in (target, other))
     changed = table.detach().clone()
     changed[mine] = table[theirs]
-    card = UCE().card(model, api.request_for(model, [target]), model.evals.snapshot())
+    card = UCE().card(model, request_for(model, [target]), model.evals.snapshot())
     return Patch.between({name: table}, {name: changed}, card)
 
 
@@ -238,7 +238,7 @@ def test_an_erasure_of_the_name_alone_is_broken_by_inversion(tmp_path: Path) -> 
     PROFILES["few"] = Profile("few", 8, 4.0, {"direct": 8, "near": 24})
     try:
         model = load_model("mini")
-        found = api.attack(
+        found = verbs.attack(
             model, "concept_inversion", budget=400, patch=renamed(model, "dog", "castle"), cases=3, profile="few", controls=False,
             out=tmp_path / "a",
         )  # fmt: skip
@@ -257,7 +257,7 @@ def test_an_erasure_of_the_name_alone_is_broken_by_inversion(tmp_path: Path) -> 
 def test_attacks_against_an_erasure_of_the_name_alone(name: str, budget: int) -> None:
     """Other words and gradients break it; new seeds of the same name do not."""
     model = load_model("mini")
-    found = api.attack(model, name, budget=budget, patch=renamed(model, "dog", "castle"), cases=4, controls=False)["attacks"]
+    found = verbs.attack(model, name, budget=budget, patch=renamed(model, "dog", "castle"), cases=4, controls=False)["attacks"]
     assert found["direct"]["rate"]["k"] == 0
     if name in ("unlearndiff", "synonym"):
         assert found[name]["rate"]["k"] > 0
@@ -268,7 +268,7 @@ def test_attacks_against_an_erasure_of_the_name_alone(name: str, budget: int) ->
 @pytest.mark.slow
 def test_inverse_undoes_a_closed_form_edit() -> None:
     model = load_model("mini")
-    found = api.attack(model, "inverse", budget=48, patch=api.erase(model, "uce", targets=["dog"]), cases=4)["attacks"]
+    found = verbs.attack(model, "inverse", budget=48, patch=verbs.erase(model, "uce", targets=["dog"]), cases=4)["attacks"]
     assert found["inverse"]["rate"]["k"] > found["seed_search"]["rate"]["k"]
 
 
@@ -279,9 +279,9 @@ def test_a_network_of_random_weights_has_nothing_to_give(name: str) -> None:
     weights = model.weights(lambda n: n.startswith("unet.") and n.endswith("weight"))
     rng = torch.Generator().manual_seed(0)
     broken = {n: torch.randn(w.shape, generator=rng) * w.std() for n, w in weights.items() if w.ndim > 1}
-    card = UCE().card(model, api.request_for(model, ["dog"]), model.evals.snapshot())
+    card = UCE().card(model, request_for(model, ["dog"]), model.evals.snapshot())
     patch = Patch.between({n: weights[n] for n in broken}, broken, card)
-    found = api.attack(model, name, budget=400, patch=patch, cases=4, controls=False)["attacks"][name]
+    found = verbs.attack(model, name, budget=400, patch=patch, cases=4, controls=False)["attacks"][name]
     assert found["rate"]["n"] > 0
     assert found["rate"]["k"] == 0
 
@@ -345,8 +345,8 @@ def test_bad_input_is_one_line_and_exit_code_2(args: tuple[object, ...], message
 
 def test_target_must_be_the_patchs() -> None:
     model = tiny()
-    patch = api.erase(model, UCE(), targets=["cat", "dog"])
+    patch = verbs.erase(model, UCE(), targets=["cat", "dog"])
     with pytest.raises(BadOption, match="say which"):
-        api.attack(model, "direct", budget=99, patch=patch)
+        verbs.attack(model, "direct", budget=99, patch=patch)
     with pytest.raises(UnknownName, match="target of the patch"):
-        api.attack(model, "direct", budget=99, patch=patch, target="bus")
+        verbs.attack(model, "direct", budget=99, patch=patch, target="bus")

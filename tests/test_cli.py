@@ -195,12 +195,12 @@ def test_lists(kind: str) -> None:
 
 
 def test_help_is_generated_from_the_dataclass() -> None:
-    from efface.methods import METHODS
-    from efface.registry import describe
+    from efface.options import described
+    from efface.registry import METHODS
 
     for name, cls in METHODS.items():
         text = run("erase", name, "--help").output
-        for option in describe(cls):
+        for option in described(cls):
             assert f"{option['name']} = {option['default']!r}" in text
             assert option["source"].split()[0] in text
 

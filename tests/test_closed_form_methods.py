@@ -29,17 +29,17 @@ REQUEST = EraseRequest(("cat", "rose"), "", ("dog",))
 VARIANTS: list[Method] = [
     UCE(rows="last+eos"),
     UCE(rows="all", task="moderate"),
-    UCE(**UCE.presets["pinned"]),
-    UCE(**UCE.presets["sealed"]),
+    UCE.preset("pinned"),
+    UCE.preset("sealed"),
     TIME(),
     TIME(keys=False, augment=False),
-    RECE(**RECE.presets["tiny"]),
+    RECE.preset("tiny"),
     RECE(start="none", epochs=1, regulariser="anchor"),
-    RECE(**RECE.presets["pinned"], regulariser="surrogate-both"),
-    MACE(**MACE.presets["tiny"]),
-    MACE(**{**MACE.presets["tiny"], "mask": "attention", "scale_power": 2}),
+    RECE.preset("pinned", regulariser="surrogate-both"),
+    MACE.preset("tiny"),
+    MACE.preset("tiny", mask="attention", scale_power=2),
     MACE(steps=0, lam=0.1),
-    *[RealEra(**{**RealEra.presets["tiny"], "mode": mode}) for mode in ("isotropic", "subspace", "vocab", "adversarial")],
+    *[RealEra.preset("tiny", mode=mode) for mode in ("isotropic", "subspace", "vocab", "adversarial")],
     RealEra(steps=0, low=0.1, directions=2),
 ]
 
@@ -104,7 +104,7 @@ def test_on_trained_weights_too(mini: DiffusionModel, name: str) -> None:
     base, lam = layers(mini), 0.5
     keep = [(q, 0.1) for q in rows(mini, "")]
     if name == "uce":
-        patch = UCE(**UCE.presets["2023"]).erase(mini, EraseRequest(("fire engine",), "house"))
+        patch = UCE.preset("2023").erase(mini, EraseRequest(("fire engine",), "house"))
         xs, ys = uce_2023_rows(mini, "fire engine", "house")
     elif name == "time":
         lam, keep = 0.1, []
@@ -121,12 +121,12 @@ def test_on_trained_weights_too(mini: DiffusionModel, name: str) -> None:
 
 def test_uce_2023_and_2025(tiny_model) -> None:  # type: ignore[no-untyped-def]
     request = EraseRequest(("cat", "a rose"), "bus", ("dog",))
-    patch = UCE(**UCE.presets["2023"]).erase(tiny_model, request)
+    patch = UCE.preset("2023").erase(tiny_model, request)
     pairs = [uce_2023_rows(tiny_model, t, "bus") for t in request.targets]
     xs, ys = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
     keep = [(q, 0.1) for q in rows(tiny_model, "dog")]
     assert_edited(tiny_model, patch, {n: naive(w, xs, ys, keep, 0.5) for n, w in layers(tiny_model).items()})
-    patch = UCE(**UCE.presets["2025"]).erase(tiny_model, request)
+    patch = UCE.preset("2025").erase(tiny_model, request)
     last = lambda p: rows(tiny_model, p)[int(tiny_model.encode([p]).last[0])]  # noqa: E731
     xs, ys = [last("cat"), last("a rose")], [last("bus"), last("bus")]
     assert_edited(tiny_model, patch, {n: naive(w, xs, ys, [(last("dog"), 1.0)], 0.5) for n, w in layers(tiny_model).items()})
@@ -217,7 +217,7 @@ def test_rows_are_aligned_at_the_last_word(tiny_model, target: str, anchor: str)
 
 def test_a_space_is_the_null_prompt(tiny_model) -> None:  # type: ignore[no-untyped-def]
     assert torch.equal(tiny_model.encode([" "]).tokens, tiny_model.encode([""]).tokens)
-    same_patch = [UCE(**UCE.presets["2023"]).erase(tiny_model, EraseRequest(("cat",), a)).deltas for a in ("", " ")]
+    same_patch = [UCE.preset("2023").erase(tiny_model, EraseRequest(("cat",), a)).deltas for a in ("", " ")]
     assert same(*same_patch)
 
 
@@ -358,7 +358,7 @@ def test_mace_turns_attention_away_from_the_target(tiny_model) -> None:  # type:
 
 
 def test_mace_continues_a_stopped_training_bit_for_bit(tiny_model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    method, request = MACE(**{**MACE.presets["tiny"], "steps": 4}), EraseRequest(("cat", "rose"))
+    method, request = MACE.preset("tiny", steps=4), EraseRequest(("cat", "rose"))
     whole = method.erase(tiny_model, request, Run())
     stopped = Run(checkpoint=tmp_path / "c.safetensors", every=1)
     seen = []
@@ -398,8 +398,8 @@ def test_realera_modes_differ_in_what_they_move(tiny_model) -> None:  # type: ig
     assert RealEra(mode="vocab", steps=0).erase(tiny_model, request).card.log["neighbours"] == {"cat": 0}
     digests = {p.digest() for p in patches.values()}
     assert len(digests) == 4
-    trained = RealEra(**RealEra.presets["tiny"]).erase(tiny_model, request)
-    closed = RealEra(**{**RealEra.presets["tiny"], "steps": 0}).erase(tiny_model, request)
+    trained = RealEra.preset("tiny").erase(tiny_model, request)
+    closed = RealEra.preset("tiny", steps=0).erase(tiny_model, request)
     assert not same(trained.deltas, closed.deltas)
 
 

@@ -76,7 +76,7 @@ def test_generated_pages_are_up_to_date() -> None:
         import make as docs_make
     finally:
         sys.path.remove(str(ROOT / "docs"))
-    from efface.methods import METHODS
+    from efface.registry import METHODS
 
     for name, cls in METHODS.items():
         assert (ROOT / "docs" / "methods" / f"{name}.md").read_text("utf-8") == docs_make.page(cls), (

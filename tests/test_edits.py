@@ -110,7 +110,7 @@ def test_nested_filters_unwind_in_order_also_after_an_error(tiny_model) -> None:
 
 def test_the_way_back_undoes_a_closed_form_erasure_and_a_sealed_one_keeps_its_distance(tiny_model) -> None:  # type: ignore[no-untyped-def]
     request = EraseRequest(("cat",), "bus")
-    open_patch = UCE(**UCE.presets["2023"]).erase(tiny_model, request)
+    open_patch = UCE.preset("2023").erase(tiny_model, request)
     back = WayBack.of(tiny_model, open_patch)
     rows = tiny_model.encode(["cat"]).rows("last+eos")
     assert back.missed(rows).max() < 1e-3  # float32 weights, a condition number of about 100
@@ -133,7 +133,7 @@ def test_the_way_back_undoes_a_closed_form_erasure_and_a_sealed_one_keeps_its_di
 
 def test_the_way_back_of_a_trained_patch_is_the_best_common_answer(tiny_model) -> None:  # type: ignore[no-untyped-def]
     """Trained keys and values share no T. The least squares still finds something, and a ridge makes it shorter and worse."""
-    patch = ESD(**{**ESD.presets["tiny"], "train": "xattn-kv", "lr": 0.05}).erase(tiny_model, EraseRequest(("cat",)))
+    patch = ESD.preset("tiny", train="xattn-kv", lr=0.05).erase(tiny_model, EraseRequest(("cat",)))
     rows = tiny_model.encode(["cat"]).rows("last")
     exact, short = WayBack.of(tiny_model, patch), WayBack.of(tiny_model, patch, ridge=1.0)
     assert 1e-3 < float(exact.missed(rows)) < float(short.missed(rows))

@@ -15,11 +15,11 @@ from pipelines import pipeline, pipeline_xl
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from efface import api
 from efface.concepts.request import EraseRequest
 from efface.errors import BadFile, BadOption, UnknownName, WrongBaseModel
 from efface.methods import AP, UCE, AdvUnlearn
 from efface.models.base import DiffusionModel
+from efface.models.load import load_model
 from efface.models.tiny import tiny
 from efface.patches import Patch
 from efface.patches.export import FORMATS, export, kohya_names, low_rank_factors, read_back, residual
@@ -29,7 +29,7 @@ FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {"sd": lambda: pipeline("St
 
 
 def trained(model: DiffusionModel, train: str) -> Patch:
-    return AP(**{**AP.presets["tiny"], "lr": 1e-2, "train": train}).erase(model, EraseRequest(("cat",)))
+    return AP.preset("tiny", lr=1e-2, train=train).erase(model, EraseRequest(("cat",)))
 
 
 def drawn(pipe: Any) -> torch.Tensor:
@@ -75,7 +75,7 @@ def test_a_folder_draws_what_the_patch_draws(family: str, tmp_path: Path) -> Non
     import diffusers
 
     model, pipe = FAMILIES[family]()
-    patch = AdvUnlearn(**{**AdvUnlearn.presets["tiny"], "lr": 1e-2}).erase(model, EraseRequest(("cat",)))
+    patch = AdvUnlearn.preset("tiny", lr=1e-2).erase(model, EraseRequest(("cat",)))
     assert any(n.startswith("text_encoder") for n in patch.deltas)
     with patch.applied(model):
         wanted = drawn(pipe)
@@ -90,7 +90,7 @@ def test_a_folder_draws_what_the_patch_draws(family: str, tmp_path: Path) -> Non
     with pytest.raises(BadFile, match="is there already"):
         export(patch, model, tmp_path / "new" / "folder", "folder")
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["folder"], "a temporary folder was left behind"
-    again = api.load_model(tmp_path / "new" / "folder")
+    again = load_model(tmp_path / "new" / "folder")
     with pytest.raises(WrongBaseModel), patch.applied(again):
         pass
 
@@ -102,7 +102,7 @@ def test_diff_holds_every_tensor(family: str, train: str, tmp_path: Path) -> Non
     if train == "full":
         patch = trained(model, "full")
     else:
-        patch = AdvUnlearn(**{**AdvUnlearn.presets["tiny"], "lr": 1e-2}).erase(model, EraseRequest(("cat",)))
+        patch = AdvUnlearn.preset("tiny", lr=1e-2).erase(model, EraseRequest(("cat",)))
     path = tmp_path / "d.safetensors"
     facts = export(patch, model, path, "diff")
     assert facts["residual"] == 0

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from efface import api
+from efface import verbs
 from efface.concepts.request import EraseRequest
 from efface.errors import BadFile, BadRequest, UnknownName, WrongBaseModel
 from efface.methods import AP, UCE, AdvUnlearn
@@ -40,13 +40,13 @@ def patch(tiny_model: Any) -> Patch:
 @pytest.mark.parametrize("to", ["diffusers", "kohya", "diff", "folder"])
 def test_what_efface_writes_it_reads(model: str, to: str, tmp_path: Path) -> None:
     network = load_model(model)
-    method = {"diff": AP(**{**AP.presets["tiny"], "lr": 1e-2, "train": "full"})}.get(to, UCE(pooled=False))
+    method = {"diff": AP.preset("tiny", lr=1e-2, train="full")}.get(to, UCE(pooled=False))
     if to == "folder":
-        method = AdvUnlearn(**{**AdvUnlearn.presets["tiny"], "lr": 1e-2})
+        method = AdvUnlearn.preset("tiny", lr=1e-2)
     patch = method.erase(network, EraseRequest(("cat",)))
     path = tmp_path / ("folder" if to == "folder" else "f.safetensors")
     export(patch, network, path, to, **({"tolerance": 1e-6} if to in ("diffusers", "kohya") else {}))
-    again = api.import_patch(network, path, targets=["cat"], name="theirs")
+    again = verbs.import_patch(network, path, targets=["cat"], name="theirs")
     assert again.deltas.keys() == patch.deltas.keys()
     for n, d in patch.deltas.items():
         # 1e-6: the factors of a LoRA were rounded, and so was W + delta in a folder
@@ -67,7 +67,7 @@ def test_partial_state_dicts(ending: str, prefix: str, tiny_model: Any, patch: P
         torch.save({"state_dict": tensors, "global_step": 7}, path)
     else:
         save_file(tensors, path)
-    again = api.import_patch(tiny_model, path, targets=["cat"])
+    again = verbs.import_patch(tiny_model, path, targets=["cat"])
     assert again.deltas.keys() == patch.deltas.keys()
     with again.applied(tiny_model):
         live = tiny_model.weights(lambda _: True)
@@ -80,7 +80,7 @@ def test_a_whole_network_in_half_precision_changes_only_what_was_changed(tiny_mo
     folder = tmp_path / "unet"
     folder.mkdir()
     save_file(whole, folder / "diffusion_pytorch_model.safetensors")
-    again = api.import_patch(tiny_model, folder, targets=["cat"])
+    again = verbs.import_patch(tiny_model, folder, targets=["cat"])
     assert again.deltas.keys() == patch.deltas.keys(), "rounding to half precision is no erasure"
     with again.applied(tiny_model):
         assert all(
@@ -95,7 +95,7 @@ def test_a_pipeline_in_half_precision_changes_only_what_was_changed(tiny_model: 
     for part in (other.unet, other.text_encoder, other.vae):
         part.half()
     other.save_folder(tmp_path / "half")
-    again = api.import_patch(tiny_model, tmp_path / "half", targets=["cat"])
+    again = verbs.import_patch(tiny_model, tmp_path / "half", targets=["cat"])
     assert again.card.config["read as"] == "pipeline"
     assert again.deltas.keys() == patch.deltas.keys()
 
@@ -103,12 +103,12 @@ def test_a_pipeline_in_half_precision_changes_only_what_was_changed(tiny_model: 
 def test_text_encoders(tiny_model: Any, tmp_path: Path) -> None:
     tiny_model.text_encoder.save_pretrained(tmp_path / "same")
     with pytest.raises(BadFile, match="changes nothing"):
-        api.import_patch(tiny_model, tmp_path / "same", targets=["cat"])
+        verbs.import_patch(tiny_model, tmp_path / "same", targets=["cat"])
     other: Any = load_model("tiny")
     with torch.no_grad():
         other.text_encoder.encoder.layers[0].mlp.fc1.weight.mul_(1.1)
     other.text_encoder.save_pretrained(tmp_path / "other")
-    again = api.import_patch(tiny_model, tmp_path / "other", targets=["cat"])
+    again = verbs.import_patch(tiny_model, tmp_path / "other", targets=["cat"])
     assert set(again.deltas) == {"text_encoder.encoder.layers.0.mlp.fc1.weight"}
 
 
@@ -116,7 +116,7 @@ def test_a_lora_without_alpha_has_scale_one(tiny_model: Any, patch: Patch, tmp_p
     path = tmp_path / "k.safetensors"
     export(patch, tiny_model, path, "kohya", tolerance=1e-6)
     save_file({k: t for k, t in load_file(path).items() if not k.endswith("alpha")}, path)
-    again = api.import_patch(tiny_model, path, targets=["cat"])
+    again = verbs.import_patch(tiny_model, path, targets=["cat"])
     for n, d in patch.deltas.items():
         torch.testing.assert_close(again.deltas[n], d, atol=1e-6, rtol=0)
 
@@ -132,7 +132,7 @@ def test_adapters_of_peft_have_the_strength_that_their_configuration_says(tiny_m
     adapted: Any = get_peft_model(network, config)
     adapted.save_pretrained(str(tmp_path / "adapter"))
     merged = adapted.merge_and_unload()
-    again = api.import_patch(tiny_model, tmp_path / "adapter", targets=["cat"])
+    again = verbs.import_patch(tiny_model, tmp_path / "adapter", targets=["cat"])
     assert again.card.config["read as"] == "diffusers"
     with again.applied(tiny_model):
         ours = dict(tiny_model.unet.named_parameters())
@@ -143,11 +143,11 @@ def test_adapters_of_peft_have_the_strength_that_their_configuration_says(tiny_m
     facts = {"unet.r": 2, "unet.lora_alpha": 6, "unet.alpha_pattern": {"to_v": 3}}
     renamed = {k.replace("base_model.model.", "unet."): t for k, t in tensors.items()}
     save_file(renamed, tmp_path / "one.safetensors", metadata={"format": "pt", "lora_adapter_metadata": json.dumps(facts)})
-    assert same(api.import_patch(tiny_model, tmp_path / "one.safetensors", targets=["cat"]).deltas, again.deltas)
+    assert same(verbs.import_patch(tiny_model, tmp_path / "one.safetensors", targets=["cat"]).deltas, again.deltas)
     facts["unet.use_rslora"] = True
     save_file(renamed, tmp_path / "one.safetensors", metadata={"format": "pt", "lora_adapter_metadata": json.dumps(facts)})
     with pytest.raises(BadFile, match="rslora"):
-        api.import_patch(tiny_model, tmp_path / "one.safetensors", targets=["cat"])
+        verbs.import_patch(tiny_model, tmp_path / "one.safetensors", targets=["cat"])
 
 
 class _Hostile:
@@ -165,7 +165,7 @@ def test_files_that_are_refused(tiny_model: Any, patch: Patch, tmp_path: Path) -
             torch.save(tensors, path)
         else:
             save_file(tensors, path)
-        return api.import_patch(tiny_model, path, targets=["cat"])
+        return verbs.import_patch(tiny_model, path, targets=["cat"])
 
     good = weights(tiny_model, patch)
     key = next(iter(good))
@@ -193,16 +193,16 @@ def test_files_that_are_refused(tiny_model: Any, patch: Patch, tmp_path: Path) -
         load([torch.ones(2)], "list.pt")
     (tmp_path / "broken.safetensors").write_bytes(b"\x00" * 40)
     with pytest.raises(BadFile, match="could not be read"):
-        api.import_patch(tiny_model, tmp_path / "broken.safetensors", targets=["cat"])
+        verbs.import_patch(tiny_model, tmp_path / "broken.safetensors", targets=["cat"])
     with pytest.raises(BadFile, match="there is no file"):
-        api.import_patch(tiny_model, tmp_path / "none.safetensors", targets=["cat"])
+        verbs.import_patch(tiny_model, tmp_path / "none.safetensors", targets=["cat"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadFile, match="holds none of"):
-        api.import_patch(tiny_model, tmp_path / "empty", targets=["cat"])
+        verbs.import_patch(tiny_model, tmp_path / "empty", targets=["cat"])
     patch.save(tmp_path / "ours.safetensors")
     with pytest.raises(BadFile, match="patch of efface already"):
-        api.import_patch(tiny_model, tmp_path / "ours.safetensors", targets=["cat"])
+        verbs.import_patch(tiny_model, tmp_path / "ours.safetensors", targets=["cat"])
     with pytest.raises(BadRequest, match="at least one target"):
-        api.import_patch(tiny_model, tmp_path / "ours.safetensors", targets=[])
+        verbs.import_patch(tiny_model, tmp_path / "ours.safetensors", targets=[])
     with pytest.raises(UnknownName):
-        api.import_patch(tiny_model, tmp_path / "ours.safetensors", targets=["zeppelin"])
+        verbs.import_patch(tiny_model, tmp_path / "ours.safetensors", targets=["zeppelin"])

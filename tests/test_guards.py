@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pipelines import pipeline
 
-from efface import api
+from efface import verbs
 from efface.concepts.prompts import Case
 from efface.equations.guidance import guided, safety
 from efface.equations.subspace import projector, triggers
 from efface.errors import BadOption, UnknownName
-from efface.guards import GUARDS, SAFREE, SLD, Guard, Negative
+from efface.guards import SAFREE, SLD, Guard, Negative
 from efface.guards.sld import STRENGTHS
 from efface.models.tiny import tiny
-from efface.registry import build_guard
+from efface.registry import GUARDS, build_guard
 from efface.testing import hooks, same, state
 
 F64 = torch.float64
@@ -175,13 +175,13 @@ def test_guards_by_name() -> None:
 
 def test_a_guard_alone_needs_a_target(tmp_path: Path) -> None:
     with pytest.raises(BadOption, match="name one with --target"):
-        api.evaluate("mini", None, guard="negative", out=tmp_path / "e", profile="smoke")
+        verbs.evaluate("mini", None, guard="negative", out=tmp_path / "e", profile="smoke")
 
 
 def test_evaluation_sees_the_guard(tmp_path: Path) -> None:
     """Strong safety guidance lowers how often the trained miniature shows its target, beyond the paired interval."""
-    found = api.evaluate("mini", None, guard="sld:strength=strong", targets=["fire engine"], out=tmp_path / "e", profile="smoke")[
-        "entrants"
-    ]
+    found = verbs.evaluate(
+        "mini", None, guard="sld:strength=strong", targets=["fire engine"], out=tmp_path / "e", profile="smoke"
+    )["entrants"]
     assert set(found) == {"none", "sld"}
     assert found["sld"]["axes"]["direct"]["difference"]["high"] < 0

@@ -11,12 +11,12 @@ import torch
 
 from efface.concepts.request import EraseRequest
 from efface.errors import BadOption, MethodError, NonFiniteLoss, UnknownName
-from efface.methods import AGE, AP, ESD, METHODS, UCE, Method
+from efface.methods import AGE, AP, ESD, UCE, Method
 from efface.models.load import load_model
 from efface.models.select import selection
 from efface.patches import Patch
 from efface.preservation.exhaustive import ExhaustiveSearch
-from efface.registry import build_method
+from efface.registry import METHODS, build_method
 from efface.testing import check_method, same
 from efface.training.loop import Run, training
 
@@ -48,7 +48,7 @@ VARIANTS: list[Method] = [
     AGE(**TINY_AGE, hard=False, topk=2, batch=2),
     AGE(**TINY_AGE, sampler="pool", eta=1.0, through_target=False),
     UCE(),
-    UCE(**UCE.presets["2023"], expand=True),
+    UCE.preset("2023", expand=True),
 ]
 OUTPUT_BASED = [m for m in VARIANTS if isinstance(m, AP | ESD | AGE)]
 REQUEST = EraseRequest(("cat",), "", ("dog",))
@@ -77,7 +77,7 @@ def test_every_preset_can_be_built_and_every_option_explains_itself(cls: type[Me
 
 @pytest.mark.parametrize("cls", [ESD, AP, AGE], ids=lambda c: c.name)
 def test_zero_steps_change_nothing(cls: type[Method], tiny_model) -> None:  # type: ignore[no-untyped-def]
-    method = cls(**{**cls.presets["tiny"], "steps": 0})
+    method = cls.preset("tiny", steps=0)
     assert not method.erase(tiny_model, EraseRequest(("cat",))).deltas
 
 
@@ -159,7 +159,7 @@ def test_costs_of_the_papers_schedules(tiny_model) -> None:  # type: ignore[no-u
     assert ESD(steps=1).expected_evals(tiny_model, request) == pytest.approx(52)
     assert ESD(steps=1, alignment="official").expected_evals(tiny_model, request) == pytest.approx(53.96)  # specification 2.1
     assert AP(steps=1, eta=1.0).expected_evals(tiny_model, request) == pytest.approx(153.02)
-    official = AP(**AP.presets["official"], steps=1)
+    official = AP.preset("official", steps=1)
     assert official.expected_evals(tiny_model, request) == pytest.approx(158.88)  # specification 8.2
     with_pool = AP(steps=1, sampler="pool", pool=1, nearest=3, eta=1.0)
     filled = dataclasses.replace(with_pool, steps=0).expected_evals(tiny_model, request)
@@ -188,7 +188,7 @@ def test_a_fixed_row_needs_something_to_preserve_and_nothing_that_is_erased(tiny
 def test_ap_excludes_targets_whatever_their_spelling_and_the_official_preset_does_not(tiny_model) -> None:  # type: ignore[no-untyped-def]
     request = EraseRequest(("CAT",))
     assert "cat" not in AP(nearest=99).candidates(tiny_model, request)[0]
-    official = AP(**AP.presets["official"], nearest=99)
+    official = AP.preset("official", nearest=99)
     assert official.candidates(tiny_model, request)[0][0] == "cat", "the target itself is at distance 0 and comes first"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from efface import api
+from efface import verbs
 from efface.concepts.prompts import Case
 from efface.detectors.mini import MiniDetector
 from efface.edits import ConceptEdit, save_lora
@@ -27,6 +27,7 @@ from efface.models.select import selection
 from efface.patches import Patch
 from efface.patches.patch import empty_like, noise_like
 from efface.registry import build_method
+from efface.verbs.subject import suite_for
 
 TARGET = "rose"
 CASES = Profile("test", 10, 4.0, {"direct": 24, "implicit": 8, "near": 16, "far": 16})
@@ -39,7 +40,7 @@ def mini() -> DiffusionModel:
 
 @pytest.fixture(scope="module")
 def uce(mini: DiffusionModel) -> Patch:
-    return api.erase(mini, "uce", targets=[TARGET])
+    return verbs.erase(mini, "uce", targets=[TARGET])
 
 
 def test_the_whole_miniature_fits_the_budget() -> None:
@@ -61,7 +62,7 @@ def test_the_split_is_what_was_decided() -> None:
 
 def test_no_prompt_of_the_world_is_cut(mini: DiffusionModel) -> None:
     world = load_world()
-    suite = api.suite_for(mini, [TARGET])
+    suite = suite_for(mini, [TARGET])
     mini.encode([c.prompt for c in suite.cases(CASES)])
     for c in world.concepts:
         mini.encode([f"a {n} style {x} on a purple background" for n in world.styles for x in (c.name, *c.synonyms)])
@@ -120,7 +121,7 @@ def test_trivial_entrants_score_as_they_must(mini: DiffusionModel, uce: Patch, t
         System(Entrant("blocklist", "blocklist", "trivial"), empty_like(uce, "blocklist"), blocklist([TARGET], "")),
         *(System(Entrant(f"noise{s}", "noise", "trivial"), noise_like(uce, rng()).scaled(s)) for s in (0.1, 30.0)),
     ]
-    summary = evaluate(mini, systems, api.suite_for(mini, [TARGET]), CASES, MiniJudge(), tmp_path / "e")["entrants"]
+    summary = evaluate(mini, systems, suite_for(mini, [TARGET]), CASES, MiniJudge(), tmp_path / "e")["entrants"]
     assert summary["none"]["scores"] == {"erasure": 0, "generality": 0, "near": 1, "rest": 1}
     assert summary["blocklist"]["scores"]["erasure"] > 0.9
     assert summary["blocklist"]["scores"]["generality"] == 0, "a prompt without the name passes a blocklist unchanged"
@@ -138,7 +139,7 @@ def test_an_erasure_erases_on_a_loaded_pipeline_too(mini: DiffusionModel, tmp_pa
 
     pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS)
     method = build_method("naive", preset="mini", settings={"steps": 60})
-    patch = api.erase(pipe, method, targets=[TARGET])
+    patch = verbs.erase(pipe, method, targets=[TARGET])
     detector = MiniDetector.load("report")
     cases = [Case("x", TARGET, f"a {TARGET}", s, 4.0) for s in range(16)]
     column = detector.labels.concepts.index(TARGET)
@@ -182,10 +183,10 @@ def test_diffusers_loads_the_lora_of_an_edit(mini: DiffusionModel, tmp_path: Pat
 def test_half_precision_samples_and_trains_with_full_precision_master_weights(dtype: str) -> None:
     model = load_model("mini", dtype=dtype)
     assert model.info["dtype"] == dtype
-    patch = api.erase(model, build_method("naive", preset="mini", settings={"steps": 2}), targets=[TARGET])
+    patch = verbs.erase(model, build_method("naive", preset="mini", settings={"steps": 2}), targets=[TARGET])
     assert {d.dtype for d in patch.deltas.values()} == {torch.float32}
     with patch.applied(model):
-        assert bool(api.sample(model, [f"a {TARGET}"], steps=2).isfinite().all())
+        assert bool(verbs.sample(model, [f"a {TARGET}"], steps=2).isfinite().all())
 
 
 def test_a_clip_judge_serves_models_without_detectors(mini: DiffusionModel) -> None:

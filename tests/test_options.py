@@ -10,9 +10,8 @@ import pytest
 from efface.attacks import ATTACKS
 from efface.concepts.request import EraseRequest
 from efface.errors import BadOption
-from efface.guards import GUARDS
-from efface.methods import METHODS, TRCE
-from efface.registry import build_method, describe
+from efface.methods import TRCE
+from efface.registry import GUARDS, METHODS, build_method
 from efface.testing import same
 
 REQUEST = EraseRequest(("cat",), "", ("dog",))
@@ -62,12 +61,12 @@ def other(option: dict[str, Any], value: Any) -> Any:
 def built(name: str, settings: dict[str, Any]) -> Any:
     """Without the check."""
     cls = METHODS[name]
-    return cls(**{**cls.presets["tiny"], **settings})
+    return cls.preset("tiny", **settings)
 
 
 @pytest.mark.parametrize(("name", "settings", "idle"), IDLE, ids=[f"{n}-{s}-{i.split(',')[0]}" for n, s, i in IDLE])
 def test_refused_options_change_no_bit_and_no_cost(name: str, settings: dict[str, Any], idle: str, tiny_model: Any) -> None:
-    plain, described = built(name, settings), {o["name"]: o for o in describe(METHODS[name])}
+    plain, described = built(name, settings), {o["name"]: o for o in described(METHODS[name])}
     changed = {n: other(described[n], getattr(plain, n)) for n in idle.split(", ")}
     for option, value in changed.items():
         with pytest.raises(BadOption, match=f"{option}=.* does nothing with .*Leave {option} out"):
@@ -97,7 +96,7 @@ def test_every_option_with_needs_is_shown_idle() -> None:
     missing = [
         (name, o["name"])
         for name, cls in METHODS.items()
-        for o in describe(cls)
+        for o in described(cls)
         if name != "uce" and o["needs"] and (name, o["name"]) not in shown | refused and o["name"] not in inherited
     ]
     assert not missing

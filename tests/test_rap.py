@@ -22,7 +22,7 @@ REQUEST = EraseRequest(("cat", "rose"), "", ("dog",))
 
 
 def small(**options: Any) -> AP:
-    return AP(**{**AP.presets["tiny"], "sampler": "pool", "pool": 2, "attacks": 2, **options})
+    return AP.preset("tiny", sampler="pool", pool=2, attacks=2, **options)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from efface.concepts.prompts import Case
 from efface.concepts.request import EraseRequest
 from efface.edits import ConceptEdit, save_lora
 from efface.errors import BadFile, BadOption, WrongBaseModel
-from efface.methods import METHODS, UCE
+from efface.methods import UCE
 from efface.models.base import DiffusionModel
 from efface.models.cond import POOLED
 from efface.models.load import load_model
@@ -27,7 +27,7 @@ from efface.models.tiny import tiny, tiny_xl
 from efface.preservation.adversary import worded
 from efface.preservation.gumbel import GumbelSearch
 from efface.preservation.pgd import PgdSearch
-from efface.registry import build_guard
+from efface.registry import METHODS, build_guard
 from efface.testing import check_method
 from efface.training.loop import Step
 
@@ -125,7 +125,7 @@ def test_searched_concepts_bring_their_pooled_text(xl: StableDiffusionXL) -> Non
 
 @pytest.mark.parametrize("cls", METHODS.values(), ids=METHODS.keys())
 def test_every_method_keeps_its_contract(cls: Any, xl: StableDiffusionXL) -> None:
-    patch = check_method(cls(**cls.presets["tiny"]), REQUEST, xl)
+    patch = check_method(cls.preset("tiny"), REQUEST, xl)
     assert patch.card.base["family"] == "stable-diffusion-xl"
 
 
@@ -158,7 +158,7 @@ def test_text_encoder_patches_change_both(xl: StableDiffusionXL) -> None:
     assert student.unet is xl.unet
     assert student.text_encoder_2 is not xl.text_encoder_2
     cls = METHODS["advunlearn"]
-    patch = cls(**{**cls.presets["tiny"], "lr": 1e-2}).erase(xl, EraseRequest(("cat",)))
+    patch = cls.preset("tiny", lr=1e-2).erase(xl, EraseRequest(("cat",)))
     assert {n.partition(".")[0] for n in patch.deltas} == {"text_encoder", "text_encoder_2"}
     before = xl.encode(["cat"])
     with patch.applied(xl):

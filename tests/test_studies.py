@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from efface import api
+from efface import verbs
 from efface.concepts.request import EraseRequest
 from efface.errors import BadFile, BadOption, EvaluationError, UnknownName
 from efface.evaluation.damage import confirm, damage, damage_cost, least_seeds
@@ -37,6 +37,7 @@ from efface.studies.lab import Climb, Distances, Images, erasures
 from efface.studies.locality import links
 from efface.studies.spectrum import below
 from efface.studies.text_similarity import pool, text_features
+from efface.verbs.subject import judge_for
 
 NAMES = tuple(f"word{i}" for i in range(12))
 HURT = {n: (12 - i) / 24 if i < 5 else 0.0 for i, n in enumerate(NAMES)}
@@ -160,17 +161,17 @@ def test_damage_costs_what_it_says_and_refuses_nonsense(tiny_model: Any, monkeyp
 
 def test_damage_of_the_miniature_goes_to_a_folder_and_is_not_measured_twice(tmp_path: Path) -> None:
     model, space = load_model("mini"), names_file(tmp_path)
-    patch = api.erase(model, "uce", targets=["dog"])
-    found = api.damage(model, patch, out=tmp_path / "d", count=2, space=str(space), profile="smoke", by="noise")
+    patch = verbs.erase(model, "uce", targets=["dog"])
+    found = verbs.damage(model, patch, out=tmp_path / "d", count=2, space=str(space), profile="smoke", by="noise")
     spent = model.evals.forward
     assert {r["name"] for r in found["rows"]} < set(SPACE) - {"dog"}
     assert (tmp_path / "d" / "images" / "damage" / "0-before.png").is_file()
-    assert api.damage(model, patch, out=tmp_path / "d", count=2, space=str(space), profile="smoke", by="noise") == json.loads(
+    assert verbs.damage(model, patch, out=tmp_path / "d", count=2, space=str(space), profile="smoke", by="noise") == json.loads(
         (tmp_path / "d" / "damage.json").read_text()
     )
     assert model.evals.forward == spent
     with pytest.raises(BadFile, match="another --out"):
-        api.damage(model, patch, out=tmp_path / "d", count=3, space=str(space), profile="smoke", by="noise")
+        verbs.damage(model, patch, out=tmp_path / "d", count=3, space=str(space), profile="smoke", by="noise")
 
 
 # -- equations of the studies --------------------------------------------------------------------------------------
@@ -246,17 +247,17 @@ def lab_of(tmp_path: Path, names: tuple[str, ...] = SPACE) -> Lab:
 
     def make(e: Erasure) -> Any:
         if e.row.startswith("ap"):
-            return AP(**{**AP.presets["mini"], "steps": 8, "pool": 1, "nearest": 4, **dict(e.settings), "seed": e.seed})
+            return AP.preset("mini", steps=8, pool=1, nearest=4, **dict(e.settings), seed=e.seed)
         return build_method(e.row, preset="mini")
 
     return Lab(
         model,
-        api._plain_judge(model, None, names),
+        judge_for(model, names),
         names,
         Profile("lab", 2, 4.0, {}),
         tmp_path / "store",
         make,
-        lambda method, request, run: api.erase(model, method, targets=request.targets, run=run),
+        lambda method, request, run: verbs.erase(model, method, targets=request.targets, run=run),
     )
 
 
@@ -321,7 +322,7 @@ def test_every_study_writes_records_a_figure_and_one_conclusion(
     tmp_path: Path, name: str, methods: tuple[str, ...], seeds: tuple[int, ...]
 ) -> None:
     said: list[str] = []
-    result = api.study(
+    result = verbs.study(
         "mini",
         name,
         out=tmp_path / "out",
@@ -382,14 +383,14 @@ def test_a_killed_study_goes_on_and_says_the_same(tmp_path: Path) -> None:
 
 def test_bad_studies_are_refused_before_anything_is_computed(tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="locality"):
-        api.study("mini", "localty", out=tmp_path)
+        verbs.study("mini", "localty", out=tmp_path)
     with pytest.raises(BadOption, match="2 different --target"):
-        api.study("mini", "impact", out=tmp_path, targets=("dog",))
+        verbs.study("mini", "impact", out=tmp_path, targets=("dog",))
     with pytest.raises(BadOption, match="2 different --seed"):
-        api.study("mini", "impact", out=tmp_path, targets=("dog", "cat"), seeds=(0, 0))
+        verbs.study("mini", "impact", out=tmp_path, targets=("dog", "cat"), seeds=(0, 0))
     with pytest.raises(BadOption, match="--target"):
-        api.study("tiny", "spectrum", out=tmp_path)
+        verbs.study("tiny", "spectrum", out=tmp_path)
     with pytest.raises(UnknownName, match="method"):
-        api.study("mini", "spectrum", out=tmp_path / "x", targets=("dog",), methods=("nothing",))
+        verbs.study("mini", "spectrum", out=tmp_path / "x", targets=("dog",), methods=("nothing",))
     assert not (tmp_path / "x" / "result.json").exists()
     assert all(issubclass(cls, Study) and cls.__doc__ and cls.question for cls in STUDIES.values())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from efface import api
+from efface import verbs
 from efface.errors import BadFile, Cancelled
 from efface.methods import AGE, AP, ESD, KPOP, ConceptAblation, ForgetMeNot, Method
 from efface.models.tiny import tiny
@@ -44,12 +44,12 @@ def stop_after(n: int):  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize("stop", [1, 3, 5])
 def test_ctrl_c_and_resume_give_the_bits_of_an_uninterrupted_run(method: Method, stop: int, tmp_path: Path) -> None:
     whole_run = Run()
-    whole = api.erase(tiny(), method, targets=["cat", "rose"], run=whole_run)
+    whole = verbs.erase(tiny(), method, targets=["cat", "rose"], run=whole_run)
     checkpoint = tmp_path / "c.safetensors"
     with pytest.raises(Cancelled, match=f"stopped after step {stop} of 6.*--resume"):
-        api.erase(tiny(), method, targets=["cat", "rose"], run=Run(checkpoint=checkpoint, on_step=stop_after(stop)))
+        verbs.erase(tiny(), method, targets=["cat", "rose"], run=Run(checkpoint=checkpoint, on_step=stop_after(stop)))
     resumed_run = Run(checkpoint=checkpoint, resume=True)
-    resumed = api.erase(tiny(), method, targets=["cat", "rose"], run=resumed_run)
+    resumed = verbs.erase(tiny(), method, targets=["cat", "rose"], run=resumed_run)
     assert same(resumed.deltas, whole.deltas)
     assert resumed_run.log == whole_run.log
     assert resumed.card.cost == whole.card.cost
@@ -66,10 +66,10 @@ def test_dying_between_checkpoints_costs_the_steps_since_and_no_bits(method: Met
 
     checkpoint = tmp_path / "c.safetensors"
     with pytest.raises(OSError, match="gone"):
-        api.erase(tiny(), method, targets=["cat", "rose"], run=Run(checkpoint=checkpoint, every=2, on_step=die))
+        verbs.erase(tiny(), method, targets=["cat", "rose"], run=Run(checkpoint=checkpoint, every=2, on_step=die))
     resumed_run, whole_run = Run(checkpoint=checkpoint, resume=True), Run()
-    resumed = api.erase(tiny(), method, targets=["cat", "rose"], run=resumed_run)
-    assert same(resumed.deltas, api.erase(tiny(), method, targets=["cat", "rose"], run=whole_run).deltas)
+    resumed = verbs.erase(tiny(), method, targets=["cat", "rose"], run=resumed_run)
+    assert same(resumed.deltas, verbs.erase(tiny(), method, targets=["cat", "rose"], run=whole_run).deltas)
     assert resumed_run.log == whole_run.log
 
 
@@ -80,7 +80,7 @@ def test_kill_9_and_resume(tmp_path: Path) -> None:
         f"""
         import os, pathlib, torch
         torch.set_num_threads(1)
-        from efface import api
+        from efface import verbs
         from efface.methods import AP
         from efface.models.tiny import tiny
         from efface.training import Run
@@ -88,33 +88,33 @@ def test_kill_9_and_resume(tmp_path: Path) -> None:
             if step.index == 4:
                 os.kill(os.getpid(), 9)
         run = Run(checkpoint=pathlib.Path({str(checkpoint)!r}), every=2, on_step=die)
-        api.erase(tiny(), AP(steps=6, sampling_steps=4, nearest=4, lr=1e-3), targets=["cat"], run=run)
+        verbs.erase(tiny(), AP(steps=6, sampling_steps=4, nearest=4, lr=1e-3), targets=["cat"], run=run)
         """
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == -9, done.stderr
     method = AP(steps=6, sampling_steps=4, nearest=4, lr=1e-3)
-    resumed = api.erase(tiny(), method, targets=["cat"], run=Run(checkpoint=checkpoint, resume=True))
-    assert same(resumed.deltas, api.erase(tiny(), method, targets=["cat"]).deltas)
+    resumed = verbs.erase(tiny(), method, targets=["cat"], run=Run(checkpoint=checkpoint, resume=True))
+    assert same(resumed.deltas, verbs.erase(tiny(), method, targets=["cat"]).deltas)
     assert [p.name for p in tmp_path.iterdir()] == ["c.safetensors"], "litter of a half-written checkpoint"
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     checkpoint = tmp_path / "c.safetensors"
     with pytest.raises(Cancelled):
-        api.erase(tiny(), CASES[0], targets=["cat"], run=Run(checkpoint=checkpoint, on_step=stop_after(2)))
+        verbs.erase(tiny(), CASES[0], targets=["cat"], run=Run(checkpoint=checkpoint, on_step=stop_after(2)))
     with pytest.raises(BadFile, match="belongs to another run"):
-        api.erase(tiny(), CASES[0], targets=["dog"], run=Run(checkpoint=checkpoint, resume=True))
+        verbs.erase(tiny(), CASES[0], targets=["dog"], run=Run(checkpoint=checkpoint, resume=True))
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     checkpoint = tmp_path / "c.safetensors"
     checkpoint.write_bytes(b"\x00" * 100)
     with pytest.raises(BadFile, match="damaged"):
-        api.erase(tiny(), CASES[0], targets=["cat"], run=Run(checkpoint=checkpoint, resume=True))
+        verbs.erase(tiny(), CASES[0], targets=["cat"], run=Run(checkpoint=checkpoint, resume=True))
 
 
 def test_the_previous_signal_handler_is_restored() -> None:
     before = signal.getsignal(signal.SIGINT)
-    api.erase(tiny(), CASES[0], targets=["cat"])
+    verbs.erase(tiny(), CASES[0], targets=["cat"])
     assert signal.getsignal(signal.SIGINT) is before

@@ -26,7 +26,7 @@ REQUEST = EraseRequest(("cat", "rose"), "", ("dog",))
 
 
 def small(**options: Any) -> TRCE:
-    return TRCE(**{**TRCE.presets["tiny"], **options})
+    return TRCE.preset("tiny", **options)
 
 
 VARIANTS = [

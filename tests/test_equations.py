@@ -82,7 +82,10 @@ def test_gumbel_rows_lie_on_the_simplex(seed: int, n: int, tau: float) -> None:
     for y in (soft, hard):
         assert y.min() >= 0
         assert y.sum().item() == pytest.approx(1, abs=1e-5)  # float32 softmax of 30 entries
-    assert hard.argmax() == soft.argmax() == (logits + noise).argmax()
+    assert hard.argmax() == soft.argmax()
+    first, second = (logits + noise).sort(descending=True).values[:2]
+    if first - second > 1e-5 * tau:  # below that, the two may round to one float32 number in the softmax
+        assert soft.argmax() == (logits + noise).argmax()
     assert hard.max().item() == pytest.approx(1, abs=1e-6)
 
 

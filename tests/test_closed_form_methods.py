@@ -101,9 +101,10 @@ def uce_2023_rows(model: DiffusionModel, target: str, anchor: str) -> tuple[torc
 def test_on_trained_weights_too(mini: DiffusionModel, name: str) -> None:
     """Random weights have no structure to lose; the miniature's text vectors are strongly correlated."""
     base, lam = layers(mini), 0.5
-    keep = [(q, 0.1) for q in rows(mini, "")]
+    keep = [(q, 0.1) for q in rows(mini, "")]  # of a RECE epoch
     if name == "uce":
         patch = UCE(**UCE.presets["2023"]).erase(mini, EraseRequest(("fire engine",), "house"))
+        keep = [(q, 1.0) for q, _ in keep]
         xs, ys = uce_2023_rows(mini, "fire engine", "house")
     elif name == "time":
         lam, keep = 0.1, []
@@ -123,7 +124,7 @@ def test_uce_2023_and_2025(tiny_model) -> None:  # type: ignore[no-untyped-def]
     patch = UCE(**UCE.presets["2023"]).erase(tiny_model, request)
     pairs = [uce_2023_rows(tiny_model, t, "bus") for t in request.targets]
     xs, ys = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
-    keep = [(q, 0.1) for q in rows(tiny_model, "dog")]
+    keep = [(q, 0.5) for p in ("", "dog") for q in rows(tiny_model, p)]
     assert_edited(tiny_model, patch, {n: naive(w, xs, ys, keep, 0.5) for n, w in layers(tiny_model).items()})
     patch = UCE(**UCE.presets["2025"]).erase(tiny_model, request)
     last = lambda p: rows(tiny_model, p)[int(tiny_model.encode([p]).last[0])]  # noqa: E731

@@ -14,10 +14,12 @@ import torch
 
 from efface.concepts.request import EraseRequest
 from efface.errors import BadOption
-from efface.methods import MACE
+from efface.methods import MACE, RECE, TIME, UCE
 from efface.methods.mace import WORDINGS
+from efface.models.load import load_model
 from efface.models.low_rank import LowRank
 from efface.models.select import selection
+from efface.models.tiny import tiny_xl
 from efface.training import Run
 
 F64 = torch.float64
@@ -82,9 +84,7 @@ def test_mace_is_the_official_sequence(importance: bool, tiny_model: Any) -> Non
     x, y = [], []
     for f in templates:
         old, new = (tiny_model.encode([f.format(w)]).tokens[0].double() for w in ("cat", "bus"))
-        word = [i for i, (a, b) in enumerate(zip(*map(tiny_model.token_ids, ([f.format("cat")], [f.format("bus")])))) if a != b]
         at = int(tiny_model.encode([f.format("cat")]).last[0])
-        assert word, "the two prompts differ"
         rows = [i for i in range(len(old)) if i != at]
         x.append(old[rows])
         y.append(new[rows])
@@ -164,3 +164,105 @@ def test_mace_s_presets_are_the_published_configurations(tiny_model: Any) -> Non
         assert max(len(tiny_model.token_ids([s.format("cat")])[0]) for s in sentences[:8]) <= 24
     with pytest.raises(BadOption, match="would do nothing"):
         MACE(steps=0).erase(tiny_model, EraseRequest(("cat",), "", ("dog",)))
+
+
+# -- closed forms ----------------------------------------------------------------------------------------------------
+
+
+def tokens(model: Any, prompt: str) -> torch.Tensor:
+    """(L, d) all rows of a prompt."""
+    return model.encode([prompt]).tokens[0].double()
+
+
+def last(model: Any, prompt: str) -> int:
+    """Position of the last word's last token, 0 for the empty prompt."""
+    return len(model.token_ids([prompt])[0]) - 2
+
+
+def least_squares(w: torch.Tensor, x: Any, y: Any, kept: list[tuple[torch.Tensor, float]], lam: float) -> torch.Tensor:
+    """The official codes' ``mat1 @ inverse(mat2)`` of one layer: kept rows and ridge stay at what ``w`` answers."""
+    x, y = torch.stack(list(x)), torch.stack(list(y))
+    right = lam * torch.eye(w.shape[1], dtype=F64) + x.T @ x + sum(b * q.T @ q for q, b in kept)
+    left = lam * w + w @ y.T @ x + sum(b * w @ q.T @ q for q, b in kept)
+    return torch.linalg.solve(right, left.T).T
+
+
+def off_by(patch: Any, wanted: dict[str, torch.Tensor], base: dict[str, torch.Tensor]) -> float:
+    """Largest relative error of a layer's weights; they must have moved a thousand times further."""
+    error = max(float((base[n] + patch.deltas[n].double() - w).norm() / w.norm()) for n, w in wanted.items())
+    moved = min(float((w - base[n]).norm() / w.norm()) for n, w in wanted.items())
+    assert set(patch.deltas) == set(wanted)
+    assert moved > 1e-3, "nothing was edited, so nothing was compared"
+    return error
+
+
+OBJECTS = ["image of {}", "photo of {}", "portrait of {}", "picture of {}", "painting of {}"]
+STYLES = ["painting by {}", "art by {}", "artwork by {}", "picture by {}", "style of {}"]
+
+
+@pytest.mark.parametrize("preserve", [(), ("dog",), ("dog", "bus", *[f"{w} {v}" for w in ("cat", "rose") for v in "abcdefghij"])])
+@pytest.mark.parametrize("kind", [None, "object", "style"])
+def test_uce_2023_preserves_the_empty_prompt_with_the_official_weight(preserve: Any, kind: Any, tiny_model: Any) -> None:
+    """retain_texts = [""] + preserved; preserve_scale = max(0.1, 1 / len(retain_texts)): 1, 1/2 and 0.1 here."""
+    options = {"expand": True, "kind": kind} if kind else {}
+    patch = UCE(**UCE.presets["2023"], **options).erase(tiny_model, EraseRequest(("a rose",), "cat", preserve))
+    base, x, y = keys_and_values(tiny_model), [], []
+    for f in ["{}", *{None: [], "object": OBJECTS, "style": STYLES}[kind]]:
+        old, new = f.format("a rose"), f.format("cat")
+        n = 24 - max(last(tiny_model, old), last(tiny_model, new))
+        x += list(tokens(tiny_model, old)[last(tiny_model, old) :][:n])
+        y += list(tokens(tiny_model, new)[last(tiny_model, new) :][:n])
+    texts = ["", *preserve]
+    scale = {1: 1.0, 2: 0.5, 23: 0.1}[len(texts)]
+    kept = [(tokens(tiny_model, p), scale) for p in texts]
+    wanted = {n: least_squares(w, x, y, kept, 0.5) for n, w in base.items()}
+    assert off_by(patch, wanted, base) < 1e-6  # the patch is stored in float32
+
+
+@pytest.mark.parametrize("preset", ["2023", "2025"])
+def test_official_uce_leaves_the_pooled_text_alone(preset: str) -> None:
+    xl = tiny_xl()
+    patch = UCE(**UCE.presets[preset]).erase(xl, EraseRequest(("cat",), "dog"))
+    assert all(KV(n) for n in patch.deltas)
+    base, at = keys_and_values(xl), last(xl, "cat")
+    rows = slice(at, None) if preset == "2023" else slice(at, at + 1)
+    kept = [(tokens(xl, ""), 1.0)] if preset == "2023" else []
+    wanted = {n: least_squares(w, tokens(xl, "cat")[rows], tokens(xl, "dog")[rows], kept, 0.5) for n, w in base.items()}
+    assert off_by(patch, wanted, base) < 1e-6
+
+
+def test_rece_unsafe_preserves_the_null_prompt_once_per_target(tiny_model: Any) -> None:
+    """UCE with the null prompt at 1, then two epochs in which it stands in the list as often as there are targets, at 0.1."""
+    targets = ("cat", "rose", "dog")
+    patch = RECE(**RECE.presets["unsafe"]).erase(tiny_model, EraseRequest(targets))
+    base, null = keys_and_values(tiny_model), tokens(tiny_model, "")
+    x, y = [], []
+    for t in targets:
+        n = 24 - last(tiny_model, t)
+        x += list(tokens(tiny_model, t)[last(tiny_model, t) :])
+        y += list(null[:n])
+    now = {n: least_squares(w, x, y, [(null, 1.0)], 0.5) for n, w in base.items()}
+    for _ in range(2):
+        regular = 0.1 * torch.eye(null.shape[1], dtype=F64) + sum(w.T @ w for w in now.values())
+        pull = sum(w.T @ base[n] for n, w in now.items())
+        derived = [torch.linalg.solve(regular, pull @ row) for t in targets for row in tokens(tiny_model, t)]
+        goals = [row for _ in targets for row in null]
+        now = {n: least_squares(w, derived, goals, [(null, 0.1)] * 3, 0.1) for n, w in now.items()}
+    assert off_by(patch, now, base) < 1e-5  # the weights' normal equations square the condition of the first edit
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "order"),
+    [
+        ("an owl", "the photo of a owl", [0, 4, 5, 6]),
+        ("a cat", "the photo of an cat", [0, 4, 5, 6]),
+        ("an owl", "the photo of an owl", [0, 4, 5, 6]),
+    ],
+)
+def test_time_takes_an_for_a(old: str, new: str, order: list[int]) -> None:
+    model = load_model("mini")
+    patch = TIME(augment=False).erase(model, EraseRequest((old,), new))
+    base, x, y = keys_and_values(model), tokens(model, old), tokens(model, new)
+    assert len(model.token_ids([new])[0]) == 7, "one token per word, so that positions can be counted off"
+    order = [*order, *range(7, len(x)), *[len(x) - 1] * len(x)][: len(x)]
+    assert off_by(patch, {n: least_squares(w, x, y[order], [], 0.1) for n, w in base.items()}, base) < 1e-6

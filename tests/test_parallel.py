@@ -61,8 +61,8 @@ def test_two_processes_give_the_patch_of_one(args: tuple[str, ...], tmp_path: Pa
     for name, d in a.deltas.items():
         # The mean of two half-batch means is the batch mean up to float32 summation, which the subtractions in the loss magnify:
         # 1.6e-4 of all changes together was measured (stereo), 1e-5 for the others. One row of the four too many, too few or
-        # weighted wrongly moves a gradient by about a quarter; 1e-2 lies between. Each addition of an update to a weight rounds it
-        # to 24 bits, and so does the patch's difference: ``updates`` of them are the floor below which a change is not resolved.
+        # weighted wrongly moves a gradient by about a quarter; 1e-2 lies between. Each addition of an update to a weight rounds
+        # it to 24 bits, and so does the patch's difference: below that many roundings a change is not resolved.
         updates = 1 + a.card.cost["backward"]
         floor = updates * 2**-24 * float(weights[name].detach().norm())
         assert float((b.deltas[name] - d).norm()) < 1e-2 * float(d.norm()) + floor, name

@@ -101,7 +101,7 @@ class MACE(Method):
 
         refine   W = W0 T:  in every template, all rows but the target's words (begin, other words, end, padding) act like the
                  same rows of the template with the anchor; prior and preserved rows stay; ridge lam
-        train    per target: W + up down, rank 1;  loss = sum_l | attention of layer l to the target's tokens |_F, inside the mask;
+        train    per target: W + up down, rank 1;  loss = sum_l | attention of layer l to the target's tokens |_F, in the mask;
                  every update draws one of the templates, one picture and t
         fuse     W* = argmin sum_i sum_{e in rows of i} |W* e - (W + up_i down_i) e|^2 + sum_p |W* p - W0 p|^2 + lam |W* - W|^2
 

@@ -6,6 +6,7 @@ function with the implementation but the model, its text encoder and the random 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from efface.concepts.request import EraseRequest
 from efface.errors import BadOption
-from efface.methods import MACE, RECE, TIME, UCE
+from efface.methods import MACE, RECE, TIME, TRCE, UCE
 from efface.methods.mace import WORDINGS
 from efface.models.load import load_model
 from efface.models.low_rank import LowRank
@@ -266,3 +267,89 @@ def test_time_takes_an_for_a(old: str, new: str, order: list[int]) -> None:
     assert len(model.token_ids([new])[0]) == 7, "one token per word, so that positions can be counted off"
     order = [*order, *range(7, len(x)), *[len(x) - 1] * len(x)][: len(x)]
     assert off_by(patch, {n: least_squares(w, x, y[order], [], 0.1) for n, w in base.items()}, base) < 1e-6
+
+
+# -- output-based methods --------------------------------------------------------------------------------------------
+
+
+def seeded(seed: int, name: str) -> torch.Generator:
+    """Start noise of a kept trajectory."""
+    told = hashlib.sha256(f"{seed} 0 {name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(told[:7], "big"))
+
+
+def ddim(model: Any, z: torch.Tensor, prompt: str, levels: list[int], scale: float) -> list[torch.Tensor]:
+    """Latents after every step from one level to the next; -1 is the end. Network outputs are noise predictions."""
+    ab = lambda t: model.schedule.alphas_cumprod[t] if t >= 0 else torch.tensor(model.schedule.final_alpha)  # noqa: E731
+    found = []
+    for t, t_next in zip(levels[:-1], levels[1:], strict=True):
+        level = torch.full((len(z),), t, dtype=torch.int64)
+        with torch.no_grad():
+            eps = model.predict(z, level, model.encode([prompt] * len(z)))
+            if scale != 1.0:
+                nothing = model.predict(z, level, model.encode([""] * len(z)))
+                eps = nothing + scale * (eps - nothing)
+        x = (z - (1 - ab(t)).sqrt() * eps) / ab(t).sqrt()
+        z = ab(t_next).sqrt() * x + (1 - ab(t_next)).sqrt() * eps
+        found.append(z)
+    return found
+
+
+def test_trce_legacy_stores_latents_after_the_step_and_never_zeroes_gradients(tiny_model: Any) -> None:
+    """Two updates of the second stage: latents one step cleaner than their label, those of nothing with a random label of the
+    next grid step, references at the label, and the second update on the sum of both gradients."""
+    lr, keep, margin = 1e-3, 100.0, 10.0
+    method = TRCE(**{**TRCE.presets["legacy"], "stages": "visual", "lr": lr, "steps": 2, "pool": 2, "pool_kept": 2, "kept": 2,
+                     "sampling_steps": 5, "margin": margin})  # fmt: skip
+    assert method.legacy_accumulate
+    run = Run()
+    patch = method.erase(tiny_model, EraseRequest(("cat",), "dog"), run)
+    grid = [801, 601, 401, 201, 1]
+    early = round(0.52 * 5)
+    unsafe, safe = "a photo of a cat", "a photo of a dog"
+    at = [ddim(tiny_model, tiny_model.noise(2, seeded(0, unsafe)), unsafe, grid[: early + 1], 3.0)]
+    free = [ddim(tiny_model, tiny_model.noise(2, seeded(0, "")), "", [*grid, -1], 1.0)]
+    visual = selection("visual")
+    student, before = tiny_model.student(visual), tiny_model
+    weights = student.weights(visual)
+    piled, adams = {n: torch.zeros_like(w, dtype=F64) for n, w in weights.items()}, {n: HandAdam(lr) for n in weights}
+    for i in range(2):
+        g = torch.Generator().manual_seed(i)
+        draw = lambda n, k=1: [int(torch.randint(n, (1,), generator=g)) for _ in range(k)]  # noqa: B023, E731
+        draw(1)  # which wording: there is one
+        (which,), (s,) = draw(2), draw(early)
+        whose, levels = draw(2, 2), draw(5, 2)
+        shift = draw(200, 2)
+        z, t = at[0][s][which : which + 1], torch.tensor([grid[s]])
+        z_u = torch.cat([free[0][k][j : j + 1] for k, j in zip(levels, whose, strict=True)])
+        t_u = torch.tensor([min(grid[k] + d, 999) for k, d in zip(levels, shift, strict=True)])
+        with torch.no_grad():
+            p, q, nothing = (before.predict(z, t, before.encode([w])) for w in (unsafe, safe, ""))
+            kept = before.predict(z_u, t_u, before.encode(["", ""]))
+        away, towards = (nothing + 16 * (x - nothing) for x in (p, q))
+        for w in weights.values():
+            w.requires_grad_(True)
+        hinges = []
+        for prompt in (unsafe, ""):
+            new = student.predict(z, t, student.encode([prompt]))
+            hinges.append((((new - towards) ** 2).mean() - ((new - away) ** 2).mean() + margin).clamp_min(0))
+        erase = sum(hinges) / 2
+        held = keep * ((student.predict(z_u, t_u, student.encode(["", ""])) - kept) ** 2).mean()
+        assert run.log[i]["erase"] == pytest.approx(float(erase.detach()), rel=1e-4)
+        assert run.log[i]["keep"] == pytest.approx(float(held.detach()), rel=1e-3, abs=1e-9)
+        found = torch.autograd.grad(erase + held, list(weights.values()))
+        for (n, w), dw in zip(weights.items(), found, strict=True):
+            piled[n] += dw.double()
+            w.data += adams[n].change(piled[n]).float()
+    assert run.log[1]["keep"] > 1e-6, "the second update had nothing to hold on to, so nothing was compared"
+    base = {n: w.detach().double() for n, w in tiny_model.weights(visual).items()}
+    # 6e-4 was measured: float32 gradients of which Adam enlarges the small ones.
+    assert whole(patch, {n: w.detach().double() for n, w in weights.items()}, base) < 1e-2
+
+
+def whole(patch: Any, wanted: dict[str, torch.Tensor], base: dict[str, torch.Tensor]) -> float:
+    """Relative error of all changes together. A change by Adam is compared as a whole, as entries whose gradient is rounding
+    noise move by the learning rate in either direction."""
+    off = torch.cat([(patch.deltas[n].double() - (w - base[n])).flatten() for n, w in wanted.items()])
+    moved = torch.cat([(w - base[n]).flatten() for n, w in wanted.items()])
+    return float(off.norm() / moved.norm())

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 
+from efface.adversary import word_rows
 from efface.concepts.request import EraseRequest
 from efface.errors import BadOption
-from efface.methods import MACE, RECE, TIME, TRCE, UCE
+from efface.methods import MACE, RECE, TIME, TRCE, UCE, AdvUnlearn
 from efface.methods.mace import WORDINGS
 from efface.models.load import load_model
 from efface.models.low_rank import LowRank
 from efface.models.select import selection
 from efface.models.tiny import tiny_xl
-from efface.training import Run
+from efface.training import Run, Step
 
 F64 = torch.float64
 KV = selection("xattn-kv")
@@ -282,7 +284,7 @@ def ddim(model: Any, z: torch.Tensor, prompt: str, levels: list[int], scale: flo
     """Latents after every step from one level to the next; -1 is the end. Network outputs are noise predictions."""
     ab = lambda t: model.schedule.alphas_cumprod[t] if t >= 0 else torch.tensor(model.schedule.final_alpha)  # noqa: E731
     found = []
-    for t, t_next in zip(levels[:-1], levels[1:], strict=True):
+    for t, t_next in pairwise(levels):
         level = torch.full((len(z),), t, dtype=torch.int64)
         with torch.no_grad():
             eps = model.predict(z, level, model.encode([prompt] * len(z)))
@@ -353,3 +355,39 @@ def whole(patch: Any, wanted: dict[str, torch.Tensor], base: dict[str, torch.Ten
     off = torch.cat([(patch.deltas[n].double() - (w - base[n])).flatten() for n, w in wanted.items()])
     moved = torch.cat([(w - base[n]).flatten() for n, w in wanted.items()])
     return float(off.norm() / moved.norm())
+
+
+@pytest.mark.parametrize("preset", ["legacy", "fast"])
+def test_advunlearn_s_attack_is_the_official_one(preset: str, tiny_model: Any) -> None:
+    """Five steps on one word before the concept. "legacy": Adam on the sum of all gradients so far, and the word before the last
+    step is what comes back. "fast": Adam on the sign of every gradient."""
+    assert AdvUnlearn(**AdvUnlearn.presets[preset]).attack_steps == 30
+    lr = 0.02
+    method = AdvUnlearn(
+        **{**AdvUnlearn.presets[preset], "attack_steps": 5, "attack_lr": lr, "pool": 1, "sampling_steps": 4, "batch": 1}
+    )
+    table, student = word_rows(tiny_model)[1], tiny_model.student(method.select)
+    pool = method._pool(tiny_model, EraseRequest(("cat",)), [])
+    step = Step(3, 0, None, tiny_model)  # type: ignore[arg-type]
+    got = method._attack(step, student, pool, ["cat"], table)
+    g, grid = torch.Generator().manual_seed(3), [751, 501, 251, 1]
+    z_at = [tiny_model.noise(1, seeded(0, "cat"))]
+    z_at += ddim(tiny_model, z_at[0], "cat", grid, 3.0)
+    word = table[int(torch.randint(len(table), (1,), generator=g))].double()[None, None]
+    plain, adam, piled, words = tiny_model.embed(["cat"]), HandAdam(lr), torch.zeros_like(word), [word]
+    for _ in range(5):
+        torch.randint(1, (1,), generator=g)  # which trajectory: there is one
+        k = int(torch.randint(4, (1,), generator=g))
+        z, t = z_at[k], torch.tensor([grid[k]])
+        leaf = words[-1].float().requires_grad_(True)
+        c = tiny_model.encode_soft(plain.splice(1, 1, leaf))
+        with torch.no_grad():
+            goal = tiny_model.predict(z, t, tiny_model.encode(["cat"]))
+        loss = ((tiny_model.predict(z, t, c) - goal) ** 2).mean()
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        piled = piled + gradient.double() if preset == "legacy" else gradient.double().sign()
+        words.append(words[-1] + adam.change(piled))
+    wanted = words[-2] if preset == "legacy" else words[-1]
+    moved = float((words[-1] - words[0]).norm())
+    # 3e-5 was measured, of float32 gradients; the faults move the word by tens of percent.
+    assert float((got.double() - wanted).norm()) < 1e-3 * moved

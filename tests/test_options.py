@@ -32,7 +32,7 @@ IDLE: list[tuple[str, dict[str, Any], str]] = [
     ("ablation", {"variant": "noise"}, "teacher"),
     ("forget-me-not", {"inversion_steps": 0}, "vectors, inversion_lr, norm, norm_rate"),
     ("forget-me-not", {"inversion_steps": 0, "images_from": "zero"}, "images, sampling_steps, guidance"),
-    ("advunlearn", {"attack_steps": 0}, "warmup, tokens, place, attack, attack_lr"),
+    ("advunlearn", {"attack_steps": 0}, "warmup, tokens, place, attack, attack_lr, legacy_accumulate"),
     ("advunlearn", {"retain": 0}, "space, most, apart"),
     ("trce", {"stages": "textual"}, "steps, lr, batch, kept, scale, margin, lam_keep, early, pool, pool_kept, sampling_steps"),
     ("trce", {"stages": "textual"}, "guidance, legacy_accumulate, legacy_levels"),

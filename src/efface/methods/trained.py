@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..concepts.request import EraseRequest
-from ..equations.diffusion import x0_loss_weight
+from ..equations.diffusion import eps_loss_weight, x0_loss_weight
 from ..errors import BadOption
 from ..latents import POOLED, SAMPLERS, Latents, Pool, Trajectories, draw_cost
 from ..models.base import DiffusionModel
@@ -51,7 +51,12 @@ class Trained(Method):
     alignment: str = option(
         "exact", "noise level of z_t against t", "esd_sd.py exact; legacy codes official", choices=("exact", "official")
     )
-    loss_space: str = option("eps", "space of the losses", "papers eps; official AP and AGE x0", choices=("eps", "x0"))
+    loss_space: str = option(
+        "output",
+        "what losses compare: the network's output (eps or v), noise, or clean latents",
+        "papers' noise models output; official AP and AGE x0",
+        choices=("output", "eps", "x0"),
+    )
     seed: int = option(0, "training seed", "ours")
 
     def __post_init__(self) -> None:
@@ -114,8 +119,12 @@ class Trained(Method):
     def mse(self, model: DiffusionModel, a: Tensor, b: Tensor, t: Tensor) -> Tensor:
         """(B,) mean squared difference per row in the space of ``loss_space``; a, b: (B, C, h, w) predictions at t."""
         square = (a - b).square()
-        if self.loss_space == "x0":
-            square = square * x0_loss_weight(model.schedule.ab(t).to(a))
+        if self.loss_space != "output":
+            if self.official:  # z_t's label is drawn within a grid step, the weight is that of the step's own level
+                stride = len(model.schedule.alphas_cumprod) // self.sampling_steps
+                t = t // stride * stride + model.schedule.steps_offset
+            weight = x0_loss_weight if self.loss_space == "x0" else eps_loss_weight
+            square = square * weight(model.schedule.ab(t).to(a), model.schedule.prediction_type)
         return square.flatten(1).mean(1)
 
 

@@ -31,7 +31,7 @@ VARIANTS: list[Method] = [
     AP(**{**TINY_AP, **AP.presets["pgd"]}, update="joint", sampler="frozen", pgd_radius=0.1),
     AP(**TINY_AP),
     AP(**TINY_AP, hard=False, ascents=2),
-    AP(**TINY_AP, **AP.presets["official"]),
+    AP(**{**AP.presets["official"], **TINY_AP, "centres": 3}),
     AP(**TINY_AP, sampler="pool", batch=2, ascents=2),
     AP(**TINY_AP, sampler="harvest", lifetime=2, batch=2),
     AP(**TINY_AP, sampler="noised", solver="dpm"),
@@ -188,7 +188,7 @@ def test_a_fixed_row_needs_something_to_preserve_and_nothing_that_is_erased(tiny
 def test_ap_excludes_targets_whatever_their_spelling_and_the_official_preset_does_not(tiny_model) -> None:  # type: ignore[no-untyped-def]
     request = EraseRequest(("CAT",))
     assert "cat" not in AP(nearest=99).candidates(tiny_model, request)[0]
-    official = AP(**AP.presets["official"], nearest=99)
+    official = AP(**{**AP.presets["official"], "nearest": 99})
     assert official.candidates(tiny_model, request)[0][0] == "cat", "the target itself is at distance 0 and comes first"
 
 

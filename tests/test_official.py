@@ -17,7 +17,7 @@ import torch
 from efface.adversary import word_rows
 from efface.concepts.request import EraseRequest
 from efface.errors import BadOption
-from efface.methods import MACE, RECE, TIME, TRCE, UCE, AdvUnlearn
+from efface.methods import AGE, AP, MACE, RECE, TIME, TRCE, UCE, AdvUnlearn
 from efface.methods.mace import WORDINGS
 from efface.models.load import load_model
 from efface.models.low_rank import LowRank
@@ -391,3 +391,119 @@ def test_advunlearn_s_attack_is_the_official_one(preset: str, tiny_model: Any) -
     moved = float((words[-1] - words[0]).norm())
     # 3e-5 was measured, of float32 gradients; the faults move the word by tens of percent.
     assert float((got.double() - wanted).norm()) < 1e-3 * moved
+
+
+def gumbel(n: int, g: torch.Generator) -> torch.Tensor:
+    u = torch.rand((n,), generator=g, dtype=F64).clamp(1e-10, 1 - 1e-10)
+    return -torch.log(-torch.log(u))
+
+
+def legacy_latent(model: Any, noise: torch.Tensor, prompt: str, k: int) -> torch.Tensor:
+    """``sample_till(t_enc = k)`` of the legacy codes on 5 levels: the noisiest is dropped, the step from level i goes to level
+    i - 1, that from the cleanest to timestep 0, and the walk ends after i + 1 = k, or at the end for k = 0."""
+    levels, z = [1, 201, 401, 601, 801], noise
+    for i in range(3, -1, -1):
+        (z,) = ddim(model, z, prompt, [levels[i], levels[i - 1] if i else 0], 3.0)
+        if i + 1 == k:
+            break
+    return z
+
+
+@pytest.mark.parametrize("cls", [AP, AGE], ids=lambda c: c.name)
+def test_ap_and_age_official(cls: Any, tiny_model: Any) -> None:
+    """Five updates and the search steps between them, so long that the choice of concepts follows them. t is drawn within a grid step above a latent that is cleaner, the
+    weight (1 - ab) / ab is that of the grid level."""
+    lr, pi_lr, tau, updates = 1e-3, 1.0, 2.0, 5
+    settings = {"steps": updates, "sampling_steps": 5, "nearest": 4, "centres": 0, "lr": lr, "tau": tau, "pi_lr": pi_lr}
+    run = Run()
+    patch = cls(**{**cls.presets["official"], **settings}).erase(tiny_model, EraseRequest(("cat",)), run)
+    names = patch.card.log["candidates"]["cat"]
+    rows = {n: tokens(tiny_model, n).flatten() for n in tiny_model.concept_names}
+    near = sorted(rows, key=lambda n: float((rows[n] - rows["cat"]).norm()))[:4]
+    assert names == near
+    assert names[0] == "cat", "the official code forgets to exclude what it erases"
+    xattn = selection("xattn")
+    student = tiny_model.student(xattn)
+    weights = student.weights(xattn)
+    adams, pi, pi_adam = {n: HandAdam(lr) for n in weights}, torch.full((4,), 0.25, dtype=F64), HandAdam(pi_lr)
+    levels, ab = [1, 201, 401, 601, 801], tiny_model.schedule.alphas_cumprod.double()
+    loss = lambda a, b, k: (1 - ab[levels[k]]) / ab[levels[k]] * ((a - b) ** 2).mean()  # noqa: E731
+
+    def ask(network: Any, z: torch.Tensor, t: torch.Tensor, prompt: str) -> torch.Tensor:
+        return network.predict(z, t, tiny_model.encode([prompt]))
+
+    for i in range(updates):
+        g = torch.Generator().manual_seed(i)
+        draw = lambda n: int(torch.randint(n, (1,), generator=g))  # noqa: B023, E731
+        draw(1)
+        name = names[int((pi + gumbel(4, g)).argmax())]
+        k, jitter = draw(5), draw(200)
+        noise, t = tiny_model.noise(1, g), torch.tensor([200 * k + jitter])
+        z_e, z_a = (legacy_latent(student, noise, p, k) for p in ("cat", name))
+        with torch.no_grad():
+            eps_e, eps_a = ask(tiny_model, z_e, t, "cat"), ask(tiny_model, z_a, t, name)
+            centre = ask(tiny_model, z_e, t, name if cls is AGE else "")
+        for w in weights.values():
+            w.requires_grad_(True)
+        erase = loss(ask(student, z_e, t, "cat"), 2 * centre - eps_e, k)
+        preserve = loss(ask(student, z_a, t, name), eps_a, k)
+        assert run.log[i]["concept"] == name
+        assert run.log[i]["erase"] == pytest.approx(float(erase.detach()), rel=1e-3)
+        assert run.log[i]["preserve"] == pytest.approx(float(preserve.detach()), rel=1e-2, abs=1e-7 * float(erase.detach()))
+        found = torch.autograd.grad(erase + preserve, list(weights.values()))
+        for (n, w), dw in zip(weights.items(), found, strict=True):
+            w.data += adams[n].change(dw.double()).float()
+            w.requires_grad_(False)
+        # The search, on fresh draws, climbs the preservation term alone.
+        draw(1)
+        shifted = pi + gumbel(4, g)
+        j = int(shifted.argmax())
+        k, jitter = draw(5), draw(200)
+        z, t = legacy_latent(student, tiny_model.noise(1, g), names[j], k), torch.tensor([200 * k + jitter])
+        leaf = tokens(tiny_model, names[j])[None].float().requires_grad_(True)
+        c = tiny_model.encode([names[j]])
+        with torch.no_grad():
+            held = tiny_model.predict(z, t, c)
+        (slope,) = torch.autograd.grad(loss(student.predict(z, t, type(c)(leaf, c.last)), held, k), leaf)
+        soft = torch.softmax(shifted / tau, dim=0)
+        along = torch.stack([(tokens(tiny_model, n) * slope[0].double()).sum() for n in names])
+        pi = pi - pi_adam.change(soft * (along - (soft * along).sum()) / tau)
+        if i + 1 < updates:
+            p = torch.softmax(pi / tau, dim=0)
+            assert run.log[i + 1]["entropy"] == pytest.approx(-float((p * p.log()).sum()), rel=1e-6)
+    base = {n: w.detach().double() for n, w in tiny_model.weights(xattn).items()}
+    # 3e-4 was measured, of float32 gradients of which Adam enlarges the small ones.
+    assert whole(patch, {n: w.detach().double() for n, w in weights.items()}, base) < 1e-2
+
+
+def test_candidates_of_the_official_presets() -> None:
+    """(K, centres) of the official scripts; where K equals the centres nothing is thinned."""
+    told = {
+        (cls.name, preset): (m.nearest, m.centres, m.train, m.tau, m.hard)
+        for cls in (AP, AGE)
+        for preset, settings in cls.presets.items()
+        if preset.startswith("official")
+        for m in [cls(**settings)]
+    }
+    assert told == {
+        ("ap", "official"): (1000, 100, "xattn", 2.0, True),
+        ("ap", "official-nudity"): (2000, 50, "noxattn", 2.0, True),
+        ("age", "official"): (100, 0, "xattn", 0.1, True),
+        ("age", "official-artists"): (1000, 100, "xattn", 2.0, False),
+        ("age", "official-nudity"): (100, 0, "noxattn", 2.0, True),
+    }
+
+
+@pytest.mark.parametrize("cls", [AP, AGE], ids=lambda c: c.name)
+def test_centres_stand_for_the_range_of_distances(cls: Any, tiny_model: Any) -> None:
+    """Every centre of a one-dimensional k-means gives the candidate closest to it; ours are fixed points of Lloyd's algorithm."""
+    official = {**cls.presets["official"], "nearest": 9}
+    near = cls(**{**official, "centres": 0}).candidates(tiny_model, EraseRequest(("cat",)))[0]
+    few = cls(**{**official, "centres": 3}).candidates(tiny_model, EraseRequest(("cat",)))[0]
+    distance = {n: float((tokens(tiny_model, n) - tokens(tiny_model, "cat")).norm()) for n in near}
+    assert len(near) == 9
+    assert len(few) == 3
+    groups = [[n for n in near if min(few, key=lambda f: abs(distance[f] - distance[n])) == f] for f in few]
+    for f, group in zip(few, groups, strict=True):
+        mean = sum(distance[n] for n in group) / len(group)
+        assert min(near, key=lambda n: abs(distance[n] - mean)) == f

@@ -13,7 +13,6 @@ from efface.concepts.request import EraseRequest
 from efface.equations.closed_form import gram_of_maps, solved, worst_neighbour
 from efface.errors import BadOption, Cancelled, PromptTooLong
 from efface.methods import MACE, RECE, TIME, UCE, Method, RealEra
-from efface.methods import mace as mace_module
 from efface.methods.mace import common_ends, important_timesteps
 from efface.methods.time import alignment
 from efface.methods.uce import stopping_rule
@@ -38,7 +37,7 @@ VARIANTS: list[Method] = [
     RECE.preset("pinned", regulariser="surrogate-both"),
     MACE.preset("tiny"),
     MACE.preset("tiny", mask="attention", scale_power=2),
-    MACE(steps=0, lam=0.1),
+    MACE(steps=0, lam=0.1, prior_scale=1e-4, wordings=8),
     *[RealEra.preset("tiny", mode=mode) for mode in ("isotropic", "subspace", "vocab", "adversarial")],
     RealEra(steps=0, low=0.1, directions=2),
 ]
@@ -102,9 +101,10 @@ def uce_2023_rows(model: DiffusionModel, target: str, anchor: str) -> tuple[torc
 def test_on_trained_weights_too(mini: DiffusionModel, name: str) -> None:
     """Random weights have no structure to lose; the miniature's text vectors are strongly correlated."""
     base, lam = layers(mini), 0.5
-    keep = [(q, 0.1) for q in rows(mini, "")]
+    keep = [(q, 0.1) for q in rows(mini, "")]  # of a RECE epoch
     if name == "uce":
         patch = UCE.preset("2023").erase(mini, EraseRequest(("fire engine",), "house"))
+        keep = [(q, 1.0) for q, _ in keep]
         xs, ys = uce_2023_rows(mini, "fire engine", "house")
     elif name == "time":
         lam, keep = 0.1, []
@@ -124,7 +124,7 @@ def test_uce_2023_and_2025(tiny_model) -> None:  # type: ignore[no-untyped-def]
     patch = UCE.preset("2023").erase(tiny_model, request)
     pairs = [uce_2023_rows(tiny_model, t, "bus") for t in request.targets]
     xs, ys = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
-    keep = [(q, 0.1) for q in rows(tiny_model, "dog")]
+    keep = [(q, 0.5) for p in ("", "dog") for q in rows(tiny_model, p)]
     assert_edited(tiny_model, patch, {n: naive(w, xs, ys, keep, 0.5) for n, w in layers(tiny_model).items()})
     patch = UCE.preset("2025").erase(tiny_model, request)
     last = lambda p: rows(tiny_model, p)[int(tiny_model.encode([p]).last[0])]  # noqa: E731
@@ -174,23 +174,23 @@ def test_rece_goes_on_until_the_target_is_out_of_reach(tiny_model) -> None:  # t
 
 def test_mace_refinement_and_fusion(tiny_model) -> None:  # type: ignore[no-untyped-def]
     request = EraseRequest(("cat",), "bus", ("dog",))
-    method = MACE(steps=0, lam=0.3, prior_scale=0.01, domain_weight=5.0)
+    method = MACE(steps=0, lam=0.3, wordings=8, prior_scale=0.01, domain_weight=5.0)
     patch = method.erase(tiny_model, request)
     xs, ys = [], []
-    for template in mace_module.TEMPLATES:
+    for template in method.templates:
         old, new = (rows(tiny_model, template.format(w)) for w in ("cat", "bus"))
         word = int(tiny_model.encode([template.format("cat")]).last[0])  # one token, at the same place in both
         kept = [i for i in range(24) if i != word]
         xs += list(old[kept])
         ys += list(new[kept])
     others = [n for n in tiny_model.concept_names if n not in ("cat", "dog")]
-    keep = [(q, 0.01) for n in others for t in mace_module.TEMPLATES for q in rows(tiny_model, t.format(n))]
-    keep += [(q, 0.05) for t in mace_module.TEMPLATES for q in rows(tiny_model, t.format("dog"))]
+    keep = [(q, 0.01) for n in others for t in method.templates for q in rows(tiny_model, t.format(n))]
+    keep += [(q, 0.05) for t in method.templates for q in rows(tiny_model, t.format("dog"))]
     refined = {n: naive(w, xs, ys, keep, 0.3) for n, w in layers(tiny_model).items()}
     assert_edited(tiny_model, patch, refined)
     # lr 0 leaves the adapters at zero: the fusion then only pulls the refined weights back towards the preserved answers.
     idle = dataclasses.replace(method, steps=1, lr=0.0, images=1, sampling_steps=2).erase(tiny_model, request)
-    own = [q for t in mace_module.TEMPLATES for q in rows(tiny_model, t.format("cat"))]
+    own = [q for t in method.templates for q in rows(tiny_model, t.format("cat"))]
     fused = {n: naive(refined[n], own, own, keep, 0.3, w_keep=w) for n, w in layers(tiny_model).items()}
     assert_edited(tiny_model, idle, fused)
     trained = dataclasses.replace(method, steps=3, lr=0.05, images=1, sampling_steps=2).erase(tiny_model, request)
@@ -340,7 +340,7 @@ def test_a_prior_of_nothing_but_targets_is_an_error(tiny_model, tmp_path: Path) 
 def test_a_system_without_ridge_and_prior_is_not_answered_silently(tiny_model) -> None:  # type: ignore[no-untyped-def]
     """MACE's published celebrity setting is lam = 0; without a prior the Gram of a few templates is singular to float64."""
     with pytest.warns(RuntimeWarning, match="singular to float64"):
-        MACE(steps=0, lam=0.0, prior_scale=0.0).erase(tiny_model, EraseRequest(("cat",)))
+        MACE(steps=0, lam=0.0, wordings=8).erase(tiny_model, EraseRequest(("cat",)))
 
 
 # -- MACE's and RealEra's training -------------------------------------------------------------------------------
@@ -348,7 +348,7 @@ def test_a_system_without_ridge_and_prior_is_not_answered_silently(tiny_model) -
 
 def test_mace_turns_attention_away_from_the_target(tiny_model) -> None:  # type: ignore[no-untyped-def]
     run = Run()
-    method = MACE(lam=0.1, steps=40, lr=0.05, images=2, sampling_steps=2)
+    method = MACE(lam=0.1, wordings=8, steps=40, lr=0.002, images=2, sampling_steps=2)
     patch = method.erase(tiny_model, EraseRequest(("cat",), "dog"), run)
     loss = [row["attention"] for row in run.log]
     assert len(loss) == 40

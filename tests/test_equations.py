@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from efface.equations.attention import column_norm, probabilities, pulled
 from efface.equations.closed_form import Edit, apply_edit, shared_edit
-from efface.equations.diffusion import ddim_step, eps_from_v, noised, v_from_eps, v_of, x0_from_eps, x0_loss_weight
+from efface.equations.diffusion import (
+    ddim_step,
+    eps_from_v,
+    eps_loss_weight,
+    noised,
+    v_from_eps,
+    v_of,
+    x0_from_eps,
+    x0_loss_weight,
+)
 from efface.equations.guidance import away_from, guided
 from efface.equations.simplex import entropy, gumbel_noise, gumbel_softmax, largest, spread
 from efface.equations.steps import into_ball, normalised_ascent, shrunk
@@ -61,10 +70,21 @@ def test_guidance_is_linear_and_hits_its_ends(seed: int, scale: float) -> None:
 
 
 @given(seeds, levels)
-def test_loss_weight_turns_eps_error_into_x0_error(seed: int, level: float) -> None:
+def test_loss_weights_turn_the_output_s_error_into_that_of_x0_and_of_eps(seed: int, level: float) -> None:
     z, a, b, ab = draw(seed, 8), draw(seed + 1, 8), draw(seed + 2, 8), torch.tensor(level, dtype=F64)
+    output = (a - b).square().mean()
     x0_error = (x0_from_eps(a, z, ab) - x0_from_eps(b, z, ab)).square().mean()
-    torch.testing.assert_close(x0_error, x0_loss_weight(ab) * (a - b).square().mean(), rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(x0_error, x0_loss_weight(ab) * output, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(eps_loss_weight(ab), torch.ones_like(ab))
+    # The same numbers as predictions of v.
+    noise = [eps_from_v(v, z, ab) for v in (a, b)]
+    clean = [x0_from_eps(e, z, ab) for e in noise]
+    torch.testing.assert_close(
+        (noise[0] - noise[1]).square().mean(), eps_loss_weight(ab, "v_prediction") * output, rtol=1e-8, atol=1e-10
+    )
+    torch.testing.assert_close(
+        (clean[0] - clean[1]).square().mean(), x0_loss_weight(ab, "v_prediction") * output, rtol=1e-8, atol=1e-10
+    )
 
 
 @given(seeds, levels, levels)
@@ -82,7 +102,10 @@ def test_gumbel_rows_lie_on_the_simplex(seed: int, n: int, tau: float) -> None:
     for y in (soft, hard):
         assert y.min() >= 0
         assert y.sum().item() == pytest.approx(1, abs=1e-5)  # float32 softmax of 30 entries
-    assert hard.argmax() == soft.argmax() == (logits + noise).argmax()
+    assert hard.argmax() == soft.argmax()
+    first, second = (logits + noise).sort(descending=True).values[:2]
+    if first - second > 1e-5 * tau:  # below that, the two may round to one float32 number in the softmax
+        assert soft.argmax() == (logits + noise).argmax()
     assert hard.max().item() == pytest.approx(1, abs=1e-6)
 
 

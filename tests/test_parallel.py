@@ -1,4 +1,9 @@
-"""Two processes against one: the same batch, divided."""
+"""Two processes against one: the same batch, divided.
+
+Updates are plain gradient descent here, so that patches are compared by the gradients that made them. Adam divides every entry
+of a gradient by its own size: an entry that is zero in exact arithmetic and rounding noise on a processor moves by the whole
+learning rate, up or down, and no tolerance separates that from a fault.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +12,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from efface.models.load import load_model
 from efface.patches import Patch
 from efface.training import processes as parallel
 
+DESCENT = """
+import sys, torch
+torch.set_num_threads(1)
+torch.optim.Adam = lambda params, lr, maximize=False: torch.optim.SGD(params, lr=1000 * lr, maximize=maximize)
+from efface.cli import main
+main()
+"""
+"""The step is 1000 times Adam's learning rate: the tiny model's gradients are about 1e-3."""
 ERASE = ("erase", "--model", "tiny", "--target", "cat", "--target", "rose", "--set", "batch=4", "--set", "lr=1e-3")
 
 
@@ -18,9 +33,8 @@ def run(out: Path, *args: str, processes: int) -> subprocess.CompletedProcess[st
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     if processes == 1:
         command = [sys.executable]
-    script = "import torch, sys; torch.set_num_threads(1); from efface.cli import main; main()"
     path = out.with_suffix(".py")
-    path.write_text(script)
+    path.write_text(DESCENT)
     method, *rest = args
     line = [*command, str(path), ERASE[0], method, *ERASE[1:], *rest, "--out", str(out)]
     return subprocess.run(line, capture_output=True, text=True, check=False)
@@ -29,13 +43,12 @@ def run(out: Path, *args: str, processes: int) -> subprocess.CompletedProcess[st
 @pytest.mark.parametrize(
     "args",
     [
-        ("ap", "--set", "sampler=pool", "--set", "ascents=2"),
-        ("kpop", "--set", "prompt_size=2"),
-        ("rap", "--set", "sampler=pool"),
-        ("stereo", "--set", "latents=pictures"),
-        ("forget-me-not",),
+        pytest.param(("ap", "--set", "sampler=pool", "--set", "ascents=2"), id="ap-pool"),
+        pytest.param(("kpop", "--set", "prompt_size=2"), id="kpop-student", marks=pytest.mark.slow),
+        pytest.param(("rap", "--set", "sampler=pool"), id="rap-pool", marks=pytest.mark.slow),
+        pytest.param(("stereo", "--set", "latents=pictures"), id="stereo-pictures", marks=pytest.mark.slow),
+        pytest.param(("forget-me-not",), id="forget-me-not", marks=pytest.mark.slow),
     ],
-    ids=["ap-pool", "kpop-student", "rap-pool", "stereo-pictures", "forget-me-not"],
 )
 def test_two_processes_give_the_patch_of_one(args: tuple[str, ...], tmp_path: Path) -> None:
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
@@ -44,10 +57,18 @@ def test_two_processes_give_the_patch_of_one(args: tuple[str, ...], tmp_path: Pa
         assert done.returncode == 0, done.stderr[-2000:]
     a, b = Patch.load(one), Patch.load(two)
     assert a.deltas.keys() == b.deltas.keys()
+    weights = load_model("tiny").weights(lambda _: True)
     for name, d in a.deltas.items():
-        # The mean of two half-batch means is the batch mean up to float32 summation. Adam divides by the gradient's own size, so
-        # an entry whose gradient is rounding noise can differ by up to 2 lr; measured against the tensor's change as a whole.
-        assert float((b.deltas[name] - d).norm() / d.norm()) < 1e-2, name
+        # The mean of two half-batch means is the batch mean up to float32 summation, which the subtractions in the loss magnify:
+        # 1.6e-4 of all changes together was measured (stereo), 1e-5 for the others. One row of the four too many, too few or
+        # weighted wrongly moves a gradient by about a quarter; 1e-2 lies between. Each addition of an update to a weight rounds
+        # it to 24 bits, and so does the patch's difference: below that many roundings a change is not resolved.
+        updates = 1 + a.card.cost["backward"]
+        floor = updates * 2**-24 * float(weights[name].detach().norm())
+        assert float((b.deltas[name] - d).norm()) < 1e-2 * float(d.norm()) + floor, name
+    whole = torch.cat([d.flatten() for d in a.deltas.values()])
+    off = torch.cat([(b.deltas[n] - d).flatten() for n, d in a.deltas.items()])
+    assert float(off.norm() / whole.norm()) < 1e-2, "the floor above must not hide the whole patch"
     pick = lambda p: [(row["target"], row["concept"]) for row in p.card.log.get("adversarial", [])]  # noqa: E731
     assert pick(a) == pick(b), "the processes searched differently"
     assert not list(tmp_path.glob("*.checkpoint.safetensors"))

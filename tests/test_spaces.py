@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from efface.concepts.request import EraseRequest, normalised
@@ -43,7 +44,10 @@ def test_nearest_is_the_brute_force_order(seed: int, k: int, metric: str) -> Non
         a, b = x.flatten().double(), row.flatten().double()
         return float(1 - a @ b / (a.norm() * b.norm())) if metric == "cosine" else float((a - b).norm())
 
-    assert smallest(distances(x, m, metric), k).tolist() == sorted(range(9), key=lambda i: distance(m[i]))[:k]
+    exact = sorted(range(9), key=lambda i: distance(m[i]))
+    order = [distance(m[i]) for i in exact]
+    assume(all(b - a > 1e-5 for a, b in pairwise(order)))  # float32 does not resolve distances that are closer
+    assert smallest(distances(x, m, metric), k).tolist() == exact[:k]
 
 
 def test_a_target_in_the_space_is_its_own_nearest() -> None:

@@ -39,9 +39,15 @@ def ddim_step(eps: Tensor, z_t: Tensor, ab: Tensor, ab_next: Tensor) -> Tensor:
     return noised(x0_from_eps(eps, z_t, ab), eps, ab_next)
 
 
-def x0_loss_weight(ab: Tensor) -> Tensor:
-    """``MSE_x0 = w MSE_eps`` at fixed z_t with ``w = (1 - ab) / ab``, the inverse signal-to-noise ratio."""
-    return (1 - ab) / ab
+def x0_loss_weight(ab: Tensor, prediction: str = "epsilon") -> Tensor:
+    """``MSE_x0 = w MSE_output`` at fixed z_t: ``w = (1 - ab) / ab``, the inverse signal-to-noise ratio, for a network that
+    predicts noise, and ``w = 1 - ab`` for one that predicts v."""
+    return 1 - ab if prediction == "v_prediction" else (1 - ab) / ab
+
+
+def eps_loss_weight(ab: Tensor, prediction: str = "epsilon") -> Tensor:
+    """``MSE_eps = w MSE_output`` at fixed z_t: 1 for a network that predicts noise, ``w = ab`` for one that predicts v."""
+    return ab if prediction == "v_prediction" else torch.ones_like(ab)
 
 
 def dpm_step(x0: Tensor, x0_last: Tensor | None, z_t: Tensor, ab_last: Tensor, ab: Tensor, ab_next: Tensor) -> Tensor:

@@ -37,10 +37,14 @@ class AGE(Searching):
     Variants: ``through_target=True`` (paper): the search's L1 = | eps'(z_t, t, c_e) - eps(z_t, t, c_t) |^2 has its gradient
     through the frozen model at c_t. False (official code): that term is a constant, so its search is AP's. ``hard=False``: a
     mixture of the ``topk`` largest entries, renormalised (officially for artists). eta 1, x0 space and the shifted alignment are
-    the official code's (preset "official"); the paper's Eq. 4-5 have eta 0 in noise space.
+    the official code's (preset "official": its script for objects, 100 candidates; "official-artists": 1,000 thinned to 100;
+    "official-nudity"; the vocabulary is the caller's, ``space``); the paper's Eq. 4-5 have eta 0 in noise space.
     Deviations: targets are excluded from the candidates, with ``apart`` also what lies closer than that to a target: the
     official vocabulary contains the target itself, and c_t = c_e erases nothing and preserves the target. ``request.preserve``
-    joins the candidates. Trajectories of c_e and c_t run as one batch from the same start.
+    joins the candidates. Trajectories of c_e and c_t run as one batch from the same start. The weight of the x0 space is that of
+    the grid level, as officially, where t is drawn within a grid step.
+    Official preset: agrees with the official operations up to 1e-4 of the change ("official", five updates and their
+    search steps on the tiny model in float32, tests/test_official.py), vocabulary and excluded names left out.
     Cost: per row and step, k uniform on 0 .. S-1, less one evaluation where k > 0: descent 4 k + 5 (eta = 0: 4 k + 4), each
     ascent 4 k + 4 with ``through_target`` (two of them with a gradient), else 2 k + 2. With a filled pool: 5 (4) and 4 (2).
     """
@@ -54,11 +58,14 @@ class AGE(Searching):
         "official-artists": {
             **Searching.official_code,
             "through_target": False,
+            "search.nearest": 1000,
+            "search.centres": 100,
             "search.hard": False,
             "search.topk": 5,
             "search.tau": 2.0,
             "search.lr": 1e-3,
         },
+        "official-nudity": {**Searching.official_code, "through_target": False, "search.tau": 2.0, "train": "noxattn"},
         "mini": {**Searching.defaults, "search.nearest": 48, "search.lr": 0.1},
         "tiny": {"steps": 3, "sampling_steps": 5, "search.nearest": 4},
     }
@@ -66,7 +73,7 @@ class AGE(Searching):
     eta: float = option(0.0, "how far beyond c_t the goal lies", "paper 0; official code 1")
     lam: float = option(1.0, "weight of the preservation term", "official --lamda", low=0.0)
     search: Gumbel = part(
-        Gumbel(tau=0.1), "how c_t is found", "paper; tau of the official objects script, its default is 2", kinds=(Gumbel,)
+        Gumbel.preset("age"), "how c_t is found", "paper; tau of the official objects script, its default is 2", kinds=(Gumbel,)
     )
     through_target: bool = option(True, "let the search's L1 have a gradient through c_t", "paper; official code without")
 

@@ -31,9 +31,10 @@ class ESD(Trained):
     convolution outside cross-attention in the newer one, "all" every linear and convolution.
     Reference: Gandikota et al., ICCV 2023, arXiv:2303.07345. Code: rohitgandikota/erasing.
     Deviations: ``sampler="student"`` follows the legacy train-esd.py, "frozen" the newer esd_sd.py; as its latents do not
-    depend on the student, "pool" is exact for it up to the finite number of trajectories. ``alignment="exact"`` evaluates at the
-    level z_t is at; the legacy code ("official") calls the network 39 to 58 timesteps too high and drops the noisiest level. The
-    anchor generalises the null prompt. The 1024-pixel bug of esd_sd.py and its bfloat16 weights are not reproduced.
+    depend on the student, "pool" is exact for it up to the finite number of trajectories. ``alignment="exact"`` evaluates
+    at the level z_t is at; the legacy code ("official") calls the network 39 to 58 timesteps too high (20 to 39 and 0 to 19
+    at its two cleanest levels) and drops the noisiest level. The anchor generalises the null prompt. The 1024-pixel bug of
+    esd_sd.py and its bfloat16 weights are not reproduced.
     Cost: 2 k + 3 evaluations per row and step, k uniform on 0 .. S-1 (52 at S = 50; official alignment 53.96), one with
     backward. With a filled pool: 3.
     """

@@ -110,7 +110,7 @@ class RAP(_Attacked, Searching):
     summary: ClassVar[str] = "adversarial preservation with an attack in its loop (ours)"
     presets: ClassVar = {
         "paper": {},
-        "official": Searching.official_code,
+        "official": {**Searching.official_code, "search.nearest": 1000, "search.centres": 100},
         "mini": {**Searching.defaults, "search.nearest": 48, "search.lr": 0.1},
         "fast": {
             "sampler": "pool",

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..concepts.request import EraseRequest
-from ..equations.diffusion import x0_loss_weight
+from ..equations.diffusion import eps_loss_weight, x0_loss_weight
 from ..errors import BadOption
 from ..models.base import DiffusionModel
 from ..models.select import UNET_SELECTIONS, selection
@@ -63,7 +63,12 @@ class Trained(Method):
     sampling_steps: int = option(50, "levels of the sampling grid on which z_t lies", "legacy codes --ddim_steps", low=2)
     solver: str = option("ddim", "solver that walks to z_t", "legacy codes; dpm ours", choices=("ddim", "dpm"))
     guidance: float = option(3.0, "guidance scale on the way to z_t", "legacy codes --start_guidance")
-    loss_space: str = option("eps", "space of the losses", "papers eps; official AP and AGE x0", choices=("eps", "x0"))
+    loss_space: str = option(
+        "output",
+        "what losses compare: the network's output (eps or v), noise, or clean latents",
+        "papers' noise models output; official AP and AGE x0",
+        choices=("output", "eps", "x0"),
+    )
     seed: int = option(0, "training seed", "ours")
 
     def walk(self, request: EraseRequest, candidates: Sequence[Sequence[str]] = (), per_candidate: int = 1) -> Walk:
@@ -119,8 +124,12 @@ class Trained(Method):
     def mse(self, model: DiffusionModel, a: Tensor, b: Tensor, t: Tensor) -> Tensor:
         """(B,) mean squared difference per row in the space of ``loss_space``; a, b: (B, C, h, w) predictions at t."""
         square = (a - b).square()
-        if self.loss_space == "x0":
-            square = square * x0_loss_weight(model.schedule.ab(t).to(a))
+        if self.loss_space != "output":
+            if self.sampler.official:  # z_t's label is drawn within a grid step, the weight is that of the step's own level
+                stride = len(model.schedule.alphas_cumprod) // self.sampling_steps
+                t = t // stride * stride + model.schedule.steps_offset
+            weight = x0_loss_weight if self.loss_space == "x0" else eps_loss_weight
+            square = square * weight(model.schedule.ab(t).to(a), model.schedule.prediction_type)
         return square.flatten(1).mean(1)
 
 

@@ -283,8 +283,9 @@ class DiffusionModel(abc.ABC):
         """``(z_t, t)`` after running the guided sampler from ``noise`` down to grid index k, 0 <= k < steps.
 
         Exact alignment (default): k steps are taken and t is the level z is at. ``official`` reproduces the legacy code of
-        ESD, AP and AGE: the grid loses its noisiest level, the walk stops 39 to 58 timesteps below the t it reports, and k
-        counts from the clean end; ``jitter`` (0 to stride - 1, drawn by the caller) is added to t. See
+        ESD, AP and AGE: the grid loses its noisiest level, the walk stops below the t it reports (39 to 58 timesteps for
+        k >= 2 on the grid of 50, 20 to 39 for k = 1, 0 to 19 for k = 0), and k counts from the clean end; ``jitter`` (0 to
+        stride - 1, drawn by the caller) is added to t. See
         :func:`official_walk`. Cost: 2 k (official: 2 min(S - 1, S - k)) per row, less what :meth:`walk` shares.
         """
         grid = self.schedule.timesteps(steps)

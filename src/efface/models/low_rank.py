@@ -13,13 +13,15 @@ from .select import Select
 
 
 class LowRank(nn.Module):
-    """``W -> W + up down``; ``up`` (out, r) starts at zero, so the student starts as the model."""
+    """``W -> W + up down``; ``up`` (out, r) starts at zero, so the student starts as the model; ``down`` (r, d) is normal with
+    standard deviation 1 / r."""
 
     def __init__(self, weight: Tensor, rank: int, rng: torch.Generator) -> None:
         super().__init__()
         out, d = weight.shape
-        # Kaiming-uniform with a = sqrt(5), the initialisation of the LoRA paper's code: bound 1 / sqrt(d).
-        down = (torch.rand((rank, d), generator=rng) * 2 - 1) / d**0.5
+        # The initialisation of diffusers' LoRA layers, for which published learning rates are meant. The LoRA paper's own,
+        # uniform within 1 / sqrt(d), is sqrt(3 d) / rank times smaller: 48 times at rank 1 on SD 1.x.
+        down = torch.randn((rank, d), generator=rng) / rank
         self.down = nn.Parameter(down.to(weight.device), requires_grad=False)
         self.up = nn.Parameter(torch.zeros(out, rank, device=weight.device), requires_grad=False)
 

@@ -24,6 +24,8 @@ class Gumbel(AmongCandidates):
     """Logits per target over its candidates that gradient ascent moves towards the concept with the largest damage."""
 
     name: ClassVar[str] = "gumbel"
+    presets: ClassVar = {"age": {"tau": 0.1, "topk": 5}}
+    """Where the official code of AGE differs from that of AP."""
 
     hard: bool = option(True, "choose one candidate, with straight-through gradient", "official scripts --gumbel_hard 1")
     topk: int = option(

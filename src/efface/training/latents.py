@@ -84,8 +84,9 @@ class LatentPool:
     ``walker`` frozen: filled once, the exact distribution of ``Trajectories`` of the frozen model (batch rows have levels of
     their own). ``walker`` the student and a ``lifetime``: a concept's trajectories serve that many updates and are then walked
     again by the student as it is ("harvest"). ``forward``: only clean latents are kept, and noised to any of the T levels.
-    ``levels``: of the S of the grid only so many from the noisiest are walked and drawn.
-    Cost: 2 (S - 1) evaluations per trajectory to fill, 2 S with ``forward``, half without guidance; drawing is free.
+    ``levels``: of the S of the grid only so many from the noisiest are walked and drawn. ``after``: what is kept for a level is
+    the latent after the step that leaves it, as some official codes store it; it is one step cleaner than its t says.
+    Cost: 2 (S - 1) evaluations per trajectory to fill, 2 S with ``forward`` or ``after``, half without guidance; drawing is free.
     """
 
     ROWS = 32  # trajectories walked in one batch
@@ -104,10 +105,12 @@ class LatentPool:
         forward: bool = False,
         more: Mapping[str, int] | None = None,
         levels: int | None = None,
+        after: bool = False,
     ) -> None:
         self.walker, self.trajectories, self.guidance, self.solver = walker, trajectories, guidance, solver
         self.seed, self.batch, self.lifetime, self.forward, self.more = seed, batch, lifetime, forward, more or {}
-        self.grid = walker.schedule.timesteps(steps)[:levels]
+        self.grid, self.after = walker.schedule.timesteps(steps)[:levels], after
+        self.beyond = [*walker.schedule.timesteps(steps), -1][len(self.grid)]  # where the step from the last level leads
         self.latents: dict[str, Tensor] = {}
         self.born: dict[str, int] = {}
 
@@ -123,9 +126,9 @@ class LatentPool:
         for i in range(0, len(rows), self.ROWS):
             names, noise = zip(*rows[i : i + self.ROWS], strict=True)
             c = self.walker.encode(names)
-            levels, final = (self.grid, -1) if self.forward else (self.grid[:-1], self.grid[-1])
+            levels, final = (self.grid, self.beyond) if self.forward or self.after else (self.grid[:-1], self.grid[-1])
             states = [z for _, z in self.walker.walk(c, torch.cat(noise), levels, self.guidance, final, self.solver)]
-            kept = torch.stack(states[-1:] if self.forward else states, dim=1)  # (rows, levels, C, h, w)
+            kept = torch.stack(states[-1 if self.forward else int(self.after) :], dim=1)  # (rows, levels, C, h, w)
             for name, z in zip(names, kept, strict=True):
                 grown[name].append(z)
         for name, parts in grown.items():

@@ -37,6 +37,11 @@ class Sampler(Settings):
     pooled: ClassVar[bool] = False
     """Whether latents are kept by concept name; such a source cannot serve a mixture of concepts."""
 
+    @property
+    def official(self) -> bool:
+        """Whether the timestep of z_t is higher than its noise level, as in the legacy codes."""
+        return False
+
     @abc.abstractmethod
     def latents(self, model: DiffusionModel, student: DiffusionModel, walk: Walk) -> Latents:
         """The source of latents for one erasure."""
@@ -61,14 +66,17 @@ class _Fresh(Sampler):
         choices=("exact", "official"),
     )
 
+    @property
+    def official(self) -> bool:
+        return self.alignment == "official"
+
     def _trajectories(self, walker: DiffusionModel, walk: Walk) -> Trajectories:
-        official = self.alignment == "official"
         return Trajectories(
-            walker, steps=walk.steps, guidance=walk.guidance, official=official, solver=walk.solver, batch=walk.batch
+            walker, steps=walk.steps, guidance=walk.guidance, official=self.official, solver=walk.solver, batch=walk.batch
         )
 
     def draw_cost(self, groups: int, steps: int) -> float:
-        return draw_cost(groups, steps, self.alignment == "official")
+        return draw_cost(groups, steps, self.official)
 
 
 @dataclass(frozen=True, kw_only=True)

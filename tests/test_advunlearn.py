@@ -58,8 +58,8 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny_model: Any) -> None:
 def test_the_patch_goes_on_every_model_with_this_encoder_and_on_no_other(tmp_path: Any) -> None:
     shipped, gold = load_model("mini"), load_model("mini-gold")
     assert shipped.digest() != gold.digest()
-    options = {**AdvUnlearn.presets["mini"], "steps": 1, "warmup": 0, "attack_steps": 1, "pool": 1, "retain": 1, "batch": 1}
-    made = AdvUnlearn(**{**options, "most": 2}).erase(shipped, EraseRequest(("dog",), ""))
+    small_run = {"steps": 1, "warmup": 0, "attack_steps": 1, "pool": 1, "retain": 1, "batch": 1, "most": 2}
+    made = AdvUnlearn.preset("mini", **small_run).erase(shipped, EraseRequest(("dog",), ""))
     made.save(tmp_path / "p.safetensors")
     patch = Patch.load(tmp_path / "p.safetensors")
     assert {n.split(".")[0] for n in patch.deltas} == {"text_encoder"}

@@ -99,10 +99,8 @@ def test_a_folder_draws_what_the_patch_draws(family: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("train", ["full", "text"])
 def test_diff_holds_every_tensor(family: str, train: str, tmp_path: Path) -> None:
     model, _ = FAMILIES[family]()
-    if train == "full":
-        patch = trained(model, "full")
-    else:
-        patch = AdvUnlearn.preset("tiny", lr=1e-2).erase(model, EraseRequest(("cat",)))
+    encoder = AdvUnlearn.preset("tiny", lr=1e-2)
+    patch = trained(model, "full") if train == "full" else encoder.erase(model, EraseRequest(("cat",)))
     path = tmp_path / "d.safetensors"
     facts = export(patch, model, path, "diff")
     assert facts["residual"] == 0

@@ -184,8 +184,9 @@ def test_first_order_dpm_is_ddim() -> None:
 def test_network_options_change_the_running_and_not_the_result() -> None:
     from efface.concepts.request import EraseRequest
     from efface.methods import AP
+    from efface.preservation.gumbel import Gumbel
 
-    method = AP(steps=2, sampling_steps=4, nearest=4, lr=1e-3)
+    method = AP(steps=2, sampling_steps=4, search=Gumbel(nearest=4), lr=1e-3)
     plain = method.erase(tiny(), EraseRequest(("cat",)))
     again = tiny()
     again.configure(checkpointing=True)

@@ -22,7 +22,7 @@ LEVELS = [  # a module may import its own level only inside its own package, and
     ["registry", "reporting"],
     ["studies"],
     ["testing"],
-    ["api"],
+    ["verbs"],
     ["demo"],
     ["cli"],
 ]

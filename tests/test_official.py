@@ -145,7 +145,7 @@ def test_mace_is_the_official_sequence(importance: bool, tiny_model: Any) -> Non
 
 
 def test_mace_s_presets_are_the_published_configurations(tiny_model: Any) -> None:
-    configs = {name: MACE(**MACE.presets[name]) for name in ("paper", "object", "celebrity", "art", "explicit")}
+    configs = {name: MACE.preset(name) for name in ("paper", "object", "celebrity", "art", "explicit")}
     told = {n: (m.lr, m.steps, m.lam, m.prior_scale, m.domain_weight * bool(m.prior_scale)) for n, m in configs.items()}
     assert told == {
         "paper": (1e-5, 50, 10.0, 0.0, 0.0),
@@ -208,7 +208,7 @@ STYLES = ["painting by {}", "art by {}", "artwork by {}", "picture by {}", "styl
 def test_uce_2023_preserves_the_empty_prompt_with_the_official_weight(preserve: Any, kind: Any, tiny_model: Any) -> None:
     """retain_texts = [""] + preserved; preserve_scale = max(0.1, 1 / len(retain_texts)): 1, 1/2 and 0.1 here."""
     options = {"expand": True, "kind": kind} if kind else {}
-    patch = UCE(**UCE.presets["2023"], **options).erase(tiny_model, EraseRequest(("a rose",), "cat", preserve))
+    patch = UCE.preset("2023", **options).erase(tiny_model, EraseRequest(("a rose",), "cat", preserve))
     base, x, y = keys_and_values(tiny_model), [], []
     for f in ["{}", *{None: [], "object": OBJECTS, "style": STYLES}[kind]]:
         old, new = f.format("a rose"), f.format("cat")
@@ -225,7 +225,7 @@ def test_uce_2023_preserves_the_empty_prompt_with_the_official_weight(preserve: 
 @pytest.mark.parametrize("preset", ["2023", "2025"])
 def test_official_uce_leaves_the_pooled_text_alone(preset: str) -> None:
     xl = tiny_xl()
-    patch = UCE(**UCE.presets[preset]).erase(xl, EraseRequest(("cat",), "dog"))
+    patch = UCE.preset(preset).erase(xl, EraseRequest(("cat",), "dog"))
     assert all(KV(n) for n in patch.deltas)
     base, at = keys_and_values(xl), last(xl, "cat")
     rows = slice(at, None) if preset == "2023" else slice(at, at + 1)
@@ -237,7 +237,7 @@ def test_official_uce_leaves_the_pooled_text_alone(preset: str) -> None:
 def test_rece_unsafe_preserves_the_null_prompt_once_per_target(tiny_model: Any) -> None:
     """UCE with the null prompt at 1, then two epochs in which it stands in the list as often as there are targets, at 0.1."""
     targets = ("cat", "rose", "dog")
-    patch = RECE(**RECE.presets["unsafe"]).erase(tiny_model, EraseRequest(targets))
+    patch = RECE.preset("unsafe").erase(tiny_model, EraseRequest(targets))
     base, null = keys_and_values(tiny_model), tokens(tiny_model, "")
     x, y = [], []
     for t in targets:
@@ -301,8 +301,8 @@ def test_trce_legacy_stores_latents_after_the_step_and_never_zeroes_gradients(ti
     """Two updates of the second stage: latents one step cleaner than their label, those of nothing with a random label of the
     next grid step, references at the label, and the second update on the sum of both gradients."""
     lr, keep, margin = 1e-3, 100.0, 10.0
-    method = TRCE(**{**TRCE.presets["legacy"], "stages": "visual", "lr": lr, "steps": 2, "pool": 2, "pool_kept": 2, "kept": 2,
-                     "sampling_steps": 5, "margin": margin})  # fmt: skip
+    small = {"steps": 2, "pool": 2, "pool_kept": 2, "kept": 2, "sampling_steps": 5}
+    method = TRCE.preset("legacy", stages="visual", lr=lr, margin=margin, **small)
     assert method.legacy_accumulate
     run = Run()
     patch = method.erase(tiny_model, EraseRequest(("cat",), "dog"), run)
@@ -361,11 +361,9 @@ def whole(patch: Any, wanted: dict[str, torch.Tensor], base: dict[str, torch.Ten
 def test_advunlearn_s_attack_is_the_official_one(preset: str, tiny_model: Any) -> None:
     """Five steps on one word before the concept. "legacy": Adam on the sum of all gradients so far, and the word before the last
     step is what comes back. "fast": Adam on the sign of every gradient."""
-    assert AdvUnlearn(**AdvUnlearn.presets[preset]).attack_steps == 30
+    assert AdvUnlearn.preset(preset).attack_steps == 30
     lr = 0.02
-    method = AdvUnlearn(
-        **{**AdvUnlearn.presets[preset], "attack_steps": 5, "attack_lr": lr, "pool": 1, "sampling_steps": 4, "batch": 1}
-    )
+    method = AdvUnlearn.preset(preset, attack_steps=5, attack_lr=lr, pool=1, sampling_steps=4, batch=1)
     table, student = word_rows(tiny_model)[1], tiny_model.student(method.select)
     pool = method._pool(tiny_model, EraseRequest(("cat",)), [])
     step = Step(3, 0, None, tiny_model)  # type: ignore[arg-type]
@@ -411,12 +409,15 @@ def legacy_latent(model: Any, noise: torch.Tensor, prompt: str, k: int) -> torch
 
 @pytest.mark.parametrize("cls", [AP, AGE], ids=lambda c: c.name)
 def test_ap_and_age_official(cls: Any, tiny_model: Any) -> None:
-    """Five updates and the search steps between them, so long that the choice of concepts follows them. t is drawn within a grid step above a latent that is cleaner, the
-    weight (1 - ab) / ab is that of the grid level."""
+    """Five updates and the search steps between them, so long that the choice of concepts follows them.
+
+    t is drawn within a grid step above a latent that is cleaner, the weight (1 - ab) / ab is that of the grid level."""
     lr, pi_lr, tau, updates = 1e-3, 1.0, 2.0, 5
-    settings = {"steps": updates, "sampling_steps": 5, "nearest": 4, "centres": 0, "lr": lr, "tau": tau, "pi_lr": pi_lr}
+    searched = {"search.nearest": 4, "search.centres": 0, "search.tau": tau, "search.lr": pi_lr}
     run = Run()
-    patch = cls(**{**cls.presets["official"], **settings}).erase(tiny_model, EraseRequest(("cat",)), run)
+    patch = cls.preset("official", steps=updates, sampling_steps=5, lr=lr, **searched).erase(
+        tiny_model, EraseRequest(("cat",)), run
+    )
     names = patch.card.log["candidates"]["cat"]
     rows = {n: tokens(tiny_model, n).flatten() for n in tiny_model.concept_names}
     near = sorted(rows, key=lambda n: float((rows[n] - rows["cat"]).norm()))[:4]
@@ -479,11 +480,11 @@ def test_ap_and_age_official(cls: Any, tiny_model: Any) -> None:
 def test_candidates_of_the_official_presets() -> None:
     """(K, centres) of the official scripts; where K equals the centres nothing is thinned."""
     told = {
-        (cls.name, preset): (m.nearest, m.centres, m.train, m.tau, m.hard)
+        (cls.name, preset): (m.search.nearest, m.search.centres, m.train, m.search.tau, m.search.hard)
         for cls in (AP, AGE)
-        for preset, settings in cls.presets.items()
+        for preset in cls.presets
         if preset.startswith("official")
-        for m in [cls(**settings)]
+        for m in [cls.preset(preset)]
     }
     assert told == {
         ("ap", "official"): (1000, 100, "xattn", 2.0, True),
@@ -497,9 +498,8 @@ def test_candidates_of_the_official_presets() -> None:
 @pytest.mark.parametrize("cls", [AP, AGE], ids=lambda c: c.name)
 def test_centres_stand_for_the_range_of_distances(cls: Any, tiny_model: Any) -> None:
     """Every centre of a one-dimensional k-means gives the candidate closest to it; ours are fixed points of Lloyd's algorithm."""
-    official = {**cls.presets["official"], "nearest": 9}
-    near = cls(**{**official, "centres": 0}).candidates(tiny_model, EraseRequest(("cat",)))[0]
-    few = cls(**{**official, "centres": 3}).candidates(tiny_model, EraseRequest(("cat",)))[0]
+    official = [cls.preset("official", **{"search.nearest": 9, "search.centres": n}).search for n in (0, 3)]
+    near, few = (search.candidates(tiny_model, EraseRequest(("cat",)))[0] for search in official)
     distance = {n: float((tokens(tiny_model, n) - tokens(tiny_model, "cat")).norm()) for n in near}
     assert len(near) == 9
     assert len(few) == 3

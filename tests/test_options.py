@@ -7,26 +7,25 @@ from typing import Any
 
 import pytest
 
-from efface.attacks import ATTACKS
 from efface.concepts.request import EraseRequest
-from efface.errors import BadOption
-from efface.methods import TRCE
-from efface.registry import GUARDS, METHODS, build_method
+from efface.errors import BadOption, UnknownName
+from efface.methods import AP, TRCE
+from efface.options import assembled, described
+from efface.preservation.gumbel import Gumbel
+from efface.preservation.pgd import PGD
+from efface.preservation.uniform import Random
+from efface.registry import ATTACKS, GUARDS, METHODS, build_method
 from efface.testing import same
+from efface.training.samplers import Harvest, Pool, Student
 
 REQUEST = EraseRequest(("cat",), "", ("dog",))
 IDLE: list[tuple[str, dict[str, Any], str]] = [
     # Method, what it is set to, and the options (with commas) that this leaves without effect.
-    ("esd", {}, "pool, lifetime"),
-    ("esd", {"sampler": "pool"}, "lifetime"),
-    ("ap", {}, "pool, pool_kept, lifetime, refresh, pgd_rate, pgd_radius"),
-    ("ap", {}, "attack_lr, attack_weight, attack_from, attack_near, attack_share, restart"),
-    ("ap", {"search": "none"}, "lam, space, nearest, centres, metric, exclude_targets, hard, tau, pi_lr, ascents"),
-    ("ap", {"search": "fixed"}, "space, nearest, centres, metric, exclude_targets, tau, pi_lr, refresh"),
-    ("ap", {"search": "random"}, "tau, pi_lr, ascents, refresh, pgd_rate"),
-    ("ap", {"search": "pgd"}, "space, nearest, metric, tau, pi_lr, refresh"),
-    ("ap", {"update": "joint"}, "ascents"),
-    ("age", {}, "topk, pool, pool_kept"),
+    ("ap", {}, "per_candidate"),
+    ("age", {}, "per_candidate"),
+    ("rap", {}, "per_candidate"),
+    ("fixed", {}, "per_candidate"),
+    ("neutral", {}, "per_candidate"),
     ("kpop", {"prompt_updates": 0}, "prompt_lr"),
     ("ablation", {"variant": "noise"}, "teacher"),
     ("forget-me-not", {"inversion_steps": 0}, "vectors, inversion_lr, norm, norm_rate"),
@@ -59,24 +58,83 @@ def other(option: dict[str, Any], value: Any) -> Any:
 
 
 def built(name: str, settings: dict[str, Any]) -> Any:
-    """Without the check."""
+    """Without the check of what somebody wrote down: all of it is a preset's."""
     cls = METHODS[name]
-    return cls.preset("tiny", **settings)
+    return assembled(cls, {**cls.presets["tiny"], **settings}, {})
 
 
 @pytest.mark.parametrize(("name", "settings", "idle"), IDLE, ids=[f"{n}-{s}-{i.split(',')[0]}" for n, s, i in IDLE])
 def test_refused_options_change_no_bit_and_no_cost(name: str, settings: dict[str, Any], idle: str, tiny_model: Any) -> None:
-    plain, described = built(name, settings), {o["name"]: o for o in described(METHODS[name])}
-    changed = {n: other(described[n], getattr(plain, n)) for n in idle.split(", ")}
+    plain, options = built(name, settings), {o["name"]: o for o in described(METHODS[name])}
+    changed = {n: other(options[n], getattr(plain, n)) for n in idle.split(", ")}
     for option, value in changed.items():
         with pytest.raises(BadOption, match=f"{option}=.* does nothing with .*Leave {option} out"):
             build_method(name, preset="tiny", settings={**settings, option: value})
-    # MACE refuses a preserve set that has no weight.
-    request = EraseRequest(("cat",)) if "prior_scale" in settings else REQUEST
+        with pytest.raises(BadOption, match=f"{option}=.* does nothing with"):  # in Python no less than on a command line
+            METHODS[name](**settings, **{option: value})
+    request = EraseRequest(("cat",)) if "prior_scale" in settings else REQUEST  # MACE refuses a preserve set without a weight
     a, b = (m.erase(tiny_model, request) for m in (plain, built(name, {**settings, **changed})))
     assert same(a.deltas, b.deltas)
     assert a.card.cost == b.card.cost
-    assert plain.expected_evals(tiny_model, request) == built(name, {**settings, **changed}).expected_evals(tiny_model, request)
+    assert plain.expected_evals(tiny_model, REQUEST) == built(name, {**settings, **changed}).expected_evals(tiny_model, REQUEST)
+
+
+PARTS = [
+    # Method, the kind of a part, and options (with commas) of other kinds of that part.
+    ("ap", "search", "random", "tau, lr, ascents, refresh, rate"),
+    ("ap", "search", "exhaustive", "tau, lr, update, radius"),
+    ("ap", "search", "pgd", "space, nearest, metric, tau, lr, refresh"),
+    ("rap", "search", "gumbel", "refresh, rate, radius"),
+    ("esd", "sampler", "pool", "alignment, lifetime"),
+    ("kpop", "sampler", "student", "trajectories, lifetime"),
+    ("naive", "sampler", "noised", "alignment, lifetime"),
+]
+
+
+@pytest.mark.parametrize(("name", "part", "kind", "foreign"), PARTS)
+def test_an_option_of_another_kind_of_part_cannot_be_written_down(name: str, part: str, kind: str, foreign: str) -> None:
+    for option in foreign.split(", "):
+        with pytest.raises(BadOption, match=rf"{part}\.{option} has no effect with {part}={kind}; it belongs to "):
+            build_method(name, preset="tiny", settings={part: kind, f"{part}.{option}": "1"})
+    with pytest.raises(UnknownName, match=rf"{part}\.nothing"):
+        build_method(name, preset="tiny", settings={f"{part}.nothing": "1"})
+
+
+def test_another_kind_keeps_what_the_preset_says_about_options_that_it_has() -> None:
+    method = build_method("ap", preset="mini", settings={"search": "random"})
+    assert method == AP.preset("mini", search=Random(nearest=48))
+    assert method.plain()["search.nearest"] == 48
+    assert "search.lr" not in method.plain()
+
+
+def test_spellings_of_python_and_of_the_command_line_give_the_same_object() -> None:
+    written = AP(search=Gumbel(nearest=7, tau=0.5), sampler=Pool(trajectories=3), lr=1e-4)
+    settings = {"search.nearest": "7", "search.tau": "0.5", "sampler": "pool", "sampler.trajectories": "3", "lr": "1e-4"}
+    assert build_method("ap", settings=settings) == written == AP(**settings)
+    assert dataclasses.replace(written, seed=1).plain() == {**written.plain(), "seed": 1}
+
+
+OLD = [
+    ("ap", {"nearest": 7, "tau": 0.5, "pi_lr": 0.2}, "ap", {"search": Gumbel(nearest=7, tau=0.5, lr=0.2)}),
+    ("ap", {"search": "pgd", "pgd_rate": 0.1, "ascents": 3}, "ap", {"search": PGD(rate=0.1, ascents=3)}),
+    ("esd", {"sampler": "harvest", "pool": 2, "lifetime": 5}, "esd", {"sampler": Harvest(trajectories=2, lifetime=5)}),
+    ("esd", {"alignment": "official"}, "esd", {"sampler": Student(alignment="official")}),
+    ("ap", {"sampler": "pool", "pool_kept": 2}, "ap", {"sampler": Pool(), "per_candidate": 2}),
+    ("ap", {"search": "none"}, "naive", {}),
+    ("ap", {"search": "none", "shrink": 0.1}, "l2", {"shrink": 0.1}),
+    ("ap", {"search": "neutral"}, "neutral", {}),
+    ("ap", {"search": "fixed:bus"}, "fixed", {"concept": "bus"}),
+    ("ap", {"attacks": 3}, "rap", {"attacks": 3}),
+    ("ap", {"attacks": 3, "search": "none"}, "rap-attack", {"attacks": 3}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "now", "today"), OLD)
+def test_names_of_the_last_release_are_accepted_with_a_warning_that_says_the_new_one(
+    name: str, settings: dict[str, Any], now: str, today: dict[str, Any]
+) -> None:
+    with pytest.warns(FutureWarning, match=" now"):
+        assert build_method(name, preset="paper", settings=settings) == METHODS[now](**today)
 
 
 @pytest.mark.parametrize("cls", [*METHODS.values(), *ATTACKS.values(), *GUARDS.values()], ids=lambda c: c.name)
@@ -86,20 +144,19 @@ def test_what_an_option_needs_is_an_option_and_its_values_exist(cls: Any) -> Non
         for need in filter(None, field.metadata["needs"].split(" and ")):
             key, _, values = need.replace("!=", "=").partition("=")
             assert key in fields, field.name
-            choices = fields[key].metadata["choices"]
+            choices = fields[key].metadata.get("kinds") or fields[key].metadata["choices"]
             assert not choices or set(values.split("|")) <= set(choices), field.name
 
 
 def test_every_option_with_needs_is_shown_idle() -> None:
     """But for what the methods refuse themselves, in whatever way it came: of UCE everything."""
     shown = {(name, option) for name, _, idle in IDLE for option in idle.split(", ")}
-    inherited = {"pool", "pool_kept", "lifetime"}  # of Trained and Searching; shown once
-    refused = {("ap", "update"), ("advunlearn", "legacy_stale")}
+    refused = {("advunlearn", "legacy_stale")}
     missing = [
-        (name, o["name"])
+        (name, field.name)
         for name, cls in METHODS.items()
-        for o in described(cls)
-        if name != "uce" and o["needs"] and (name, o["name"]) not in shown | refused and o["name"] not in inherited
+        for field in dataclasses.fields(cls)
+        if name != "uce" and field.metadata["needs"] and (name, field.name) not in shown | refused
     ]
     assert not missing
 
@@ -111,5 +168,3 @@ def test_presets_may_hold_what_waits_for_another_choice() -> None:
     assert isinstance(both, TRCE)
     assert plain.stages == "textual"
     assert both.steps == 7
-    with pytest.raises(BadOption, match=r"pi_lr=0\.1 does nothing with search=none; it belongs to search=gumbel"):
-        build_method("rap-attack", preset="mini", settings={"pi_lr": 0.1})

@@ -21,19 +21,17 @@ from efface.training.drawn import renoised, surrogate_evals, surrogate_latents
 from efface.training.learned import Learned
 from efface.training.loop import Run, Step
 
-TINY = {cls: cls.presets["tiny"] for cls in (KPOP, ConceptAblation, ForgetMeNot)}
-
 
 def tiny_kpop(**options: object) -> KPOP:
-    return KPOP(**{**TINY[KPOP], **options})
+    return KPOP.preset("tiny", **options)
 
 
 def tiny_ablation(**options: object) -> ConceptAblation:
-    return ConceptAblation(**{**TINY[ConceptAblation], **options})
+    return ConceptAblation.preset("tiny", **options)
 
 
 def tiny_forget(**options: object) -> ForgetMeNot:
-    return ForgetMeNot(**{**TINY[ForgetMeNot], **options})
+    return ForgetMeNot.preset("tiny", **options)
 
 
 VARIANTS: list[Method] = [

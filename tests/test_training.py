@@ -15,16 +15,20 @@ from efface import verbs
 from efface.errors import BadFile, Cancelled
 from efface.methods import AGE, AP, ESD, KPOP, ConceptAblation, ForgetMeNot, Method
 from efface.models.tiny import tiny
+from efface.preservation.exhaustive import Exhaustive
+from efface.preservation.gumbel import Gumbel
+from efface.preservation.pgd import PGD
 from efface.testing import same
 from efface.training.loop import Run
+from efface.training.samplers import Harvest
 
 CASES: list[Method] = [
     ESD(steps=6, sampling_steps=4, lr=1e-3),
-    AP(steps=6, sampling_steps=4, nearest=4, lr=1e-3),
-    AP(steps=6, sampling_steps=4, nearest=4, lr=1e-3, sampler="pool", batch=2),
-    AP(steps=6, sampling_steps=4, nearest=4, lr=1e-3, sampler="harvest", lifetime=2, search="exhaustive", refresh=2, frames=3),
-    AP(steps=6, sampling_steps=4, lr=1e-3, search="pgd", ascents=2, shrink=0.01),
-    AGE(steps=6, sampling_steps=4, nearest=4, lr=1e-3, sampler="noised"),
+    AP(steps=6, sampling_steps=4, search=Gumbel(nearest=4), lr=1e-3),
+    AP(steps=6, sampling_steps=4, search=Gumbel(nearest=4), lr=1e-3, sampler="pool", batch=2),
+    AP(steps=6, sampling_steps=4, lr=1e-3, sampler=Harvest(lifetime=2), search=Exhaustive(nearest=4, refresh=2), frames=3),
+    AP(steps=6, sampling_steps=4, lr=1e-3, search=PGD(ascents=2), shrink=0.01),
+    AGE(steps=6, sampling_steps=4, search=Gumbel(nearest=4, tau=0.1), lr=1e-3, sampler="noised"),
     KPOP(steps=6, sampling_steps=4, lr=1e-3, prompt_lr=1e-2, prompt_size=2),
     ConceptAblation(steps=6, sampling_steps=4, lr=1e-3, images=3, batch=2),
     ForgetMeNot(inversion_steps=2, vectors=2, steps=2, sampling_steps=4, lr=1e-3, images=2),  # 2 x 2 inversion, 2 resteering
@@ -88,12 +92,12 @@ def test_kill_9_and_resume(tmp_path: Path) -> None:
             if step.index == 4:
                 os.kill(os.getpid(), 9)
         run = Run(checkpoint=pathlib.Path({str(checkpoint)!r}), every=2, on_step=die)
-        verbs.erase(tiny(), AP(steps=6, sampling_steps=4, nearest=4, lr=1e-3), targets=["cat"], run=run)
+        verbs.erase(tiny(), AP(steps=6, sampling_steps=4, search=Gumbel(nearest=4), lr=1e-3), targets=["cat"], run=run)
         """
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == -9, done.stderr
-    method = AP(steps=6, sampling_steps=4, nearest=4, lr=1e-3)
+    method = AP(steps=6, sampling_steps=4, search=Gumbel(nearest=4), lr=1e-3)
     resumed = verbs.erase(tiny(), method, targets=["cat"], run=Run(checkpoint=checkpoint, resume=True))
     assert same(resumed.deltas, verbs.erase(tiny(), method, targets=["cat"]).deltas)
     assert [p.name for p in tmp_path.iterdir()] == ["c.safetensors"], "litter of a half-written checkpoint"

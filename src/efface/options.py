@@ -141,6 +141,7 @@ def _part(field: dataclasses.Field[Any], owner: str, base: Mapping[str, Any], wr
     """The part of a field. Another kind keeps the values of the layer below that it has options for."""
     kinds: Mapping[str, type[Settings]] = field.metadata["kinds"]
     default: Any = field.default
+    all_parts = [f"{field.name}.{f.name}" for k in kinds.values() for f in dataclasses.fields(k)]
     kind, values = type(default), _chosen(default)
     for layer in (base, written):
         given = layer.get(field.name, kind)
@@ -157,6 +158,8 @@ def _part(field: dataclasses.Field[Any], owner: str, base: Mapping[str, Any], wr
             values |= inner
     names = {f.name for f in dataclasses.fields(kind)}
     for name in inner:
+        if f"{field.name}.{name}" not in all_parts:
+            raise UnknownName(f"option of {owner}", f"{field.name}.{name}", all_parts)
         belongs = [k.name for k in kinds.values() if name in {f.name for f in dataclasses.fields(k)}]
         if belongs and name not in names:
             raise BadOption(

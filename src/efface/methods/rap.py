@@ -178,6 +178,8 @@ class RAPAttack(_Attacked):
 
     The symbols and the attack are those of RAP.
 
+    Reference: ours; docs/rap.md.
+
     Cost: that of the baseline ``naive``, and for the attack as in RAP.
     """
 

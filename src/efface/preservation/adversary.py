@@ -108,9 +108,7 @@ class Adversary:
 
         Cost: 2 evaluations per row and time, beside the latents.
         """
-        if step.index == first or (self.restart and step.index % self.restart == 0):
-            for i, rows in enumerate(self.starts):
-                self.words.begin(i, rows[[step.randint(len(rows))]])
+        self.renew(step, first)
         scene, losses = self.scene, []
         with scene.student.frozen():
             for _ in range(times):
@@ -123,6 +121,12 @@ class Adversary:
                 self.words.update(e)
                 losses.append(float(off.detach()))
         step.log(attack_first=losses[0], attack_last=losses[-1])
+
+    def renew(self, step: Step, first: int) -> None:
+        """Start the words anew in the update in which the attack begins, and every ``restart`` updates."""
+        if step.index == first or (self.restart and step.index % self.restart == 0):
+            for i, rows in enumerate(self.starts):
+                self.words.begin(i, rows[[step.randint(len(rows))]])
 
     def cond(self, e: Sequence[int]) -> Cond:
         """This process's rows for the target indices of the whole batch, differentiable in the words."""

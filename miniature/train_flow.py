@@ -5,8 +5,8 @@
 One command for a machine without a network: it needs ``DIR/renders.npz`` of stage ``render`` and the packaged miniature. It
 composes and encodes the pictures, trains both networks one after the other for the given seconds each, judges both with the
 miniature's detectors by the protocol of its card and writes ``mini-flow-gold.safetensors``, ``mini-flow.safetensors``, one
-contact sheet each and ``flow.json``. Captions, cells and seeds are those of stage ``unet``; what the network is given is described
-in :mod:`miniature.flow`.
+contact sheet each and ``flow.json``. Captions, cells and seeds are those of stage ``unet``; :mod:`miniature.flow` says what the
+network is given.
 
 Rectified flow: s = sigmoid(N(0, 1)) for each row, z = (1 - s) x0 + s n, loss = mean (v - (n - x0))^2 without a further weight, as
 the density of s is the weight (Esser et al. 2024, arXiv:2403.03206). The learning rate follows the wall clock and reaches zero at
@@ -206,8 +206,9 @@ def fastest(trainer: Trainer, compile_blocks: bool = False) -> tuple[Callable[[]
     """The quickest form of ``update`` that does what the plain one does: on a GPU one CUDA graph, on request of compiled blocks.
 
     Each form is kept only if one of its steps has the plain step's loss, gradients, and movement of the weights and of their
-    mean, within SAME_STEP. The trial starts from disturbed weights, since most gradients of a network that starts at zero are zero.
-    Leaves weights and moments as they were. Returns the step and what it is, with the reason where a form was not taken.
+    mean, within SAME_STEP. The trial starts from disturbed weights, since a network that starts at zero has few gradients
+    that are not zero. Leaves weights and moments as they were. Returns the step and what it is, with the reason where a form was
+    not taken.
     """
     weights = [p.detach().clone() for p in trainer.parameters]
     disturbed = [w + 0.02 * torch.randn_like(w) for w in weights]
@@ -358,7 +359,8 @@ def main() -> None:
     begun = time.time()
     world, device = load_world(), torch.device(args.device)
     args.out.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {"settings": {k: str(v) for k, v in vars(args).items()}, "training": {}, "judged": {}}
+    settings = {k: v for k, v in vars(args).items() if k not in ("work", "out")}
+    results: dict[str, Any] = {"settings": settings, "training": {}, "judged": {}}
 
     def note(what: str) -> None:
         results["seconds"] = round(time.time() - begun, 1)

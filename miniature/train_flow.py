@@ -224,7 +224,8 @@ def fastest(trainer: Trainer, compile_blocks: bool = False) -> tuple[Callable[[]
         step()
         with torch.no_grad():
             moves = [norm(torch._foreach_sub(tensors, disturbed)) for tensors in (trainer.parameters, trainer.ema)]
-        return [p.grad.clone() for p in trainer.parameters], torch.tensor([float(trainer.loss), *moves])
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in trainer.parameters]
+        return gradients, torch.tensor([float(trainer.loss), *moves])
 
     plain, plain_facts = trial(trainer.update)
 

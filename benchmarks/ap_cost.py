@@ -21,15 +21,15 @@ from typing import Any
 import torch
 
 from efface import api
-from efface.bench.aggregate import summarise
 from efface.concepts.request import EraseRequest
-from efface.config import build_method
+from efface.equations.statistics import mcnemar_midp, newcombe_paired
+from efface.evaluation.aggregate import summarise
+from efface.evaluation.records import read_rows
 from efface.methods import AP
 from efface.models.base import DiffusionModel
 from efface.models.load import load_model
-from efface.records import read_rows
-from efface.statistics import mcnemar_midp, newcombe_paired
-from efface.training import Run
+from efface.registry import build_method
+from efface.training.loop import Run
 
 OFFICIAL = {"ap": 213.84, "age": 213.84, "esd": 53.96}
 """Forward evaluations per outer iteration of the official codes at 50 sampling steps; their runs have 1,000 iterations."""

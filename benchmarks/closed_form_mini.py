@@ -22,20 +22,20 @@ from typing import Any
 from table import into_page
 
 from efface import api
-from efface.bench.evaluate import System, evaluate
-from efface.bench.judges import MiniJudge
-from efface.bench.profiles import Profile
-from efface.bench.suite import Suite
-from efface.config import build_method
 from efface.edits import WayBack
-from efface.files import write_text
+from efface.equations.statistics import wilson
+from efface.evaluation.driver import System, evaluate
+from efface.evaluation.judges import MiniJudge
+from efface.evaluation.profiles import Profile
+from efface.evaluation.records import Entrant
+from efface.evaluation.suite import Suite
+from efface.io.files import write_text
 from efface.models.base import DiffusionModel
 from efface.models.load import load_model
 from efface.models.mini import card
 from efface.models.mini.world import load_world
 from efface.patches import Patch
-from efface.records import Entrant
-from efface.statistics import wilson
+from efface.registry import build_method
 
 GROUPS = ("vehicle", "animal", "food", "nature", "person")
 TUNED_ON = "dog"  # presets were chosen on this target, so it is none of ours

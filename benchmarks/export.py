@@ -19,10 +19,10 @@ from methods import TARGETS, Contender, cell_folder, patch_of
 from table import KEPT_AXES, TARGET_AXES, Pair, difference, into_page, lines_of, points, rate, rate_text
 
 from efface import api
+from efface.evaluation.records import read_rows
 from efface.models.load import load_model
 from efface.patches import Patch
 from efface.patches.export import export
-from efface.records import read_rows
 
 METHODS = ("esd", "ap", "rap", "realera")
 TOLERANCES = (0.001, 0.1, 0.3, 0.5)

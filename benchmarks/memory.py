@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from efface.concepts.request import EraseRequest
-from efface.config import build_method
 from efface.models.sd import StableDiffusion
 from efface.models.select import selection
 from efface.models.tiny import tiny
-from efface.training import Run, Step
+from efface.registry import build_method
+from efface.training.loop import Run, Step
 
 SETTINGS = {"steps": 2, "sampling_steps": 5, "nearest": 4, "sampler": "pool", "eta": 1.0}
 

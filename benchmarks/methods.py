@@ -45,15 +45,15 @@ from table import (
 )
 
 from efface import api
-from efface.bench.profiles import PROFILES, Profile
-from efface.config import build_method, method_class
 from efface.errors import EvaluationError
-from efface.files import write_text
+from efface.evaluation.profiles import PROFILES, Profile
+from efface.evaluation.records import read_rows
+from efface.io.files import write_text
 from efface.models.base import DiffusionModel
 from efface.models.load import load_model
 from efface.models.mini.world import load_world
 from efface.patches import Patch
-from efface.records import read_rows
+from efface.registry import build_method, method_class
 
 AXES = ("direct", "synonym", "implicit", "near", "trap", "far")
 STRENGTHS, LEVEL = (0.5, 0.75, 1.0, 1.25), 0.9

@@ -31,17 +31,17 @@ from robust_table import Found, markdown, records_of, result_of
 from table import into_page
 
 from efface import api
-from efface.bench.attack import run_attacks
-from efface.bench.evaluate import System
-from efface.bench.evaluate import evaluate as run_evaluation
-from efface.bench.profiles import profile as find_profile
-from efface.config import build_attack, build_guard, method_class
-from efface.files import atomic_write, write_text
+from efface.evaluation.attack import run_attacks
+from efface.evaluation.driver import System
+from efface.evaluation.driver import evaluate as run_evaluation
+from efface.evaluation.profiles import profile as find_profile
+from efface.evaluation.records import Entrant, read_rows, read_run
+from efface.io.files import atomic_write, write_text
 from efface.models.base import DiffusionModel
 from efface.models.load import load_model
 from efface.models.mini.world import load_world
 from efface.patches import Patch
-from efface.records import Entrant, read_rows, read_run
+from efface.registry import build_attack, build_guard, method_class
 
 TARGETS = ("bomb", "helicopter", "panda", "dog")
 ATTACKS = ("synonym", "group", "implicit", "unlearndiff", "concept_inversion")

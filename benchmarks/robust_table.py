@@ -9,7 +9,7 @@ from typing import Any
 
 from table import Pair, by_target, lines_of, mean_difference, points, rate, rate_text, success
 
-from efface.statistics import clustered_bootstrap, wilson
+from efface.equations.statistics import clustered_bootstrap, wilson
 
 CONTROLS = ("random_token", "seed_search")
 KEPT = ("near", "trap", "far")

@@ -19,12 +19,12 @@ import torch
 from PIL import Image, ImageDraw
 
 from efface import api
-from efface.bench.judges import MiniJudge
-from efface.config import build_method
-from efface.files import atomic_write
+from efface.evaluation.judges import MiniJudge
+from efface.io.files import atomic_write
+from efface.io.images import decoded_png
 from efface.models.base import DiffusionModel
 from efface.models.load import load_model
-from efface.pictures import decoded_png
+from efface.registry import build_method
 
 SEARCHES: dict[str, dict[str, Any]] = {"ap": {}, "ap-pgd": {"search": "pgd", "ascents": 10, "lam": 0.01}}
 SIZE, LINE = 96, 16

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from efface import api
-from efface.files import write_text
+from efface.io.files import write_text
 
 SIX = ("fire engine", "dog", "palm tree", "castle", "guitar", "crossed swords")
 EIGHT = (*SIX, "pineapple", "police officer")

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from efface.files import write_text
-from efface.records import Row
-from efface.statistics import clustered_bootstrap, matched_difference, wilson
+from efface.equations.statistics import clustered_bootstrap, matched_difference, wilson
+from efface.evaluation.records import Row
+from efface.io.files import write_text
 
 Pair = tuple[Row, Row]
 Cells = Mapping[str, Sequence[Pair]]
@@ -80,7 +80,7 @@ def matched(a: Curve, b: Curve, level: float, *, replicates: int = 2000, seed: i
     """What two methods preserve at the strengths where each has erased ``level`` of the direct cases.
 
     Erased and valid of direct, preserved of near and trap, targets resampled, then seeds, then cases: see
-    :func:`efface.statistics.matched_difference`.
+    :func:`efface.equations.statistics.matched_difference`.
     """
     cases: dict[str, list[tuple[str, tuple[float, ...], tuple[float, ...]]]] = {}
     strengths = [sorted(a), sorted(b)]

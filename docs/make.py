@@ -11,9 +11,9 @@ from typing import Any
 from study_claims import studies_page
 
 from efface.attacks import ATTACKS, TIERS, Attack
-from efface.config import describe
 from efface.guards import GUARDS, Guard
 from efface.methods import METHODS, ROWS, Method
+from efface.registry import describe
 
 HERE = Path(__file__).parent
 

@@ -25,10 +25,10 @@ from torch.nn import functional as F
 from efface.concepts.prompts import Case
 from efface.detectors.clip_score import ClipScorer
 from efface.detectors.mini import ARCHITECTURES, Labels, MiniDetector, Scores, validity
-from efface.files import write_text
+from efface.equations.statistics import wilson
+from efface.io.files import write_text
 from efface.models.mini import HERE, load_mini
 from efface.models.mini.world import World
-from efface.statistics import wilson
 
 from .data import article, background_tensor, compose, renders_tensor
 

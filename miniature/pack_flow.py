@@ -16,7 +16,7 @@ from pathlib import Path
 
 from diffusers import SD3Transformer2DModel
 
-from efface.files import write_text
+from efface.io.files import write_text
 
 from .flow import FILES, load_network, save_network, scheduler
 

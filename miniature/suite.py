@@ -10,7 +10,7 @@ import torch
 from efface.concepts.prompts import Case
 from efface.detectors.clip_score import ClipScorer
 from efface.detectors.mini import MiniDetector
-from efface.files import write_text
+from efface.io.files import write_text
 from efface.models.mini import HERE, WEIGHTS, load_mini
 from efface.models.mini.world import World
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from efface.detectors.mini import ARCHITECTURES, IMAGE_PX, Labels, MiniDetector, PlainCNN, ResidualCNN
+from efface.equations.statistics import wilson
 from efface.models.mini.world import World
-from efface.statistics import wilson
 
 from .data import background_tensor, compose, renders_tensor
 

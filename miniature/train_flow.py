@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from efface.files import write_text
+from efface.io.files import write_text
 from efface.models.mini.world import World, load_world
 
 from . import networks
@@ -131,6 +131,7 @@ class Trainer:
             fused=True,
             capturable=self.device.type == "cuda",
         )
+        self.lr = self.optimizer.param_groups[0]["lr"]  # the tensor that is read, should the optimizer have copied ours
         empty = lambda *shape: torch.empty(batch, *shape, device=self.device)  # noqa: E731
         self.x0, self.noise = empty(*data.latents.shape[1:]), empty(*data.latents.shape[1:])
         self.s, self.text = empty(), torch.zeros(batch, dtype=torch.int64, device=self.device)
@@ -293,7 +294,7 @@ def train(
         if cuda:
             torch.cuda.synchronize()
         spent = time.time() - begun
-        losses = [round(float(x), 5) for x in curve]
+        losses = [round(x, 5) for x in torch.stack(curve).tolist()] if curve else []
         return {
             "part": part,
             "seed": SEEDS[part],

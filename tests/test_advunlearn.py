@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from efface.adversary import PLACES, word_rows, worded
 from efface.concepts.request import EraseRequest
 from efface.errors import BadOption, BadRequest, NothingSelected, WrongBaseModel
 from efface.methods import AdvUnlearn
@@ -16,8 +15,9 @@ from efface.models.load import load_model
 from efface.models.select import selection, text_layers
 from efface.models.tiny import tiny
 from efface.patches import Patch
+from efface.preservation.adversary import PLACES, word_rows, worded
 from efface.testing import check_method, check_resume, same, state
-from efface.training import Run
+from efface.training.loop import Run
 
 REQUEST = EraseRequest(("cat",), "", ("dog",))
 
@@ -110,7 +110,7 @@ def test_fault_2_the_last_attack_step_counts(tiny_model: Any) -> None:
         method = small(attack="sign", attack_steps=1, attack_lr=0.5, legacy_stale=stale)
         pool, table = method._pool(tiny_model, REQUEST, []), word_rows(tiny_model)[1]
         student = tiny_model.student(method.select)
-        from efface.training import training
+        from efface.training.loop import training
 
         for step in training(student, method.select, steps=1, lr=0.0, seed=0, run=Run()):
             got = method._attack(step, student, pool, ["cat"], table)

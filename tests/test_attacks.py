@@ -18,19 +18,19 @@ from efface import api
 from efface.attacks import ATTACKS, Attack, Attempt, ConceptInversion, Deployed, Goal, Plan, RandomToken, UnlearnDiff
 from efface.attacks.textual import reworded
 from efface.attacks.unlearndiff import _share
-from efface.bench.attack import Unit, run_attacks, summarise_attacks
-from efface.bench.profiles import PROFILES, Profile
 from efface.cli import main
 from efface.concepts.prompts import Case
-from efface.config import build_attack
 from efface.equations.simplex import onto_simplex
 from efface.errors import BadFile, BadOption, EvaluationError, UnknownName
+from efface.evaluation.attack import Unit, run_attacks, summarise_attacks
+from efface.evaluation.profiles import PROFILES, Profile
+from efface.evaluation.records import AttemptRow, read_attempts
 from efface.guards import GUARDS
 from efface.methods import UCE
 from efface.models.load import load_model
 from efface.models.tiny import tiny
 from efface.patches import Patch
-from efface.records import AttemptRow, read_attempts
+from efface.registry import build_attack
 from efface.testing import check_attack
 
 TINY_ATTACKS = [build_attack(name, preset="tiny") for name in ATTACKS if name != "inverse"]

@@ -195,8 +195,8 @@ def test_lists(kind: str) -> None:
 
 
 def test_help_is_generated_from_the_dataclass() -> None:
-    from efface.config import describe
     from efface.methods import METHODS
+    from efface.registry import describe
 
     for name, cls in METHODS.items():
         text = run("erase", name, "--help").output

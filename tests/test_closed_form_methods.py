@@ -22,7 +22,7 @@ from efface.models.load import load_model
 from efface.models.select import selection
 from efface.patches import Patch
 from efface.testing import check_method, same
-from efface.training import Run
+from efface.training.loop import Run
 
 F64 = torch.float64
 REQUEST = EraseRequest(("cat", "rose"), "", ("dog",))

@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from efface.bench.aggregate import summarise
-from efface.bench.evaluate import System, blocklist, evaluate, quantised
-from efface.bench.profiles import PROFILES, Profile, profile
-from efface.bench.suite import Neighbour, Suite, filled, lexical_traps, world_suite
 from efface.concepts.request import EraseRequest
 from efface.errors import BadFile, EvaluationError, UnknownName
+from efface.evaluation.aggregate import summarise
+from efface.evaluation.driver import System, blocklist, evaluate, quantised
+from efface.evaluation.profiles import PROFILES, Profile, profile
+from efface.evaluation.records import Entrant, Row, append_rows, read_rows
+from efface.evaluation.suite import Neighbour, Suite, filled, lexical_traps, world_suite
 from efface.methods import UCE
 from efface.models.tiny import tiny
-from efface.records import Entrant, Row, append_rows, read_rows
 
 SUITE = Suite(
     targets=("cat",),

@@ -14,13 +14,13 @@ from pipelines import pipeline
 
 from efface import api
 from efface.concepts.prompts import Case
-from efface.config import build_guard
 from efface.equations.guidance import guided, safety
 from efface.equations.subspace import projector, triggers
 from efface.errors import BadOption, UnknownName
 from efface.guards import GUARDS, SAFREE, SLD, Guard, Negative
 from efface.guards.sld import STRENGTHS
 from efface.models.tiny import tiny
+from efface.registry import build_guard
 from efface.testing import hooks, same, state
 
 F64 = torch.float64

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from efface.errors import BadOption
-from efface.latents import Group, Pool, Trajectories
 from efface.models.base import DiffusionModel
 from efface.models.load import load_model
 from efface.models.select import selection
 from efface.models.tiny import tiny
-from efface.training import Step
+from efface.training.latents import Group, Pool, Trajectories
+from efface.training.loop import Step
 
 S = 6
 

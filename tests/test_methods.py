@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from efface.concepts.request import EraseRequest
-from efface.config import build_method
 from efface.errors import BadOption, MethodError, NonFiniteLoss, UnknownName
 from efface.methods import AGE, AP, ESD, METHODS, UCE, Method
 from efface.models.load import load_model
 from efface.models.select import selection
 from efface.patches import Patch
-from efface.search import ExhaustiveSearch
+from efface.preservation.exhaustive import ExhaustiveSearch
+from efface.registry import build_method
 from efface.testing import check_method, same
-from efface.training import Run, training
+from efface.training.loop import Run, training
 
 TINY_AP, TINY_ESD, TINY_AGE = AP.presets["tiny"], ESD.presets["tiny"], AGE.presets["tiny"]
 VARIANTS: list[Method] = [
@@ -196,7 +196,7 @@ def test_ap_excludes_targets_whatever_their_spelling_and_the_official_preset_doe
 def test_descent_keeps_the_search_and_ascent_keeps_the_weights(search: str, tiny_model, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """Specification 11.5: the theta step leaves pi and the unselected parameters alone, the pi step all weights, and only the
     drawn targets' logits move."""
-    from efface import search as module
+    from efface.preservation import search as module
 
     cls = {"gumbel": module.GumbelSearch, "pgd": module.PgdSearch}[search]
     points = lambda s: s.pi.values if search == "gumbel" else s.points  # noqa: E731
@@ -256,7 +256,7 @@ def test_age_s_first_term_moves_the_search_only_through_the_target(tiny_model, m
     moved = {}
     for through in (True, False):
         gradients: list[float] = []
-        from efface.learned import Learned
+        from efface.training.learned import Learned
 
         update = Learned.update
 

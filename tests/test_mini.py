@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from efface import api
-from efface.bench.evaluate import System, blocklist, evaluate
-from efface.bench.judges import ClipJudge, MiniJudge
-from efface.bench.profiles import Profile
 from efface.concepts.prompts import Case
-from efface.config import build_method
 from efface.detectors.mini import MiniDetector
 from efface.edits import ConceptEdit, save_lora
+from efface.evaluation.driver import System, blocklist, evaluate
+from efface.evaluation.judges import ClipJudge, MiniJudge
+from efface.evaluation.profiles import Profile
+from efface.evaluation.records import Entrant
 from efface.models.base import DiffusionModel
 from efface.models.load import load_model
 from efface.models.mini import HERE, WEIGHTS, card, similar
@@ -26,7 +26,7 @@ from efface.models.mini.world import load_world
 from efface.models.select import selection
 from efface.patches import Patch
 from efface.patches.patch import empty_like, noise_like
-from efface.records import Entrant
+from efface.registry import build_method
 
 TARGET = "rose"
 CASES = Profile("test", 10, 4.0, {"direct": 24, "implicit": 8, "near": 16, "far": 16})

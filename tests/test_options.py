@@ -9,10 +9,10 @@ import pytest
 
 from efface.attacks import ATTACKS
 from efface.concepts.request import EraseRequest
-from efface.config import build_method, describe
 from efface.errors import BadOption
 from efface.guards import GUARDS
 from efface.methods import METHODS, TRCE
+from efface.registry import build_method, describe
 from efface.testing import same
 
 REQUEST = EraseRequest(("cat",), "", ("dog",))

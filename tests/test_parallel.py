@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from efface import parallel
 from efface.patches import Patch
+from efface.training import processes as parallel
 
 ERASE = ("erase", "--model", "tiny", "--target", "cat", "--target", "rose", "--set", "batch=4", "--set", "lr=1e-3")
 

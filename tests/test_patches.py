@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from efface import files
 from efface.concepts.request import EraseRequest
 from efface.errors import BadFile, BadOption, WrongBaseModel
+from efface.io import files
 from efface.methods import UCE
 from efface.models.tiny import tiny
 from efface.patches import Patch

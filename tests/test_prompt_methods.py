@@ -12,14 +12,14 @@ from torch.nn.functional import mse_loss
 
 from efface.concepts.request import EraseRequest
 from efface.errors import BadOption, BadRequest
-from efface.learned import Learned
 from efface.methods import KPOP, ConceptAblation, ForgetMeNot, Method
 from efface.models.base import DiffusionModel
 from efface.models.load import load_model
 from efface.models.select import selection
-from efface.surrogate import renoised, surrogate_evals, surrogate_latents
 from efface.testing import check_method, same, state
-from efface.training import Run, Step
+from efface.training.drawn import renoised, surrogate_evals, surrogate_latents
+from efface.training.learned import Learned
+from efface.training.loop import Run, Step
 
 TINY = {cls: cls.presets["tiny"] for cls in (KPOP, ConceptAblation, ForgetMeNot)}
 

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from efface.adversary import LOOKS, Adversary, agreement
 from efface.concepts.request import EraseRequest
-from efface.config import build_method
 from efface.errors import BadOption
 from efface.methods import AP
 from efface.models.load import load_model
 from efface.models.tiny import tiny
+from efface.preservation.adversary import LOOKS, Adversary, agreement
+from efface.registry import build_method
 from efface.testing import check_method, check_resume, same
-from efface.training import Run, Step
+from efface.training.loop import Run, Step
 
 REQUEST = EraseRequest(("cat", "rose"), "", ("dog",))
 

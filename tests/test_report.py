@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
+from efface.equations.statistics import wilson
 from efface.errors import BadFile
-from efface.records import AXES, KEEP_AXES, TARGET_AXES, Entrant, RunFile, read_run, write_run
+from efface.evaluation.records import AXES, KEEP_AXES, TARGET_AXES, Entrant, RunFile, read_run, write_run
 from efface.reporting import plots, verdict, write_report
 from efface.reporting.wording import rate
-from efface.statistics import wilson
 
 HOSTILE = "<script>alert('x')</script> \"quoted\" & <img src=https://evil.example/a.png>"
 CHROMIUM = shutil.which("chromium")

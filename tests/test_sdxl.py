@@ -12,10 +12,8 @@ import torch
 from pipelines import stock_xl
 from safetensors.torch import save_file
 
-from efface.adversary import worded
 from efface.concepts.prompts import Case
 from efface.concepts.request import EraseRequest
-from efface.config import build_guard
 from efface.edits import ConceptEdit, save_lora
 from efface.errors import BadFile, BadOption, WrongBaseModel
 from efface.methods import METHODS, UCE
@@ -26,9 +24,12 @@ from efface.models.readers import text_readers
 from efface.models.sdxl import StableDiffusionXL
 from efface.models.select import selection
 from efface.models.tiny import tiny, tiny_xl
-from efface.search import GumbelSearch, PgdSearch
+from efface.preservation.adversary import worded
+from efface.preservation.gumbel import GumbelSearch
+from efface.preservation.pgd import PgdSearch
+from efface.registry import build_guard
 from efface.testing import check_method
-from efface.training import Step
+from efface.training.loop import Step
 
 REQUEST = EraseRequest(("cat", "rose"), "", ("bus",))
 

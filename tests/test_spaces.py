@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from efface.concepts.request import EraseRequest, normalised
 from efface.concepts.spaces import ConceptSpace, distances, smallest
-from efface.config import build_method, parse_set
 from efface.errors import BadFile, BadOption, BadRequest, UnknownName
-from efface.search import concept_space
+from efface.preservation.candidates import concept_space
+from efface.registry import build_method, parse_set
 
 names = st.lists(st.text("abC -", max_size=6), max_size=12)
 

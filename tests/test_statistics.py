@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efface.statistics import (
+from efface.equations.statistics import (
     benjamini_hochberg,
     clustered_bootstrap,
     grouping_test,

@@ -12,7 +12,7 @@ from efface.equations.guidance import away_from, composed
 from efface.methods import STEREO
 from efface.models.tiny import tiny
 from efface.testing import check_method, check_resume, same
-from efface.training import Run, Step
+from efface.training.loop import Run, Step
 
 REQUEST = EraseRequest(("cat", "rose"), "", ("dog", "house"))
 

@@ -19,15 +19,15 @@ import pytest
 import torch
 
 from efface import api
-from efface.bench.damage import confirm, damage, damage_cost, least_seeds
-from efface.bench.profiles import Profile
-from efface.bench.scan import Probe, distances
-from efface.config import build_method
 from efface.errors import BadFile, BadOption, EvaluationError, UnknownName
+from efface.evaluation.damage import confirm, damage, damage_cost, least_seeds
+from efface.evaluation.profiles import Profile
+from efface.evaluation.scan import Probe, distances
 from efface.methods import AP
 from efface.models.load import load_model
 from efface.patches import Patch
 from efface.patches.patch import PatchCard
+from efface.registry import build_method
 from efface.studies import STUDIES, Erasure, Lab, Study
 from efface.studies.base import nested
 from efface.studies.collapse import together

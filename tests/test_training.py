@@ -16,7 +16,7 @@ from efface.errors import BadFile, Cancelled
 from efface.methods import AGE, AP, ESD, KPOP, ConceptAblation, ForgetMeNot, Method
 from efface.models.tiny import tiny
 from efface.testing import same
-from efface.training import Run
+from efface.training.loop import Run
 
 CASES: list[Method] = [
     ESD(steps=6, sampling_steps=4, lr=1e-3),

@@ -20,7 +20,7 @@ from efface.methods import TRCE
 from efface.methods.trce import PROMPT, TEMPLATES
 from efface.models.tiny import tiny
 from efface.testing import check_method, check_resume
-from efface.training import Run, training
+from efface.training.loop import Run, training
 
 REQUEST = EraseRequest(("cat", "rose"), "", ("dog",))
 
@@ -87,7 +87,7 @@ def test_the_textual_stage_is_the_weighted_least_squares_of_every_layer(tiny_mod
 
 
 def _space(model: Any) -> list[str]:
-    from efface.search import concept_space
+    from efface.preservation.candidates import concept_space
 
     return list(concept_space("auto", model).candidates)
 

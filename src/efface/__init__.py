@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     )
     from .models.load import load_model
     from .patches import Patch
-    from .training import Run
+    from .training.loop import Run
 
 __version__ = "0.1.0"
 

@@ -14,20 +14,21 @@ from typing import Any
 import torch
 
 from .attacks import TIERS, Attack, Deployed, Direct, Goal
-from .bench.attack import Unit, run_attacks
-from .bench.damage import damage as damaged
-from .bench.damage import damage_cost
-from .bench.evaluate import System, blocklist, judge_facts
-from .bench.evaluate import evaluate as run_evaluation
-from .bench.profiles import Profile
-from .bench.profiles import profile as find_profile
-from .bench.suite import Neighbour, Suite, lexical_traps, world_suite
 from .concepts.prompts import Case
 from .concepts.request import EraseRequest
-from .config import build_attack, build_guard, build_method, method_class
 from .errors import BadFile, BadOption, BadRequest, UnknownName
-from .files import write_text
+from .evaluation.attack import Unit, run_attacks
+from .evaluation.damage import damage as damaged
+from .evaluation.damage import damage_cost
+from .evaluation.driver import System, blocklist, judge_facts
+from .evaluation.driver import evaluate as run_evaluation
+from .evaluation.profiles import Profile
+from .evaluation.profiles import profile as find_profile
+from .evaluation.records import DAMAGE, Entrant, read_damage
+from .evaluation.suite import Neighbour, Suite, lexical_traps, world_suite
 from .guards import Guard
+from .io.files import write_text
+from .io.images import to_pixels, write_png
 from .methods import Method
 from .models.base import DiffusionModel
 from .models.load import load_model
@@ -35,14 +36,13 @@ from .patches import Patch
 from .patches.export import export as export_patch
 from .patches.foreign import import_patch as read_foreign
 from .patches.patch import empty_like, noise_like
-from .pictures import to_pixels, write_png
-from .records import DAMAGE, Entrant, read_damage
+from .preservation.candidates import concept_space
+from .registry import build_attack, build_guard, build_method, method_class
 from .reporting import write_report
-from .search import concept_space
 from .studies import STUDIES, Erasure, Lab
 from .studies.figures import write_figure
 from .studies.lab import erasures
-from .training import Run
+from .training.loop import Run
 from .versions import versions
 
 
@@ -191,7 +191,7 @@ def _targets(model: DiffusionModel, patch: Patch | None, targets: Sequence[str])
 
 def judge_for(model: DiffusionModel, suite: Suite, clip: str | None = None) -> Any:
     """The miniature's own detectors, or a CLIP checkpoint that names the suite's concepts. Raises BadOption without either."""
-    from .bench.judges import ClipJudge, MiniJudge
+    from .evaluation.judges import ClipJudge, MiniJudge
 
     if model.preset == "mini":
         return MiniJudge()
@@ -227,7 +227,7 @@ def evaluate(
     bare model when ``patch`` is None and ``targets`` says against what; an instance, a name, or ``NAME:option=value``.
     Profiles that look for damage (all but smoke) add :func:`damage`, found by noise predictions, to the summary of a patch.
     Cost: 2 x steps (a guard: its branches x steps) UNet evaluations per image and entrant, and
-    :func:`efface.bench.damage.damage_cost`; the base model's images are cached.
+    :func:`efface.evaluation.damage.damage_cost`; the base model's images are cached.
     """
     model = load_model(model)
     chosen = find_profile(profile)
@@ -329,8 +329,8 @@ def damage(
     """What else a patch broke: the ``count`` names of a concept space it hurts most, confirmed on held-out seeds.
 
     ``space``: auto (the model's own names where it has some, else common English words), world, english, vocabulary, or a file.
-    ``by``: noise or images, see :func:`efface.bench.damage.damage`; by default images for up to 200 names. Writes damage.json
-    and pictures before and after to ``out`` and returns the record.
+    ``by``: noise or images, see :func:`efface.evaluation.damage.damage`; by default images for up to 200 names. Writes
+    damage.json and pictures before and after to ``out`` and returns the record.
     """
     model = load_model(model)
     chosen = find_profile(profile)

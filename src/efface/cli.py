@@ -87,7 +87,7 @@ class Methods(click.Group):
         return [*METHODS, *ROWS]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        from .config import describe, method_class, summary
+        from .registry import describe, method_class, summary
 
         cls = method_class(name)
         text = f"{summary(name)}.\n\n{_options(cls, describe(cls))}"
@@ -139,11 +139,12 @@ def _erase(
     as_json: bool,
 ) -> None:
     """Body of every ``efface erase METHOD``; the method is the name of the command."""
-    from . import api, parallel
-    from .config import build_method, method_class, parse_set, read_toml
+    from . import api
     from .errors import BadOption
     from .models.load import load_model, pick_device
-    from .training import Run
+    from .registry import build_method, method_class, parse_set, read_toml
+    from .training import processes as parallel
+    from .training.loop import Run
 
     name = str(ctx.info_name)
     settings: dict[str, Any] = read_toml(config) if config else {}
@@ -267,9 +268,9 @@ def sample(
     import contextlib
 
     from . import api
+    from .io.images import write_grid
     from .models.load import load_model
     from .patches import Patch
-    from .pictures import write_grid
 
     model = load_model(source, dtype=dtype, device=device)
     active: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
@@ -405,11 +406,11 @@ def evaluate(
 ) -> None:
     """Measure a patch, a guard or both on paired cases beside the base model, noise and a blocklist."""
     from . import api
-    from .bench.profiles import profile as find_profile
-    from .config import build_guard
     from .errors import BadOption
+    from .evaluation.profiles import profile as find_profile
     from .models.load import load_model
     from .patches import Patch
+    from .registry import build_guard
 
     find_profile(profile)  # an unknown name is said before a model is loaded
     guarded = build_guard(guard) if guard is not None else None
@@ -459,7 +460,7 @@ class Attacks(click.Group):
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         from .attacks import TIERS
-        from .config import attack_class, describe
+        from .registry import attack_class, describe
 
         cls = attack_class(name)
         text = f"{cls.summary}.\n\nTier {cls.tier}: {TIERS[cls.tier]}.\n\n{_options(cls, describe(cls))}"
@@ -516,9 +517,9 @@ def _attack(
 ) -> None:
     """Body of every ``efface attack ATTACK``; the attack is the name of the command."""
     from . import api
-    from .config import build_attack, build_guard, parse_set
     from .models.load import load_model
     from .patches import Patch
+    from .registry import build_attack, build_guard, parse_set
 
     settings: dict[str, Any] = {**parse_set(pairs), "seed": seed}
     guarded = build_guard(guard) if guard is not None else None
@@ -607,9 +608,9 @@ def damage(
 ) -> None:
     """What else a patch broke: the names it hurts most, confirmed on held-out seeds, with pictures before and after."""
     from . import api
+    from .io.images import join_pictures
     from .models.load import load_model
     from .patches import Patch
-    from .pictures import join_pictures
 
     patch = Patch.load(patch_path)
     model = load_model(source, dtype=dtype, device=device)
@@ -738,8 +739,8 @@ def _study(
 def list_(kind: str, as_json: bool) -> None:
     """List what there is: methods, attacks, guards, models, formats of export, concepts (of the miniature) or metrics."""
     if kind == "methods":
-        from .config import summary
         from .methods import METHODS, ROWS
+        from .registry import summary
 
         rows = {name: f"{summary(name)} ({cls.paper})" for name, cls in METHODS.items()} | {name: summary(name) for name in ROWS}
     elif kind == "attacks":
@@ -792,7 +793,7 @@ def env(as_json: bool) -> None:
 
     import torch
 
-    from .bench.evaluate import cache_folder
+    from .evaluation.driver import cache_folder
     from .versions import versions
 
     facts: dict[str, Any] = {

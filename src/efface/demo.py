@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from . import api
-from .bench.suite import filled
 from .errors import BadFile
+from .evaluation.suite import filled
+from .io.images import write_grid
 from .methods import AP
 from .models.base import DiffusionModel
 from .models.load import load_model
 from .patches import Patch
-from .pictures import write_grid
-from .training import Run
+from .training.loop import Run
 
 TARGET = "fire engine"
 COLUMNS = 10

@@ -18,7 +18,7 @@ from .methods.base import Method
 from .models.base import DiffusionModel
 from .models.tiny import tiny
 from .patches import Patch
-from .training import Run, Step
+from .training.loop import Run, Step
 
 
 def state(model: DiffusionModel) -> dict[str, Tensor]:

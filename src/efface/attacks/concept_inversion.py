@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import torch
 
-from ..adversary import word_rows
 from ..equations.diffusion import noised
-from ..learned import Learned
 from ..models.cond import Cond
+from ..preservation.adversary import word_rows
+from ..training.learned import Learned
 from .base import Attack, Attempt, Deployed, Goal, Plan, option, rng_of
 
 TEMPLATES = ("a {}", "a photo of a {}", "a picture of a {}", "an image of a {}")

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from ..adversary import word_rows
+from ..preservation.adversary import word_rows
 from .base import Attack, Attempt, Deployed, Goal, Plan, option, rng_of
 
 

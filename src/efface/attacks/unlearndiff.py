@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..adversary import word_rows
 from ..concepts.prompts import Case
 from ..equations.diffusion import noised
 from ..equations.simplex import onto_simplex
 from ..models.base import DiffusionModel
+from ..preservation.adversary import word_rows
 from .base import CHUNK, Attack, Attempt, Deployed, Goal, Plan, option, rng_of
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..equations.closed_form import F64, Edit, edited, low_rank, moved, preimage, singular_values
-from ..files import atomic_write
+from ..io.files import atomic_write
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
 from ..models.readers import text_readers

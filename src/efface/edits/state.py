@@ -15,7 +15,7 @@ from torch import Tensor
 from ..equations.closed_form import F64, Edit, Moments, solved
 from ..equations.exact import MOST_ROWS, halves, outer_sums, value
 from ..errors import BadFile, BadOption, BadRequest, UnknownName
-from ..files import atomic_write
+from ..io.files import atomic_write
 from ..models.base import DiffusionModel
 from ..models.select import selection
 from ..patches import Patch, PatchCard

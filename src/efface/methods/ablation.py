@@ -16,8 +16,8 @@ from ..models.base import DiffusionModel
 from ..models.cond import Cond
 from ..models.select import UNET_SELECTIONS, selection
 from ..patches import Patch
-from ..surrogate import renoised, surrogate_evals, surrogate_latents
-from ..training import Run, training
+from ..training.drawn import renoised, surrogate_evals, surrogate_latents
+from ..training.loop import Run, training
 from .base import Method, option
 
 OBJECT_CAPTIONS = ("{}", "photo of {}", "picture of {}", "image of {}", "icon of {}", "{} on a white background")

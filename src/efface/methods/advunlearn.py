@@ -9,19 +9,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..adversary import PLACES, drawn_words, word_rows, worded
 from ..concepts.request import EraseRequest
 from ..concepts.spaces import distances
 from ..equations.guidance import away_from
 from ..errors import BadOption, BadRequest
-from ..latents import Group, Pool
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
 from ..models.select import UNET_SELECTIONS, Select, selection, text_layers
-from ..parallel import share
 from ..patches import Patch, PatchCard
-from ..search import concept_space
-from ..training import Run, Step, training
+from ..preservation.adversary import PLACES, drawn_words, word_rows, worded
+from ..preservation.candidates import concept_space
+from ..training.latents import Group, Pool
+from ..training.loop import Run, Step, training
+from ..training.processes import share
 from .base import Method, option
 
 ENCODER = "text-encoder"

@@ -9,14 +9,17 @@ import torch
 
 from ..concepts.request import EraseRequest
 from ..equations.guidance import away_from
-from ..latents import Group, Latents
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
 from ..models.select import selection
-from ..parallel import share
 from ..patches import Patch
-from ..search import Chosen, Film, GumbelSearch, candidates
-from ..training import Run, Stateful, Step, training
+from ..preservation.candidates import candidates
+from ..preservation.film import Film
+from ..preservation.gumbel import GumbelSearch
+from ..preservation.search import Chosen
+from ..training.latents import Group, Latents
+from ..training.loop import Run, Stateful, Step, training
+from ..training.processes import share
 from .base import option
 from .trained import Searching, predictions
 

@@ -9,18 +9,24 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..adversary import LOOKS, Adversary, agreement, own_and
 from ..concepts.request import EraseRequest, normalised
 from ..equations.guidance import away_from
 from ..errors import BadOption, UnknownName
-from ..latents import Group, Latents
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
 from ..models.select import selection
-from ..parallel import share
 from ..patches import Patch
-from ..search import Climbing, ExhaustiveSearch, Film, GumbelSearch, PgdSearch, Search, UniformSearch, candidates
-from ..training import Run, Stateful, Step, training
+from ..preservation.adversary import LOOKS, Adversary, agreement, own_and
+from ..preservation.candidates import candidates
+from ..preservation.exhaustive import ExhaustiveSearch
+from ..preservation.film import Film
+from ..preservation.gumbel import GumbelSearch
+from ..preservation.pgd import PgdSearch
+from ..preservation.search import Climbing, Search
+from ..preservation.uniform import UniformSearch
+from ..training.latents import Group, Latents
+from ..training.loop import Run, Stateful, Step, training
+from ..training.processes import share
 from .base import option
 from .trained import Searching, predictions
 

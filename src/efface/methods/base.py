@@ -12,7 +12,7 @@ from ..concepts.request import EraseRequest
 from ..models.base import DiffusionModel
 from ..options import check, option
 from ..patches import Patch, PatchCard
-from ..training import Run
+from ..training.loop import Run
 from ..versions import versions
 
 __all__ = ["Method", "option"]

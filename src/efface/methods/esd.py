@@ -9,12 +9,12 @@ import torch
 
 from ..concepts.request import EraseRequest
 from ..equations.guidance import away_from
-from ..latents import Group
 from ..models.base import DiffusionModel
 from ..models.select import selection
-from ..parallel import share
 from ..patches import Patch
-from ..training import Run, Stateful, training
+from ..training.latents import Group
+from ..training.loop import Run, Stateful, training
+from ..training.processes import share
 from .base import option
 from .trained import Trained, predictions
 

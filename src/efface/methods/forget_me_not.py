@@ -12,13 +12,13 @@ from torch.nn.functional import mse_loss
 from ..concepts.request import EraseRequest
 from ..equations.attention import column_norm, pulled
 from ..errors import BadOption, BadRequest
-from ..learned import Learned
 from ..models.base import DiffusionModel
 from ..models.select import UNET_SELECTIONS, selection
 from ..models.tokens import TokenSpan
 from ..patches import Patch
-from ..surrogate import renoised, surrogate_evals, surrogate_latents
-from ..training import Run, training
+from ..training.drawn import renoised, surrogate_evals, surrogate_latents
+from ..training.learned import Learned
+from ..training.loop import Run, training
 from .base import Method, option
 
 

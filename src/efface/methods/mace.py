@@ -19,8 +19,8 @@ from ..models.cond import Cond
 from ..models.low_rank import factors, low_rank_student, trained_factors
 from ..models.select import selection
 from ..patches import Patch
-from ..search import concept_space
-from ..training import Run, training
+from ..preservation.candidates import concept_space
+from ..training.loop import Run, training
 from .base import Method, option
 
 TEMPLATES = (

@@ -14,8 +14,8 @@ from ..equations.closed_form import F64, REGAIN, Edit, Moments, gram_of_maps, re
 from ..models.base import DiffusionModel
 from ..models.select import selection
 from ..patches import Patch
-from ..search import concept_space
-from ..training import Run
+from ..preservation.candidates import concept_space
+from ..training.loop import Run
 from .base import Method, option
 
 

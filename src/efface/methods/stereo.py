@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from ..adversary import word_rows, worded
 from ..concepts.request import EraseRequest
 from ..equations.guidance import composed
-from ..latents import Group, Trajectories, draw_cost
-from ..learned import Learned
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
 from ..models.select import UNET_SELECTIONS, Select, selection
-from ..parallel import share
 from ..patches import Patch
-from ..surrogate import renoised, surrogate_evals, surrogate_latents
-from ..training import Run, Stateful, Step, training
+from ..preservation.adversary import word_rows, worded
+from ..training.drawn import renoised, surrogate_evals, surrogate_latents
+from ..training.latents import Group, Trajectories, draw_cost
+from ..training.learned import Learned
+from ..training.loop import Run, Stateful, Step, training
+from ..training.processes import share
 from .base import Method, option
 
 

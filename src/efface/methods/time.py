@@ -14,7 +14,7 @@ from ..equations.closed_form import shared_edit
 from ..models.base import DiffusionModel
 from ..models.select import selection
 from ..patches import Patch
-from ..training import Run
+from ..training.loop import Run
 from .base import Method, option
 
 AUGMENTATIONS = ("A photo of {}", "An image of {}", "A picture of {}")

@@ -12,10 +12,10 @@ from torch import Tensor
 from ..concepts.request import EraseRequest
 from ..equations.diffusion import x0_loss_weight
 from ..errors import BadOption
-from ..latents import POOLED, SAMPLERS, Latents, Pool, Trajectories, draw_cost
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
 from ..models.select import UNET_SELECTIONS
+from ..training.latents import POOLED, SAMPLERS, Latents, Pool, Trajectories, draw_cost
 from .base import Method, option
 
 KEPT = "sampler=" + "|".join(POOLED)

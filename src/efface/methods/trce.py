@@ -16,14 +16,14 @@ from ..edits import facts, folded, prompt_gram
 from ..equations.closed_form import Edit, Moments, solved
 from ..equations.guidance import guided, hinge
 from ..errors import BadOption, BadRequest
-from ..latents import Group, Pool
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
 from ..models.select import selection
-from ..parallel import share
 from ..patches import Patch
-from ..search import concept_space
-from ..training import Run, training
+from ..preservation.candidates import concept_space
+from ..training.latents import Group, Pool
+from ..training.loop import Run, training
+from ..training.processes import share
 from .base import Method, option
 
 TEMPLATES = (

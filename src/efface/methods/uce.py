@@ -13,15 +13,15 @@ from ..concepts.request import EraseRequest
 from ..edits import facts, filtered, pooled_readers, to_patch
 from ..equations.closed_form import Edit, sealed, shared_edit
 from ..equations.diffusion import noised
+from ..equations.statistics import wilson
 from ..errors import BadOption
 from ..models.base import DiffusionModel
 from ..models.cond import POOLED, POSITIONS, Cond
 from ..models.select import selection
 from ..options import refuse_idle
 from ..patches import Patch
-from ..search import concept_space
-from ..statistics import wilson
-from ..training import Run
+from ..preservation.candidates import concept_space
+from ..training.loop import Run
 from .base import Method, option
 
 TEMPLATES = ("image of {}", "photo of {}", "portrait of {}", "picture of {}", "painting of {}")

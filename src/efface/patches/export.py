@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import BadFile, BadOption, UnknownName
-from ..files import atomic_write
+from ..io.files import atomic_write
 from ..models.base import DiffusionModel
 from .patch import Patch
 

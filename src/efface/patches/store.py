@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import BadFile
-from ..files import atomic_write
+from ..io.files import atomic_write
 from .patch import Patch, PatchCard
 
 FORMAT = "efface-patch"

@@ -1,7 +1,7 @@
 """One self-contained HTML page from an evaluation on disk.
 
-Reads only what :mod:`efface.records` describes, so a report can be made again years later, on a machine without torch and
-without the model. The page needs no script and loads nothing: images are data URIs, plots are inline SVG.
+Reads only what :mod:`efface.evaluation.records` describes, so a report can be made again years later, on a machine without
+torch and without the model. The page needs no script and loads nothing: images are data URIs, plots are inline SVG.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..errors import BadFile
-from ..files import write_text
-from ..records import RECORD_VERSION, read_damage, read_run, read_summary
+from ..evaluation.records import RECORD_VERSION, read_damage, read_run, read_summary
+from ..io.files import write_text
 from .view import page
 
 __all__ = ["write_report"]

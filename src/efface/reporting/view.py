@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..records import AXES, KEEP_AXES, TARGET_AXES, Entrant, RunFile
+from ..evaluation.records import AXES, KEEP_AXES, TARGET_AXES, Entrant, RunFile
 from . import plots, verdict
 from .pictures import embedded_png, picture
 from .wording import NOT_MEASURED, RateText, estimate, finite, p_value, rate, score, settings

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ..equations.statistics import clustered_bootstrap
 from ..errors import BadOption
-from ..statistics import clustered_bootstrap
 from .lab import GOLD, Erasure, Images, Lab, Want
 
 if TYPE_CHECKING:

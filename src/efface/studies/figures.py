@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import atomic_write
+from ..io.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..equations.statistics import grouping_test, spearman
 from ..errors import EvaluationError
-from ..statistics import grouping_test, spearman
 from .base import Study, Tree, nested, said, sign
 from .figures import figure
 from .lab import GOLD, Erasure, Lab, Want, mean_rows

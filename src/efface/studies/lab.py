@@ -14,17 +14,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..bench.evaluate import Judge, judge_facts
-from ..bench.profiles import Profile
-from ..bench.scan import Probe, Scan, case_images, climb_cost, climbed, distances, drops, scan_cases, scored
 from ..concepts.request import EraseRequest
 from ..detectors.cloud import MINIMUM
 from ..errors import BadFile, BadOption
-from ..files import atomic_write
+from ..evaluation.driver import Judge, judge_facts
+from ..evaluation.profiles import Profile
+from ..evaluation.scan import Probe, Scan, case_images, climb_cost, climbed, distances, drops, scan_cases, scored
+from ..io.files import atomic_write
 from ..methods import Method
 from ..models.base import DiffusionModel
 from ..patches import Patch
-from ..training import Run
+from ..training.loop import Run
 
 GOLD = "gold"
 """Row of the model that never saw the target: nothing is erased, nothing is trained."""
@@ -87,7 +87,7 @@ class Distances:
 
 @dataclass(frozen=True)
 class Climb:
-    """A free embedding that starts at the target's and climbs the damage; see :func:`bench.scan.climbed`."""
+    """A free embedding that starts at the target's and climbs the damage; see :func:`efface.evaluation.scan.climbed`."""
 
     kind: ClassVar[str] = "climb"
 
@@ -225,7 +225,7 @@ class Lab:
         return drops(want.names, self.images(replace(want, erasure=None)).text, self.images(want).text)
 
     def distances(self, want: Distances) -> Tensor:
-        """(n, pairs) of :func:`bench.scan.distances`, found or made."""
+        """(n, pairs) of :func:`efface.evaluation.scan.distances`, found or made."""
 
         def make(patch: Patch | None) -> Mapping[str, Tensor]:
             assert patch is not None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..statistics import spearman
+from ..equations.statistics import spearman
 from .base import Study, Tree, nested, said, sign
 from .figures import COLOURS, figure
 from .lab import Lab, Want, mean_rows

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..concepts.spaces import distances
+from ..equations.statistics import matched_difference
 from ..errors import EvaluationError
-from ..statistics import matched_difference
 from .base import Study, nested
 from .figures import COLOURS, dots, figure
 from .lab import Erasure, Images, Lab, Want

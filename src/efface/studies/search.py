@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..bench.scan import Probe
 from ..concepts.prompts import Case
 from ..concepts.spaces import distances
+from ..equations.statistics import spearman
 from ..errors import BadOption
+from ..evaluation.scan import Probe
+from ..io.images import decoded_png, encoded_png
 from ..methods import AP
-from ..pictures import decoded_png, encoded_png
-from ..statistics import spearman
 from .base import Study, Tree, nested, said, sign
 from .figures import COLOURS
 from .lab import Climb, Distances, Erasure, Lab, Want

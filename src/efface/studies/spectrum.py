@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..bench.scan import Probe
-from ..statistics import spearman
+from ..equations.statistics import spearman
+from ..evaluation.scan import Probe
 from .base import Study, Tree, nested, said
 from .figures import COLOURS, figure
 from .lab import Distances, Erasure, Lab, Want, mean_rows

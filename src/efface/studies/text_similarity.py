@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..equations.statistics import spearman_interval
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
-from ..statistics import spearman_interval
 from .base import Study, Tree, nested, said, sign
 from .figures import COLOURS, dots, figure
 from .lab import Lab, Want, mean_rows

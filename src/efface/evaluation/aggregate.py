@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..equations.statistics import clustered_bootstrap, mcnemar_midp, mean_interval, newcombe_paired, wilson
 from ..errors import EvaluationError
-from ..records import AXES, KEEP_AXES, RECORD_VERSION, TARGET_AXES, Row
-from ..statistics import clustered_bootstrap, mcnemar_midp, mean_interval, newcombe_paired, wilson
+from .records import AXES, KEEP_AXES, RECORD_VERSION, TARGET_AXES, Row
 
 BASE = "none"
 

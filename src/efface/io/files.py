@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from .errors import BadFile
+from ..errors import BadFile
 
 
 def atomic_write(path: Path, write: Callable[[Path], None]) -> None:

@@ -15,11 +15,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .equations.diffusion import noised
-from .models.base import DiffusionModel, mean_walk
-from .models.cond import Cond
-from .parallel import share
-from .training import Step
+from ..equations.diffusion import noised
+from ..models.base import DiffusionModel, mean_walk
+from ..models.cond import Cond
+from .loop import Step
+from .processes import share
 
 SAMPLERS = ("student", "frozen", "pool", "harvest", "noised")
 POOLED = ("pool", "harvest", "noised")

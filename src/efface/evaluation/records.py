@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import BadFile
-from .files import write_text
+from ..errors import BadFile
+from ..io.files import write_text
 
 RECORD_VERSION = 1
 
@@ -183,7 +183,7 @@ def _json(path: Path) -> Any:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """{"entrants": {id: {"axes": {axis: AxisSummary}, "scores": {...}}}}; see :mod:`efface.bench.aggregate`."""
+    """{"entrants": {id: {"axes": {axis: AxisSummary}, "scores": {...}}}}; see :mod:`efface.evaluation.aggregate`."""
     summary: dict[str, Any] = _json(folder / "summary.json")
     return summary
 
@@ -192,6 +192,6 @@ DAMAGE = "damage.json"
 
 
 def read_damage(folder: Path) -> dict[str, Any] | None:
-    """What :func:`efface.bench.damage.damage` recorded, with pictures ``images/damage/<i>-before.png`` and ``-after``; None
+    """What :func:`efface.evaluation.damage.damage` recorded, with pictures ``images/damage/<i>-before.png`` and ``-after``; None
     where it was not measured."""
     return _json(folder / DAMAGE) if (folder / DAMAGE).is_file() else None

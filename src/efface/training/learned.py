@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .parallel import average_
+from .processes import average_
 
 
 def collected(values: Sequence[Tensor], used: Iterable[int]) -> dict[int, Tensor]:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from .errors import EvaluationError
+from ..errors import EvaluationError
 from .files import atomic_write
 
 

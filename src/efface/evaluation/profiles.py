@@ -15,7 +15,7 @@ class Profile:
     cases: dict[str, int]
     damaged: int = 0
     """Names of a concept space that are found by their noise predictions and measured again, in search of damage; see
-    :func:`bench.damage.damage`."""
+    :func:`efface.evaluation.damage.damage`."""
 
     @property
     def evals_per_image(self) -> int:

@@ -18,12 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from . import parallel
-from .equations.steps import shrunk
-from .errors import BadFile, Cancelled, MethodError, NonFiniteLoss
-from .files import atomic_write
-from .models.base import DiffusionModel
-from .models.select import Select
+from ..equations.steps import shrunk
+from ..errors import BadFile, Cancelled, MethodError, NonFiniteLoss
+from ..io.files import atomic_write
+from ..models.base import DiffusionModel
+from ..models.select import Select
+from ..training import processes as parallel
 
 
 class Stateful(Protocol):
@@ -65,7 +65,10 @@ class Step:
         return int(torch.randint(n, (1,), generator=self.rng))
 
     def draw(self, n: int, batch: int) -> list[int]:
-        """One index below n for every row of the whole batch; the same in every process. See :func:`parallel.share`."""
+        """One index below n for every row of the whole batch; the same in every process.
+
+        :func:`efface.training.processes.share` cuts out the rows of this process.
+        """
         return [self.randint(n) for _ in range(batch)]
 
     def minimize(self, **terms: Tensor) -> None:

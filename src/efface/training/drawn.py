@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .equations.diffusion import noised
-from .models.base import DiffusionModel
-from .training import Step
+from ..equations.diffusion import noised
+from ..models.base import DiffusionModel
+from .loop import Step
 
 
 def surrogate_evals(n: int, steps: int, guidance: float) -> int:

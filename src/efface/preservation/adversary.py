@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .equations.diffusion import noised
-from .errors import BadOption
-from .learned import Learned
-from .models.base import DiffusionModel
-from .models.cond import Cond
-from .parallel import share
-from .surrogate import surrogate_latents
-from .training import Step
+from ..equations.diffusion import noised
+from ..errors import BadOption
+from ..models.base import DiffusionModel
+from ..models.cond import Cond
+from ..training.drawn import surrogate_latents
+from ..training.learned import Learned
+from ..training.loop import Step
+from ..training.processes import share
 
 LOOKS = 8
 """Pictures of a target by which words are judged."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from .errors import BadOption
+from ..errors import BadOption
 
 T = TypeVar("T")
 

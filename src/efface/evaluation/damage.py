@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ..detectors.cloud import MINIMUM
+from ..equations.statistics import benjamini_hochberg, sign_flip, typical_interval
 from ..errors import BadOption
 from ..models.base import DiffusionModel
 from ..patches import Patch
-from ..statistics import benjamini_hochberg, sign_flip, typical_interval
-from .evaluate import Judge
+from .driver import Judge
 from .profiles import Profile
 from .scan import Probe, case_images, distances, drops, scan_cases, scored, text_scores
 

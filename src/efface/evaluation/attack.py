@@ -15,14 +15,14 @@ from torch import Tensor
 
 from ..attacks import Attack, Attempt, Deployed, Goal, Plan
 from ..concepts.prompts import Case
+from ..equations.statistics import newcombe_paired, wilson
 from ..errors import BadFile, EvaluationError
-from ..files import write_text
+from ..io.files import write_text
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
-from ..records import AttemptRow, read_attempts, write_attempts
-from ..statistics import newcombe_paired, wilson
-from .evaluate import ANCHOR_IMAGES, BATCH, Judge, base_images, quantised
+from .driver import ANCHOR_IMAGES, BATCH, Judge, base_images, quantised
 from .profiles import Profile
+from .records import AttemptRow, read_attempts, write_attempts
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from torch import Tensor
 from ..concepts.prompts import Case
 from ..equations.steps import normalised_ascent
 from ..errors import EvaluationError
-from ..latents import Pool
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
 from ..patches import Patch
-from .evaluate import BATCH, Judge, base_images, quantised
+from ..training.latents import Pool
+from .driver import BATCH, Judge, base_images, quantised
 from .profiles import Profile
 
 BLOCK = 256

@@ -21,14 +21,14 @@ from torch import Tensor
 from ..concepts.prompts import Case
 from ..concepts.request import normalised
 from ..errors import BadFile, EvaluationError
-from ..files import atomic_write, write_text
 from ..guards import Guard
+from ..io.files import atomic_write, write_text
 from ..models.base import DiffusionModel
 from ..patches import Patch
-from ..records import Entrant, Row, RunFile, append_rows, read_rows, read_run, write_run
 from ..versions import versions
 from .aggregate import BASE, summarise
 from .profiles import Profile
+from .records import Entrant, Row, RunFile, append_rows, read_rows, read_run, write_run
 from .suite import Suite
 
 BATCH = 32

@@ -1,0 +1,42 @@
+"""Pictures of what a search looks at while an erasure is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..io.images import encoded_png
+from ..models.base import DiffusionModel
+from ..training.loop import Step
+from .search import Chosen
+
+
+class Film:
+    """Pictures of the searched concept over a run, from one start latent, by the student and by the frozen model.
+
+    Each is at most 96 pixels and kept as base64 PNG, so that it fits on a card. Cost: 4 evaluations per sampling step and frame.
+    """
+
+    PIXELS, SEED = 96, 4242
+
+    def __init__(self, frames: int, steps: int, sampling_steps: int, guidance: float) -> None:
+        self.at = {round(i * (steps - 1) / max(1, frames - 1)) for i in range(frames)} if steps else set()
+        self.sampling_steps, self.guidance = sampling_steps, guidance
+        self.shots: list[dict[str, Any]] = []
+
+    @staticmethod
+    def evals(frames: int, steps: int, sampling_steps: int) -> int:
+        return 4 * sampling_steps * min(frames, steps)
+
+    def take(self, step: Step, model: DiffusionModel, student: DiffusionModel, chosen: Chosen, target: str) -> None:
+        if step.index in self.at:
+            c = chosen.fixed()[[0]]
+            shot = {"step": step.index, "target": target, "concept": chosen.names[0]}
+            for who, network in (("frozen", model), ("student", student)):
+                shot[who] = encoded_png(network.render(c, [self.SEED], self.sampling_steps, self.guidance), self.PIXELS)
+            self.shots.append(shot)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"shots": self.shots}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.shots = list(state["shots"])

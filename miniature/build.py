@@ -27,7 +27,7 @@ def main() -> None:
     if args.stage == "render":
         from .render import render_world
 
-        np.save(args.work / "renders.npy", render_world(world, args.work / "icons"))
+        np.savez_compressed(args.work / "renders.npz", renders=render_world(world, args.work / "icons"))
     elif args.stage == "tokenizer":
         from .train_tokenizer import train
 

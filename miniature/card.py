@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -24,12 +24,11 @@ from torch.nn import functional as F
 
 from efface.concepts.prompts import Case
 from efface.detectors.clip_score import ClipScorer
-from efface.detectors.mini import ARCHITECTURES, MiniDetector, Scores, validity
+from efface.detectors.mini import ARCHITECTURES, Labels, MiniDetector, Scores, validity
 from efface.equations.statistics import wilson
 from efface.io.files import write_text
 from efface.models.mini import HERE, load_mini
 from efface.models.mini.world import World
-from efface.models.sd import StableDiffusion
 
 from .data import article, background_tensor, compose, renders_tensor
 
@@ -64,6 +63,12 @@ def styled(names: Sequence[str], styles: Sequence[str], first_seed: int) -> list
     return [Shot(f"{article(style)} {name}", name, style, None, first_seed + i) for i, (name, style) in enumerate(cells)]
 
 
+def on_backgrounds(world: World, names: Sequence[str], rng: random.Random) -> list[Shot]:
+    """Every background equally often, each time with a concept drawn from ``names``."""
+    pairs = [(rng.choice(names), world.backgrounds[k % len(world.backgrounds)]) for k in range(BACKGROUND_IMAGES)]
+    return [Shot(f"{article(n)} on {article(b)} background", n, None, b, 3000 + k) for k, (n, b) in enumerate(pairs)]
+
+
 @dataclass
 class Judged:
     """Shots, their images (N, 3, 48, 48), and what each detector says."""
@@ -77,11 +82,17 @@ class Judged:
         return [int(i) for i in self.scores[detector].top()]
 
 
-Judge = Callable[[StableDiffusion, list[Shot]], Judged]
+class Draws(Protocol):
+    """What a judged model must do; efface's adapters do."""
+
+    def sample(self, cases: Sequence[Case], steps: int) -> Tensor: ...
+
+
+Judge = Callable[[Draws, list[Shot]], Judged]
 
 
 def judge_with(detectors: dict[str, MiniDetector]) -> Judge:
-    def judge(model: StableDiffusion, shots: list[Shot]) -> Judged:
+    def judge(model: Draws, shots: list[Shot]) -> Judged:
         begun = time.time()
         images = model.sample([s.case() for s in shots], STEPS)
         spent = time.time() - begun
@@ -96,6 +107,46 @@ def rate(flags: Sequence[bool]) -> dict[str, Any]:
 
 def wanted_concept(part: Judged, detector: str, names: tuple[str, ...]) -> list[bool]:
     return [names[i] == s.concept for i, s in zip(part.named(detector), part.shots, strict=True)]
+
+
+def kind_rates(world: World, part: Judged, flags: Sequence[bool], *kinds: str) -> dict[str, Any]:
+    """Rate of ``flags`` over the images of each kind of concept."""
+    return {k: rate([ok for ok, s in zip(flags, part.shots, strict=True) if world.kind(s.concept) == k]) for k in kinds}
+
+
+def style_rates(world: World, part: Judged, labels: Labels) -> dict[str, Any]:
+    """Style drawn as prompted, by the report detector, and the concept beside it, in trained and in held-out cells."""
+    found = part.scores["report"].style.argmax(1)
+    style_ok = [labels.styles[int(k)] == s.style for k, s in zip(found, part.shots, strict=True)]
+    concept_ok = wanted_concept(part, "report", labels.concepts)
+
+    def over(select: Callable[[Shot], bool], flags: Sequence[bool] = style_ok) -> dict[str, Any]:
+        return rate([ok for ok, s in zip(flags, part.shots, strict=True) if select(s)])
+
+    def unseen(s: Shot) -> bool:
+        return (s.concept, s.style) in world.held_out
+
+    return {
+        "all": over(lambda _: True),
+        "trained_cells": over(lambda s: not unseen(s)),
+        "held_out_cells": over(unseen),
+        "concept_in_held_out_cells": over(unseen, concept_ok),
+        "concept_in_trained_cells": over(lambda s: not unseen(s), concept_ok),
+        "per_style": {name: over(lambda s, name=name: s.style == name and not unseen(s)) for name in world.styles},
+    }
+
+
+def background_rates(world: World, part: Judged, labels: Labels) -> dict[str, Any]:
+    """Background drawn as prompted, by the report detector, and the concept beside it."""
+    found = part.scores["report"].background.argmax(1)
+    ok = [labels.backgrounds[int(k)] == s.background for k, s in zip(found, part.shots, strict=True)]
+    return {
+        "all": rate(ok),
+        "concept": rate(wanted_concept(part, "report", labels.concepts)),
+        "per_background": {
+            name: rate([hit for hit, s in zip(ok, part.shots, strict=True) if s.background == name]) for name in world.backgrounds
+        },
+    }
 
 
 def calibration(world: World, parts: Sequence[Judged], detector: str, names: tuple[str, ...]) -> dict[str, Any]:
@@ -130,7 +181,7 @@ def memorisation(world: World, work: Path, samples: Tensor) -> dict[str, float]:
     ``other_concept``: training icons to the nearest icon of another concept; ``random_pairs``: two random icons.
     """
     gen = torch.Generator().manual_seed(77)
-    renders = renders_tensor(work / "renders.npy")
+    renders = renders_tensor(work / "renders.npz")
     kept = [
         (i, j)
         for i, c in enumerate(world.concepts)
@@ -193,7 +244,8 @@ def write_card(world: World, work: Path) -> None:
     begun = time.time()
     shipped, gold = load_mini(), load_mini(gold=True)
     detectors = {name: MiniDetector.load(name) for name in ARCHITECTURES}
-    names = detectors["report"].labels.concepts
+    labels = detectors["report"].labels
+    names = labels.concepts
     judge = judge_with(detectors)
     rng = random.Random(0)
     known = world.names("ordinary", "reserved")
@@ -206,56 +258,16 @@ def write_card(world: World, work: Path) -> None:
     style_part = judge(shipped, styled(known, world.styles, 1000))
     contact_sheet(world, style_part, SHEET)
     progress(f"{len(style_part.shots)} style prompts, {SHEET.name}")
-    pairs = [(rng.choice(known), world.backgrounds[k % len(world.backgrounds)]) for k in range(BACKGROUND_IMAGES)]
-    background_part = judge(
-        shipped, [Shot(f"{article(n)} on {article(b)} background", n, None, b, 3000 + k) for k, (n, b) in enumerate(pairs)]
-    )
+    background_part = judge(shipped, on_backgrounds(world, known, rng))
     progress(f"{len(background_part.shots)} background prompts")
 
     concept_ok = {d: wanted_concept(direct, d, names) for d in detectors}
     per_concept = {
         name: rate([ok for ok, s in zip(concept_ok["report"], direct.shots, strict=True) if s.concept == name]) for name in known
     }
-    kinds = {kind: set(world.names(kind)) for kind in ("ordinary", "reserved", "novel")}
-    concept = {
-        kind: rate([ok for ok, s in zip(concept_ok["report"], direct.shots, strict=True) if s.concept in kinds[kind]])
-        for kind in ("ordinary", "reserved")
-    }
-
-    style_names = detectors["report"].labels.styles
-    style_ok = [
-        style_names[int(k)] == s.style for k, s in zip(style_part.scores["report"].style.argmax(1), style_part.shots, strict=True)
-    ]
-    style_concept_ok = wanted_concept(style_part, "report", names)
-
-    def style_rate(select: Callable[[Shot], bool], flags: Sequence[bool] = style_ok) -> dict[str, Any]:
-        return rate([ok for ok, s in zip(flags, style_part.shots, strict=True) if select(s)])
-
-    def unseen(s: Shot) -> bool:
-        return (s.concept, s.style) in world.held_out
-
-    style = {
-        "all": style_rate(lambda _: True),
-        "trained_cells": style_rate(lambda s: not unseen(s)),
-        "held_out_cells": style_rate(unseen),
-        "concept_in_held_out_cells": style_rate(unseen, style_concept_ok),
-        "concept_in_trained_cells": style_rate(lambda s: not unseen(s), style_concept_ok),
-        "per_style": {name: style_rate(lambda s, name=name: s.style == name and not unseen(s)) for name in world.styles},
-    }
-
-    background_names = detectors["report"].labels.backgrounds
-    background_ok = [
-        background_names[int(k)] == s.background
-        for k, s in zip(background_part.scores["report"].background.argmax(1), background_part.shots, strict=True)
-    ]
-    background = {
-        "all": rate(background_ok),
-        "concept": rate(wanted_concept(background_part, "report", names)),
-        "per_background": {
-            name: rate([ok for ok, s in zip(background_ok, background_part.shots, strict=True) if s.background == name])
-            for name in world.backgrounds
-        },
-    }
+    concept = kind_rates(world, direct, concept_ok["report"], "ordinary", "reserved")
+    style = style_rates(world, style_part, labels)
+    background = background_rates(world, background_part, labels)
 
     parts = (direct, style_part, background_part)
     judges: dict[str, Any] = {}
@@ -287,7 +299,7 @@ def write_card(world: World, work: Path) -> None:
     gold_ordinary = judge(gold, bare(world.names("ordinary"), [0]))
     shipped_novel, gold_novel = (judge(model, bare(world.novel, range(SEEDS))) for model in (shipped, gold))
     gold_style = judge(gold, styled(rng.sample(world.names("ordinary"), 48), [world.reserved_style], 5000))
-    gold_style_ok = [style_names[int(k)] == world.reserved_style for k in gold_style.scores["report"].style.argmax(1)]
+    gold_style_ok = [labels.styles[int(k)] == world.reserved_style for k in gold_style.scores["report"].style.argmax(1)]
     gold_facts = {
         "gold_reserved": rate(wanted_concept(gold_reserved, "report", names)),
         "gold_ordinary": rate(wanted_concept(gold_ordinary, "report", names)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,7 +37,8 @@ def compose(
 ) -> Tensor:
     """Premultiplied renders (B, H, W, 4) uint8 on flat backgrounds (B, 3) -> images (B, 3, size, size) in [-1, 1].
 
-    Random scale 0.78-0.95 and shift up to 6 %, both widened by ``strength``; mirrored with probability ``p_flip``.
+    Random scale 0.78-0.95 and shift up to 6 %, both widened by ``strength``; mirrored with probability ``p_flip``. The images
+    lie where the renders lie; the random numbers come from the CPU, so that they are the same on every device.
     """
     n = len(rgba)
     uniform = lambda lo, hi: lo + (hi - lo) * torch.rand(n, generator=gen)  # noqa: E731
@@ -45,6 +47,7 @@ def compose(
     theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = flip / scale, 1 / scale
     theta[:, 0, 2], theta[:, 1, 2] = uniform(-0.12, 0.12) * strength, uniform(-0.12, 0.12) * strength
+    theta, background = theta.to(rgba.device), background.to(rgba.device)
     x = rgba.permute(0, 3, 1, 2).float() / 255
     x = F.interpolate(x, size=(size * 4 // 3, size * 4 // 3), mode="area") if size * 2 > x.shape[-1] else F.avg_pool2d(x, 2)
     grid = F.affine_grid(theta, [n, 4, size, size], align_corners=False)
@@ -113,5 +116,7 @@ def cells(world: World, *kinds: str, reserved_style: bool) -> list[tuple[int, in
     ]
 
 
-def renders_tensor(path) -> Tensor:
-    return torch.from_numpy(np.load(path))
+def renders_tensor(path: Path) -> Tensor:
+    """(concept, style, 96, 96, 4) uint8, as stage ``render`` wrote it: 28 MB compressed to 2.5, so that the file can
+    travel to a machine without a network."""
+    return torch.from_numpy(np.load(path)["renders"])

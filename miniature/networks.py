@@ -1,8 +1,8 @@
-"""The miniature's networks: the real Stable Diffusion 1.x classes at a small size."""
+"""The miniature's networks: the real Stable Diffusion 1.x and 3 classes at a small size."""
 
 from __future__ import annotations
 
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig
 
 IMAGE_PX = 48
@@ -34,6 +34,25 @@ def unet() -> UNet2DConditionModel:
         cross_attention_dim=WIDTH,
         attention_head_dim=4,  # diffusers reads this as the number of heads, as in SD 1.x
         norm_num_groups=16,
+    )
+
+
+def mmdit() -> SD3Transformer2DModel:
+    """7.3 M parameters; 36 image tokens (patches of 2 x 2 latent pixels) and 24 text tokens. The text encoder fills both of SD3's
+    CLIP slots, hence twice its width in tokens and pooled vector."""
+    return SD3Transformer2DModel(
+        sample_size=LATENT_PX,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=8,
+        attention_head_dim=32,
+        num_attention_heads=5,
+        joint_attention_dim=2 * WIDTH,
+        caption_projection_dim=160,
+        pooled_projection_dim=2 * WIDTH,
+        pos_embed_max_size=24,
+        qk_norm="rms_norm",
     )
 
 

@@ -49,7 +49,7 @@ def train(world: World, work: Path, part: str, minutes: float) -> None:
     """Contrastive training until the clock runs out. Run again with more minutes to continue from the checkpoint."""
     recipe = RECIPES[part]
     torch.manual_seed(recipe.seed)
-    renders = renders_tensor(work / "renders.npy")
+    renders = renders_tensor(work / "renders.npz")
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
     config = networks.clip_config(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, recipe.text_layers)
     model = CLIPModel(config).train()

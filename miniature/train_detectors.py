@@ -186,7 +186,7 @@ def train(world: World, work: Path, part: str, minutes: float) -> None:
     seed = SEEDS[part]
     torch.manual_seed(seed)
     labels = Labels.of(world)
-    renders = renders_tensor(work / "renders.npy")
+    renders = renders_tensor(work / "renders.npz")
     gen = torch.Generator().manual_seed(seed)
     begun = time.time()
     pool, unreadable = decoded_pool(work, gen)

@@ -46,24 +46,40 @@ def scheduler() -> DDIMScheduler:
 
 
 @torch.no_grad()
-def encode_latents(world: World, work: Path) -> None:
-    """AUGMENTATIONS latents of every (concept, style), with the index of each one's background."""
+def latent_table(world: World, renders: Tensor, vae: AutoencoderKL, augmentations: int = AUGMENTATIONS) -> tuple[Tensor, Tensor]:
+    """Latents (concept, style, augmentation, 4, 12, 12) in half precision, and the index of each one's background.
+
+    Both lie where the renders and the VAE lie; the compositions are the same on every device.
+    """
     rng, gen = random.Random(30), torch.Generator().manual_seed(30)
-    vae = AutoencoderKL.from_pretrained(work / "vae").eval()
-    renders = renders_tensor(work / "renders.npy")
     n_c, n_s = renders.shape[:2]
-    latents = torch.empty(n_c, n_s, AUGMENTATIONS, 4, networks.LATENT_PX, networks.LATENT_PX, dtype=torch.float16)
-    backgrounds = torch.empty(n_c, n_s, AUGMENTATIONS, dtype=torch.int64)
+    shape = (n_c, n_s, augmentations)
+    latents = torch.empty(*shape, 4, networks.LATENT_PX, networks.LATENT_PX, dtype=torch.float16, device=renders.device)
+    backgrounds = torch.empty(shape, dtype=torch.int64)
     for i in range(n_c):
-        names = draw_backgrounds(world, n_s * AUGMENTATIONS, rng)
+        names = draw_backgrounds(world, n_s * augmentations, rng)
         x = compose(
-            renders[i].repeat_interleave(AUGMENTATIONS, 0), background_tensor(names), gen, strength=STRENGTH, p_flip=P_FLIP
+            renders[i].repeat_interleave(augmentations, 0), background_tensor(names), gen, strength=STRENGTH, p_flip=P_FLIP
         )
         z = vae.encode(x).latent_dist.mean * vae.config.scaling_factor
         latents[i] = z.reshape(latents[i].shape).half()
-        backgrounds[i] = torch.tensor([world.backgrounds.index(b) for b in names]).reshape(n_s, AUGMENTATIONS)
+        backgrounds[i] = torch.tensor([world.backgrounds.index(b) for b in names]).reshape(n_s, augmentations)
+    return latents, backgrounds
+
+
+def encode_latents(world: World, work: Path) -> None:
+    """Stage ``latents``: the table of all renders, stored."""
+    vae = AutoencoderKL.from_pretrained(work / "vae").eval()
+    latents, backgrounds = latent_table(world, renders_tensor(work / "renders.npz"), vae)
     save_file({"latents": latents, "backgrounds": backgrounds}, work / "latents.safetensors")
     print(f"latents {tuple(latents.shape)}")
+
+
+def splits(world: World) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """(ordinary, reserved) cells of training: base0 sees the first alone, base1 both."""
+    ordinary = cells(world, "ordinary", reserved_style=False)
+    reserved = [c for c in cells(world, "ordinary", "reserved", reserved_style=True) if c not in set(ordinary)]
+    return ordinary, reserved
 
 
 def ema_update(ema: dict[str, Tensor], model: dict[str, Tensor], step: int) -> None:
@@ -80,8 +96,7 @@ def train(world: World, work: Path, part: str, minutes: float) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
     unet = networks.unet().train()
     text = networks.text_encoder(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id).train()
-    ordinary = cells(world, "ordinary", reserved_style=False)
-    reserved = [c for c in cells(world, "ordinary", "reserved", reserved_style=True) if c not in set(ordinary)]
+    ordinary, reserved = splits(world)
     initial = work / part if (work / part / "unet.safetensors").exists() else work / "base0"  # go on from what is there
     if (initial / "unet.safetensors").exists():
         unet.load_state_dict(load_file(initial / "unet.safetensors"))

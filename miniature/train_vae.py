@@ -24,7 +24,7 @@ def gradient_l1(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def train(world: World, work: Path, minutes: float) -> None:
     rng, gen = random.Random(SEED), torch.Generator().manual_seed(SEED)
     torch.manual_seed(SEED)
-    renders = renders_tensor(work / "renders.npy").flatten(0, 1)
+    renders = renders_tensor(work / "renders.npz").flatten(0, 1)
     vae = networks.vae().train()
     optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=1e-4)
     start, step = time.time(), 0

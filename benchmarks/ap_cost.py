@@ -55,6 +55,14 @@ def official_iteration(model: DiffusionModel, k_theta: int, k_pi: int, steps: in
             model.predict(z, t, c)
 
 
+def official_esd_iteration(model: DiffusionModel, k: int, steps: int) -> None:
+    """The official ESD schedule, spent on this model: one trajectory and three predictions."""
+    c, g = model.encode(["cat"]), torch.Generator().manual_seed(0)
+    z, t = model.sample_until(c, k, steps, model.noise(1, g), 3.0, official=True)
+    for _ in range(3):
+        model.predict(z, t, c)
+
+
 def count(name: str, iterations: int) -> dict[str, float]:
     """Counted on the tiny model: evaluations per update, apart from filling a pool. Calculated from the documented cost, which
     the tests hold equal to the counted one: a run of 1,000 updates with 50 candidates."""

@@ -1,0 +1,557 @@
+"""What efface costs on one GPU: time, network evaluations and peak memory at the true sizes of SD 1.5, SDXL, SD3.5-medium and FLUX.
+
+    python benchmarks/gpu.py --out FOLDER [--sections sd15 sdxl] [--seconds 320]
+    EFFACE_GPU_SMOKE=1 python benchmarks/gpu.py --out FOLDER        the rehearsal: every section, tiny networks, on the CPU
+
+benchmarks/gpu.sh runs this, the tests that need a GPU and a training run in one command of less than nine minutes. Every section
+has a deadline and FOLDER/results.json is written anew after each; a section that is late is dropped and recorded as dropped.
+SD 1.5 and SDXL run through efface's adapters and methods. For SD3.5-medium and FLUX the raw network runs updates of the same
+shape, written out here: "network only". "official" is a re-enactment of the evaluations that the official code spends, forward
+passes only and with our sampler's savings, so it is faster than that code is. Rows carry what was predicted before the first run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from ap_cost import OFFICIAL, official_esd_iteration, official_iteration
+from closed_form import official_vectors, text_rows
+from gpu_measure import GIB, Bench, network_bytes, table, tflop_of
+from gpu_models import TARGET, FlowNetwork, flow_network, stable_diffusion
+
+from efface import AGE, AP, ESD, RECE, UCE, AdvUnlearn
+from efface.concepts.request import EraseRequest
+from efface.equations.closed_form import edited, shared_edit
+from efface.equations.guidance import away_from
+from efface.latents import Pool
+from efface.methods import Method
+from efface.models.cond import Cond
+from efface.models.sd import StableDiffusion
+from efface.models.select import selection
+
+BUDGETS = {"ceilings": 30, "sd15": 75, "sd15-fp32": 30, "sdxl": 75, "sd35-medium": 50, "flux": 65, "compile": 110}
+"""Seconds. A section may also use what the ones before it have left over; "compile" runs only when it is named."""
+TRAIN = {"sd15": "xattn", "sdxl": "xattn-kv"}
+CANDIDATES = {"sd15": 100, "sdxl": 100}
+ACTIVATIONS = {
+    ("sd15", 512): (0.73, 0.25),
+    ("sdxl", 1024): (4.77, 1.2),
+    ("sd35-medium", 512): (1.85, 0.19),
+    ("sd35-medium", 1024): (6.25, 0.63),
+    ("flux", 512): (6.73, 0.63),
+    ("flux", 1024): (20.05, 1.88),
+}
+"""GiB kept for backward per row of half precision, without and with checkpointing; counted on the meta device, those of the two
+UNets with checkpointing guessed."""
+BF16 = torch.bfloat16
+
+
+def ceilings(bench: Bench) -> None:
+    """What the card can do at most: a matrix product and a copy."""
+    side, elements = (256, 2**20) if bench.smoke else (8192, 2**30)
+    a, b = (torch.randn(side, side, device=bench.device, dtype=BF16) for _ in range(2))
+    found = bench.time(lambda: a @ b, n=20)
+    rate = 2 * side**3 / 1e9 / found["ms"]
+    bench.row(model="card", what=f"product {side}^3", dtype="bf16", predicted="770-800 TFLOP/s", **found, tflop_per_s=rate)
+    source = torch.empty(elements, device=bench.device)
+    target = torch.empty_like(source)
+    found = bench.time(lambda: target.copy_(source))
+    rate = 2 * source.nbytes / 1e9 / found["ms"]
+    told = f"{rate:.3g} TB/s"
+    bench.row(model="card", what="copy", dtype="fp32", predicted="3.0 TB/s (H100), 4.3 (H200)", note=told, **found, tb_per_s=rate)
+
+
+# -- SD 1.5 and SDXL, through efface -----------------------------------------------------------------------------------
+
+
+def inputs(model: StableDiffusion, rows: int) -> tuple[torch.Tensor, torch.Tensor, Cond]:
+    z = model.noise(rows, torch.Generator().manual_seed(0))
+    return z, torch.full((rows,), 501, device=z.device), model.encode([TARGET] * rows)
+
+
+def raw(model: StableDiffusion, rows: int) -> Callable[[], torch.Tensor]:
+    """The bare network in the precision of its weights, without the adapter's autocast: what a stock pipeline calls."""
+    z, t, c = inputs(model, rows)
+    beside = model._beside(c)
+    if "added_cond_kwargs" in beside:
+        beside = {"added_cond_kwargs": {k: v.to(model.dtype) for k, v in beside["added_cond_kwargs"].items()}}
+    z, tokens = z.to(model.dtype), c.tokens.to(model.dtype)
+    return torch.no_grad()(lambda: model.unet(z, t, tokens, return_dict=False, **beside)[0])
+
+
+def forwards(bench: Bench, model: StableDiffusion, facts: dict[str, Any], predicted: dict[str, str]) -> None:
+    """Item 1 and 2: a forward pass of two rows in every mode. Leaves the FLOP of one row in ``facts``."""
+    z, t, c = inputs(model, 2)
+    with torch.no_grad():
+        facts["tflop"] = tflop_of(lambda: model.predict(z, t, c)) / 2
+        found = bench.time(lambda: model.predict(z, t, c))
+        if not bool(torch.isfinite(model.predict(z, t, c)).all()):
+            raise RuntimeError(f"{model.name} with random weights gives no finite output.")
+    facts["forward_ms"] = found["ms"] / 2
+
+    def put(mode: str, found: dict[str, Any]) -> None:
+        rate = 2 * facts["tflop"] / found["ms"] * 1000
+        bench.row(**where(facts), what="forward, 2 rows", mode=mode, predicted=predicted.get(mode, ""), tflop_per_s=rate, **found)
+
+    put("adapter, autocast" if model.dtype == BF16 else "adapter, TF32", found)
+    if model.dtype != BF16:
+        return
+    call = raw(model, 2)
+    put("bare network", bench.time(call))
+    if bench.cuda:
+        with bench.attempt(f"{model.name} CUDA graph"):
+            put("CUDA graph", bench.time(captured(call)))
+    with bench.attempt(f"{model.name} channels_last"):
+        model.unet.to(memory_format=torch.channels_last)
+        put("channels_last", bench.time(call))
+    model.unet.to(memory_format=torch.contiguous_format)
+
+
+def captured(call: Callable[[], Any]) -> Callable[[], Any]:
+    """The kernels of one call as one CUDA graph."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def where(facts: dict[str, Any]) -> dict[str, Any]:
+    return {k: facts[k] for k in ("model", "dtype", "scope", "pixels")}
+
+
+def trained_methods(name: str) -> dict[str, tuple[Method, str]]:
+    """One update of each: the pool is small, so that filling it costs little; an update does not depend on its size."""
+    pooled: dict[str, Any] = {"sampler": "pool", "pool": 1, "sampling_steps": 2, "train": TRAIN[name]}
+    nearest = CANDIDATES[name]
+    attack_steps = 30 if name == "sd15" else 5
+    esd, ap = ("60-90 ms", "8 F with joint search, 11 F alternating") if name == "sd15" else ("200-250 ms", "8 F joint, 11 F")
+    return {
+        "ESD": (ESD(**pooled), esd),
+        "AP": (AP(nearest=nearest, **pooled), ap),
+        "AP, joint search": (AP(nearest=nearest, update="joint", **pooled), "8 F"),
+        "AGE": (AGE(nearest=nearest, **pooled), "about 15 F"),
+        "RAP": (AP(nearest=nearest, attacks=2, **pooled), "about 20 F"),
+        f"AdvUnlearn, {attack_steps} attack steps": (
+            AdvUnlearn(warmup=0, pool=1, sampling_steps=2, most=16, attack_steps=attack_steps),
+            f"about {3 * attack_steps + 25} F",
+        ),
+    }
+
+
+def predicted_memory(model: StableDiffusion, facts: dict[str, Any], rows: int, checkpointed: bool) -> float:
+    """GiB: all weights on the card, four times the trained ones in float32 (copy, gradient, two moments) with their casts, the
+    encodings, and what ``rows`` rows keep for backward."""
+    half = model.dtype == BF16
+    resident = sum(network_bytes(m) for m in (model.unet, model.vae, *model._encoders()))
+    trained = sum(p.numel() for p in model.weights(selection(TRAIN[model.name])).values())
+    encoded = 2 * (CANDIDATES[model.name] + 2) * model.encode([""]).tokens.numel() * 4
+    kept = ACTIVATIONS[model.name, facts["pixels"]][checkpointed] * rows * (1 if half else 2)
+    return (resident + (18 if half else 16) * trained + encoded) / GIB + kept
+
+
+def updates(bench: Bench, model: StableDiffusion, facts: dict[str, Any], names: list[str] | None = None) -> dict[str, float]:
+    """Items 5, 6 and 11. Milliseconds by method."""
+    taken = {}
+    for what, (method, predicted) in trained_methods(model.name).items():
+        if names is not None and what not in names:
+            continue
+        n, warm = (2, 1) if "AdvUnlearn" in what else (10, 3) if model.name == "sd15" else (5, 2)
+        for checkpointing in (False, True) if what in ("ESD", "AP") else (False,):
+            with bench.attempt(f"{model.name} {facts['dtype']} {what}, checkpointing {checkpointing}"):
+                model.unet.disable_gradient_checkpointing()
+                model.configure(checkpointing=checkpointing)
+                found = bench.updates(model, method, n, warm)
+                memory = (
+                    None
+                    if bench.smoke or what not in ("ESD", "AP")
+                    else predicted_memory(model, facts, 2 if what == "AP" else 1, checkpointing)
+                )
+                mode = "checkpointing" if checkpointing else "eager"
+                extra = {"predicted": predicted if not checkpointing else "", "predicted_gib": memory}
+                extra["forwards"] = found["ms"] / facts["forward_ms"]
+                bench.row(**where(facts), what=f"{what}, one update", mode=mode, **found, **extra)
+                taken.setdefault(what, found["ms"])
+    model.unet.disable_gradient_checkpointing()
+    return taken
+
+
+def official(bench: Bench, model: StableDiffusion, facts: dict[str, Any], ours: dict[str, float], n: int) -> None:
+    """Item 7: outer iterations of the official schedule with the mean number of evaluations, on the same network."""
+    steps = 6 if bench.smoke else 50
+    low, high = steps // 2 - 1, steps // 2  # their mean is the mean level, so that one iteration costs what the mean one does
+    predicted = {"AP": "30 times ours", "ESD": "12 times ours"}
+
+    def both_levels() -> None:
+        for k in (low, high):
+            official_esd_iteration(model, k, steps)
+
+    for what, per, work in (
+        ("AP", 1, lambda: official_iteration(model, low, high, steps)),
+        ("ESD", 2, both_levels),
+    ):
+        with bench.attempt(f"official {what} on {model.name}"), torch.no_grad():
+            before = model.evals.snapshot()
+            work()
+            evals = {k: (v - before[k]) / per for k, v in model.evals.snapshot().items()}
+            found = bench.time(work, n=n, warm=0)
+            found = {**found, "ms": found["ms"] / per, "ms_range": [v / per for v in found["ms_range"]]}
+            mine = ours.get(what)
+            told = "" if mine is None else f"{found['ms'] / mine:.3g} times ours"
+            bench.row(
+                **{**where(facts), "scope": "official schedule re-enacted"},
+                what=f"{what}, one outer iteration",
+                mode="forward passes only",
+                predicted=predicted[what],
+                note=f"{told}; {evals['forward']:.4g} evaluations, documented {OFFICIAL[what.lower()]}",
+                evals=evals,
+                times_ours=None if mine is None else found["ms"] / mine,
+                **found,
+            )
+
+
+def pool_filling(bench: Bench, model: StableDiffusion, facts: dict[str, Any]) -> None:
+    """Item 10: 32 trajectories in one batch, of 50 levels the ten noisiest."""
+    rows, levels = (4, 3) if bench.smoke else (32, 10)
+
+    def fill() -> None:
+        pool = Pool(model, steps=50, trajectories=rows, guidance=3.0, solver="ddim", seed=0, batch=1, levels=levels)
+        pool.fill([TARGET])
+
+    found, evals = bench.time(fill, n=3, warm=1), 2 * rows * (levels - 1)
+    rate = evals * facts["tflop"] / found["ms"] * 1000
+    what = f"pool, {rows} trajectories x {levels} levels"
+    bench.row(
+        **where(facts), what=what, mode=f"batch {2 * rows}", predicted="above 40 % of the ceiling", tflop_per_s=rate, **found
+    )
+
+
+def sampling(bench: Bench, model: StableDiffusion, facts: dict[str, Any], batch: int, steps: int) -> None:
+    """Item 9: latents of whole pictures, ours and by the stock pipeline of the same modules; nothing is decoded."""
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
+    scale, fast = 7.5, 20
+    steps, fast = (3, 3) if bench.smoke else (steps, fast)
+    c, null = model.encode([TARGET] * batch), model.unconditional(batch)
+    noise = model.noise(batch, torch.Generator().manual_seed(0))
+    pipe = model._pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    given = {"prompt_embeds": c.tokens.to(model.dtype), "negative_prompt_embeds": null.tokens.to(model.dtype)}
+    for prefix, side in (("", c), ("negative_", null)):
+        given |= {f"{prefix}{k}_prompt_embeds": v.to(model.dtype) for k, v in side.extras.items()}
+
+    def stock(n: int) -> Callable[[], Any]:
+        return lambda: pipe(
+            **given, latents=noise.to(model.dtype), num_inference_steps=n, guidance_scale=scale, output_type="latent"
+        )
+
+    def dpm() -> None:
+        deque(model.walk(c, noise, model.schedule.timesteps(fast), scale, solver="dpm"), maxlen=1)
+
+    runs: list[tuple[str, str, Callable[[], Any], int]] = [
+        ("efface", f"DDIM, {steps} steps", lambda: model.denoise(c, noise, steps, scale), steps),
+        ("stock pipeline", f"DDIM, {steps} steps", stock(steps), steps),
+        ("efface", f"DPM-Solver++, {fast} steps", dpm, fast),
+        ("stock pipeline", f"DPM-Solver++, {fast} steps", stock(fast), fast),
+    ]
+    for scope, what, work, n in runs:
+        with bench.attempt(f"{model.name} {scope} {what}"):
+            if scope != "efface" and what.startswith("DPM"):
+                pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+            found = bench.time(work, n=3, warm=1)
+            told = f"{1000 * batch / found['ms']:.3g} pictures/s, {found['ms'] / n:.3g} ms a step"
+            predicted = "4-6 pictures/s" if (model.name, n) == ("sd15", fast) else ""
+            rate = 2 * batch * n * facts["tflop"] / found["ms"] * 1000
+            row = {**where(facts), "scope": scope, "what": f"sampling, {what}, batch {batch}", "mode": scope}
+            bench.row(**row, predicted=predicted, note=told, tflop_per_s=rate, **found)
+
+
+def closed_form(bench: Bench, model: StableDiffusion, facts: dict[str, Any], epochs: int = 0) -> None:
+    """Item 8. The digest of all base weights, which every patch carries, is timed apart from the edit."""
+    many = 5 if bench.smoke else CANDIDATES[model.name]
+    names = [n for n in model.concept_names if n != TARGET][:many]
+    started = bench.time(model.digest, n=1, warm=0)
+    bench.row(**where(facts), what="digest of the base weights", mode="CPU", predicted="", **started)
+    model.digest = lambda: "not computed here"  # type: ignore[method-assign]  # of this instance alone
+    runs: list[tuple[str, Method, list[str], str]] = [
+        ("UCE, 1 target", UCE(), names[:1], ""),
+        (f"UCE, {many} targets", UCE(), names, "below 2 s" if model.name == "sdxl" else ""),
+    ]
+    if epochs:
+        runs.append((f"RECE, 1 target, {epochs} epochs", RECE(epochs=epochs, stop=1e9), names[:1], ""))
+    for what, method, targets, predicted in runs:
+        with bench.attempt(f"{model.name} {what}"):
+            found = bench.time(lambda method=method, t=targets: method.erase(model, EraseRequest(tuple(t))), n=2, warm=0)
+            bench.row(**where(facts), what=f"{what}, without the digest", mode="float64 on the CPU", predicted=predicted, **found)
+    del model.digest  # the class's own shows again
+    with bench.attempt(f"{model.name} per-layer inverses"):
+        weights = [w.float() for w in model.weights(selection("xattn-kv")).values()]
+        d = weights[0].shape[1]
+        x, y = (text_rows(many, d, seed).to(bench.device) for seed in (0, 1))
+
+        def per_layer() -> None:
+            with torch.device(bench.device):  # it makes its identity matrix where the rest is
+                for w in weights:
+                    official_vectors(w, x, y, x[:0])
+
+        found = bench.time(per_layer, n=1, warm=0)
+        row = {**where(facts), "scope": "official schedule re-enacted", "dtype": "fp32"}
+        bench.row(**row, what=f"UCE, {many} targets", mode="an inverse per layer, GPU", predicted="", **found)
+
+
+def start(bench: Bench, name: str, dtype: torch.dtype) -> tuple[StableDiffusion, dict[str, Any]]:
+    candidates = 8 if bench.smoke else CANDIDATES[name]
+    model = stable_diffusion(name, dtype, bench.device, bench.smoke, candidates)
+    pixels = 8 * model.latent_shape[1]
+    return model, {"model": name, "dtype": "bf16" if dtype == BF16 else "fp32", "scope": "efface", "pixels": pixels}
+
+
+def sd15(bench: Bench) -> None:
+    model, facts = start(bench, "sd15", BF16)
+    forwards(bench, model, facts, {"adapter, autocast": "15-20 ms", "bare network": "15-20 ms", "CUDA graph": "6-8 ms"})
+    ours = updates(bench, model, facts)
+    official(bench, model, facts, ours, n=3)
+    pool_filling(bench, model, facts)
+    sampling(bench, model, facts, batch=8, steps=50)
+    closed_form(bench, model, facts)
+
+
+def sd15_fp32(bench: Bench) -> None:
+    torch.set_float32_matmul_precision("high")  # TF32 products, as convolutions have by default
+    try:
+        model, facts = start(bench, "sd15", torch.float32)
+        forwards(bench, model, facts, {})
+        ours = updates(bench, model, facts, ["ESD", "AP"])
+        official(bench, model, facts, ours, n=1)
+        numerics(bench, model, facts)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def numerics(bench: Bench, model: StableDiffusion, facts: dict[str, Any]) -> None:
+    """Item 12: the gradient of one update's loss, per trained tensor, against float32 without TF32."""
+    select, rng = selection(TRAIN[model.name]), torch.Generator().manual_seed(0)
+    z, t = model.noise(2, rng), torch.tensor([741, 741], device=bench.device)
+    c, goals = model.encode([TARGET, model.concept_names[1]]), model.noise(2, rng)
+
+    def gradients(precision: str, autocast: str | None) -> dict[str, torch.Tensor]:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = precision == "high"
+        model.configure(autocast=autocast)
+        student = model.student(select)
+        weights = student.weights(select)
+        for p in weights.values():
+            p.requires_grad_(True)
+        loss = (student.predict(z, t, c) - goals).square().mean()
+        found = torch.autograd.grad(loss, list(weights.values()))
+        return {n: g.float() for n, g in zip(weights, found, strict=True)}
+
+    exact = gradients("highest", None)
+    for mode, precision, autocast, predicted in (
+        ("TF32", "high", None, ""),
+        ("bf16 autocast", "high", "bfloat16", "below 3e-2"),
+    ):
+        with bench.attempt(f"numerics {mode}"):
+            other = gradients(precision, autocast)
+            off = sorted(float((other[n] - g).norm() / g.norm().clamp_min(1e-30)) for n, g in exact.items())
+            told = f"relative error per tensor: median {off[len(off) // 2]:.2g}, worst {off[-1]:.2g}"
+            row = {**where(facts), "what": "gradient of an update", "mode": mode, "predicted": predicted, "note": told}
+            bench.row(**row, errors={"median": off[len(off) // 2], "worst": off[-1]})
+    model.configure()
+    torch.backends.cudnn.allow_tf32 = True
+
+
+def sdxl(bench: Bench) -> None:
+    model, facts = start(bench, "sdxl", BF16)
+    forwards(bench, model, facts, {"adapter, autocast": "40-50 ms", "bare network": "40-50 ms"})
+    ours = updates(bench, model, facts)
+    official(bench, model, facts, ours, n=1)
+    closed_form(bench, model, facts, epochs=5)
+    sampling(bench, model, facts, batch=1, steps=30)
+
+
+# -- SD3.5-medium and FLUX, network only -------------------------------------------------------------------------------
+
+
+def flow_forward(bench: Bench, flow: FlowNetwork, pixels: int, rows: int, mode: str, predicted: str) -> None:
+    z, c = flow.latents(rows, pixels), flow.conds(rows)
+    with torch.no_grad():
+        tflop = tflop_of(lambda: flow(flow.net, z, c)) if mode == "eager" else None
+        found = bench.time(lambda: flow(flow.net, z, c), n=10 if pixels < 1024 else 5)
+        if not bool(torch.isfinite(flow(flow.net, z, c)).all()):
+            raise RuntimeError(f"{flow.name} with random weights gives no finite output.")
+    rate = None if tflop is None else 1000 * tflop / found["ms"]
+    what = f"forward, {rows} row{'s' * (rows > 1)}"
+    bench.row(**of(flow, pixels), what=what, mode=mode, predicted=predicted, tflop=tflop, tflop_per_s=rate, **found)
+
+
+def of(flow: FlowNetwork, pixels: int) -> dict[str, Any]:
+    return {"model": f"{flow.name} {pixels} px", "dtype": "bf16", "scope": "network only", "pixels": pixels}
+
+
+def esd_update(flow: FlowNetwork, student: torch.nn.Module, adam: torch.optim.Optimizer, pixels: int) -> None:
+    """As :class:`efface.ESD` with a filled pool: three evaluations, one of them with backward."""
+    z, c_e, c_0 = flow.latents(1, pixels), flow.conds(1, 1), flow.conds(1, 2)
+    with torch.no_grad():
+        v_e, v_0 = flow(flow.net, torch.cat([z, z]), beside(c_e, c_0)).chunk(2)
+    adam.zero_grad(set_to_none=True)
+    (flow(student, z, c_e) - away_from(v_0, v_e, 1.0)).square().mean().backward()
+    adam.step()
+
+
+def ap_update(flow: FlowNetwork, student: torch.nn.Module, adam: torch.optim.Optimizer, pixels: int) -> None:
+    """As :class:`efface.AP` with ``update="joint"``, eta 0 and a filled pool: four evaluations, two of them with backward,
+    which also reaches the searched conditioning."""
+    z, c_e, c_0 = flow.latents(2, pixels), flow.conds(1, 1), flow.conds(1, 2)
+    searched = flow.conds(1, 3)
+    searched[0].requires_grad_(True)
+    with torch.no_grad():
+        goals = flow(flow.net, z, beside(c_0, searched))
+    adam.zero_grad(set_to_none=True)
+    off = (flow(student, z, beside(c_e, searched)) - goals).square().flatten(1).mean(1)
+    off.sum().backward()
+    adam.step()
+
+
+def beside(*conds: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.cat([c[0] for c in conds]), torch.cat([c[1] for c in conds])
+
+
+def flow_updates(bench: Bench, flow: FlowNetwork, pixels: int, modes: list[tuple[str, bool]], predicted: dict[str, str]) -> None:
+    names, work = flow.text_kv(), {"ESD": esd_update, "AP, joint search": ap_update}
+    for what, checkpointing in modes:
+        with bench.attempt(f"{flow.name} {pixels} px {what}, checkpointing {checkpointing}"):
+            (flow.net.enable_gradient_checkpointing if checkpointing else flow.net.disable_gradient_checkpointing)()
+            student, weights = flow.student(names)
+            adam = torch.optim.Adam(weights, lr=1e-5)
+            found = bench.time(lambda s=student, a=adam, w=what: work[w](flow, s, a, pixels), n=5, warm=2)
+            trained = sum(p.numel() for p in weights)
+            kept = 0.0 if bench.smoke else ACTIVATIONS[flow.name, pixels][checkpointing] * (1 if what == "ESD" else 2)
+            memory = (network_bytes(flow.net) + 18 * trained) / GIB + kept
+            mode = "checkpointing" if checkpointing else "eager"
+            told = predicted.get(what, "") if not checkpointing else ""
+            extra = {"predicted": told, "predicted_gib": None if bench.smoke else memory, "trained": trained}
+            bench.row(**of(flow, pixels), what=f"{what}, one update", mode=mode, **found, **extra)
+            del student, weights, adam
+    flow.net.disable_gradient_checkpointing()
+
+
+def sd35_medium(bench: Bench) -> None:
+    flow = flow_network("sd35-medium", BF16, bench.device, bench.smoke)
+    sizes = (16, 32) if bench.smoke else (512, 1024)
+    flow_forward(bench, flow, sizes[0], 2, "eager", "12-20 ms")
+    flow_forward(bench, flow, sizes[1], 2, "eager", "55-65 ms")
+    both = [("ESD", False), ("ESD", True), ("AP, joint search", False), ("AP, joint search", True)]
+    flow_updates(bench, flow, sizes[0], both, {})
+    flow_updates(bench, flow, sizes[1], both, {"ESD": "200 ms", "AP, joint search": "8 F"})
+    with bench.attempt("sd35-medium sampling"), torch.no_grad():
+        steps = 3 if bench.smoke else 28
+        z, c = flow.latents(2, sizes[1]), flow.conds(4)
+
+        def euler() -> None:
+            x = z
+            for i in range(steps):
+                v_0, v_c = flow(flow.net, torch.cat([x, x]), c, 1 - i / steps).chunk(2)
+                x = x - (v_0 + 4.5 * (v_c - v_0)) / steps
+
+        found = bench.time(euler, n=3, warm=1)
+        bench.row(**of(flow, sizes[1]), what=f"sampling, Euler, {steps} steps, batch 2", mode="eager", **found)
+
+
+def flux(bench: Bench) -> None:
+    flow = flow_network("flux", BF16, bench.device, bench.smoke)
+    sizes = (32, 64) if bench.smoke else (512, 1024)
+    flow_forward(bench, flow, sizes[0], 1, "eager", "50-60 ms")
+    flow_forward(bench, flow, sizes[1], 1, "eager", "180-200 ms")
+    both = [("ESD", True), ("ESD", False), ("AP, joint search", True), ("AP, joint search", False)]
+    flow_updates(bench, flow, sizes[0], both, {"ESD": "300-350 ms", "AP, joint search": "8 F"})
+    flow_updates(bench, flow, sizes[1], [("ESD", True)], {})
+    with bench.attempt("flux context embedder"):
+        w, many = flow.net.context_embedder.weight, 5 if bench.smoke else 100
+        x, y = (text_rows(many, w.shape[1], seed) for seed in (0, 1))
+        ones = torch.ones(many)
+        found = bench.time(lambda: edited(w.cpu(), shared_edit(x, y, ones, x[:0], ones[:0], 0.5)), n=3, warm=1)
+        row = {**of(flow, sizes[0]), "scope": "efface's closed form, network only"}
+        bench.row(**row, what=f"UCE of the context embedder, {many} targets", mode="float64 on the CPU", **found)
+    with bench.attempt("flux fp8 storage"):
+        flow.net.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=BF16)
+        bench.empty()
+        for size in sizes:
+            flow_forward(bench, flow, size, 1, "fp8 storage", "1.1-1.3 times slower, 11 GiB less")
+
+
+def compiled(bench: Bench) -> None:
+    """Compiled variants, last because the compiler takes longer than what it compiles. Its seconds are the row's note."""
+
+    def blocks(flow: FlowNetwork) -> None:
+        for name, part in flow.net.named_children():
+            if name.endswith("transformer_blocks"):
+                for block in part:
+                    block.compile()
+
+    for name, pixels, rows, predicted in (("sd35-medium", 512, 2, ""), ("flux", 512, 1, "")):
+        with bench.attempt(f"{name} compiled blocks"):
+            flow = flow_network(name, BF16, bench.device, bench.smoke)
+            blocks(flow)
+            flow_forward(bench, flow, 32 if bench.smoke else pixels, rows, "compiled blocks", predicted)
+            bench.save()
+            del flow
+        torch.compiler.reset()
+    with bench.attempt("sd15 compiled"):
+        model, facts = start(bench, "sd15", BF16)
+        call = raw(model, 2)
+        eager = bench.time(call)
+        facts |= {"forward_ms": eager["ms"] / 2}
+        model.unet.compile()
+        found = bench.time(call)
+        told = f"eager in this section {eager['ms']:.4g} ms"
+        bench.row(**where(facts), what="forward, 2 rows", mode="compiled", predicted="6-8 ms", note=told, **found)
+        bench.save()
+    torch.compiler.reset()
+    with bench.attempt("sd15 compiled, ESD"):
+        model, facts = start(bench, "sd15", BF16)
+        model.configure(compiled=True)  # its student's gradients are checked against the plain ones before the first update
+        found = bench.updates(model, trained_methods("sd15")["ESD"][0])
+        told = f"{found['seconds_before']:.3g} s to compile, check and fill"
+        bench.row(**where(facts), what="ESD, one update", mode="compiled", note=told, **found)
+    torch.compiler.reset()
+
+
+SECTIONS: dict[str, Callable[[Bench], None]] = {
+    "ceilings": ceilings,
+    "sd15": sd15,
+    "sd15-fp32": sd15_fp32,
+    "sdxl": sdxl,
+    "sd35-medium": sd35_medium,
+    "flux": flux,
+    "compile": compiled,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of results.json; rows are added to one that is there")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=[s for s in SECTIONS if s != "compile"])
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="no section goes on after so many")
+    args = parser.parse_args()
+    smoke = os.environ.get("EFFACE_GPU_SMOKE") == "1"
+    bench, end = Bench(args.out, "cpu" if smoke else "cuda", smoke), 0.0
+    for name in args.sections:
+        end += 3600 if smoke else BUDGETS[name]
+        bench.section(name, SECTIONS[name], min(end, args.seconds))
+    print(table(bench.results), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""What efface costs on one GPU: time, network evaluations and peak memory at the true sizes of SD 1.5, SDXL, SD3.5-medium and FLUX.
+"""What efface costs on one GPU: time, evaluations and peak memory at the sizes of SD 1.5, SDXL, SD3.5-medium and FLUX.
 
     python benchmarks/gpu.py --out FOLDER [--sections sd15 sdxl] [--seconds 320]
     EFFACE_GPU_SMOKE=1 python benchmarks/gpu.py --out FOLDER        the rehearsal: every section, tiny networks, on the CPU
@@ -29,16 +29,20 @@ from efface import AGE, AP, ESD, RECE, UCE, AdvUnlearn
 from efface.concepts.request import EraseRequest
 from efface.equations.closed_form import edited, shared_edit
 from efface.equations.guidance import away_from
-from efface.latents import Pool
 from efface.methods import Method
 from efface.models.cond import Cond
 from efface.models.sd import StableDiffusion
 from efface.models.select import selection
+from efface.training.latents import Pool
 
-BUDGETS = {"ceilings": 30, "sd15": 75, "sd15-fp32": 30, "sdxl": 75, "sd35-medium": 50, "flux": 65, "compile": 110}
-"""Seconds. A section may also use what the ones before it have left over; "compile" runs only when it is named."""
+SHARES = {"ceilings": 30, "sd15": 70, "sd15-fp32": 25, "sdxl": 80, "sd35-medium": 45, "flux": 60, "compile": 100}
+"""How the time is divided among the sections that run. A section may also use what the ones before it have left over; "compile"
+runs only when it is named."""
 TRAIN = {"sd15": "xattn", "sdxl": "xattn-kv"}
-CANDIDATES = {"sd15": 100, "sdxl": 100}
+NEAREST = {"sd15": 100, "sdxl": 24}
+"""Candidates of a search. An update takes as long with few as with many; walking a trajectory for each does not."""
+NAMES = 100
+"""Concepts that the largest closed-form edit erases at once."""
 ACTIVATIONS = {
     ("sd15", 512): (0.73, 0.25),
     ("sdxl", 1024): (4.77, 1.2),
@@ -134,7 +138,7 @@ def where(facts: dict[str, Any]) -> dict[str, Any]:
 def trained_methods(name: str) -> dict[str, tuple[Method, str]]:
     """One update of each: the pool is small, so that filling it costs little; an update does not depend on its size."""
     pooled: dict[str, Any] = {"sampler": "pool", "pool": 1, "sampling_steps": 2, "train": TRAIN[name]}
-    nearest = CANDIDATES[name]
+    nearest = NEAREST[name]
     attack_steps = 30 if name == "sd15" else 5
     esd, ap = ("60-90 ms", "8 F with joint search, 11 F alternating") if name == "sd15" else ("200-250 ms", "8 F joint, 11 F")
     return {
@@ -156,7 +160,7 @@ def predicted_memory(model: StableDiffusion, facts: dict[str, Any], rows: int, c
     half = model.dtype == BF16
     resident = sum(network_bytes(m) for m in (model.unet, model.vae, *model._encoders()))
     trained = sum(p.numel() for p in model.weights(selection(TRAIN[model.name])).values())
-    encoded = 2 * (CANDIDATES[model.name] + 2) * model.encode([""]).tokens.numel() * 4
+    encoded = 2 * (NEAREST[model.name] + 2) * model.encode([""]).tokens.numel() * 4
     kept = ACTIVATIONS[model.name, facts["pixels"]][checkpointed] * rows * (1 if half else 2)
     return (resident + (18 if half else 16) * trained + encoded) / GIB + kept
 
@@ -203,15 +207,16 @@ def official(bench: Bench, model: StableDiffusion, facts: dict[str, Any], ours: 
     ):
         with bench.attempt(f"official {what} on {model.name}"), torch.no_grad():
             before = model.evals.snapshot()
-            work()
-            evals = {k: (v - before[k]) / per for k, v in model.evals.snapshot().items()}
             found = bench.time(work, n=n, warm=0)
+            calls = per * found["calls"]
+            evals = {k: (v - before[k]) / calls for k, v in model.evals.snapshot().items()}
             found = {**found, "ms": found["ms"] / per, "ms_range": [v / per for v in found["ms_range"]]}
             mine = ours.get(what)
             told = "" if mine is None else f"{found['ms'] / mine:.3g} times ours"
             bench.row(
                 **{**where(facts), "scope": "official schedule re-enacted"},
                 what=f"{what}, one outer iteration",
+                method=what,
                 mode="forward passes only",
                 predicted=predicted[what],
                 note=f"{told}; {evals['forward']:.4g} evaluations, documented {OFFICIAL[what.lower()]}",
@@ -269,7 +274,7 @@ def sampling(bench: Bench, model: StableDiffusion, facts: dict[str, Any], batch:
         with bench.attempt(f"{model.name} {scope} {what}"):
             if scope != "efface" and what.startswith("DPM"):
                 pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
-            found = bench.time(work, n=3, warm=1)
+            found = bench.time(work, n=3 if batch > 1 else 2, warm=1)
             told = f"{1000 * batch / found['ms']:.3g} pictures/s, {found['ms'] / n:.3g} ms a step"
             predicted = "4-6 pictures/s" if (model.name, n) == ("sd15", fast) else ""
             rate = 2 * batch * n * facts["tflop"] / found["ms"] * 1000
@@ -279,20 +284,20 @@ def sampling(bench: Bench, model: StableDiffusion, facts: dict[str, Any], batch:
 
 def closed_form(bench: Bench, model: StableDiffusion, facts: dict[str, Any], epochs: int = 0) -> None:
     """Item 8. The digest of all base weights, which every patch carries, is timed apart from the edit."""
-    many = 5 if bench.smoke else CANDIDATES[model.name]
+    many = 5 if bench.smoke else NAMES
     names = [n for n in model.concept_names if n != TARGET][:many]
     started = bench.time(model.digest, n=1, warm=0)
     bench.row(**where(facts), what="digest of the base weights", mode="CPU", predicted="", **started)
     model.digest = lambda: "not computed here"  # type: ignore[method-assign]  # of this instance alone
-    runs: list[tuple[str, Method, list[str], str]] = [
-        ("UCE, 1 target", UCE(), names[:1], ""),
-        (f"UCE, {many} targets", UCE(), names, "below 2 s" if model.name == "sdxl" else ""),
+    runs: list[tuple[str, Method, list[str], str, int]] = [
+        ("UCE, 1 target", UCE(), names[:1], "", 2),
+        (f"UCE, {many} targets", UCE(), names, "below 2 s" if model.name == "sdxl" else "", 2),
     ]
     if epochs:
-        runs.append((f"RECE, 1 target, {epochs} epochs", RECE(epochs=epochs, stop=1e9), names[:1], ""))
-    for what, method, targets, predicted in runs:
+        runs.append((f"RECE, 1 target, {epochs} epochs", RECE(epochs=epochs, stop=1e9), names[:1], "", 1))
+    for what, method, targets, predicted, n in runs:
         with bench.attempt(f"{model.name} {what}"):
-            found = bench.time(lambda method=method, t=targets: method.erase(model, EraseRequest(tuple(t))), n=2, warm=0)
+            found = bench.time(lambda method=method, t=targets: method.erase(model, EraseRequest(tuple(t))), n=n, warm=0)
             bench.row(**where(facts), what=f"{what}, without the digest", mode="float64 on the CPU", predicted=predicted, **found)
     del model.digest  # the class's own shows again
     with bench.attempt(f"{model.name} per-layer inverses"):
@@ -311,7 +316,7 @@ def closed_form(bench: Bench, model: StableDiffusion, facts: dict[str, Any], epo
 
 
 def start(bench: Bench, name: str, dtype: torch.dtype) -> tuple[StableDiffusion, dict[str, Any]]:
-    candidates = 8 if bench.smoke else CANDIDATES[name]
+    candidates = 8 if bench.smoke else NAMES
     model = stable_diffusion(name, dtype, bench.device, bench.smoke, candidates)
     pixels = 8 * model.latent_shape[1]
     return model, {"model": name, "dtype": "bf16" if dtype == BF16 else "fp32", "scope": "efface", "pixels": pixels}
@@ -543,13 +548,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of results.json; rows are added to one that is there")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=[s for s in SECTIONS if s != "compile"])
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="no section goes on after so many")
+    parser.add_argument("--seconds", type=float, default=3600, help="for all of them together")
     args = parser.parse_args()
     smoke = os.environ.get("EFFACE_GPU_SMOKE") == "1"
     bench, end = Bench(args.out, "cpu" if smoke else "cuda", smoke), 0.0
     for name in args.sections:
-        end += 3600 if smoke else BUDGETS[name]
-        bench.section(name, SECTIONS[name], min(end, args.seconds))
+        end += args.seconds * SHARES[name] / sum(SHARES[s] for s in args.sections)
+        bench.section(name, SECTIONS[name], end)
     print(table(bench.results), flush=True)
 
 

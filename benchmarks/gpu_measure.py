@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from efface.concepts.request import EraseRequest
 from efface.methods import Method
 from efface.models.base import DiffusionModel
-from efface.training import Run, Step
+from efface.training.loop import Run, Step
 from efface.versions import versions
 
 GIB = 2**30
@@ -117,7 +117,7 @@ class Bench:
 
     def time(self, work: Callable[[], Any], n: int = 10, warm: int = 3) -> dict[str, Any]:
         """Median milliseconds of ``n`` calls after ``warm`` ones, each waited for, their range, and the peak during them."""
-        n, warm = (2, 1) if self.smoke else (n, warm)
+        n, warm = (min(n, 2), min(warm, 1)) if self.smoke else (n, warm)
         for _ in range(warm):
             work()
         self.sync()
@@ -128,7 +128,7 @@ class Bench:
             work()
             self.sync()
             taken.append(1000 * (time.perf_counter() - start))
-        return self._timed(taken)
+        return {**self._timed(taken), "calls": warm + n}
 
     def updates(self, model: DiffusionModel, method: Method, n: int = 10, warm: int = 3) -> dict[str, Any]:
         """As :meth:`time`, of single weight updates of a method, by its own ``erase``: what lies before the first update, such
@@ -243,17 +243,19 @@ def line(row: dict[str, Any]) -> str:
         return "" if value is None else f"{value:.{digits}g}"
 
     cells = [row["model"], row["what"], row.get("dtype", ""), row.get("mode", ""), number(row.get("ms"))]
-    cells += [number(row.get("peak_gib")), number(row.get("tflop_per_s"), 3), row.get("predicted", "")]
-    if row.get("predicted_gib") is not None:
-        cells[-1] = f"{cells[-1]}; {row['predicted_gib']:.3g} GiB".removeprefix("; ")
-    if row.get("note"):
-        cells.append(row["note"])
-    return " | ".join(str(c) for c in cells)
+    cells += [number(row.get("peak_gib")), number(row.get("tflop_per_s"), 3), prediction(row)]
+    return " | ".join([*cells, *([row["note"]] if row.get("note") else [])])
+
+
+def prediction(row: dict[str, Any]) -> str:
+    """What was said before the run, of time and of memory."""
+    memory = "" if row.get("predicted_gib") is None else f"{row['predicted_gib']:.3g} GiB"
+    return "; ".join(p for p in (row.get("predicted", ""), memory) if p)
 
 
 def table(results: dict[str, Any]) -> str:
     head = f"{results['card']}, torch {results['versions'].get('torch', '?')}: {results['note']}"
-    names = "model | what | dtype | mode | ms | peak GiB | TFLOP/s | predicted"
+    names = "model | what | dtype | mode | ms | peak GiB | TFLOP/s | predicted | note"
     states = [f"{name}: {s['state']}, {s['seconds']} s" for name, s in results["sections"].items()]
     failed = [f"FAILED {f['what']}: {f['error']}" for f in results.get("failures", [])]
     return "\n".join([head, names, *map(line, results["rows"]), *states, *failed])

@@ -96,7 +96,7 @@ def filled(make: Callable[[], nn.Module], dtype: torch.dtype, device: str) -> nn
     """
     with torch.device("meta"):
         module = make()
-    module = module.to(dtype).to_empty(device=device).eval().requires_grad_(False)
+    module = nn.Module.to(module, dtype).to_empty(device=device).eval().requires_grad_(False)
     rng = torch.Generator(device).manual_seed(0)
     for name, p in module.named_parameters():
         if p.ndim > 1:

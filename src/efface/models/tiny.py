@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .base import Schedule
-from .sd import StableDiffusion, schedule_of
+from .sd import StableDiffusion, named_dtype, schedule_of
 from .sdxl import StableDiffusionXL
 
 TINY_WORDS = (
@@ -30,14 +30,16 @@ TINY_WORDS = (
 )
 
 
-def tiny(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusion:
-    """Channels (8, 16), 24 tokens, 8 x 8 latents. The global random state is left as it was."""
+def tiny(prediction_type: str = "epsilon", seed: int = 0, *, dtype: str = "float32", device: str = "cpu") -> StableDiffusion:
+    """Channels (8, 16), 24 tokens, 8 x 8 latents. The global random state is left as it was; the weights are drawn in float32 on
+    the CPU, so that they are the same everywhere."""
     from transformers import CLIPTextModel
 
     tokenizer = _tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         text, unet, vae = _encoder(CLIPTextModel, tokenizer), _unet(cross_attention_dim=16), _vae()
+    text, unet, vae = (module.to(device, named_dtype(dtype)) for module in (text, unet, vae))
     return StableDiffusion(
         name="tiny" if prediction_type == "epsilon" else "tiny-v",
         tokenizer=tokenizer,
@@ -50,17 +52,18 @@ def tiny(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusion:
     )
 
 
-def tiny_xl(zero_null: bool = True, seed: int = 0) -> StableDiffusionXL:
+def tiny_xl(zero_null: bool = True, seed: int = 0, *, dtype: str = "float32", device: str = "cpu") -> StableDiffusionXL:
     """As :func:`tiny`, with encoders of widths 16 and 24, the second with its projection, and SDXL's added conditions."""
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     first, second = _tokenizer(), _tokenizer(pad="!")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoders = _encoder(CLIPTextModel, first), _encoder(CLIPTextModelWithProjection, second, hidden_size=24)
+        encoders = [_encoder(CLIPTextModel, first), _encoder(CLIPTextModelWithProjection, second, hidden_size=24)]
         sizes = {"addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 24 + 6 * 4}
         unet = _unet(cross_attention_dim=16 + 24, addition_embed_type="text_time", **sizes)
         vae = _vae(force_upcast=True)
+    (*encoders, unet, vae) = (module.to(device, named_dtype(dtype)) for module in (*encoders, unet, vae))
     return StableDiffusionXL(
         name="tiny-xl",
         tokenizer=first,

@@ -35,12 +35,13 @@ def page(results: dict[str, Any], notes: str = "") -> str:
         f"{results['cuda']}, diffusers {v['diffusers']}, Python {v['python']}, commit {results['commit'][:12]}. Every figure is "
         "of this one card and of one run.",
         "",
-        "**Random weights: speed and memory only.** The networks have their true sizes and run the same kernels as trained ones; "
-        "no text was read by a large encoder for the flow models and no picture was decoded. SD 1.5 and SDXL ran through "
-        "efface's adapters and methods; rows marked *network only* ran the raw network with an update of the same shape. "
-        "*official schedule re-enacted* spends the forward evaluations of the official code on the same network in the same run, without "
-        "its backward passes and with our sampler's savings, so the official code itself is slower. *predicted* was written down "
-        "before the first run; F is half of a forward pass of two rows in the adapter.",
+        "**Random weights: speed and memory only.** The networks have their true sizes and run the same kernels as "
+        "trained ones; no text was read by a large encoder for the flow models and no picture was decoded. SD 1.5 and "
+        "SDXL ran through efface's adapters and methods; rows marked *network only* ran the raw network with an update of "
+        "the same shape. *official schedule re-enacted* spends the forward evaluations of the official code on the same "
+        "network in the same run, without its backward passes and with our sampler's savings, so the official code itself "
+        "is slower. *predicted* was written down before the first run; F is half of a forward pass of two rows in the "
+        "adapter.",
         "",
         "```bash",
         "OUT=runs/gpu bash benchmarks/gpu.sh",

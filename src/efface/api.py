@@ -16,7 +16,7 @@ import torch
 from .attacks import TIERS, Attack, Deployed, Direct, Goal
 from .concepts.prompts import Case
 from .concepts.request import EraseRequest
-from .errors import BadFile, BadOption, BadRequest, UnknownName
+from .errors import BadFile, BadOption, BadRequest, OutOfMemory, UnknownName
 from .evaluation.attack import Unit, run_attacks
 from .evaluation.damage import damage as damaged
 from .evaluation.damage import damage_cost
@@ -77,7 +77,26 @@ def erase(
     run = run or Run()
     request = request_for(model, targets, anchor, preserve)
     run.fingerprint = run_fingerprint(model, method, request)
-    return method.erase(model, request, run)
+    try:
+        return method.erase(model, request, run)
+    except torch.OutOfMemoryError as error:
+        told = str(error).splitlines()[0]
+        # Without its traceback, whose frames hold the tensors of the run: memory must be free for the next one.
+        raise OutOfMemory(f"no memory left on {model.device} ({told}). {less_memory(model, method)}") from error.with_traceback(
+            None
+        )
+
+
+def less_memory(model: DiffusionModel, method: Method) -> str:
+    """The next setting that makes a run smaller, in the order of what it costs: half-precision weights, recomputed activations,
+    fewer rows, fewer trained tensors."""
+    if model.info.get("dtype") == "float32":
+        return "Load the weights in half precision (--dtype bfloat16); what is trained stays in float32."
+    if not getattr(model.network, "is_gradient_checkpointing", False):
+        return "Compute activations again instead of storing them (--checkpointing)."
+    if getattr(method, "batch", 1) > 1:
+        return f"Take fewer rows per update than {method.batch} (--set batch=1)."
+    return "Train fewer tensors (--set train=xattn-kv), or use a closed form (efface erase uce), which runs on the CPU."
 
 
 def run_fingerprint(model: DiffusionModel, method: Method, request: EraseRequest) -> str:

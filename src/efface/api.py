@@ -94,8 +94,9 @@ def less_memory(model: DiffusionModel, method: Method) -> str:
         return "Load the weights in half precision (--dtype bfloat16); what is trained stays in float32."
     if not getattr(model.network, "is_gradient_checkpointing", False):
         return "Compute activations again instead of storing them (--checkpointing)."
-    if getattr(method, "batch", 1) > 1:
-        return f"Take fewer rows per update than {method.batch} (--set batch=1)."
+    rows = getattr(method, "batch", 1)
+    if rows > 1:
+        return f"Take fewer rows per update than {rows} (--set batch=1)."
     return "Train fewer tensors (--set train=xattn-kv), or use a closed form (efface erase uce), which runs on the CPU."
 
 

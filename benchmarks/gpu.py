@@ -344,35 +344,41 @@ def sd15_fp32(bench: Bench) -> None:
         torch.set_float32_matmul_precision("highest")
 
 
-def numerics(bench: Bench, model: StableDiffusion, facts: dict[str, Any]) -> None:
-    """Item 12: the gradient of one update's loss, per trained tensor, against float32 without TF32."""
+def gradients(model: StableDiffusion) -> dict[str, torch.Tensor]:
+    """Of one update's loss at fixed latents and goals, per trained tensor."""
     select, rng = selection(TRAIN[model.name]), torch.Generator().manual_seed(0)
-    z, t = model.noise(2, rng), torch.tensor([741, 741], device=bench.device)
-    c, goals = model.encode([TARGET, model.concept_names[1]]), model.noise(2, rng)
+    z, goals, t = model.noise(2, rng), model.noise(2, rng), torch.tensor([741, 741], device=model.device)
+    student, c = model.student(select), model.encode([TARGET, model.concept_names[1]])
+    weights = student.weights(select)
+    for p in weights.values():
+        p.requires_grad_(True)
+    found = torch.autograd.grad((student.predict(z, t, c) - goals).square().mean(), list(weights.values()))
+    return {n: g.float() for n, g in zip(weights, found, strict=True)}
 
-    def gradients(precision: str, autocast: str | None) -> dict[str, torch.Tensor]:
+
+def put_errors(
+    bench: Bench, facts: dict[str, Any], mode: str, predicted: str, found: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]
+) -> None:
+    """Item 12: the relative norm of the difference, per tensor."""
+    off = sorted(float((found[n] - g).norm() / g.norm().clamp_min(1e-30)) for n, g in exact.items())
+    told = f"relative error per tensor: median {off[len(off) // 2]:.2g}, worst {off[-1]:.2g}"
+    row = {**where(facts), "what": "gradient of an update", "mode": mode, "predicted": predicted, "note": told}
+    bench.row(**row, errors={"median": off[len(off) // 2], "worst": off[-1]})
+
+
+def numerics(bench: Bench, model: StableDiffusion, facts: dict[str, Any]) -> None:
+    """Item 12, against float32 without TF32."""
+
+    def found(precision: str, autocast: str | None) -> dict[str, torch.Tensor]:
         torch.set_float32_matmul_precision(precision)
         torch.backends.cudnn.allow_tf32 = precision == "high"
         model.configure(autocast=autocast)
-        student = model.student(select)
-        weights = student.weights(select)
-        for p in weights.values():
-            p.requires_grad_(True)
-        loss = (student.predict(z, t, c) - goals).square().mean()
-        found = torch.autograd.grad(loss, list(weights.values()))
-        return {n: g.float() for n, g in zip(weights, found, strict=True)}
+        return gradients(model)
 
-    exact = gradients("highest", None)
-    for mode, precision, autocast, predicted in (
-        ("TF32", "high", None, ""),
-        ("bf16 autocast", "high", "bfloat16", "below 3e-2"),
-    ):
+    exact = found("highest", None)
+    for mode, autocast, predicted in (("TF32", None, ""), ("bf16 autocast", "bfloat16", "below 3e-2")):
         with bench.attempt(f"numerics {mode}"):
-            other = gradients(precision, autocast)
-            off = sorted(float((other[n] - g).norm() / g.norm().clamp_min(1e-30)) for n, g in exact.items())
-            told = f"relative error per tensor: median {off[len(off) // 2]:.2g}, worst {off[-1]:.2g}"
-            row = {**where(facts), "what": "gradient of an update", "mode": mode, "predicted": predicted, "note": told}
-            bench.row(**row, errors={"median": off[len(off) // 2], "worst": off[-1]})
+            put_errors(bench, facts, f"{mode}, against fp32", predicted, found("high", autocast), exact)
     model.configure()
     torch.backends.cudnn.allow_tf32 = True
 
@@ -526,10 +532,12 @@ def compiled(bench: Bench) -> None:
     torch.compiler.reset()
     with bench.attempt("sd15 compiled, ESD"):
         model, facts = start(bench, "sd15", BF16)
+        plain = gradients(model)
         model.configure(compiled=True)  # its student's gradients are checked against the plain ones before the first update
         found = bench.updates(model, trained_methods("sd15")["ESD"][0])
         told = f"{found['seconds_before']:.3g} s to compile, check and fill"
         bench.row(**where(facts), what="ESD, one update", mode="compiled", note=told, **found)
+        put_errors(bench, facts, "compiled, against eager", "below 1e-3", gradients(model), plain)
     torch.compiler.reset()
 
 
@@ -552,6 +560,8 @@ def main() -> None:
     args = parser.parse_args()
     smoke = os.environ.get("EFFACE_GPU_SMOKE") == "1"
     bench, end = Bench(args.out, "cpu" if smoke else "cuda", smoke), 0.0
+    told = ("card", "memory_gib", "driver", "cuda", "tf32", "attention", "threads", "commit", "versions")
+    print({k: bench.results[k] for k in told}, flush=True)
     for name in args.sections:
         end += args.seconds * SHARES[name] / sum(SHARES[s] for s in args.sections)
         bench.section(name, SECTIONS[name], end)

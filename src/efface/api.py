@@ -97,7 +97,8 @@ def less_memory(model: DiffusionModel, method: Method) -> str:
     rows = getattr(method, "batch", 1)
     if rows > 1:
         return f"Take fewer rows per update than {rows} (--set batch=1)."
-    return "Train fewer tensors (--set train=xattn-kv), or use a closed form (efface erase uce), which runs on the CPU."
+    narrower = "" if getattr(method, "train", "xattn-kv") == "xattn-kv" else "Train fewer tensors (--set train=xattn-kv), or u"
+    return f"{narrower or 'U'}se a closed form (efface erase uce), which runs on the CPU."
 
 
 def run_fingerprint(model: DiffusionModel, method: Method, request: EraseRequest) -> str:

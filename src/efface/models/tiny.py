@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from .base import Schedule
 from .sd import StableDiffusion, named_dtype, schedule_of
@@ -39,7 +40,7 @@ def tiny(prediction_type: str = "epsilon", seed: int = 0, *, dtype: str = "float
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         text, unet, vae = _encoder(CLIPTextModel, tokenizer), _unet(cross_attention_dim=16), _vae()
-    text, unet, vae = (module.to(device, named_dtype(dtype)) for module in (text, unet, vae))
+    text, unet, vae = (_placed(module, dtype, device) for module in (text, unet, vae))
     return StableDiffusion(
         name="tiny" if prediction_type == "epsilon" else "tiny-v",
         tokenizer=tokenizer,
@@ -63,7 +64,7 @@ def tiny_xl(zero_null: bool = True, seed: int = 0, *, dtype: str = "float32", de
         sizes = {"addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 24 + 6 * 4}
         unet = _unet(cross_attention_dim=16 + 24, addition_embed_type="text_time", **sizes)
         vae = _vae(force_upcast=True)
-    (*encoders, unet, vae) = (module.to(device, named_dtype(dtype)) for module in (*encoders, unet, vae))
+    (*encoders, unet, vae) = (_placed(module, dtype, device) for module in (*encoders, unet, vae))
     return StableDiffusionXL(
         name="tiny-xl",
         tokenizer=first,
@@ -77,6 +78,11 @@ def tiny_xl(zero_null: bool = True, seed: int = 0, *, dtype: str = "float32", de
         preset="tiny",
         concept_names=TINY_WORDS[:12],
     )
+
+
+def _placed(module: Any, dtype: str, device: str) -> Any:
+    # torch's own method: that of diffusers warns about modules it keeps in float32, of which these networks have none.
+    return nn.Module.to(module, device, named_dtype(dtype))
 
 
 def _encoder(cls: Any, tokenizer: Any, hidden_size: int = 16) -> Any:

@@ -27,6 +27,16 @@ from efface.training.loop import Run, Step
 from efface.versions import versions
 
 GIB = 2**30
+ACTIVATIONS = {
+    ("sd15", 512): (0.73, 0.25),
+    ("sdxl", 1024): (4.77, 1.2),
+    ("sd35-medium", 512): (1.85, 0.19),
+    ("sd35-medium", 1024): (6.25, 0.63),
+    ("flux", 512): (6.73, 0.63),
+    ("flux", 1024): (20.05, 1.88),
+}
+"""GiB kept for backward per row of half precision, without and with checkpointing; counted on the meta device, those of the two
+UNets with checkpointing guessed."""
 
 
 class Overrun(BaseException):

@@ -22,6 +22,7 @@ from efface.models.sdxl import StableDiffusionXL
 from efface.models.tiny import tiny, tiny_xl
 
 TARGET, TOKENS = "cat", 77
+BF16 = torch.bfloat16
 UNETS: dict[str, dict[str, Any]] = {
     "sd15": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
     "sdxl": {

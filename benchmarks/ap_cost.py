@@ -38,7 +38,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ap, pool": ("ap", {"sampler": "pool", "eta": 1.0}),
     "ap, fast": ("ap", {**AP.presets["fast"], "eta": 1.0}),
     "age, student": ("age", {"sampler": "student"}),
-    "age, pool": ("age", {"sampler": "pool", "pool": 1}),
+    "age, pool": ("age", {"sampler": "pool", "sampler.trajectories": 1}),
     "esd, student": ("esd", {"sampler": "student"}),
     "esd, pool": ("esd", {"sampler": "pool"}),
 }
@@ -55,18 +55,26 @@ def official_iteration(model: DiffusionModel, k_theta: int, k_pi: int, steps: in
             model.predict(z, t, c)
 
 
+def official_esd_iteration(model: DiffusionModel, k: int, steps: int) -> None:
+    """The official ESD schedule, spent on this model: one trajectory and three predictions."""
+    c, g = model.encode(["cat"]), torch.Generator().manual_seed(0)
+    z, t = model.sample_until(c, k, steps, model.noise(1, g), 3.0, official=True)
+    for _ in range(3):
+        model.predict(z, t, c)
+
+
 def count(name: str, iterations: int) -> dict[str, float]:
     """Counted on the tiny model: evaluations per update, apart from filling a pool. Calculated from the documented cost, which
     the tests hold equal to the counted one: a run of 1,000 updates with 50 candidates."""
     model, (kind, settings) = load_model("tiny"), VARIANTS[name]
-    nearest = {} if kind == "esd" else {"nearest": 4}
+    nearest = {} if kind == "esd" else {"search.nearest": 4}
     method = build_method(kind, preset="paper", settings={**settings, **nearest, "steps": iterations})
     request = EraseRequest(("cat",))
-    fill = dataclasses.replace(method, steps=0).erase(model, request).card.cost["forward"] if method.sampler == "pool" else 0
+    fill = dataclasses.replace(method, steps=0).erase(model, request).card.cost["forward"] if method.sampler.pooled else 0
     start = time.perf_counter()
     patch = method.erase(model, request)
     seconds = time.perf_counter() - start
-    full = build_method(kind, preset="paper", settings={**settings, **({} if kind == "esd" else {"nearest": CANDIDATES})})
+    full = build_method(kind, preset="paper", settings={**settings, **({} if kind == "esd" else {"search.nearest": CANDIDATES})})
     total = full.expected_evals(load_model("mini"), EraseRequest(("dog",)))  # its names are the candidates; nothing is spent
     return {
         "per_iteration": (patch.card.cost["forward"] - fill) / iterations,
@@ -94,11 +102,13 @@ def count_official(iterations: int) -> dict[str, float]:
 def compare(target: str, steps: int | None, profile: str) -> dict[str, Any]:
     """Exact and pooled AP on the miniature, the same cases, paired."""
     model = load_model("mini")
-    base = build_method("ap", preset="mini", settings={} if steps is None else {"steps": steps})
+    settings = {} if steps is None else {"steps": steps}
     patches, seconds = {}, {}
     for label, sampler in (("exact", "student"), ("pool", "pool")):
         start = time.perf_counter()
-        patches[label] = verbs.erase(model, dataclasses.replace(base, sampler=sampler), targets=[target], run=Run())
+        patches[label] = verbs.erase(
+            model, build_method("ap", preset="mini", settings={**settings, "sampler": sampler}), targets=[target], run=Run()
+        )
         seconds[label] = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:
         others = [("pool", patches["pool"])]

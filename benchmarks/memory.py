@@ -25,7 +25,7 @@ from efface.models.tiny import tiny
 from efface.registry import build_method
 from efface.training.loop import Run, Step
 
-SETTINGS = {"steps": 2, "sampling_steps": 5, "nearest": 4, "sampler": "pool", "eta": 1.0}
+SETTINGS = {"steps": 2, "sampling_steps": 5, "search.nearest": 4, "sampler": "pool", "eta": 1.0}
 
 
 def full_size(latent: int) -> StableDiffusion:

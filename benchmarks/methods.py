@@ -53,7 +53,7 @@ from efface.models.base import DiffusionModel
 from efface.models.load import load_model
 from efface.models.mini.world import load_world
 from efface.patches import Patch
-from efface.registry import build_method, method_class
+from efface.registry import METHODS, build_method
 from efface.verbs.subject import suite_for
 
 AXES = ("direct", "synonym", "implicit", "near", "trap", "far")
@@ -103,7 +103,7 @@ TABLES = {
             # Other methods.
             "esd": Contender("esd", curve=True),
             "age": Contender("age", curve=True),
-            "ap-pgd": Contender("ap", {"search": "pgd", "ascents": 10, "lam": 0.01}, seeds=1),
+            "ap-pgd": Contender("ap", {"search": "pgd", "search.ascents": 10, "lam": 0.01}, seeds=1),
             "kpop": Contender("kpop", seeds=1),
             "ablation": Contender("ablation", seeds=1),
             "forget-me-not": Contender("forget-me-not", seeds=1),
@@ -137,10 +137,10 @@ TABLES = {
             "ap, harvest": Contender("ap", {"sampler": "harvest"}, against="ap, student"),
             "ap, noised": Contender("ap", {"sampler": "noised"}, against="ap, student"),
             "ap, few steps": Contender("ap", {**EXACT, "solver": "dpm", "sampling_steps": 6}, against="ap, student"),
-            "ap, pool, joint": Contender("ap", {"sampler": "pool", "update": "joint"}, against="ap, student"),
+            "ap, pool, joint": Contender("ap", {"sampler": "pool", "search.update": "joint"}, against="ap, student"),
             "ap, fast": Contender(
                 "ap",
-                {"sampler": "pool", "update": "joint", "solver": "dpm", "sampling_steps": 6, "pool": 4},
+                {"sampler": "pool", "search.update": "joint", "solver": "dpm", "sampling_steps": 6, "sampler.trajectories": 4},
                 against="ap, student",
             ),
             "esd, student": Contender("esd", EXACT, against="esd, student"),
@@ -165,7 +165,7 @@ def relative(model: DiffusionModel, target: str) -> str:
 def patch_of(model: DiffusionModel, contender: Contender, target: str, seed: int, steps: int | None, path: Path) -> Patch:
     """The row's patch under the row's name; made once, its seconds kept beside it."""
     if not path.is_file():
-        fields = method_class(contender.method).__dataclass_fields__
+        fields = METHODS.find(contender.method).__dataclass_fields__
         settings = {**contender.settings, **({"seed": seed} if "seed" in fields else {})}
         if steps is not None and "steps" in fields:
             settings["steps"] = steps
@@ -190,7 +190,7 @@ def run_cell(
     patches: list[Patch] = []
     for name in names:
         contender = TABLES[table].rows[name]
-        if first or ("seed" in method_class(contender.method).__dataclass_fields__ and contender.seeds != 1):
+        if first or ("seed" in METHODS.find(contender.method).__dataclass_fields__ and contender.seeds != 1):
             patches.append(patch_of(model, contender, target, seed, steps, folder / f"{name}.safetensors"))
 
     def measure(rows: list[tuple[str, Patch]], profile: str, trivial: bool) -> None:

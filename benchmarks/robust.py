@@ -30,7 +30,6 @@ from PIL import Image, ImageDraw
 from robust_table import Found, markdown, records_of, result_of
 from table import into_page
 
-from efface import verbs
 from efface.evaluation.attack import run_attacks
 from efface.evaluation.driver import System
 from efface.evaluation.driver import evaluate as run_evaluation
@@ -41,8 +40,9 @@ from efface.models.base import DiffusionModel
 from efface.models.load import load_model
 from efface.models.mini.world import load_world
 from efface.patches import Patch
-from efface.registry import build_attack, build_guard, method_class
-from efface.verbs.subject import suite_for
+from efface.registry import METHODS, build_attack, build_guard
+from efface.verbs.attack import attack_units
+from efface.verbs.subject import judge_for, suite_for
 
 TARGETS = ("bomb", "helicopter", "panda", "dog")
 ATTACKS = ("synonym", "group", "implicit", "unlearndiff", "concept_inversion")
@@ -63,7 +63,7 @@ class Defence:
         return (
             self.contender is not None
             and self.contender.seeds == 0
-            and "seed" in method_class(self.contender.method).__dataclass_fields__
+            and "seed" in METHODS.find(self.contender.method).__dataclass_fields__
         )
 
 
@@ -123,10 +123,10 @@ def run_cell(work: Work, target: str, seed: int, name: str, first: bool) -> None
     kind = "gold" if gold else "patch" if patch else "guard"
     system = System(Entrant(name, name, kind, None), patch, model=gold, guard=guard, targets=(target,))
     profile, suite = find_profile(work.profile), suite_for(model, [target])
-    judge = verbs.judge_for(model, suite)
+    judge = judge_for(model, suite.names)
     run_evaluation(model, [system], suite, profile, judge, folder / "evaluation")
     attacks = [build_attack(a, preset="mini", settings={"seed": seed}) for a in work.attacks]
-    units = verbs.attack_units(model, attacks, target, (target,), patch, guard, work.cases, work.profile, deployed=gold)
+    units = attack_units(model, attacks, target, (target,), patch, guard, work.cases, work.profile, deployed=gold)
     # The attack on what was never learned does not depend on the defence: once per target and seed.
     runs = [u for u in units if u.role != "novel" or name == "none"]
     run_attacks(runs, profile, judge, folder / "attacks", work.budget, calibration=suite.cases(profile))

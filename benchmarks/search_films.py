@@ -26,7 +26,7 @@ from efface.models.base import DiffusionModel
 from efface.models.load import load_model
 from efface.registry import build_method
 
-SEARCHES: dict[str, dict[str, Any]] = {"ap": {}, "ap-pgd": {"search": "pgd", "ascents": 10, "lam": 0.01}}
+SEARCHES: dict[str, dict[str, Any]] = {"ap": {}, "ap-pgd": {"search": "pgd", "search.ascents": 10, "lam": 0.01}}
 SIZE, LINE = 96, 16
 
 

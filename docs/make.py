@@ -12,7 +12,7 @@ from study_claims import studies_page
 
 from efface.attacks import TIERS, Attack
 from efface.guards import Guard
-from efface.methods import ROWS, Method
+from efface.methods import Method
 from efface.options import described
 from efface.registry import ATTACKS, GUARDS, METHODS
 
@@ -93,11 +93,10 @@ def measured(cls: type[Method]) -> list[str]:
     """The rows of the method, and of its presets that go by a name of their own, in the first table of the results page."""
     _, _, text = (HERE / "results.md").read_text("utf-8").partition("<!-- methods -->\n")
     lines = [line for line in text.split("## ")[0].splitlines() if line.startswith("| ")]
-    own = {cls.name, *(name for name, row in ROWS.items() if row is cls)}
 
     def mine(line: str) -> bool:
         label = line.split(" | ")[0].removeprefix("| ")
-        return label in own or label.startswith(f"{cls.name}-")
+        return label == cls.name or label.startswith(f"{cls.name}-")
 
     rows = [line for line in lines if mine(line)]
     return [lines[0], "|" + "---|" * (lines[0].count("|") - 1), *rows] if rows else []

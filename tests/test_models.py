@@ -216,3 +216,13 @@ def test_schedule_reads_any_scheduler_config() -> None:
         "steps_offset": 1,
     }
     assert torch.equal(schedule_of(pndm).alphas_cumprod, tiny().schedule.alphas_cumprod)
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-v", "tiny-xl"])
+def test_tiny_models_take_dtype_and_device(name: str) -> None:
+    half, plain = load_model(name, dtype="bfloat16", device="cpu"), load_model(name, device="cpu")
+    assert half.info["dtype"] == "bfloat16"
+    assert {p.dtype for p in half.weights(lambda _: True).values()} == {torch.bfloat16}
+    for n, p in plain.weights(lambda _: True).items():
+        assert torch.equal(p.bfloat16(), half.weights(lambda m, n=n: m == n)[n])
+    assert {p.device.type for p in load_model(name, device="meta").weights(lambda _: True).values()} == {"meta"}

@@ -10,9 +10,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 
 from efface import verbs
-from efface.errors import BadFile, Cancelled
+from efface.errors import BadFile, Cancelled, OutOfMemory
 from efface.methods import AGE, AP, ESD, KPOP, ConceptAblation, ForgetMeNot, Method
 from efface.models.tiny import tiny
 from efface.preservation.exhaustive import Exhaustive
@@ -21,6 +22,7 @@ from efface.preservation.pgd import PGD
 from efface.testing import same
 from efface.training.loop import Run
 from efface.training.samplers import Harvest
+from efface.verbs.erase import less_memory
 
 CASES: list[Method] = [
     ESD(steps=6, sampling_steps=4, lr=1e-3),
@@ -122,3 +124,28 @@ def test_the_previous_signal_handler_is_restored() -> None:
     before = signal.getsignal(signal.SIGINT)
     verbs.erase(tiny(), CASES[0], targets=["cat"])
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_run_without_memory_says_what_to_try_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's error is torch's; what is said and that the process goes on is ours."""
+    model, method = tiny(), ESD(steps=2, sampling_steps=4, batch=2)
+    predict = type(model).predict
+
+    def full(*args: object) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 4 GiB\nmore lines")
+
+    monkeypatch.setattr(type(model), "predict", full)
+    with pytest.raises(
+        OutOfMemory, match=r"no memory left on cpu \(tried to allocate 4 GiB\)\. Load .*--dtype bfloat16"
+    ) as caught:
+        verbs.erase(model, method, targets=["cat"])
+    assert caught.value.__cause__ is not None
+    assert caught.value.__cause__.__traceback__ is None, "the frames of the failed run are kept, and its tensors with them"
+    monkeypatch.setattr(type(model), "predict", predict)
+    assert verbs.erase(model, method, targets=["cat"]).deltas
+    half = tiny(dtype="bfloat16")
+    assert "--checkpointing" in less_memory(half, method)
+    half.configure(checkpointing=True)
+    assert "batch=1" in less_memory(half, method)
+    assert "train=xattn-kv" in less_memory(half, ESD())
+    assert "train=" not in less_memory(half, ESD(train="xattn-kv"))

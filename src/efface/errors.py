@@ -12,6 +12,7 @@ EffaceError
 ├── MethodError                    a method broke the contract of the training loop
 ├── IllPosed                       a closed-form system without a usable solution
 ├── NonFiniteLoss                  NaN or infinity in a loss term; names step and term
+├── OutOfMemory                    the device has no memory left; names the next setting to try
 ├── Cancelled                      Ctrl-C; names the checkpoint to resume from
 ├── EvaluationError                an evaluation that could not say anything true
 ├── PluginError                    an installed package registers something that cannot be used
@@ -77,6 +78,10 @@ class IllPosed(EffaceError):
 
 class NonFiniteLoss(EffaceError):
     """A loss term became NaN or infinite."""
+
+
+class OutOfMemory(EffaceError):
+    """The device has no memory left for this run."""
 
 
 class Cancelled(EffaceError):

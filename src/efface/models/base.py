@@ -215,7 +215,8 @@ class DiffusionModel(abc.ABC):
         guide = self.guide(c, scale) if self.guide is not None else None
         null = None if scale == 1.0 or guide is not None else self.unconditional(len(c))
         both = c if null is None else Cond.cat([null, c])
-        x0_last, ab_last = None, self.schedule.ab(0).to(z)
+        # The levels stay on the CPU as scalars: a copy to a GPU at every step would wait for all steps before it.
+        x0_last, ab_last = None, self.schedule.ab(0).to(z.dtype)
         with self.constant_context():
             for i, t in enumerate(timesteps):
                 yield t, z
@@ -229,9 +230,9 @@ class DiffusionModel(abc.ABC):
                 else:
                     eps_0, eps_c = self.eps(torch.cat([z, z]), t, both).chunk(2)
                     eps = guided(eps_0, eps_c, scale)
-                ab = self.schedule.ab(t).to(z)
+                ab = self.schedule.ab(t).to(z.dtype)
                 t_next = timesteps[i + 1] if i + 1 < len(timesteps) else final
-                ab_next = self.schedule.ab(t_next).to(z)
+                ab_next = self.schedule.ab(t_next).to(z.dtype)
                 if solver == "ddim":
                     z = ddim_step(eps, z, ab, ab_next)
                 else:

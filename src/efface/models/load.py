@@ -57,7 +57,9 @@ def load_model(source: Any, *, dtype: str = "float32", device: str = "auto") -> 
     if source in ("tiny", "tiny-v", "tiny-xl"):
         from .tiny import tiny, tiny_xl
 
-        return tiny_xl() if source == "tiny-xl" else tiny("epsilon" if source == "tiny" else "v_prediction")
+        if source == "tiny-xl":
+            return tiny_xl(dtype=dtype, device=device)
+        return tiny("epsilon" if source == "tiny" else "v_prediction", dtype=dtype, device=device)
     path = Path(source)
     if path.is_file():
         return (StableDiffusionXL if _is_xl(path) else StableDiffusion).from_single_file(path, dtype=dtype, device=device)

@@ -182,8 +182,8 @@ class StableDiffusionXL(StableDiffusion):
     # -- network -------------------------------------------------------------------------------------------------
 
     def _beside(self, c: Cond) -> dict[str, Any]:
-        side = self.pixels
-        sizes = torch.tensor([side, side, 0, 0, side, side], device=self.device, dtype=c.tokens.dtype).expand(len(c), -1)
+        sizes = c.tokens.new_full((len(c), 6), self.pixels)  # made on the device: a copy from the CPU would wait for it
+        sizes[:, 2:4] = 0
         return {"added_cond_kwargs": {"text_embeds": c.extras[POOLED], "time_ids": sizes}}
 
     @torch.no_grad()

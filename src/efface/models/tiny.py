@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from .base import Schedule
-from .sd import StableDiffusion, schedule_of
+from .sd import StableDiffusion, named_dtype, schedule_of
 from .sdxl import StableDiffusionXL
 
 TINY_WORDS = (
@@ -30,14 +31,16 @@ TINY_WORDS = (
 )
 
 
-def tiny(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusion:
-    """Channels (8, 16), 24 tokens, 8 x 8 latents. The global random state is left as it was."""
+def tiny(prediction_type: str = "epsilon", seed: int = 0, *, dtype: str = "float32", device: str = "cpu") -> StableDiffusion:
+    """Channels (8, 16), 24 tokens, 8 x 8 latents. The global random state is left as it was; the weights are drawn in float32 on
+    the CPU, so that they are the same everywhere."""
     from transformers import CLIPTextModel
 
     tokenizer = _tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         text, unet, vae = _encoder(CLIPTextModel, tokenizer), _unet(cross_attention_dim=16), _vae()
+    text, unet, vae = (_placed(module, dtype, device) for module in (text, unet, vae))
     return StableDiffusion(
         name="tiny" if prediction_type == "epsilon" else "tiny-v",
         tokenizer=tokenizer,
@@ -50,17 +53,18 @@ def tiny(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusion:
     )
 
 
-def tiny_xl(zero_null: bool = True, seed: int = 0) -> StableDiffusionXL:
+def tiny_xl(zero_null: bool = True, seed: int = 0, *, dtype: str = "float32", device: str = "cpu") -> StableDiffusionXL:
     """As :func:`tiny`, with encoders of widths 16 and 24, the second with its projection, and SDXL's added conditions."""
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     first, second = _tokenizer(), _tokenizer(pad="!")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoders = _encoder(CLIPTextModel, first), _encoder(CLIPTextModelWithProjection, second, hidden_size=24)
+        encoders = [_encoder(CLIPTextModel, first), _encoder(CLIPTextModelWithProjection, second, hidden_size=24)]
         sizes = {"addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 24 + 6 * 4}
         unet = _unet(cross_attention_dim=16 + 24, addition_embed_type="text_time", **sizes)
         vae = _vae(force_upcast=True)
+    (*encoders, unet, vae) = (_placed(module, dtype, device) for module in (*encoders, unet, vae))
     return StableDiffusionXL(
         name="tiny-xl",
         tokenizer=first,
@@ -74,6 +78,11 @@ def tiny_xl(zero_null: bool = True, seed: int = 0) -> StableDiffusionXL:
         preset="tiny",
         concept_names=TINY_WORDS[:12],
     )
+
+
+def _placed(module: Any, dtype: str, device: str) -> Any:
+    # torch's own method: that of diffusers warns about modules it keeps in float32, of which these networks have none.
+    return nn.Module.to(module, device, named_dtype(dtype))
 
 
 def _encoder(cls: Any, tokenizer: Any, hidden_size: int = 16) -> Any:

@@ -49,7 +49,7 @@ def candidates(
         tokens = model.encode(space.candidates[i : i + 512]).tokens
         parts.append(torch.stack([distances(row, tokens, metric) for row in rows]))
     found = []
-    for distance in torch.cat(parts, dim=1):
+    for distance in torch.cat(parts, dim=1).cpu():  # looked at one by one below
         order = [i for i in smallest(distance, len(distance)).tolist() if distance[i] >= apart][:nearest]
         if centres:
             order = [order[i] for i in spread(distance[order], centres).tolist()]

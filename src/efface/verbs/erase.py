@@ -7,8 +7,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from ..concepts.request import EraseRequest
-from ..errors import UnknownName
+from ..errors import OutOfMemory, UnknownName
 from ..methods import Method
 from ..models.base import DiffusionModel
 from ..models.load import load_model
@@ -49,9 +51,28 @@ def erase(
 
 
 def erase_request(model: DiffusionModel, method: Method, request: EraseRequest, run: Run) -> Patch:
-    """As :func:`erase`, for a request that :func:`request_for` has checked."""
+    """As :func:`erase`, for a request that :func:`request_for` has checked. Raises OutOfMemory, with the next setting to try."""
     run.fingerprint = run_fingerprint(model, method, request)
-    return method.erase(model, request, run)
+    try:
+        return method.erase(model, request, run)
+    except torch.OutOfMemoryError as error:
+        told = f"no memory left on {model.device} ({str(error).splitlines()[0]}). {less_memory(model, method)}"
+        # Without its traceback, whose frames hold the tensors of the run: memory must be free for the next one.
+        raise OutOfMemory(told) from error.with_traceback(None)
+
+
+def less_memory(model: DiffusionModel, method: Method) -> str:
+    """The next setting that makes a run smaller, in the order of what it costs: half-precision weights, recomputed activations,
+    fewer rows, fewer trained tensors."""
+    if model.info.get("dtype") == "float32":
+        return "Load the weights in half precision (--dtype bfloat16); what is trained stays in float32."
+    if not getattr(model.network, "is_gradient_checkpointing", False):
+        return "Compute activations again instead of storing them (--checkpointing)."
+    rows = getattr(method, "batch", 1)
+    if rows > 1:
+        return f"Take fewer rows per update than {rows} (--set batch=1)."
+    narrower = "" if getattr(method, "train", "xattn-kv") == "xattn-kv" else "Train fewer tensors (--set train=xattn-kv), or u"
+    return f"{narrower or 'U'}se a closed form (efface erase uce), which runs on the CPU."
 
 
 def run_fingerprint(model: DiffusionModel, method: Method, request: EraseRequest) -> str:

@@ -1,0 +1,346 @@
+"""SD 1.5 and SDXL on one GPU, through efface's adapters and methods; see gpu.py."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from ap_cost import OFFICIAL, official_esd_iteration, official_iteration
+from closed_form import official_vectors, text_rows
+from gpu_measure import ACTIVATIONS, GIB, Bench, network_bytes, tflop_of
+from gpu_models import BF16, TARGET, stable_diffusion
+
+from efface import AGE, AP, ESD, RAP, RECE, UCE, AdvUnlearn, Gumbel
+from efface.concepts.request import EraseRequest
+from efface.methods import Method
+from efface.models.cond import Cond
+from efface.models.sd import StableDiffusion
+from efface.models.select import selection
+from efface.training.latents import LatentPool
+from efface.training.samplers import Pool as PoolSampler
+
+TRAIN = {"sd15": "xattn", "sdxl": "xattn-kv"}
+NEAREST = {"sd15": 100, "sdxl": 24}
+"""Candidates of a search. An update takes as long with few as with many; walking a trajectory for each does not."""
+NAMES = 100
+"""Concepts that the largest closed-form edit erases at once."""
+
+
+def inputs(model: StableDiffusion, rows: int) -> tuple[torch.Tensor, torch.Tensor, Cond]:
+    z = model.noise(rows, torch.Generator().manual_seed(0))
+    return z, torch.full((rows,), 501, device=z.device), model.encode([TARGET] * rows)
+
+
+def raw(model: StableDiffusion, rows: int) -> Callable[[], torch.Tensor]:
+    """The bare network in the precision of its weights, without the adapter's autocast: what a stock pipeline calls."""
+    z, t, c = inputs(model, rows)
+    beside = model._beside(c)
+    if "added_cond_kwargs" in beside:
+        beside = {"added_cond_kwargs": {k: v.to(model.dtype) for k, v in beside["added_cond_kwargs"].items()}}
+    z, tokens = z.to(model.dtype), c.tokens.to(model.dtype)
+    return torch.no_grad()(lambda: model.unet(z, t, tokens, return_dict=False, **beside)[0])
+
+
+def forwards(bench: Bench, model: StableDiffusion, facts: dict[str, Any], predicted: dict[str, str]) -> None:
+    """Item 1 and 2: a forward pass of two rows in every mode. Leaves the FLOP of one row in ``facts``."""
+    z, t, c = inputs(model, 2)
+    with torch.no_grad():
+        facts["tflop"] = tflop_of(lambda: model.predict(z, t, c)) / 2
+        found = bench.time(lambda: model.predict(z, t, c))
+        if not bool(torch.isfinite(model.predict(z, t, c)).all()):
+            raise RuntimeError(f"{model.name} with random weights gives no finite output.")
+    facts["forward_ms"] = found["ms"] / 2
+
+    def put(mode: str, found: dict[str, Any]) -> None:
+        rate = 2 * facts["tflop"] / found["ms"] * 1000
+        bench.row(**where(facts), what="forward, 2 rows", mode=mode, predicted=predicted.get(mode, ""), tflop_per_s=rate, **found)
+
+    put("adapter, autocast" if model.dtype == BF16 else "adapter, TF32", found)
+    if model.dtype != BF16:
+        return
+    call = raw(model, 2)
+    put("bare network", bench.time(call))
+    if bench.cuda:
+        with bench.attempt(f"{model.name} CUDA graph"):
+            put("CUDA graph", bench.time(captured(call)))
+    with bench.attempt(f"{model.name} channels_last"):
+        model.unet.to(memory_format=torch.channels_last)
+        put("channels_last", bench.time(call))
+    model.unet.to(memory_format=torch.contiguous_format)
+
+
+def captured(call: Callable[[], Any]) -> Callable[[], Any]:
+    """The kernels of one call as one CUDA graph."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def where(facts: dict[str, Any]) -> dict[str, Any]:
+    return {k: facts[k] for k in ("model", "dtype", "scope", "pixels")}
+
+
+def trained_methods(name: str) -> dict[str, tuple[Method, str]]:
+    """One update of each: the pool is small, so that filling it costs little; an update does not depend on its size."""
+    pooled: dict[str, Any] = {"sampler": PoolSampler(trajectories=1), "sampling_steps": 2, "train": TRAIN[name]}
+    few = NEAREST[name]
+    attack_steps = 30 if name == "sd15" else 5
+    esd, ap = ("60-90 ms", "8 F with joint search, 11 F alternating") if name == "sd15" else ("200-250 ms", "8 F joint, 11 F")
+    return {
+        "ESD": (ESD(**pooled), esd),
+        "AP": (AP(search=Gumbel(nearest=few), **pooled), ap),
+        "AP, joint search": (AP(search=Gumbel(nearest=few, update="joint"), **pooled), "8 F"),
+        "AGE": (AGE(search=Gumbel(nearest=few, tau=0.1), **pooled), "about 15 F"),
+        "RAP": (RAP(search=Gumbel(nearest=few), **pooled), "about 20 F"),
+        f"AdvUnlearn, {attack_steps} attack steps": (
+            AdvUnlearn(warmup=0, pool=1, sampling_steps=2, most=16, attack_steps=attack_steps),
+            f"about {3 * attack_steps + 25} F",
+        ),
+    }
+
+
+def predicted_memory(model: StableDiffusion, facts: dict[str, Any], rows: int, checkpointed: bool) -> float:
+    """GiB: all weights on the card, four times the trained ones in float32 (copy, gradient, two moments) with their casts, the
+    encodings, and what ``rows`` rows keep for backward."""
+    half = model.dtype == BF16
+    resident = sum(network_bytes(m) for m in (model.unet, model.vae, *model._encoders()))
+    trained = sum(p.numel() for p in model.weights(selection(TRAIN[model.name])).values())
+    encoded = 2 * (NEAREST[model.name] + 2) * model.encode([""]).tokens.numel() * 4
+    kept = ACTIVATIONS[model.name, facts["pixels"]][checkpointed] * rows * (1 if half else 2)
+    return (resident + (18 if half else 16) * trained + encoded) / GIB + kept
+
+
+def updates(bench: Bench, model: StableDiffusion, facts: dict[str, Any], names: list[str] | None = None) -> dict[str, float]:
+    """Items 5, 6 and 11. Milliseconds by method."""
+    taken = {}
+    for what, (method, predicted) in trained_methods(model.name).items():
+        if names is not None and what not in names:
+            continue
+        n, warm = (2, 1) if "AdvUnlearn" in what else (10, 3) if model.name == "sd15" else (5, 2)
+        for checkpointing in (False, True) if what in ("ESD", "AP") else (False,):
+            with bench.attempt(f"{model.name} {facts['dtype']} {what}, checkpointing {checkpointing}"):
+                model.unet.disable_gradient_checkpointing()
+                model.configure(checkpointing=checkpointing)
+                found = bench.updates(model, method, n, warm)
+                memory = (
+                    None
+                    if bench.smoke or what not in ("ESD", "AP")
+                    else predicted_memory(model, facts, 2 if what == "AP" else 1, checkpointing)
+                )
+                mode = "checkpointing" if checkpointing else "eager"
+                extra = {"predicted": predicted if not checkpointing else "", "predicted_gib": memory}
+                extra["forwards"] = found["ms"] / facts["forward_ms"]
+                bench.row(**where(facts), what=f"{what}, one update", mode=mode, **found, **extra)
+                taken.setdefault(what, found["ms"])
+    model.unet.disable_gradient_checkpointing()
+    return taken
+
+
+def official(bench: Bench, model: StableDiffusion, facts: dict[str, Any], ours: dict[str, float], n: int) -> None:
+    """Item 7: outer iterations of the official schedule with the mean number of evaluations, on the same network."""
+    steps = 6 if bench.smoke else 50
+    low, high = steps // 2 - 1, steps // 2  # their mean is the mean level, so that one iteration costs what the mean one does
+    predicted = {"AP": "30 times ours", "ESD": "12 times ours"}
+
+    def both_levels() -> None:
+        for k in (low, high):
+            official_esd_iteration(model, k, steps)
+
+    for what, per, work in (
+        ("AP", 1, lambda: official_iteration(model, low, high, steps)),
+        ("ESD", 2, both_levels),
+    ):
+        with bench.attempt(f"official {what} on {model.name}"), torch.no_grad():
+            before = model.evals.snapshot()
+            found = bench.time(work, n=n, warm=0)
+            calls = per * found["calls"]
+            evals = {k: (v - before[k]) / calls for k, v in model.evals.snapshot().items()}
+            found = {**found, "ms": found["ms"] / per, "ms_range": [v / per for v in found["ms_range"]]}
+            mine = ours.get(what)
+            told = "" if mine is None else f"{found['ms'] / mine:.3g} times ours"
+            bench.row(
+                **{**where(facts), "scope": "official schedule re-enacted"},
+                what=f"{what}, one outer iteration",
+                method=what,
+                mode="forward passes only",
+                predicted=predicted[what],
+                note=f"{told}; {evals['forward']:.4g} evaluations, documented {OFFICIAL[what.lower()]}",
+                evals=evals,
+                times_ours=None if mine is None else found["ms"] / mine,
+                **found,
+            )
+
+
+def pool_filling(bench: Bench, model: StableDiffusion, facts: dict[str, Any]) -> None:
+    """Item 10: 32 trajectories in one batch, of 50 levels the ten noisiest."""
+    rows, levels = (4, 3) if bench.smoke else (32, 10)
+
+    def fill() -> None:
+        pool = LatentPool(model, steps=50, trajectories=rows, guidance=3.0, solver="ddim", seed=0, batch=1, levels=levels)
+        pool.fill([TARGET])
+
+    found, evals = bench.time(fill, n=3, warm=1), 2 * rows * (levels - 1)
+    rate = evals * facts["tflop"] / found["ms"] * 1000
+    what = f"pool, {rows} trajectories x {levels} levels"
+    bench.row(
+        **where(facts), what=what, mode=f"batch {2 * rows}", predicted="above 40 % of the ceiling", tflop_per_s=rate, **found
+    )
+
+
+def sampling(bench: Bench, model: StableDiffusion, facts: dict[str, Any], batch: int, steps: int) -> None:
+    """Item 9: latents of whole pictures, ours and by the stock pipeline of the same modules; nothing is decoded."""
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
+    scale, fast = 7.5, 20
+    steps, fast = (3, 3) if bench.smoke else (steps, fast)
+    c, null = model.encode([TARGET] * batch), model.unconditional(batch)
+    noise = model.noise(batch, torch.Generator().manual_seed(0))
+    pipe = model._pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    given = {"prompt_embeds": c.tokens.to(model.dtype), "negative_prompt_embeds": null.tokens.to(model.dtype)}
+    for prefix, side in (("", c), ("negative_", null)):
+        given |= {f"{prefix}{k}_prompt_embeds": v.to(model.dtype) for k, v in side.extras.items()}
+
+    def stock(n: int) -> Callable[[], Any]:
+        return lambda: pipe(
+            **given, latents=noise.to(model.dtype), num_inference_steps=n, guidance_scale=scale, output_type="latent"
+        )
+
+    def dpm() -> None:
+        deque(model.walk(c, noise, model.schedule.timesteps(fast), scale, solver="dpm"), maxlen=1)
+
+    runs: list[tuple[str, str, Callable[[], Any], int]] = [
+        ("efface", f"DDIM, {steps} steps", lambda: model.denoise(c, noise, steps, scale), steps),
+        ("stock pipeline", f"DDIM, {steps} steps", stock(steps), steps),
+        ("efface", f"DPM-Solver++, {fast} steps", dpm, fast),
+        ("stock pipeline", f"DPM-Solver++, {fast} steps", stock(fast), fast),
+    ]
+    for scope, what, work, n in runs:
+        with bench.attempt(f"{model.name} {scope} {what}"):
+            if scope != "efface" and what.startswith("DPM"):
+                pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+            found = bench.time(work, n=3 if batch > 1 else 2, warm=1)
+            told = f"{1000 * batch / found['ms']:.3g} pictures/s, {found['ms'] / n:.3g} ms a step"
+            predicted = "4-6 pictures/s" if (model.name, n) == ("sd15", fast) else ""
+            rate = 2 * batch * n * facts["tflop"] / found["ms"] * 1000
+            row = {**where(facts), "scope": scope, "what": f"sampling, {what}, batch {batch}", "mode": scope}
+            bench.row(**row, predicted=predicted, note=told, tflop_per_s=rate, **found)
+
+
+def closed_form(bench: Bench, model: StableDiffusion, facts: dict[str, Any], epochs: int = 0) -> None:
+    """Item 8. The digest of all base weights, which every patch carries, is timed apart from the edit."""
+    many = 5 if bench.smoke else NAMES
+    names = [n for n in model.concept_names if n != TARGET][:many]
+    started = bench.time(model.digest, n=1, warm=0)
+    bench.row(**where(facts), what="digest of the base weights", mode="CPU", predicted="", **started)
+    model.digest = lambda: "not computed here"  # type: ignore[method-assign]  # of this instance alone
+    runs: list[tuple[str, Method, list[str], str, int]] = [
+        ("UCE, 1 target", UCE(), names[:1], "", 2),
+        (f"UCE, {many} targets", UCE(), names, "below 2 s" if model.name == "sdxl" else "", 2),
+    ]
+    if epochs:
+        runs.append((f"RECE, 1 target, {epochs} epochs", RECE(epochs=epochs, stop=1e9), names[:1], "", 1))
+    for what, method, targets, predicted, n in runs:
+        with bench.attempt(f"{model.name} {what}"):
+            found = bench.time(lambda method=method, t=targets: method.erase(model, EraseRequest(tuple(t))), n=n, warm=0)
+            bench.row(**where(facts), what=f"{what}, without the digest", mode="float64 on the CPU", predicted=predicted, **found)
+    del model.digest  # the class's own shows again
+    with bench.attempt(f"{model.name} per-layer inverses"):
+        weights = [w.float() for w in model.weights(selection("xattn-kv")).values()]
+        d = weights[0].shape[1]
+        x, y = (text_rows(many, d, seed).to(bench.device) for seed in (0, 1))
+
+        def per_layer() -> None:
+            with torch.device(bench.device):  # it makes its identity matrix where the rest is
+                for w in weights:
+                    official_vectors(w, x, y, x[:0])
+
+        found = bench.time(per_layer, n=1, warm=0)
+        row = {**where(facts), "scope": "official schedule re-enacted", "dtype": "fp32"}
+        bench.row(**row, what=f"UCE, {many} targets", mode="an inverse per layer, GPU", predicted="", **found)
+
+
+def start(bench: Bench, name: str, dtype: torch.dtype) -> tuple[StableDiffusion, dict[str, Any]]:
+    candidates = 8 if bench.smoke else NAMES
+    model = stable_diffusion(name, dtype, bench.device, bench.smoke, candidates)
+    pixels = 8 * model.latent_shape[1]
+    return model, {"model": name, "dtype": "bf16" if dtype == BF16 else "fp32", "scope": "efface", "pixels": pixels}
+
+
+def sd15(bench: Bench) -> None:
+    model, facts = start(bench, "sd15", BF16)
+    forwards(bench, model, facts, {"adapter, autocast": "15-20 ms", "bare network": "15-20 ms", "CUDA graph": "6-8 ms"})
+    ours = updates(bench, model, facts)
+    official(bench, model, facts, ours, n=3)
+    pool_filling(bench, model, facts)
+    sampling(bench, model, facts, batch=8, steps=50)
+    closed_form(bench, model, facts)
+
+
+def sd15_fp32(bench: Bench) -> None:
+    torch.set_float32_matmul_precision("high")  # TF32 products, as convolutions have by default
+    try:
+        model, facts = start(bench, "sd15", torch.float32)
+        forwards(bench, model, facts, {})
+        ours = updates(bench, model, facts, ["ESD", "AP"])
+        official(bench, model, facts, ours, n=1)
+        numerics(bench, model, facts)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def gradients(model: StableDiffusion) -> dict[str, torch.Tensor]:
+    """Of one update's loss at fixed latents and goals, per trained tensor."""
+    select, rng = selection(TRAIN[model.name]), torch.Generator().manual_seed(0)
+    z, goals, t = model.noise(2, rng), model.noise(2, rng), torch.tensor([741, 741], device=model.device)
+    student, c = model.student(select), model.encode([TARGET, model.concept_names[1]])
+    weights = student.weights(select)
+    for p in weights.values():
+        p.requires_grad_(True)
+    found = torch.autograd.grad((student.predict(z, t, c) - goals).square().mean(), list(weights.values()))
+    return {n: g.float() for n, g in zip(weights, found, strict=True)}
+
+
+def put_errors(
+    bench: Bench, facts: dict[str, Any], mode: str, predicted: str, found: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]
+) -> None:
+    """Item 12: the relative norm of the difference, per tensor."""
+    off = sorted(float((found[n] - g).norm() / g.norm().clamp_min(1e-30)) for n, g in exact.items())
+    told = f"relative error per tensor: median {off[len(off) // 2]:.2g}, worst {off[-1]:.2g}"
+    row = {**where(facts), "what": "gradient of an update", "mode": mode, "predicted": predicted, "note": told}
+    bench.row(**row, errors={"median": off[len(off) // 2], "worst": off[-1]})
+
+
+def numerics(bench: Bench, model: StableDiffusion, facts: dict[str, Any]) -> None:
+    """Item 12, against float32 without TF32."""
+
+    def found(precision: str, autocast: str | None) -> dict[str, torch.Tensor]:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = precision == "high"
+        model.configure(autocast=autocast)
+        return gradients(model)
+
+    exact = found("highest", None)
+    for mode, autocast, predicted in (("TF32", None, ""), ("bf16 autocast", "bfloat16", "below 3e-2")):
+        with bench.attempt(f"numerics {mode}"):
+            put_errors(bench, facts, f"{mode}, against fp32", predicted, found("high", autocast), exact)
+    model.configure()
+    torch.backends.cudnn.allow_tf32 = True
+
+
+def sdxl(bench: Bench) -> None:
+    model, facts = start(bench, "sdxl", BF16)
+    forwards(bench, model, facts, {"adapter, autocast": "40-50 ms", "bare network": "40-50 ms"})
+    ours = updates(bench, model, facts)
+    official(bench, model, facts, ours, n=1)
+    closed_form(bench, model, facts, epochs=5)
+    sampling(bench, model, facts, batch=1, steps=30)

@@ -13,6 +13,7 @@ export PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 cd "$(dirname "$0")/.." || exit 1
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
+export OUT # a training command may name it
 PY=${PYTHON:-python3}
 if [ "$EFFACE_GPU_SMOKE" = 1 ]; then
   TOTAL=${EFFACE_GPU_SECONDS:-1500} TESTS=400 DEVICE=cpu SKIPPED="compiled" # which takes minutes on a CPU

@@ -71,8 +71,8 @@ def test_options_come_from_preset_then_file_then_set(tmp_path: Path) -> None:
         ((*ERASE, "--target", "cat", "--set", "lr=1", "--set", "lr=2"), "given twice"),
         ((*ERASE, "--target", "cat", "--preset", "papper"), "Did you mean 'paper'"),
         (
-            ("erase", "ap", "--model", "tiny", "--target", "cat", "--set", "sampler=pool", "--set", "hard=false"),
-            "needs hard=true",
+            ("erase", "ap", "--model", "tiny", "--target", "cat", "--set", "sampler=pool", "--set", "search.hard=false"),
+            "needs search.hard=true",
         ),
         (("erase", "uce", "--model", "tiny", "--target", "cat", "--seed", "1"), "has no seed"),
         (("erase", "esd", "--model", "minni", "--target", "cat"), "Did you mean 'mini'"),
@@ -112,7 +112,8 @@ def test_bad_configuration_files(tmp_path: Path) -> None:
     out, config = tmp_path / "p.safetensors", tmp_path / "run.toml"
     for text, message, code in (
         ("lr = [", "cannot read the configuration", 1),
-        ("[esd]\nlr = 1", "is a table", 2),
+        ("[esd]\nlr = 1", "unknown option of esd", 2),
+        ("lr = [1, 2]", "is a list", 2),
         ("learning_rate = 1", "unknown option of esd", 2),
     ):
         config.write_text(text)

@@ -21,6 +21,7 @@ from efface.evaluation.records import Entrant, Row, append_rows, read_rows
 from efface.evaluation.suite import Neighbour, Suite, filled, lexical_traps, world_suite
 from efface.methods import UCE
 from efface.models.tiny import tiny
+from efface.models.world import World
 
 SUITE = Suite(
     targets=("cat",),
@@ -133,18 +134,27 @@ def test_articles() -> None:
 def test_traps_and_neighbours() -> None:
     assert lexical_traps("hot dog", ["dog", "hot dog", "dogma", "hot pepper"]) == ["dog", "hot pepper"]
     groups = {"cat": "animal", "dog": "animal", "cow": "animal", "bus": "vehicle", "cat litter": "thing", "car": "vehicle"}
-    suite = world_suite(["cat"], groups, {"cat": {"image": ["bus", "dog"]}}, [n for n in groups if n != "cow"], {}, {})
+    world = World(
+        name="planted",
+        groups=groups,
+        sensitivity={n: 0.5 if n == "cow" else 1.0 for n in groups},
+        similar={"cat": {"image": ["bus", "dog"]}},
+        synonyms={"cat": ("tabby",)},
+        descriptions={},
+        group_words={},
+        guidance=4.0,
+        judge="",
+    )
+    suite = world_suite(world, ["cat"])
     assert [n.name for n in suite.trap] == ["cat litter"]
-    assert {n.name: n.source for n in suite.near} == {"bus": "image", "dog": "same group"} or {n.name for n in suite.near} == {
-        "bus",
-        "dog",
-    }
+    # The ranking and the group take turns: the first of the ranking, then the only other animal that can be measured.
+    assert {n.name: n.source for n in suite.near} == {"bus": "image", "dog": "same group"}
+    assert suite.synonyms == {"cat": ("tabby",)}
     assert "cow" not in {n.name for group in (suite.near, suite.far) for n in group}, (
         "what the detector cannot see is not measured"
     )
     assert {n.name for n in suite.far} == {"car"}
-    again = world_suite(["cat"], groups, {"cat": {"image": ["bus", "dog"]}}, [n for n in groups if n != "cow"], {}, {})
-    assert suite == again
+    assert suite == world_suite(world, ["cat"])
 
 
 def test_cases_are_paired_distinct_and_counted() -> None:

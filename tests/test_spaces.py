@@ -80,11 +80,11 @@ def test_requests_are_immutable_and_checked() -> None:
 
 
 def test_values_are_coerced_by_type_and_refused_by_name() -> None:
-    m = build_method("ap", preset="paper", settings={"hard": "no", "steps": "12", "lr": "1e-4", "sampler": "student"})
-    assert (m.hard, m.steps, m.lr) == (False, 12, 1e-4)  # type: ignore[attr-defined]
-    for bad in ({"hard": "maybe"}, {"steps": "1.5"}, {"steps": True}, {"lr": "inf"}, {"space": 3}):
-        with pytest.raises(BadOption, match=f"option {next(iter(bad))}="):
+    m = build_method("ap", preset="paper", settings={"search.hard": "no", "steps": "12", "lr": "1e-4", "sampler": "student"})
+    assert (m.search.hard, m.steps, m.lr) == (False, 12, 1e-4)  # type: ignore[attr-defined]
+    for bad in ({"search.hard": "maybe"}, {"steps": "1.5"}, {"steps": True}, {"lr": "inf"}, {"search.space": 3}):
+        with pytest.raises(BadOption, match=f"option {next(iter(bad)).removeprefix('search.')}="):
             build_method("ap", preset="paper", settings=bad)
     with pytest.raises(UnknownName, match="Did you mean 'cosine'"):
-        build_method("ap", preset="paper", settings={"metric": "cosin"})
+        build_method("ap", preset="paper", settings={"search.metric": "cosin"})
     assert parse_set(("a=b=c",)) == {"a": "b=c"}

@@ -247,7 +247,8 @@ def lab_of(tmp_path: Path, names: tuple[str, ...] = SPACE) -> Lab:
 
     def make(e: Erasure) -> Any:
         if e.row.startswith("ap"):
-            return AP.preset("mini", steps=8, **{"sampler.trajectories": 1, "search.nearest": 4}, **dict(e.settings), seed=e.seed)
+            settings = {"steps": 8, "sampler.trajectories": 1, "search.nearest": 4, **dict(e.settings), "seed": e.seed}
+            return AP.preset("mini", **settings)
         return build_method(e.row, preset="mini")
 
     return Lab(

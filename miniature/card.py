@@ -28,7 +28,7 @@ from efface.detectors.mini import ARCHITECTURES, Labels, MiniDetector, Scores, v
 from efface.equations.statistics import wilson
 from efface.io.files import write_text
 from efface.models.mini import HERE, load_mini
-from efface.models.mini.world import World
+from efface.models.mini.world import IconWorld
 
 from .data import article, background_tensor, compose, renders_tensor
 
@@ -63,7 +63,7 @@ def styled(names: Sequence[str], styles: Sequence[str], first_seed: int) -> list
     return [Shot(f"{article(style)} {name}", name, style, None, first_seed + i) for i, (name, style) in enumerate(cells)]
 
 
-def on_backgrounds(world: World, names: Sequence[str], rng: random.Random) -> list[Shot]:
+def on_backgrounds(world: IconWorld, names: Sequence[str], rng: random.Random) -> list[Shot]:
     """Every background equally often, each time with a concept drawn from ``names``."""
     pairs = [(rng.choice(names), world.backgrounds[k % len(world.backgrounds)]) for k in range(BACKGROUND_IMAGES)]
     return [Shot(f"{article(n)} on {article(b)} background", n, None, b, 3000 + k) for k, (n, b) in enumerate(pairs)]
@@ -109,12 +109,12 @@ def wanted_concept(part: Judged, detector: str, names: tuple[str, ...]) -> list[
     return [names[i] == s.concept for i, s in zip(part.named(detector), part.shots, strict=True)]
 
 
-def kind_rates(world: World, part: Judged, flags: Sequence[bool], *kinds: str) -> dict[str, Any]:
+def kind_rates(world: IconWorld, part: Judged, flags: Sequence[bool], *kinds: str) -> dict[str, Any]:
     """Rate of ``flags`` over the images of each kind of concept."""
     return {k: rate([ok for ok, s in zip(flags, part.shots, strict=True) if world.kind(s.concept) == k]) for k in kinds}
 
 
-def style_rates(world: World, part: Judged, labels: Labels) -> dict[str, Any]:
+def style_rates(world: IconWorld, part: Judged, labels: Labels) -> dict[str, Any]:
     """Style drawn as prompted, by the report detector, and the concept beside it, in trained and in held-out cells."""
     found = part.scores["report"].style.argmax(1)
     style_ok = [labels.styles[int(k)] == s.style for k, s in zip(found, part.shots, strict=True)]
@@ -136,7 +136,7 @@ def style_rates(world: World, part: Judged, labels: Labels) -> dict[str, Any]:
     }
 
 
-def background_rates(world: World, part: Judged, labels: Labels) -> dict[str, Any]:
+def background_rates(world: IconWorld, part: Judged, labels: Labels) -> dict[str, Any]:
     """Background drawn as prompted, by the report detector, and the concept beside it."""
     found = part.scores["report"].background.argmax(1)
     ok = [labels.backgrounds[int(k)] == s.background for k, s in zip(found, part.shots, strict=True)]
@@ -149,7 +149,7 @@ def background_rates(world: World, part: Judged, labels: Labels) -> dict[str, An
     }
 
 
-def calibration(world: World, parts: Sequence[Judged], detector: str, names: tuple[str, ...]) -> dict[str, Any]:
+def calibration(world: IconWorld, parts: Sequence[Judged], detector: str, names: tuple[str, ...]) -> dict[str, Any]:
     """Sensitivity and false-positive rate of every concept on samples of the shipped model (spec B12).
 
     Sensitivity: share of the images of bare and background prompts of the concept that are named so. False positives: share
@@ -174,7 +174,7 @@ def calibration(world: World, parts: Sequence[Judged], detector: str, names: tup
 
 
 @torch.no_grad()
-def memorisation(world: World, work: Path, samples: Tensor) -> dict[str, float]:
+def memorisation(world: IconWorld, work: Path, samples: Tensor) -> dict[str, float]:
     """Mean squared pixel distance in [0, 1] to the nearest of 16 compositions on white of every training icon.
 
     ``fresh``: the same for new compositions of training icons, i.e. what a model that draws its icons exactly would reach;
@@ -217,7 +217,7 @@ def distances(x: Tensor, bank: Tensor) -> Tensor:
     return torch.cdist(x.flatten(1), bank).square() / bank.shape[1]
 
 
-def contact_sheet(world: World, judged: Judged, path: Path) -> None:
+def contact_sheet(world: IconWorld, judged: Judged, path: Path) -> None:
     """Every concept (rows, four blocks side by side) in every style (columns), one sample each."""
     n_styles, side, margin, blocks, head = len(world.styles), 36, 112, 4, 16
     small = F.interpolate(judged.images, size=side, mode="area").permute(0, 2, 3, 1).mul(255).round().byte().numpy()
@@ -240,7 +240,7 @@ def contact_sheet(world: World, judged: Judged, path: Path) -> None:
             picture.quantize(colours, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
-def write_card(world: World, work: Path) -> None:
+def write_card(world: IconWorld, work: Path) -> None:
     begun = time.time()
     shipped, gold = load_mini(), load_mini(gold=True)
     detectors = {name: MiniDetector.load(name) for name in ARCHITECTURES}
@@ -393,7 +393,7 @@ def bars(card: dict[str, Any]) -> list[str]:
     return lines
 
 
-def markdown(world: World, card: dict[str, Any]) -> str:
+def markdown(world: IconWorld, card: dict[str, Any]) -> str:
     gold, mem, judges = card["gold"], card["memorisation"], card["detectors"]
     n = {kind: len(world.names(kind)) for kind in ("ordinary", "reserved", "novel")}
     parameters, speed = card["parameters"], card["seconds_64_images"]

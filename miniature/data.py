@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from efface.models.mini.world import World
+from efface.models.mini.world import IconWorld
 
 from .networks import IMAGE_PX
 
@@ -55,7 +55,7 @@ def compose(
     return (x[:, :3] + (1 - x[:, 3:]) * background[:, :, None, None]).clamp(0, 1) * 2 - 1
 
 
-def draw_backgrounds(world: World, n: int, rng: random.Random) -> list[str]:
+def draw_backgrounds(world: IconWorld, n: int, rng: random.Random) -> list[str]:
     """White half of the time, else one of the other seven."""
     return ["white" if rng.random() < 0.5 else rng.choice(world.backgrounds[1:]) for _ in range(n)]
 
@@ -84,7 +84,7 @@ STYLE_FIRST = ("a {s} {n}", "{s} {n}", "{s} style {n}", "a {s} style picture of 
 STYLE_LAST = ("{a} in {s} style", "{a} in the style of {s}", "{n} by {s}")
 
 
-def caption(world: World, name: str, style: str, background: str, rng: random.Random, p_style: float = 0.7) -> str:
+def caption(world: IconWorld, name: str, style: str, background: str, rng: random.Random, p_style: float = 0.7) -> str:
     """One caption of an image. Names dominate; group words, synonyms and implicit descriptions stand in for them."""
     concept = world[name]
     r = rng.random()
@@ -106,7 +106,7 @@ def caption(world: World, name: str, style: str, background: str, rng: random.Ra
     return text
 
 
-def cells(world: World, *kinds: str, reserved_style: bool) -> list[tuple[int, int]]:
+def cells(world: IconWorld, *kinds: str, reserved_style: bool) -> list[tuple[int, int]]:
     """(concept index, style index) of every training cell of the given splits; held-out cells never appear."""
     return [
         (i, j)

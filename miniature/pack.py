@@ -17,7 +17,7 @@ from torch import nn
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from efface.detectors.mini import ARCHITECTURES
-from efface.models.mini.world import World
+from efface.models.mini.world import IconWorld
 
 from . import networks
 from .train_unet import scheduler
@@ -64,7 +64,7 @@ def pack_clip(work: Path, tokenizer: CLIPTokenizer, folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
 
 
-def pack(world: World, work: Path) -> None:
+def pack(world: IconWorld, work: Path) -> None:
     """Write the whole folder beside its place, check its size, then swap it in: a failed pack changes nothing."""
     final = weights_folder()
     folder = final.with_name("weights.new")

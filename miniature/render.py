@@ -12,12 +12,12 @@ import numpy as np
 import resvg_py
 from PIL import Image
 
-from efface.models.mini.world import World
+from efface.models.mini.world import IconWorld
 
 RENDER_PX = 96
 
 
-def fetch_icons(world: World, cache: Path) -> dict[str, dict]:
+def fetch_icons(world: IconWorld, cache: Path) -> dict[str, dict]:
     """``npm pack`` every icon set once; returns style -> parsed icons.json."""
     sets = {}
     for style, meta in world.icon_sets.items():
@@ -54,7 +54,7 @@ def icon_svg(icons: dict, name: str) -> str | None:
     )
 
 
-def render_world(world: World, cache: Path) -> np.ndarray:
+def render_world(world: IconWorld, cache: Path) -> np.ndarray:
     """(concept, style, RENDER_PX, RENDER_PX, 4) uint8, premultiplied so that later compositing has no dark fringes."""
     sets = fetch_icons(world, cache)
     out = np.zeros((len(world.concepts), len(world.styles), RENDER_PX, RENDER_PX, 4), np.uint8)

@@ -12,13 +12,13 @@ from efface.detectors.clip_score import ClipScorer
 from efface.detectors.mini import MiniDetector
 from efface.io.files import write_text
 from efface.models.mini import HERE, WEIGHTS, load_mini
-from efface.models.mini.world import World
+from efface.models.mini.world import IconWorld
 
 SAMPLES, STEPS, KEEP = 6, 16, 6
 
 
 @torch.no_grad()
-def write_similar(world: World, work: Path) -> None:
+def write_similar(world: IconWorld, work: Path) -> None:
     """``similar.json``: concept -> {"image", "text", "confused"} -> most similar names first.
 
     image: cosine of mean image embeddings (independent encoder) of base images; text: cosine of the text encoder's last word

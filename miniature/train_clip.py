@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
-from efface.models.mini.world import World
+from efface.models.mini.world import IconWorld
 
 from . import networks
 from .data import article, background_tensor, caption, compose, draw_backgrounds, renders_tensor
@@ -45,7 +45,7 @@ RECIPES = {
 }
 
 
-def train(world: World, work: Path, part: str, minutes: float) -> None:
+def train(world: IconWorld, work: Path, part: str, minutes: float) -> None:
     """Contrastive training until the clock runs out. Run again with more minutes to continue from the checkpoint."""
     recipe = RECIPES[part]
     torch.manual_seed(recipe.seed)
@@ -115,7 +115,7 @@ def train(world: World, work: Path, part: str, minutes: float) -> None:
 
 
 @torch.no_grad()
-def zero_shot(model: CLIPModel, tokenizer: CLIPTokenizer, world: World, renders: torch.Tensor) -> dict[str, float]:
+def zero_shot(model: CLIPModel, tokenizer: CLIPTokenizer, world: IconWorld, renders: torch.Tensor) -> dict[str, float]:
     """Top-1 and top-5 accuracy of naming every render among all names ("a <name>"), on unseen augmentations."""
     rng, gen = random.Random(0), torch.Generator().manual_seed(0)
     tokens = tokenizer([article(c.name) for c in world.concepts], padding="max_length", return_tensors="pt")

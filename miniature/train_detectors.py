@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from efface.detectors.mini import ARCHITECTURES, IMAGE_PX, Labels, MiniDetector, PlainCNN, ResidualCNN
 from efface.equations.statistics import wilson
-from efface.models.mini.world import World
+from efface.models.mini.world import IconWorld
 
 from .data import background_tensor, compose, renders_tensor
 
@@ -34,7 +34,7 @@ POOL_PER_CELL = 6
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # images in [0, 1], concept, style, background labels
 
 
-def draw(world: World, n: int, rng: random.Random) -> tuple[list[int], list[int], list[str]]:
+def draw(world: IconWorld, n: int, rng: random.Random) -> tuple[list[int], list[int], list[str]]:
     """Concepts, styles and backgrounds of n images; white one third of the time."""
     concepts = [rng.randrange(len(world.concepts)) for _ in range(n)]
     styles = [rng.randrange(len(world.styles)) for _ in range(n)]
@@ -43,7 +43,7 @@ def draw(world: World, n: int, rng: random.Random) -> tuple[list[int], list[int]
 
 
 def composed(
-    world: World, renders: Tensor, n: int, rng: random.Random, gen: torch.Generator, strength: float = STRENGTH
+    world: IconWorld, renders: Tensor, n: int, rng: random.Random, gen: torch.Generator, strength: float = STRENGTH
 ) -> Batch:
     i, j, b = draw(world, n, rng)
     x = compose(renders[i, j], background_tensor(b), gen, strength=strength) / 2 + 0.5
@@ -105,7 +105,7 @@ def degraded(x: Tensor, gen: torch.Generator) -> Tensor:
     return (x + sigma * torch.randn(x.shape, generator=gen)).clamp(0, 1)
 
 
-def negatives(world: World, renders: Tensor, unreadable: Tensor, n: int, rng: random.Random, gen: torch.Generator) -> Batch:
+def negatives(world: IconWorld, renders: Tensor, unreadable: Tensor, n: int, rng: random.Random, gen: torch.Generator) -> Batch:
     """Images of nothing. Blank ones keep their background label; elsewhere style and background mean nothing."""
     none_c, none_s, none_b = len(world.concepts), len(world.styles), len(world.backgrounds)
     a, concept, _, _ = composed(world, renders, n, rng, gen)
@@ -160,7 +160,7 @@ def negatives(world: World, renders: Tensor, unreadable: Tensor, n: int, rng: ra
 
 
 def training_batch(
-    world: World, renders: Tensor, pool: Batch, unreadable: Tensor, rng: random.Random, gen: torch.Generator
+    world: IconWorld, renders: Tensor, pool: Batch, unreadable: Tensor, rng: random.Random, gen: torch.Generator
 ) -> Batch:
     n_none, n_decoded = round(BATCH * P_NEGATIVE), round(BATCH * P_DECODED)
     fresh = composed(world, renders, BATCH - n_none - n_decoded, rng, gen)
@@ -181,7 +181,7 @@ def shifted(x: Tensor, gen: torch.Generator) -> Tensor:
     return F.pad(x, (2, 2, 2, 2), mode="replicate")[..., dy : dy + IMAGE_PX, dx : dx + IMAGE_PX]
 
 
-def train(world: World, work: Path, part: str, minutes: float) -> None:
+def train(world: IconWorld, work: Path, part: str, minutes: float) -> None:
     """Train one judge until its clock runs out. Run again with more minutes to continue from the checkpoint."""
     seed = SEEDS[part]
     torch.manual_seed(seed)
@@ -263,7 +263,7 @@ def save(
 
 
 @torch.no_grad()
-def measure(world: World, work: Path, detector: MiniDetector, renders: Tensor) -> dict[str, object]:
+def measure(world: IconWorld, work: Path, detector: MiniDetector, renders: Tensor) -> dict[str, object]:
     """Accuracy of the shipped half-precision weights on images that training did not see (fresh augmentations).
 
     ``renders``: four per cell, each at the strength the UNet was trained with; ``round_trip``: the first of them through

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from efface.io.files import write_text
-from efface.models.mini.world import World, load_world
+from efface.models.mini.world import IconWorld, load_world
 
 from . import networks
 from .data import caption, renders_tensor
@@ -72,7 +72,7 @@ class Tables:
 
 
 @torch.no_grad()
-def tables(world: World, renders: Tensor, frozen: Frozen, augmentations: int = AUGMENTATIONS) -> Tables:
+def tables(world: IconWorld, renders: Tensor, frozen: Frozen, augmentations: int = AUGMENTATIONS) -> Tables:
     """Compose and encode every picture and the captions of every picture that is trained on."""
     latents, backgrounds = latent_table(world, renders.to(frozen.device), frozen.vae, augmentations)
     rng = random.Random(SEEDS["base0"] * 1_000_003)

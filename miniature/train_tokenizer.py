@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from efface.models.mini.world import World
+from efface.models.mini.world import IconWorld
 
 from .data import caption
 from .networks import MAX_TOKENS
@@ -17,7 +17,7 @@ BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 VOCAB = 1900
 
 
-def corpus(world: World, n: int = 60_000) -> list[str]:
+def corpus(world: IconWorld, n: int = 60_000) -> list[str]:
     rng = random.Random(0)
     lines = [
         caption(world, rng.choice(world.concepts).name, rng.choice(world.styles), rng.choice(world.backgrounds), rng)
@@ -28,7 +28,7 @@ def corpus(world: World, n: int = 60_000) -> list[str]:
     return lines
 
 
-def train(world: World, work: Path) -> None:
+def train(world: IconWorld, work: Path) -> None:
     bpe = Tokenizer(models.BPE(unk_token=EOS, end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     bpe.pre_tokenizer = pre_tokenizers.Sequence(

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from efface.models.mini.world import World
+from efface.models.mini.world import IconWorld
 
 from . import networks
 from .data import background_tensor, caption, cells, compose, draw_backgrounds, renders_tensor
@@ -46,7 +46,7 @@ def scheduler() -> DDIMScheduler:
 
 
 @torch.no_grad()
-def latent_table(world: World, renders: Tensor, vae: AutoencoderKL, augmentations: int = AUGMENTATIONS) -> tuple[Tensor, Tensor]:
+def latent_table(world: IconWorld, renders: Tensor, vae: AutoencoderKL, augmentations: int = AUGMENTATIONS) -> tuple[Tensor, Tensor]:
     """Latents (concept, style, augmentation, 4, 12, 12) in half precision, and the index of each one's background.
 
     Both lie where the renders and the VAE lie; the compositions are the same on every device.
@@ -67,7 +67,7 @@ def latent_table(world: World, renders: Tensor, vae: AutoencoderKL, augmentation
     return latents, backgrounds
 
 
-def encode_latents(world: World, work: Path) -> None:
+def encode_latents(world: IconWorld, work: Path) -> None:
     """Stage ``latents``: the table of all renders, stored."""
     vae = AutoencoderKL.from_pretrained(work / "vae").eval()
     latents, backgrounds = latent_table(world, renders_tensor(work / "renders.npz"), vae)
@@ -75,7 +75,7 @@ def encode_latents(world: World, work: Path) -> None:
     print(f"latents {tuple(latents.shape)}")
 
 
-def splits(world: World) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+def splits(world: IconWorld) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """(ordinary, reserved) cells of training: base0 sees the first alone, base1 both."""
     ordinary = cells(world, "ordinary", reserved_style=False)
     reserved = [c for c in cells(world, "ordinary", "reserved", reserved_style=True) if c not in set(ordinary)]
@@ -88,7 +88,7 @@ def ema_update(ema: dict[str, Tensor], model: dict[str, Tensor], step: int) -> N
         ema[name].lerp_(value, 1 - decay) if value.is_floating_point() else ema[name].copy_(value)
 
 
-def train(world: World, work: Path, part: str, minutes: float) -> None:
+def train(world: IconWorld, work: Path, part: str, minutes: float) -> None:
     seed = SEEDS[part]
     torch.manual_seed(seed)
     data = load_file(work / "latents.safetensors")

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from efface.models.mini.world import World
+from efface.models.mini.world import IconWorld
 
 from . import networks
 from .data import background_tensor, compose, draw_backgrounds, renders_tensor
@@ -21,7 +21,7 @@ def gradient_l1(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (a.diff(dim=-1) - b.diff(dim=-1)).abs().mean() + (a.diff(dim=-2) - b.diff(dim=-2)).abs().mean()
 
 
-def train(world: World, work: Path, minutes: float) -> None:
+def train(world: IconWorld, work: Path, minutes: float) -> None:
     rng, gen = random.Random(SEED), torch.Generator().manual_seed(SEED)
     torch.manual_seed(SEED)
     renders = renders_tensor(work / "renders.npz").flatten(0, 1)

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import CLIPModel, CLIPTextModel
 
 from efface.models.mini import WEIGHTS, card
-from efface.models.mini.world import World
+from efface.models.mini.world import IconWorld
 
 
 def _state(module: nn.Module, path: Path) -> None:
@@ -23,7 +23,7 @@ def _state(module: nn.Module, path: Path) -> None:
     save_file({n: v.float().contiguous() if v.is_floating_point() else v for n, v in module.state_dict().items()}, path)
 
 
-def unpack(world: World, work: Path) -> None:
+def unpack(world: IconWorld, work: Path) -> None:
     """Refuses a work folder that already holds a trained UNet: that would be newer than the release."""
     if (work / "base0").exists():
         raise SystemExit(f"{work / 'base0'} exists; unpack into an empty work folder.")

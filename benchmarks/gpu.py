@@ -98,7 +98,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of results.json; rows are added to one that is there")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=[s for s in SECTIONS if s != "compile"])
     parser.add_argument("--seconds", type=float, default=3600, help="for all of them together")
+    parser.add_argument("--no-cudnn-attention", action="store_true", help="leave cuDNN out of the attention backends")
     args = parser.parse_args()
+    if args.no_cudnn_attention:
+        torch.backends.cuda.enable_cudnn_sdp(False)
     smoke = os.environ.get("EFFACE_GPU_SMOKE") == "1"
     bench, end = Bench(args.out, "cpu" if smoke else "cuda", smoke), 0.0
     told = ("card", "memory_gib", "driver", "cuda", "tf32", "attention", "threads", "commit", "versions")

@@ -183,6 +183,7 @@ def official(bench: Bench, model: StableDiffusion, facts: dict[str, Any], ours: 
                 note=f"{told}; {evals['forward']:.4g} evaluations, documented {OFFICIAL[what.lower()]}",
                 evals=evals,
                 times_ours=None if mine is None else found["ms"] / mine,
+                ours="AP, joint search, one update" if what == "AP" else f"{what}, one update",
                 **found,
             )
 

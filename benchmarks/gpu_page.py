@@ -1,7 +1,9 @@
 """docs/performance.md from the results of one GPU run, and the table that ends the run.
 
-    python benchmarks/gpu_page.py RESULTS           copy them to docs/numbers/gpu.json and write docs/performance.md
+    python benchmarks/gpu_page.py RESULTS...        copy them to docs/numbers/gpu.json and write docs/performance.md
     python benchmarks/gpu_page.py RESULTS --table   print the table and write nothing
+
+Of several runs on one kind of card the last one counts; what only an earlier one measured is marked as such.
 
 What the figures do not say by themselves, such as why a prediction failed, is written by hand in docs/numbers/gpu_notes.md and
 put at the end of the page; every gap that it does not explain is listed there as open.
@@ -33,7 +35,7 @@ def page(results: dict[str, Any], notes: str = "") -> str:
         "",
         f"{results['card']} ({results['memory_gib']:.0f} GiB), driver {results['driver']}, torch {v['torch']} with CUDA "
         f"{results['cuda']}, diffusers {v['diffusers']}, Python {v['python']}, commit {results['commit'][:12]}. Every figure is "
-        "of this one card and of one run.",
+        "of this one kind of card. Rows marked *earlier run* were measured shortly before the others; ratios are within a run.",
         "",
         "**Random weights: speed and memory only.** The networks have their true sizes and run the same kernels as "
         "trained ones; no text was read by a large encoder for the flow models and no picture was decoded. SD 1.5 and "
@@ -56,6 +58,23 @@ def page(results: dict[str, Any], notes: str = "") -> str:
         lines += [f"## {model}", "", *markdown(COLUMNS, [cells(r) for r in results["rows"] if r["model"] == model]), ""]
     lines += ["## What did not run", "", *dropped(results), "", "## Predictions", "", *judged(results["rows"]), ""]
     return "\n".join([*lines, notes.strip(), ""] if notes.strip() else lines)
+
+
+def merged(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The last run with the rows and failures that only earlier ones have. Raises ValueError for runs on different cards."""
+    last = runs[-1]
+    if len({r["card"] for r in runs}) > 1:
+        raise ValueError("runs on different cards do not belong into one table.")
+    key = lambda row: (row["model"], row["what"], row.get("dtype"), row.get("mode"), row.get("scope"))  # noqa: E731
+    rows, sections = list(last["rows"]), dict(last["sections"])
+    for run in reversed(runs[:-1]):
+        known = {key(r) for r in rows}
+        for row in run["rows"]:
+            if key(row) not in known:
+                rows.append({**row, "note": "; ".join(filter(None, [row.get("note", ""), "earlier run"]))})
+        sections = {**{f"{name} (earlier run)": s for name, s in run["sections"].items()}, **sections}
+    failures = [f for run in runs for f in run.get("failures", [])]
+    return {**last, "rows": rows, "sections": sections, "failures": failures}
 
 
 def markdown(head: tuple[str, ...], rows: list[list[str]]) -> list[str]:
@@ -89,9 +108,7 @@ def compared(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         if row.get("times_ours") is None:
             continue
-        own = next(
-            r for r in rows if (r["model"], r["dtype"], r["what"]) == (row["model"], row["dtype"], f"{row['method']}, one update")
-        )
+        own = next(r for r in rows if (r["model"], r["dtype"], r["what"]) == (row["model"], row["dtype"], row["ours"]))
         evals = [r["evals"]["forward"] for r in (row, own)]
         name = f"{row['method']} on {row['model']}, {row['dtype']}"
         found.append(
@@ -159,10 +176,10 @@ def measured(row: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="results.json of benchmarks/gpu.py")
+    parser.add_argument("results", type=Path, nargs="+", help="results.json of benchmarks/gpu.py, the latest last")
     parser.add_argument("--table", action="store_true", help="print, and write nothing")
     args = parser.parse_args()
-    results = json.loads(args.results.read_text("utf-8"))
+    results = merged([json.loads(path.read_text("utf-8")) for path in args.results])
     if args.table:
         print(table(results))
         return

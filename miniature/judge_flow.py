@@ -42,7 +42,9 @@ BARS = {
 }
 
 
-def judge_network(world: IconWorld, network: SD3Transformer2DModel, frozen: Frozen, sheet: Path, every: int = 1) -> dict[str, Any]:
+def judge_network(
+    world: IconWorld, network: SD3Transformer2DModel, frozen: Frozen, sheet: Path, every: int = 1
+) -> dict[str, Any]:
     """Counts with n by both detectors, and a contact sheet of every concept in every style.
 
     984 bare, 738 style, 416 background and 24 novel pictures for ``every = 1``; else those of every K-th concept.

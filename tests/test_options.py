@@ -95,7 +95,7 @@ def test_every_option_with_needs_is_shown_idle() -> None:
     """But for what the methods refuse themselves, in whatever way it came: of UCE everything."""
     shown = {(name, option) for name, _, idle in IDLE for option in idle.split(", ")}
     inherited = {"pool", "pool_kept", "lifetime"}  # of Trained and Searching; shown once
-    refused = {("ap", "update"), ("advunlearn", "legacy_stale")}
+    refused = {("esd", "erase_from"), ("ap", "update"), ("advunlearn", "legacy_stale")}
     missing = [
         (name, o["name"])
         for name, cls in METHODS.items()

@@ -46,7 +46,9 @@ class Trained(Method):
     pool: int = option(8, "trajectories per target of a pooled sampler", "ours", low=1, needs=KEPT)
     lifetime: int = option(10, "updates a harvested trajectory serves", "ours", low=1, needs="sampler=harvest")
     sampling_steps: int = option(50, "grid of the partial sampling", "legacy codes --ddim_steps", low=2)
-    solver: str = option("ddim", "solver of the partial sampling", "legacy codes; dpm ours", choices=("ddim", "dpm"))
+    solver: str = option(
+        "ddim", "solver of the partial sampling", "legacy codes; esd_sd.py plms; dpm ours", choices=("ddim", "dpm", "plms")
+    )
     guidance: float = option(3.0, "guidance of the partial sampling", "legacy codes --start_guidance")
     alignment: str = option(
         "exact", "noise level of z_t against t", "esd_sd.py exact; legacy codes official", choices=("exact", "official")
@@ -65,6 +67,11 @@ class Trained(Method):
             raise BadOption(
                 f"sampler={self.sampler} keeps every level of a trajectory, so alignment=official does not exist for it; "
                 "use sampler=student."
+            )
+        if self.solver == "plms" and (self.sampler in POOLED or self.official):
+            raise BadOption(
+                "solver=plms visits its second level twice, for which there are no pooled latents and no official alignment; use "
+                "sampler=student or frozen with alignment=exact, or solver=ddim."
             )
 
     @property

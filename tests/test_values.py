@@ -14,6 +14,7 @@ from efface.bench.attack import _key as attack_key
 from efface.bench.evaluate import _key as evaluation_key
 from efface.bench.profiles import PROFILES
 from efface.concepts.request import EraseRequest
+from efface.equations.subspace import triggers
 from efface.errors import MethodError
 from efface.guards import SAFREE
 from efface.methods import AGE, AP, ESD, UCE
@@ -303,6 +304,12 @@ def nearest_on_simplex(row: torch.Tensor) -> torch.Tensor:
         s = (low + high) / 2
         low, high = (s, high) if float((row - s).clamp_min(0).sum()) > 1 else (low, s)
     return (row - s).clamp_min(0)
+
+
+def test_a_trigger_is_compared_with_the_others_alone() -> None:
+    """1.015 is more than 1.01 times the mean of the others, 1, and less than 1.01 times the mean of all, 1.005."""
+    assert triggers(torch.tensor([1.0, 1.0, 1.015]), 0.01).tolist() == [False, False, True]
+    assert triggers(torch.tensor([1.0, 1.0, 1.005]), 0.01).tolist() == [False, False, False]
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.02, 0.3])

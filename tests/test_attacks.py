@@ -234,6 +234,7 @@ def renamed(model: Any, target: str, other: str) -> Patch:
     return Patch.between({name: table}, {name: changed}, card)
 
 
+@pytest.mark.slow
 def test_an_erasure_of_the_name_alone_is_broken_by_inversion(tmp_path: Path) -> None:
     PROFILES["few"] = Profile("few", 8, 4.0, {"direct": 8, "near": 24})
     try:

@@ -96,7 +96,10 @@ def test_benchmarks_of_the_pages_take_the_options_that_are_printed() -> None:
                 assert f'"{option}"' in code, f"{page.name}: {script} has no {option}"
 
 
-@pytest.mark.parametrize("name", ["attacks", "export", "guards", "rap"])
+@pytest.mark.parametrize(
+    "name",
+    ["export", "guards", pytest.param("attacks", marks=pytest.mark.slow), pytest.param("rap", marks=pytest.mark.slow)],
+)
 def test_commands_of_pages(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     lines = [line for block in blocks(ROOT / "docs" / f"{name}.md", "bash") for line in block.splitlines()]
@@ -120,9 +123,10 @@ def test_guards_on_a_pipeline_as_printed() -> None:
     assert len(said["images"]) == 1
 
 
-@pytest.mark.parametrize(
-    "script", ["ap_cost.py", "methods.py", "memory.py", "search_films.py", "studies.py", "robust.py", "export.py"]
-)
+SLOW_SCRIPTS = ("ap_cost.py", "methods.py", "search_films.py", "studies.py", "robust.py", "export.py")
+
+
+@pytest.mark.parametrize("script", ["memory.py", *(pytest.param(s, marks=pytest.mark.slow) for s in SLOW_SCRIPTS)])
 def test_benchmarks_quick(script: str, tmp_path: Path) -> None:
     """The promise of every script in benchmarks/: --quick runs, --json prints one object of measured figures."""
     import json

@@ -178,6 +178,7 @@ def test_a_guard_alone_needs_a_target(tmp_path: Path) -> None:
         verbs.evaluate("mini", None, guard="negative", out=tmp_path / "e", profile="smoke")
 
 
+@pytest.mark.slow
 def test_evaluation_sees_the_guard(tmp_path: Path) -> None:
     """Strong safety guidance lowers how often the trained miniature shows its target, beyond the paired interval."""
     found = verbs.evaluate(

@@ -5,6 +5,8 @@ Throughout ``z_t = sqrt(ab) x0 + sqrt(1 - ab) eps`` with ``ab`` the cumulative a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -68,3 +70,10 @@ def dpm_step(x0: Tensor, x0_last: Tensor | None, z_t: Tensor, ab_last: Tensor, a
         lam = [0.5 * torch.log(a / (1 - a)) for a in (ab_last, ab, ab_next)]
         d = x0 + (x0 - x0_last) * (lam[2] - lam[1]) / (2 * (lam[1] - lam[0]))
     return ratio * z_t + ab_next.sqrt() * (1 - fade) * d
+
+
+def multistep(past: Sequence[Tensor]) -> Tensor:
+    """The prediction that PLMS steps with, from up to four predictions at equidistant levels, the newest last: the
+    Adams-Bashforth formula of that order. Source: Liu et al. 2022, arXiv:2202.09778, equation 12 and its beginnings."""
+    weights = {1: (1,), 2: (-1 / 2, 3 / 2), 3: (5 / 12, -16 / 12, 23 / 12), 4: (-9 / 24, 37 / 24, -59 / 24, 55 / 24)}
+    return sum(w * e for w, e in zip(weights[len(past)], past, strict=True))

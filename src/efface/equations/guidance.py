@@ -22,6 +22,12 @@ def away_from(eps_anchor: Tensor, eps_e: Tensor, eta: float) -> Tensor:
     return eps_anchor - eta * (eps_e - eps_anchor)
 
 
+def shifted(eps_from: Tensor, eps_anchor: Tensor, eps_e: Tensor, eta: float) -> Tensor:
+    """``eps_from - eta (eps_e - eps_anchor)``: what the target adds to the anchor is taken out of another prompt. With
+    ``eps_from = eps_e`` this is :func:`away_from` with ``eta - 1``."""
+    return eps_from - eta * (eps_e - eps_anchor)
+
+
 def composed(eps_0: Tensor, eps_anchor: Tensor, eps_away: Tensor, towards: float, away: float) -> Tensor:
     """``eps_0 + towards (eps_anchor - eps_0) - away mean_j (eps_j - eps_0)``: to the anchor, away from all of several prompts.
 

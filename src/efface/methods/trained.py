@@ -61,7 +61,9 @@ class Trained(Method):
     train: str = option("xattn", "trained parameters", "legacy codes (nudity: noxattn)", choices=UNET_SELECTIONS)
     sampler: Sampler = part(Student(), "where z_t comes from", "legacy codes student; esd_sd.py frozen", kinds=SAMPLERS)
     sampling_steps: int = option(50, "levels of the sampling grid on which z_t lies", "legacy codes --ddim_steps", low=2)
-    solver: str = option("ddim", "solver that walks to z_t", "legacy codes; dpm ours", choices=("ddim", "dpm"))
+    solver: str = option(
+        "ddim", "solver that walks to z_t", "legacy codes; esd_sd.py plms; dpm ours", choices=("ddim", "dpm", "plms")
+    )
     guidance: float = option(3.0, "guidance scale on the way to z_t", "legacy codes --start_guidance")
     loss_space: str = option(
         "output",
@@ -70,6 +72,14 @@ class Trained(Method):
         choices=("output", "eps", "x0"),
     )
     seed: int = option(0, "training seed", "ours")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.solver == "plms" and (self.sampler.pooled or self.sampler.official):
+            raise BadOption(
+                "solver=plms visits its second level twice, for which there are no pooled latents and no official alignment; use "
+                "sampler=student or frozen with sampler.alignment=exact, or solver=ddim."
+            )
 
     def walk(self, request: EraseRequest, candidates: Sequence[Sequence[str]] = (), per_candidate: int = 1) -> Walk:
         """What the sampler needs to know of this erasure."""
@@ -90,14 +100,18 @@ class Trained(Method):
         request: EraseRequest,
         candidates: Sequence[Sequence[str]] = (),
         per_candidate: int = 1,
+        walked: EraseRequest | None = None,
     ) -> Scene:
-        """The student and its latents; a pool of the frozen model is filled with the targets and their candidates."""
+        """The student and its latents; a pool of the frozen model is filled with the targets and their candidates.
+
+        ``walked``: whose targets the latents are of, where that is not the request itself.
+        """
         select = selection(self.train)
         student = model.student(select)
         return Scene(
             model=model,
             student=student,
-            latents=self.sampler.latents(model, student, self.walk(request, candidates, per_candidate)),
+            latents=self.sampler.latents(model, student, self.walk(walked or request, candidates, per_candidate)),
             targets=request.targets,
             c_targets=model.encode(request.targets),
             c_anchor=model.encode([request.anchor]),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..concepts.prompts import Case
-from ..equations.diffusion import ddim_step, dpm_step, x0_from_eps
+from ..equations.diffusion import ddim_step, dpm_step, multistep, x0_from_eps
 from ..equations.guidance import guided
 from .cond import Cond
 from .select import Select
@@ -206,7 +206,8 @@ class DiffusionModel(abc.ABC):
         that leaves it, then ``(final, z)`` at the end.
 
         noise: (B / m, C, h, w). m blocks of conditionings may start from the same noise; their first step then shares the
-        unconditional branch. ``solver``: "ddim", or "dpm" for DPM-Solver++(2M), which needs fewer steps.
+        unconditional branch. ``solver``: "ddim"; "dpm" for DPM-Solver++(2M), which needs fewer steps; "plms" for the linear
+        multistep method of PNDM, whose timesteps name the second level twice (see :func:`plms_grid`).
         Cost: 2 evaluations per row and step (1 with ``scale = 1``), B - B / m less at the first step; under a guard as many as
         its guide has blocks. Nothing is evaluated for a level nobody asks for.
         """
@@ -216,7 +217,7 @@ class DiffusionModel(abc.ABC):
         null = None if scale == 1.0 or guide is not None else self.unconditional(len(c))
         both = c if null is None else Cond.cat([null, c])
         # The levels stay on the CPU as scalars: a copy to a GPU at every step would wait for all steps before it.
-        x0_last, ab_last = None, self.schedule.ab(0).to(z.dtype)
+        x0_last, ab_last, past = None, self.schedule.ab(0).to(z.dtype), list[Tensor]()
         with self.constant_context():
             for i, t in enumerate(timesteps):
                 yield t, z
@@ -235,6 +236,12 @@ class DiffusionModel(abc.ABC):
                 ab_next = self.schedule.ab(t_next).to(z.dtype)
                 if solver == "ddim":
                     z = ddim_step(eps, z, ab, ab_next)
+                elif solver == "plms" and i == 1:
+                    # The first step again, with the mean of the predictions at both of its ends.
+                    z = ddim_step((past[0] + eps) / 2, torch.cat([noise] * blocks), ab_last, ab_next)
+                elif solver == "plms":
+                    ab_last, past = ab, [*past[-3:], eps]
+                    z = ddim_step(multistep(past), z, ab, ab_next)
                 else:
                     x0 = x0_from_eps(eps, z, ab)
                     z, x0_last, ab_last = dpm_step(x0, x0_last, z, ab_last, ab, ab_next), x0, ab
@@ -290,6 +297,7 @@ class DiffusionModel(abc.ABC):
         :func:`official_walk`. Cost: 2 k (official: 2 min(S - 1, S - k)) per row, less what :meth:`walk` shares.
         """
         grid = self.schedule.timesteps(steps)
+        grid = plms_grid(grid) if solver == "plms" else grid
         if official:
             levels, final = official_walk(grid, k)
             t = grid[steps - 1 - k] - self.schedule.steps_offset + jitter
@@ -374,6 +382,12 @@ def official_walk(grid: Sequence[int], k: int) -> tuple[list[int], int]:
     last = max(k - 1, 0)  # index of the last step taken
     levels = [ascending[i] for i in range(len(grid) - 2, last - 1, -1)]
     return levels, ascending[last - 1] if last > 0 else 0
+
+
+def plms_grid(grid: Sequence[int]) -> list[int]:
+    """The timesteps of diffusers' PNDMScheduler on a descending grid: S + 1 entries, the second level twice, because the first
+    step is taken a second time with a better prediction."""
+    return [*grid[:2], *grid[1:]]
 
 
 def mean_walk(steps: int, official: bool) -> float:

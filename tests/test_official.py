@@ -24,6 +24,7 @@ from efface.models.select import selection
 from efface.models.tiny import tiny_xl
 from efface.preservation.adversary import word_rows
 from efface.training import Run, Step
+from efface.training.samplers import Student
 
 F64 = torch.float64
 KV = selection("xattn-kv")
@@ -583,6 +584,6 @@ def test_plms_is_the_stock_scheduler(k: int, tiny_model: Any) -> None:
     wanted, level = pndm(tiny_model, noise, "cat", k)
     assert int(t) == level
     torch.testing.assert_close(z, wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))  # float32 sums in another order
-    for settings in ({"sampler": "pool"}, {"alignment": "official"}):
+    for settings in ({"sampler": "pool"}, {"sampler": Student(alignment="official")}):
         with pytest.raises(BadOption, match="plms visits its second level twice"):
             ESD(solver="plms", **settings)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from .attacks import Attack
+from .detectors.base import Detector
 from .errors import BadFile, BadOption, PluginError, UnknownName
 from .guards import Guard
 from .methods import Method
@@ -95,7 +96,7 @@ def resolve(path: str, owner: str = "") -> Any:
     module, _, name = path.partition(":")
     try:
         return getattr(import_module(module), name)
-    except Exception as error:  # a plug-in may fail in any way while it is imported
+    except Exception as error:  # noqa: BLE001  # a plug-in may fail in any way while it is imported
         of = f" of {owner}" if owner else ""
         raise PluginError(f"{path!r}{of} cannot be imported ({type(error).__name__}: {error}).") from error
 
@@ -119,6 +120,7 @@ def module_of(path: Path) -> Any:
 
 METHODS: Plugins[Method] = Plugins("method", "efface.methods", Method)  # type: ignore[type-abstract]
 ATTACKS: Plugins[Attack] = Plugins("attack", "efface.attacks", Attack)  # type: ignore[type-abstract]
+DETECTORS: Plugins[Detector] = Plugins("detector", "efface.detectors", Detector)  # type: ignore[type-abstract]
 GUARDS: Plugins[Guard] = Plugins("guard", "efface.guards", Guard)  # type: ignore[type-abstract]
 
 

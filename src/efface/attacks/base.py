@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..concepts.prompts import Case
-from ..errors import BadOption
+from ..errors import BadOption, UnknownName
 from ..guards.base import Guard
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
@@ -146,6 +146,11 @@ class Attack(Settings):
     own prompt and seed."""
 
     seed: int = option(0, "seed of the attack", "ours")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tier not in TIERS:
+            raise UnknownName(f"tier of the attack {self.name}", self.tier, TIERS)
 
     @abc.abstractmethod
     def plan(self, deployed: Deployed, goal: Goal, budget: int) -> Plan:

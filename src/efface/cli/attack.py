@@ -9,6 +9,7 @@ import click
 
 from .options import (
     clip_option,
+    detector_option,
     device_option,
     dtype_option,
     far_option,
@@ -39,6 +40,7 @@ from .settings import group, settings_help
 @set_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the attack.")
 @clip_option
+@detector_option
 @near_option
 @far_option
 @out_option("Folder for attempts and summary, in which a stopped attack is continued.", folder=True, required=False)
@@ -60,6 +62,7 @@ def _attack(
     pairs: tuple[str, ...],
     seed: int,
     clip: str | None,
+    detector: str | None,
     near: tuple[str, ...],
     far: tuple[str, ...],
     out: Path | None,
@@ -92,6 +95,7 @@ def _attack(
             profile=profile,
             controls=not no_controls,
             clip=clip,
+            detector=detector,
             near=near,
             far=far,
             on_image=bars.images,

@@ -10,6 +10,7 @@ import click
 from .main import command
 from .options import (
     clip_option,
+    detector_option,
     device_option,
     dtype_option,
     json_option,
@@ -39,6 +40,7 @@ from .output import Bars, emit, note
 )
 @profile_option
 @clip_option
+@detector_option
 @out_option("Folder for the record and the pictures.", folder=True)
 @device_option
 @dtype_option
@@ -51,6 +53,7 @@ def damage(
     by: str | None,
     profile: str,
     clip: str | None,
+    detector: str | None,
     out: Path,
     device: str,
     dtype: str,
@@ -74,6 +77,7 @@ def damage(
             by=by,
             profile=profile,
             clip=clip,
+            detector=detector,
             on_image=bars.images,
             note=note,
         )

@@ -8,6 +8,7 @@ from typing import Any
 from .main import command
 from .options import (
     clip_option,
+    detector_option,
     device_option,
     dtype_option,
     far_option,
@@ -36,6 +37,7 @@ from .output import Bars, command_line, emit, note, rate
 @target_option("Concept to block, only with --guard and without --patch; repeat for several.")
 @profile_option
 @clip_option
+@detector_option
 @near_option
 @far_option
 @out_option("Folder for rows, pictures and summary.", folder=True)
@@ -49,6 +51,7 @@ def evaluate(
     targets: tuple[str, ...],
     profile: str,
     clip: str | None,
+    detector: str | None,
     near: tuple[str, ...],
     far: tuple[str, ...],
     out: Path,
@@ -82,6 +85,7 @@ def evaluate(
             guard=guarded,
             profile=profile,
             clip=clip,
+            detector=detector,
             near=near,
             far=far,
             on_image=bars.images,

@@ -52,12 +52,18 @@ def _guards() -> dict[str, str]:
     return _plugins(GUARDS, lambda cls: f"{cls.summary} ({cls.paper})")
 
 
+def _detectors() -> dict[str, str]:
+    from ..registry import DETECTORS
+
+    return _plugins(DETECTORS, lambda cls: str(cls.summary))
+
+
 def _plug_ins() -> dict[str, str]:
-    from ..registry import ATTACKS, GUARDS, METHODS
+    from ..registry import ATTACKS, DETECTORS, GUARDS, METHODS
 
     return {
         f"{table.kind} {name}": f"{path}, registered by {owner}"
-        for table in (METHODS, ATTACKS, GUARDS)
+        for table in (METHODS, ATTACKS, DETECTORS, GUARDS)
         for name, (path, owner) in table.points.items()
     }
 
@@ -90,6 +96,7 @@ KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "methods": _methods,
     "attacks": _attacks,
     "guards": _guards,
+    "detectors": _detectors,
     "models": _models,
     "formats": _formats,
     "concepts": _concepts,
@@ -102,7 +109,7 @@ KINDS: dict[str, Callable[[], dict[str, str]]] = {
 @click.argument("kind", type=click.Choice(list(KINDS)))
 @json_option
 def list_(kind: str, as_json: bool) -> None:
-    """List methods, attacks, guards, models, export formats, the miniature's concepts, metrics, or what packages registered."""
+    """List what there is: methods, attacks, guards, detectors, models, formats, concepts, metrics, or registered plug-ins."""
     rows = KINDS[kind]()
     width = max(20, *(len(name) + 2 for name in rows))
     emit(as_json, rows, "\n".join(f"{name:<{width}}{text}" for name, text in rows.items()))

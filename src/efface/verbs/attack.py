@@ -34,6 +34,7 @@ def attack(
     controls: bool = True,
     wordings: Mapping[str, Sequence[str]] | None = None,
     clip: str | None = None,
+    detector: str | None = None,
     near: Sequence[str] = (),
     far: Sequence[str] = (),
     on_image: Callable[[int, int], None] = lambda done, total: None,
@@ -60,7 +61,7 @@ def attack(
     before = f"{built.name} ({built.tier}: {TIERS[built.tier]}) on {model.name}: {runs}, "
     announce(note, model, planned, before)
     suite = suite_for(model, [target], near, far)
-    judge, folder = judge_for(model, suite.names, clip), Path(out) if out is not None else None
+    judge, folder = judge_for(model, suite.names, clip, detector), Path(out) if out is not None else None
     chosen = find_profile(profile)
     with tempfile.TemporaryDirectory() as nowhere:
         return run_attacks(

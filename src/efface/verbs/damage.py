@@ -81,6 +81,7 @@ def damage(
     by: str | None = None,
     profile: str = "mini-lite",
     clip: str | None = None,
+    detector: str | None = None,
     on_image: Callable[[int, int], None] = lambda done, total: None,
     note: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def damage(
     patch.check_base(model)
     names = damage_space(model, space, patch.card.request.targets)
     by = by or ("images" if len(names) <= 200 else "noise")
-    judge = judge_for(model, names, clip)
+    judge = judge_for(model, names, clip, detector)
     planned = damage_cost(len(names), count, chosen, by)
     announce(note, model, planned, f"{len(names)} names of {space}, searched by {by}: ")
     return keep_damage(model, patch, names, chosen, judge, Path(out), count, by, on_image)

@@ -35,6 +35,7 @@ def evaluate(
     guard: Guard | str | None = None,
     profile: str | Profile = "mini-lite",
     clip: str | None = None,
+    detector: str | None = None,
     near: Sequence[str] = (),
     far: Sequence[str] = (),
     suite: Suite | None = None,
@@ -59,7 +60,7 @@ def evaluate(
     chosen = find_profile(profile) if isinstance(profile, str) else profile
     targets = targets_of(model, patch, targets)
     suite = suite or suite_for(model, targets, near, far)
-    judge = judge or judge_for(model, suite.names, clip)
+    judge = judge or judge_for(model, suite.names, clip, detector)
     guard = build_guard(guard) if isinstance(guard, str) else guard
     entrants = [(patch.card.method, patch)] if patch is not None else []
     systems = [System(Entrant(label, label, "patch", p.json()), p) for label, p in [*entrants, *others]]

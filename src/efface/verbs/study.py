@@ -38,6 +38,7 @@ def study(
     profile: str = "mini-lite",
     store: str | Path | None = None,
     clip: str | None = None,
+    detector: str | None = None,
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     note: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def study(
     unseen = world.unseen if world is not None else ()
     lab = Lab(
         model,
-        judge_for(model, names, clip),
+        judge_for(model, names, clip, detector),
         names,
         chosen,
         Path(store) if store is not None else Path(out) / "store",

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..detectors.clip_score import ClipScorer
 from ..errors import BadOption, BadRequest, UnknownName
 from ..evaluation.driver import Judge
-from ..evaluation.judges import ClipJudge
+from ..evaluation.judges import ClipJudge, DetectorJudge
 from ..evaluation.suite import Neighbour, Suite, lexical_traps, world_suite
 from ..models.base import DiffusionModel
 from ..models.load import load_model
 from ..patches import Patch
-from ..registry import resolve
+from ..registry import DETECTORS, resolve
 from .erase import request_for
 
 
@@ -61,14 +62,19 @@ def targets_of(model: DiffusionModel, patch: Patch | None, targets: Sequence[str
     return mine
 
 
-def judge_for(model: DiffusionModel, names: Sequence[str], clip: str | None = None) -> Judge:
-    """The judge of the model's world, or a CLIP checkpoint that tells ``names`` apart. Raises BadOption without either."""
+def judge_for(model: DiffusionModel, names: Sequence[str], clip: str | None = None, detector: str | None = None) -> Judge:
+    """What looks at the images: a detector by name beside the scores of a CLIP checkpoint, the judge of the model's world, or a
+    CLIP checkpoint that tells ``names`` apart. Raises BadOption without any of them."""
+    if detector is not None:
+        scorer = ClipScorer(clip) if clip is not None else None
+        return DetectorJudge(DETECTORS.find(detector)(names), scorer, clip or "")
     if model.world is not None:
         judge: Judge = resolve(model.world.judge)()
         return judge
     if clip is None:
         raise BadOption(
-            "this model has no detectors of its own: give --clip FOLDER_OR_HUB_ID of a CLIP checkpoint to name its images."
+            "this model has no detectors of its own: give --clip FOLDER_OR_HUB_ID of a CLIP checkpoint, or --detector NAME, to "
+            "name its images."
         )
     return ClipJudge(clip, names)
 

@@ -2,9 +2,9 @@
 
     python tools/mutants.py --count 200 --seed 0 --out runs/mutants.json [--only equations/simplex.py ...]
 
-A mutant is one changed operator, comparison, constant, condition or keyword of a function body, planted in a copy of ``src``; the
-working tree is never touched. It is killed when a test of the module fails or does not end. Survivors are printed with the line as
-it was and as it became: each wants a test, or is equal to the original and says why in the note of whoever looked.
+A mutant is one changed operator, comparison, constant or condition of a function body, planted in a copy of ``src``; the working
+tree is never touched. It is killed when a test of the module fails or does not end in time. A survivor wants a test, unless the
+changed line means the same.
 """
 
 from __future__ import annotations

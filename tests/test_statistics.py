@@ -178,6 +178,14 @@ def test_ranks_share_ties_and_spearman_knows_order_alone() -> None:
     assert interval[0] <= rho <= interval[1]
 
 
+def test_a_permutation_p_value_counts_the_observed_labels_as_one_of_the_draws() -> None:
+    """p = (1 + h) / (draws + 1) with h draws that group as well: never 0, and a whole number of hundredths of 99 draws."""
+    alike = [[float((i < 4) == (j < 4)) for j in range(8)] for i in range(8)]
+    p = grouping_test(alike, list("aaaabbbb"), draws=99)[2]
+    assert p >= 1 / 100
+    assert p * 100 == pytest.approx(round(p * 100))
+
+
 def test_grouping_test_finds_groups_and_holds_its_level() -> None:
     labels = ["a", "a", "b", "b", "c", "c", "d", "d"]
     alike = [[1.0 if a == b else 0.0 for b in labels] for a in labels]

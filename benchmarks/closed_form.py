@@ -417,7 +417,7 @@ def markdown(result: dict[str, Any], page: Path | None = None) -> str:
         "",
         *lines_of(["edit", "concepts", "official, CPU s", "ours, CPU s", "ratio", "error official", "error ours"], body),
         "",
-        *sources(page, "bench", {"": "the same with operations and peak memory"}),
+        *sources(page, "bench", {"": "all columns"}, "Floating-point operations and peak memory"),
         "This table shows the relative errors for the settings of the official codes in which float32 loses most.",
         "",
         *lines_of(

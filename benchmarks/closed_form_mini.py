@@ -158,7 +158,13 @@ def markdown(result: dict[str, Any], page: Path | None = None) -> str:
         "gets right. Erased is direct, generality pools synonym and implicit, and an invalid image counts as not erased. Comes "
         "back: the share of images that show the target again after the attack `c' = T^-1 c`.",
         "",
-        *sources(page, "mini", {"": "all rates, the condition number of T, the length of the embedding that undoes it, seconds"}),
+        *sources(
+            page,
+            "mini",
+            {"": "all rates"},
+            "Intervals over cases, invalid images, the condition number of T, the length of the embedding that undoes "
+            "the edit and seconds",
+        ),
     ]
     for n, rows in result["table"].items():
         lines += [

@@ -186,15 +186,17 @@ def file_name(page: Path, name: str, part: str = "") -> str:
     return "_".join(dict.fromkeys(p for p in (page.stem, name, part) if p)) + ".csv"
 
 
-def sources(page: Path | None, name: str, parts: Mapping[str, str]) -> list[str]:
+def sources(
+    page: Path | None, name: str, parts: Mapping[str, str], more: str = "Counts, invalid images and both kinds of interval"
+) -> list[str]:
     """The sentence that leads from a small table to its CSV files; nothing for a table that is printed and not put into a page.
 
-    ``parts``: part of the table -> what is in its file.
+    ``parts``: part of the table -> what its file is called; ``more``: what the files have beyond the small table.
     """
     if page is None:
         return []
     links = [f"[{said}](tables/{file_name(page, name, part)})" for part, said in parts.items()]
-    return [f"Counts, invalid images and both kinds of interval are in CSV files: {', '.join(links)}.", ""]
+    return [f"{more} are in {'a CSV file' if len(links) == 1 else 'CSV files'}: {', '.join(links)}.", ""]
 
 
 def into_page(page: Path, name: str, text: str, sheets: Mapping[str, str] | None = None) -> None:

@@ -62,8 +62,8 @@ class Collapse(Study):
         first, *others = self.methods
         differences = {m: nested(_minus(moved[first], moved[m])) for m in others}
         verdict = {1: "move together", -1: "move apart", 0: "were not shown to move together"}[sign(found[first]["together"])]
-        own = said(found[first]["together"], 3)
-        sentence = f"With {first}, images of different erased concepts {verdict}: the cosine changes by {own}."
+        change = said(found[first]["together"], 3)
+        sentence = f"With {first}, images of different erased concepts {verdict}: the cosine changes by {change}."
         for m, d in differences.items():
             less = {1: "do so less", -1: "do so more", 0: "were not shown to do so less"}[sign(d)]
             sentence += f" With {m} they {less}: {said(found[m]['together'], 3)}, a difference of {said(d, 3)}."

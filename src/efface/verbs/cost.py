@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -23,6 +24,33 @@ def seconds_per_eval(model: DiffusionModel, batch: int = 4) -> float:
             fastest = min(fastest, time.perf_counter() - start)
     model.evals.forward, model.evals.calls = before.forward, before.calls  # the probe is no part of any run's cost
     return fastest / batch
+
+
+class Spent:
+    """What the block took, as ``facts``: ``seconds`` of wall-clock time, the ``hardware``, and on a GPU ``peak_gib``, the most
+    memory that tensors held. On a CPU there is no such figure for one part of a process."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.facts = device, dict[str, Any]()
+
+    def __enter__(self) -> Spent:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self.start = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        gpu = self.device.type == "cuda"
+        if gpu:
+            torch.cuda.synchronize(self.device)
+        self.facts["seconds"] = round(time.perf_counter() - self.start, 3)
+        threads = torch.get_num_threads()
+        cpu = f"the CPU with {threads} thread{'' if threads == 1 else 's'}"
+        self.facts["hardware"] = (
+            torch.cuda.get_device_name(self.device) if gpu else cpu if self.device.type == "cpu" else str(self.device)
+        )
+        if gpu:
+            self.facts["peak_gib"] = round(torch.cuda.max_memory_allocated(self.device) / 2**30, 2)
 
 
 def announce(note: Callable[[str], None] | None, model: DiffusionModel, evals: float, before: str, after: str = "") -> None:

@@ -168,6 +168,8 @@ def studies_page() -> str:
     lines = [
         "# What erasing does to the rest",
         "",
+        "Terms are in the [glossary](glossary.md).",
+        "",
         (HERE / "numbers" / "studies.md").read_text("utf-8").strip(),
         "",
         "This table lists the claims of the papers with our results. AP and AGE stand for the papers of those methods.",

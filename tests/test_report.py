@@ -181,7 +181,7 @@ def test_what_else_it_broke(tmp_path: Path) -> None:
     html, _ = render(folder)
     section = html[html.index('id="damage"') : html.index('id="search"')]
     assert "<script>alert" not in section
-    assert "31.2 [20, 40]" in section
+    assert "31.2\xa0[20,\xa040]" in section
     assert "1 of them is damaged" in section
     assert section.count("case damaged") == 1
     assert "not measured" in section
@@ -192,8 +192,10 @@ def test_what_else_it_broke(tmp_path: Path) -> None:
 def test_renders_in_order(tmp_path: Path) -> None:
     html, reader = render(synthetic_folder(tmp_path))
     assert reader.text["h1"] == "cat erased from mini with ap"
-    ids = [a["id"] for tag, a in reader.tags if tag == "h2"]
+    ids = [a["id"] for tag, a in reader.tags if tag == "h2" and "id" in a]
     assert ids == ["images", "tradeoff", "rates", "damage", "search", "provenance"]
+    questions = re.findall(r"<section class=\"answer\">\s*<h2>(.*?)\?", html)
+    assert questions == ["Is the target gone", "What else broke", "How sure is this", "What did it cost"]
     levels = [int(tag[1]) for tag, _ in reader.tags if re.fullmatch(r"h\d", tag)]
     assert levels[0] == 1
     assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
@@ -207,14 +209,67 @@ def test_headline_numbers_are_those_of_the_summary(tmp_path: Path) -> None:
     folder = synthetic_folder(tmp_path)
     _, reader = render(folder)
     axes = json.loads((folder / "summary.json").read_text())["entrants"]["ap"]["axes"]
-    shown = iter(re.findall(r"([\d.]+)%\s+95% interval ([\d.]+) to ([\d.]+)%, (\d+)/(\d+) cases", reader.text["ul"]))
-    for raw, found in zip((axes["direct"]["detection"], axes["near"]["preserved"], axes["far"]["preserved"]), shown, strict=True):
+    shown = iter(re.findall(r"([\d.]+)%\s+95% interval ([\d.]+)\sto\s([\d.]+)%, (\d+)/(\d+) cases", reader.text["ul"]))
+    words = axes["implicit"]["erased_valid"]  # the worse of synonym and implicit
+    expected = (axes["direct"]["detection"], words, axes["near"]["preserved"], axes["far"]["preserved"])
+    for raw, found in zip(expected, shown, strict=True):
         value, low, high, k, n = found
         assert (int(k), int(n)) == (raw["k"], raw["n"])
         for text, number in ((value, raw["value"]), (low, raw["low"]), (high, raw["high"])):
             assert abs(float(text) - 100 * number) <= 0.05 + 1e-9
     assert "3 invalid images" in reader.text["ul"]
-    assert "the erasure is supported" in reader.text["header"]
+    assert "Yes. Asked for by name, cat is detected in at most 8.9% of the valid images" in reader.text["header"]
+    assert "It is erased in 90% of the images (79.9\xa0to\xa095.3%) when it is asked for by another name" in reader.text["header"]
+
+
+def test_answer_names_damage_cost_and_what_undoes_the_edit(tmp_path: Path) -> None:
+    folder = synthetic_folder(tmp_path)
+    _, reader = render(folder)
+    assert "The rest of the concept space was not searched for damage." in reader.text["header"]
+    assert "81\u202f234 UNet evaluations. The patch does not record its seconds" in reader.text["header"]
+    rows = [{"name": n, "drop": 9.0, "low": 5.0, "high": 12.0, "damaged": n != "lynx", "p": 0.002, "n": 9, "invalid": 0,
+             "before": 9, "after": 1} for n in ("leopard", "lynx", "puma", "ocelot", "lion cub")]  # fmt: skip
+    (folder / "damage.json").write_text(json.dumps({"names": 50, "by": "noise", "seeds": 9, "damaged": 4, "rows": rows}))
+
+    def spend(run: dict[str, Any]) -> None:
+        log = run["entrants"][0]["card"]["log"]
+        log["run"] = {"seconds": 48.2, "hardware": "a GPU", "peak_gib": 4.49}
+        back = {"target": "cat", "length": 6.41234, "missed": 0.0}
+        log["edit"] = {"condition": 826.0, "norm": 1.0, "null_gain": 1.0, "system_condition": 2.0, "bring_back": back}
+
+    edit(folder, "run.json", spend)
+    _, reader = render(folder)
+    said = reader.text["header"]
+    assert "Of 50 names, the 5 that looked worst were measured again: 4 are damaged (leopard, puma, ocelot and others)." in said
+    assert "48\xa0seconds on a GPU and 4.5\xa0GiB of memory at most" in said
+    assert "Anyone who has both weight files can undo this edit: an embedding 6.41 times as long as that of cat" in said
+
+
+def test_no_interval_is_divided(tmp_path: Path) -> None:
+    """Intervals stand in one piece: no ordinary space between their bounds."""
+    html, _ = render(synthetic_folder(tmp_path))
+    text = re.sub(r"<[^>]+>|&[a-z]+;", " ", html[html.index("<body>") :])
+    assert len(re.findall(r"\d\xa0to\xa0\d", text)) > 20
+    assert not re.findall(r"\d to \d[\d.]*%", text.replace("0 to 100%", ""))
+    assert not re.findall(r"\[\N{MINUS SIGN}?[\d.]+, ", text)
+
+
+@pytest.mark.parametrize(("id", "kind", "card", "legend"), [
+    ("sld", "guard", None, "guard alone, no weight changed"),
+    ("ap+sld", "patch", {"method": "ap"}, "patch and guard"),
+    ("ap", "patch", {"method": "ap"}, "patch"),
+    ("a+b", "patch", {"method": "a+b"}, "patch"),
+    ("mine", "something new", None, "other entrant"),
+])  # fmt: skip
+def test_legend_says_what_an_entrant_is(tmp_path: Path, id: str, kind: str, card: Any, legend: str) -> None:
+    folder = synthetic_folder(tmp_path)
+    entrant = {"id": id, "label": id, "kind": kind, "card": card}
+    edit(folder, "run.json", lambda run: run.update(entrants=[entrant, run["entrants"][1]]))
+    edit(folder, "summary.json", lambda s: s["entrants"].update({id: s["entrants"]["ap"]}))
+    html, _ = render(folder)
+    found = html[html.index('<ul class="legend">') :]
+    found = found[: found.index("</ul>")]
+    assert re.findall(r"<span>(.*?)</span>", found) == [legend, "unmodified model"]
 
 
 def test_hostile_names_are_escaped(tmp_path: Path) -> None:
@@ -273,10 +328,11 @@ def test_null_is_not_measured_and_never_zero(tmp_path: Path) -> None:
 
     edit(folder, "summary.json", blank)
     html, reader = render(folder)
-    assert reader.text["ul"].count("not measured") == 5  # three values, two verdicts
-    assert not re.search(r"[\d.]+%", reader.text["ul"])
-    assert "whether cat is erased was not measured; and preservation of near concepts was not measured" in reader.text["header"]
-    assert "Not drawn because not measured: ap, gold." in html
+    assert reader.text["ul"].count("not measured") == 3
+    assert len(re.findall(r"[\d.]+%", reader.text["ul"])) == 3  # other words: value, "95% interval", upper bound
+    assert "It was not measured whether cat is gone." in reader.text["header"]
+    assert "It was not measured whether near concepts are kept." in reader.text["header"]
+    assert "because one of the two rates was not measured: ap, gold." in html
     assert not re.search(r"\bnan\b", re.sub(r'src="data:[^"]*"', "", html), re.IGNORECASE)
 
 
@@ -335,7 +391,7 @@ def test_plots_are_well_formed() -> None:
         plots.timeline([("x", [3])], 3, 3),
         plots.curve([(0, 0.0)], names[0], 0, 0),
         plots.curve([(0, 2.0), (4, 1.0), (8, -0.5)], "entropy", 0, 8),
-        *(plots.marker(k) for k in ("patch", "base", "gold", "trivial")),
+        *(plots.marker(k) for k in ("patch", "guarded", "guard", "base", "gold", "trivial")),
     ]
     for svg in drawn:
         root = ET.fromstring(svg)
@@ -408,7 +464,7 @@ def test_in_a_browser(tmp_path: Path, hostile: bool) -> None:
             page.on("pageerror", lambda error: problems.append(str(error)))
             page.on("requestfailed", lambda request: problems.append(f"failed: {request.url}"))
             page.on("request", lambda r: problems.append(r.url) if r.url != page_url and not r.url.startswith("data:") else None)
-            for width in (390, 1400):
+            for width in (360, 1400):
                 page.set_viewport_size({"width": width, "height": 900})
                 page.goto(page_url)
                 page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
@@ -431,7 +487,7 @@ def test_films_show_pictures_and_nothing_else(tmp_path: Path) -> None:
     ]
     edit(folder, "run.json", lambda run: run["entrants"][0]["card"]["log"].update(film=shots))
     html, reader = render(folder)
-    assert "films" in [a["id"] for tag, a in reader.tags if tag == "h2"]
+    assert "films" in [a.get("id") for tag, a in reader.tags if tag == "h2"]
     assert html.count(png) == 2
     assert html.count(">damaged<") == 2
     assert svg not in html

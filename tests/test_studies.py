@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -335,7 +336,7 @@ def test_every_study_writes_records_a_figure_and_one_conclusion(
         profile="smoke",
         note=said.append,
     )
-    assert "missing are" in said[0]
+    assert re.search(rf"^Study {name} needs \d+ erasures on .*This takes [\d,]+ UNet evaluations, .* on cpu\.$", said[0])
     assert result == json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["sentence"].endswith(".")
     records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
@@ -395,3 +396,17 @@ def test_bad_studies_are_refused_before_anything_is_computed(tmp_path: Path) -> 
         verbs.study("mini", "spectrum", out=tmp_path / "x", targets=("dog",), methods=("nothing",))
     assert not (tmp_path / "x" / "result.json").exists()
     assert all(issubclass(cls, Study) and cls.__doc__ and cls.question for cls in STUDIES.values())
+
+
+def test_durations_are_told_in_the_unit_that_people_use() -> None:
+    from efface.verbs.cost import duration
+
+    told = [duration(*t) for t in ((0, 0), (20, 40), (25, 25), (100, 200), (7000, 14000), (0.5, 1.0))]
+    assert told == [
+        "less than a second",
+        "20 to 40 seconds",
+        "about 25 seconds",
+        "1.7 to 3.3 minutes",
+        "1.9 to 3.9 hours",
+        "0.5 to 1 seconds",
+    ]

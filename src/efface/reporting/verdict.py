@@ -1,4 +1,4 @@
-"""What the intervals allow to be said, in one sentence, and never more than that."""
+"""What the 95% intervals allow to be said, in plain sentences, and never more than that."""
 
 from __future__ import annotations
 
@@ -27,45 +27,48 @@ class Verdict:
 def erasure(target: str, detection: RateText, difference: Mapping[str, Any] | None) -> Verdict:
     """The decision goes by the bound, not by the estimate, and needs a fall against the base model where that is known."""
     if detection.measured is None:
-        return Verdict("unmeasured", f"whether {target} is erased was not measured")
+        return Verdict("unmeasured", f"It was not measured whether {target} is gone.")
     (_, low, high), limit = detection.measured, percent(DETECTION_LIMIT)
     if low > DETECTION_LIMIT:
-        text = f"the erasure is not supported, because detection is {percent(low)} at least, above the limit of {limit}"
-        return Verdict("contradicted", text)
+        text = f"No. Asked for by name, {target} is still detected in at least {percent(low)} of the valid images"
+        return Verdict("contradicted", f"{text}; the limit is {limit}.")
     if high >= DETECTION_LIMIT:
-        reach = f"the interval of detection, {detection.interval}, reaches the limit of {limit}"
-        return Verdict("open", f"whether {target} is erased stays open, because {reach}")
+        reach = f"{target} could still be in up to {percent(high)} of the images, and the limit is {limit}"
+        return Verdict("open", f"Undecided: {reach}. Evaluate more images, with a larger profile.")
     images = detection.n + detection.invalid
     if detection.invalid > BROKEN_LIMIT * images:
         broken = f"{detection.invalid} of {images} images are invalid"
-        return Verdict("open", f"{target} is seldom detected, but {broken}, so this may be damage and not erasure")
+        return Verdict(
+            "open",
+            f"Undecided: {target} is seldom detected, but {broken}, so the model may be damaged and the target not erased.",
+        )
     upper = finite((difference or {}).get("high"))
     if upper is not None and upper >= 0:
-        text = f"{target} is seldom detected, but not clearly less often than in the base model, so no erasure is shown"
+        text = f"Undecided: {target} is seldom detected, but not clearly less often than with the unmodified model."
         return Verdict("open", text)
-    text = f"the erasure is supported, because detection is {percent(high)} at most, below the limit of {limit}"
+    text = f"Yes. Asked for by name, {target} is detected in at most {percent(high)} of the valid images; the limit is {limit}."
     return Verdict("supported", text)
 
 
 def keeping(near: RateText) -> Verdict:
     """Judged by the wider of the two intervals: over cases, and over concepts where there are enough of them."""
     if near.measured is None:
-        return Verdict("unmeasured", "preservation of near concepts was not measured")
+        return Verdict("unmeasured", "It was not measured whether near concepts are kept.")
     (_, low, high), floor = near.measured, percent(KEEP_FLOOR)
     if near.clustered is not None:
         low, high = min(low, near.clustered[0]), max(high, near.clustered[1])
     if low > KEEP_FLOOR:
-        text = f"near concepts are kept, because their preservation is {percent(low)} at least, above {floor}"
+        text = f"Near concepts are kept: at least {percent(low)} of their images are preserved, and the limit is {floor}."
         return Verdict("supported", text)
     if high < KEEP_FLOOR:
-        text = f"near concepts are damaged, because their preservation is {percent(high)} at most, below {floor}"
+        text = f"Near concepts are damaged: at most {percent(high)} of their images are preserved, and the limit is {floor}."
         return Verdict("contradicted", text)
-    reach = f"the interval of preservation, {percent_interval(low, high)}, contains {floor}"
-    return Verdict("open", f"whether near concepts are kept stays open, because {reach}")
+    reach = f"the interval of their preservation is {percent_interval(low, high)}, and the limit is {floor}"
+    return Verdict(
+        "open", f"It is undecided whether near concepts are kept: {reach}. Evaluate more images, with a larger profile."
+    )
 
 
 def sentence(erased: Verdict, kept: Verdict) -> str:
-    """Both verdicts as one sentence."""
-    joint = "and" if erased.status == kept.status else "but"
-    text = f"{erased.text}; {joint} {kept.text}."
-    return f"By the 95% intervals, {text}"
+    """Both verdicts in a row."""
+    return f"{erased.text} {kept.text}"

@@ -9,28 +9,30 @@ from typing import Any
 from markupsafe import Markup
 
 from ..evaluation.records import AXES, KEEP_AXES, TARGET_AXES, Entrant, RunFile
-from . import plots, verdict
+from . import plots
+from .answer import Axes, answer, closed_form, headline, listing
 from .pictures import embedded_png, picture
-from .wording import NOT_MEASURED, RateText, estimate, finite, p_value, rate, score, settings
+from .wording import NOT_MEASURED, estimate, finite, p_value, rate, score, settings
 
 BASE = "none"
 KINDS = {
-    "patch": "erased by a patch",
-    "trivial": "trivial reference",
-    "gold": "gold: never learned the target",
-    "base": "base model",
+    "patch": "patch",
+    "guarded": "patch and guard",
+    "guard": "guard alone, no weight changed",
+    "trivial": "trivial entrant: noise of the same size, or a blocklist",
+    "gold": "gold model, which never saw the target",
+    "base": "unmodified model",
+    "other": "other entrant",
 }
 SCORES = {
-    "erasure": "target by name",
-    "generality": "the worse of synonym and description",
-    "near": "neighbours and traps, pooled",
+    "erasure": "target asked for by name",
+    "generality": "the worse of synonym and implicit",
+    "near": "near concepts and lexical traps, pooled",
     "rest": "far concepts",
 }
 SHOWN_CONCEPTS = 10
 """Most damaged concepts in the open; the others fold away."""
 TIMELINE_CONCEPTS = 12
-
-Axes = Mapping[str, Mapping[str, Any]]
 
 
 def page(run: RunFile, summary: Mapping[str, Any], damage: Mapping[str, Any] | None, images: Path) -> dict[str, Any]:
@@ -38,11 +40,12 @@ def page(run: RunFile, summary: Mapping[str, Any], damage: Mapping[str, Any] | N
     subject, axes_of = _subject(run), {i: e["axes"] for i, e in summary["entrants"].items()}
     axes = axes_of.get(subject.id, {})
     order = _axis_order(axes_of.values())
+    broken = _damage(damage, images)
     return {
         "title": _title(run, subject),
-        "created": run.created,
+        "created": run.created.replace("T", " ").replace("+00:00", " UTC"),
         "subject": subject,
-        **_headline(run, axes),
+        **answer(run, subject.card, axes, broken),
         "grid": _grid(run, subject, images),
         **_tradeoff(run, axes_of),
         "axes": [(axis, AXES.get(axis, ""), _want(axis, axes_of)) for axis in order],
@@ -52,7 +55,7 @@ def page(run: RunFile, summary: Mapping[str, Any], damage: Mapping[str, Any] | N
         "by_target": by_concept(axes, TARGET_AXES) if len(run.targets) > 1 else [],
         "by_concept": by_concept(axes, KEEP_AXES),
         "shown_concepts": SHOWN_CONCEPTS,
-        "damage": _damage(damage, images),
+        "damage": broken,
         "searches": _searches(subject.card),
         "films": [film for e in run.entrants for film in _films(e)],
         "provenance": _provenance(run, subject),
@@ -66,19 +69,20 @@ def _subject(run: RunFile) -> Entrant:
     return (patches or others or run.entrants or [Entrant(BASE, "base model", "trivial")])[0]
 
 
-def _listing(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else "nothing"
-
-
 def _title(run: RunFile, subject: Entrant) -> str:
-    model, targets = str(run.model.get("name", "the model")), _listing(run.targets)
+    model, targets = str(run.model.get("name", "the model")), listing(run.targets)
     if subject.kind == "patch":
         return f"{targets} erased from {model} with {(subject.card or {}).get('method', subject.id)}"
     return f"{targets} in {model}: {subject.label}"
 
 
 def _kind(entrant: Entrant) -> str:
-    return "base" if entrant.id == BASE or entrant.kind not in KINDS else entrant.kind
+    """How an entrant is drawn. An evaluation calls a patch under a guard METHOD+GUARD."""
+    if entrant.id == BASE:
+        return "base"
+    if entrant.kind == "patch" and entrant.id.startswith(f"{(entrant.card or {}).get('method')}+"):
+        return "guarded"
+    return entrant.kind if entrant.kind in KINDS else "other"
 
 
 def _axis_order(entrants: Any) -> list[str]:
@@ -88,29 +92,6 @@ def _axis_order(entrants: Any) -> list[str]:
 
 def _want(axis: str, axes_of: Mapping[str, Axes]) -> str:
     return next((axes[axis]["want"] for axes in axes_of.values() if axis in axes), "")
-
-
-def headline(axis: Mapping[str, Any] | None) -> RateText:
-    """The rate an axis is judged by: erased with a valid image where the target should go, preserved where it should stay."""
-    if axis is None:
-        return rate(None)
-    return rate(axis.get("erased_valid") if axis["want"] == "low" else axis.get("preserved"), axis.get("clustered"))
-
-
-def _headline(run: RunFile, axes: Axes) -> dict[str, Any]:
-    direct, near, far = axes.get("direct", {}), axes.get("near"), axes.get("far")
-    detection, kept, rest = rate(direct.get("detection")), headline(near), headline(far)
-    target = _listing(run.targets)
-    # The clustered interval on a target axis belongs to erased_valid, not to detection, and is not shown here.
-    erased = verdict.erasure(target, detection, direct.get("difference"))
-    neighbours = verdict.keeping(kept)
-    facts = [
-        (f"{target} still detected", "when asked for by name, of valid images; lower is better", detection, erased),
-        ("near concepts preserved", "of those the base model gets right; higher is better", kept, neighbours),
-        ("far concepts preserved", "of those the base model gets right; higher is better", rest, None),
-    ]
-    change = estimate(direct.get("difference"), scale=100, digits=1, unit=" points")
-    return {"facts": facts, "sentence": verdict.sentence(erased, neighbours), "change": change}
 
 
 def _grid(run: RunFile, subject: Entrant, images: Path) -> list[tuple[str, str, list[dict[str, Any]]]]:
@@ -124,8 +105,8 @@ def _grid(run: RunFile, subject: Entrant, images: Path) -> list[tuple[str, str, 
                 "prompt": case["prompt"],
                 "seed": case["seed"],
                 "pair": [
-                    ("base", picture(images, BASE, str(case["case_id"]))),
-                    ("erased" if subject.kind == "patch" else subject.id, picture(images, subject.id, str(case["case_id"]))),
+                    ("unmodified", picture(images, BASE, str(case["case_id"]))),
+                    ("erased" if _kind(subject) == "patch" else subject.id, picture(images, subject.id, str(case["case_id"]))),
                 ],
             }
             for case in run.grid
@@ -261,6 +242,7 @@ def _provenance(run: RunFile, subject: Entrant) -> dict[str, Any]:
         (f"Configuration of {card.get('method', subject.id)}", settings(card.get("config"))),
         ("UNet evaluations of the erasure", settings(card.get("cost"))),
         ("Size of the patch", settings(size)),
+        ("Seconds, hardware and memory of the erasure", settings(_run(card))),
         ("Closed-form edit W' = W T", settings(_edit(card))),
         ("Base model", settings(card.get("base") or run.model)),
         *(
@@ -279,21 +261,26 @@ def _provenance(run: RunFile, subject: Entrant) -> dict[str, Any]:
     }
 
 
+def _run(card: Mapping[str, Any]) -> dict[str, Any]:
+    spent = (card.get("log") or {}).get("run") or {}
+    named = {"seconds": "seconds", "hardware": "hardware", "peak_gib": "peak memory in GiB"}
+    return {said: spent[key] for key, said in named.items() if spent.get(key) is not None}
+
+
 def _edit(card: Mapping[str, Any]) -> dict[str, Any]:
-    """What a closed-form edit says about its one matrix T, the way back included."""
-    log = card.get("log") or {}
-    said = log.get("edit") or log.get("refinement")
+    """The one matrix T of a closed-form edit, and what undoes the edit."""
+    said = closed_form(card)
     if not said:
         return {}
     back = said["bring_back"]
     return {
-        "condition number of T": "none: T has no inverse" if said["condition"] is None else said["condition"],
+        "condition number of T": "T has no inverse" if said["condition"] is None else said["condition"],
         "largest singular value of T": said["norm"],
-        "gain on the null prompt": said["null_gain"],
-        "condition number of the system": said["system_condition"],
-        "easiest concept to bring back": back["target"],
-        "length of the embedding that does, in lengths of the concept's own": back["length"],
-        "share of the concept that it misses": back["missed"],
+        "gain on the empty prompt": said["null_gain"],
+        "condition number of the solved system": said["system_condition"],
+        "target that is easiest to bring back": back["target"],
+        "length of the embedding that brings it back, relative to the target's own": back["length"],
+        "share of the target that this embedding misses": back["missed"],
     }
 
 

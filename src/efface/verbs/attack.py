@@ -57,9 +57,9 @@ def attack(
     target, targets = _one_target(model, patch, target)
     units = attack_units(model, [built], target, targets, patch, guard, cases, profile, wordings, near, far, controls=controls)
     planned = sum(u.cost(budget) for u in units)
-    runs = f"{len(units)} runs of {len(units[0].goal.cases)} cases"
-    before = f"{built.name} ({built.tier}: {TIERS[built.tier]}) on {model.name}: {runs}, "
-    announce(note, model, planned, before)
+    others = f" and {len(units) - 1} other runs beside it are made" if len(units) > 1 else " is made"
+    what = f"The attack {built.name} on {model.name}{others}, with {len(units[0].goal.cases)} cases each; its attacker has "
+    announce(note, model, planned, what + TIERS[built.tier])
     suite = suite_for(model, [target], near, far)
     judge, folder = judge_for(model, suite.names, clip, detector), Path(out) if out is not None else None
     chosen = find_profile(profile)
@@ -77,7 +77,7 @@ def attack(
 
 
 def _one_target(model: DiffusionModel, patch: Patch | None, target: str | None) -> tuple[str, tuple[str, ...]]:
-    """The attacked target, and everything the guard holds back."""
+    """The attacked target, and all targets that the guard acts against."""
     if patch is None:
         (only,) = targets_of(model, None, [target] if target is not None else [])
         return only, (only,)

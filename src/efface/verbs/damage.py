@@ -98,5 +98,7 @@ def damage(
     by = by or ("images" if len(names) <= 200 else "noise")
     judge = judge_for(model, names, clip, detector)
     planned = damage_cost(len(names), count, chosen, by)
-    announce(note, model, planned, f"{len(names)} names of {space}, searched by {by}: ")
+    where = "built-in concepts" if space == "auto" and model.concept_names else f"names of the concept space {space}"
+    found = "the change of their noise predictions" if by == "noise" else "the fall of their image-text score"
+    announce(note, model, planned, f"{len(names)} {where} are searched for damage by {found}")
     return keep_damage(model, patch, names, chosen, judge, Path(out), count, by, on_image)

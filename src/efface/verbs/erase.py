@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from ..models.load import load_model
 from ..patches import Patch
 from ..registry import METHODS, build_method, preset_for
 from ..training import Run
+from .cost import Spent
 
 
 def request_for(model: DiffusionModel, targets: Sequence[str], anchor: str = "", preserve: Sequence[str] = ()) -> EraseRequest:
@@ -51,10 +53,13 @@ def erase(
 
 
 def erase_request(model: DiffusionModel, method: Method, request: EraseRequest, run: Run) -> Patch:
-    """As :func:`erase`, for a request that :func:`request_for` has checked. Raises OutOfMemory, with the next setting to try."""
+    """As :func:`erase`, for a request that :func:`request_for` has checked. The card's log gets an entry ``run`` with what this
+    run took; see :class:`efface.verbs.cost.Spent`. Raises OutOfMemory, with the next setting to try."""
     run.fingerprint = run_fingerprint(model, method, request)
     try:
-        return method.erase(model, request, run)
+        with Spent(model.device) as spent:
+            patch = method.erase(model, request, run)
+        return replace(patch, card=replace(patch.card, log={**patch.card.log, "run": spent.facts}))
     except torch.OutOfMemoryError as error:
         told = f"no memory left on {model.device} ({str(error).splitlines()[0]}). {less_memory(model, method)}"
         # Without its traceback, whose frames hold the tensors of the run: memory must be free for the next one.

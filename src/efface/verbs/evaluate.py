@@ -90,7 +90,8 @@ def evaluate(
     searched = patch if chosen.damaged else None
     names = damage_space(model, "auto", targets) if model.concept_names else [n for n in [*near, *far] if n not in targets]
     evals = images * sum(drawn) + (damage_cost(len(names), chosen.damaged, chosen) if searched is not None else 0)
-    announce(note, model, evals, f"profile {chosen.name}: {images} images of each of {len(systems) + 1} entrants, ", " at most")
+    what = f"Profile {chosen.name} draws {images} images with each of {len(systems) + 1} entrants"
+    announce(note, model, evals, what, at_most=True)
     summary = run_evaluation(model, systems, suite, chosen, judge, Path(out), on_image=on_image, command=command)
     if searched is not None:
         summary = {**summary, "damage": keep_damage(model, searched, names, chosen, judge, Path(out), chosen.damaged)}

@@ -82,8 +82,8 @@ def study(
     )
     wants = built.wants(lab)
     planned = lab.cost(wants)
-    before = f"study {name} on {model.name}, {len(names)} names: {len(erasures(wants))} erasures; missing are "
-    announce(note, model, planned, before, " plus gradients")
+    what = f"Study {name} needs {len(erasures(wants))} erasures on {model.name} and scans of {len(names)} names"
+    announce(note, model, planned, what, gradients=True)
     lab.fulfil(wants)
     numbers = built.conclude(lab)
     records = numbers.pop("records")

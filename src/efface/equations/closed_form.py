@@ -350,7 +350,7 @@ def brought_back(base: Sequence[Tensor], edited: Sequence[Tensor], ridge: float 
     """The matrix ``R`` (d, d) that brings concepts back: the edited maps answer ``c' = R c`` as the
     original ones answered c.
 
-        c' = argmin sum_l |W'_l c' - W_l c|^2 + ridge |c'|^2       (ridge 0: the shortest of all minima)
+        c' = argmin sum_l |W'_l c' - W_l c|^2 + ridge |c'|^2      (ridge 0: the shortest minimum)
 
     For an invertible edit that all layers share, R is ``T^-1`` and the minimum is 0. This needs no
     gradient, no image and no knowledge of the method, only both sets of weights. For other edits it
@@ -416,7 +416,7 @@ def sealed(edit: Edit, x: Tensor, keep: Tensor, lam: float, tolerance: float = 0
     so that V^T U = I and ``sum |V^T T k|^2 + lam h |V|^2`` is smallest. h is the mean diagonal
     entry of ``(T K)^T (T K)``, which makes lam a number without a unit.
 
-    ``V^T T' = 0``, so T' has no inverse on the concept: ``|T' c' - c| >= |c| / s_max(V)`` for every
+    The result T' has ``V^T T' = 0``, so no inverse on the concept: ``|T' c' - c| >= |c| / s_max(V)`` for every
     c' and every c in the span. The price is what kept and other inputs lose along U. A small
     ``lam`` protects the kept rows, a large one seals better (s_max(V) -> 1). x: (r, d); keep: (m,
     d), anchors included.
@@ -437,7 +437,8 @@ def neighbour_moments(e: Tensor, y: Tensor, low: float, high: float, directions:
     """Expected ``(x x^T, (y - x) x^T)`` of a random neighbour x of ``e`` (d,) that should act like
     ``y`` (d,).
 
-        x = rho (s u0 + sqrt(1 - s^2) u),   s uniform on [low, high],   u uniform on the unit sphere orthogonal to u0
+        x = rho (s u0 + sqrt(1 - s^2) u),   s uniform on [low, high]
+        u uniform on the unit sphere orthogonal to u0
 
     Here ``e = rho u0``, so s is the cosine of x and e, and x is as long as e. With ``directions``
     (k, d), u stays in their span (made orthogonal to e); with None it takes every direction. The
@@ -516,8 +517,10 @@ def fused(ups: Tensor, downs: Tensor, grams: Tensor, lower: Tensor) -> Tensor:
     """Merge many low-rank changes into one weight, each on the rows of its own concept; returns
     ``W* - W`` of one layer, float64.
 
-        min sum_i sum_{e in rows i} |W* e - (W + up_i down_i) e|^2 + sum_p |W* p - W0 p|^2 + lam |W* - W|_F^2
-        W* - W = sum_i up_i (down_i G_i) G^-1  +  (W0 - W) P G^-1,     G = sum_i G_i + P + lam I = L L^T
+        min sum_i sum_{e in rows i} |W* e - (W + up_i down_i) e|^2
+            + sum_p |W* p - W0 p|^2 + lam |W* - W|_F^2
+        W* - W = sum_i up_i (down_i G_i) G^-1  +  (W0 - W) P G^-1
+        G = sum_i G_i + P + lam I = L L^T
 
     Only the first term, of rank n k, is computed here. The second is a shared matrix again, ``W0
     D2`` with ``D2 = (I - T) P G^-1`` where W = W0 T. ups: (n, out, k); downs: (n, k, d); grams: (n,

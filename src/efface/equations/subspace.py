@@ -21,11 +21,11 @@ def projector(vectors: Tensor) -> Tensor:
 
 
 def triggers(distances: Tensor, alpha: float) -> Tensor:
-    """(n,) which tokens are triggers: without such a token, the prompt is farther from the concepts
-    than without the others.
+    """(n,) which tokens are triggers: tokens without which the prompt is farther from the concepts
+    than without another.
 
-    ``d_i >= (1 + alpha) mean_{j != i} d_j``. A single token has no others and is never a trigger.
-    Source: SAFREE, equation 4.
+    ``d_i >= (1 + alpha) mean_{j != i} d_j``, where d_i is the distance without token i. A single
+    token has no others and is never a trigger. Source: SAFREE, equation 4.
     """
     n = len(distances)
     if n < 2:

@@ -84,7 +84,7 @@ class AP(Searching):
         "pgd": {"search": "pgd", "search.ascents": 10, "lam": 0.01},
     }
 
-    eta: float = option(0.0, "how far beyond the anchor the goal lies", "paper 0; official code 1")
+    eta: float = option(0.0, "how far beyond the anchor, away from the target, the goal lies", "paper 0; official code 1")
     lam: float = option(1.0, "weight of the preservation term", "official code 1 (implicit); pgd 0.01", low=0.0)
     shrink: float = option(0.0, "share of the change that is taken back after every update", "ours", low=0.0)
 

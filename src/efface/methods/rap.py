@@ -25,7 +25,7 @@ class _Attacked(Trained):
 
     paper: ClassVar[str] = "ours"
 
-    eta: float = option(0.0, "how far beyond the anchor the goal lies", "AP's paper 0; official code 1")
+    eta: float = option(0.0, "how far beyond the anchor, away from the target, the goal lies", "AP's paper 0; official code 1")
     attacks: int = option(2, "steps per update in which a learned word brings the target back", "ours", low=1)
     attack_lr: float = option(5e-3, "Adam learning rate of the learned word", "ours", low=0.0)
     attack_weight: float = option(
@@ -46,13 +46,14 @@ class _Attacked(Trained):
             raise BadOption(f"attack_weight={self.attack_weight} is a share of the erasing term; it must not be above 1.")
 
     def attack_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
-        """Evaluations of the attack in a whole run, the choice of its starting words included."""
+        """UNet evaluations of the attack in a whole run, with the choice of its starting words."""
         fought = self.batch * max(0, self.steps - self.attack_from) * (1 + self.attacks * (self.draw_cost(1) + 2))
         shown = sum(len(words) + 2 for words in near_words(model, request.targets, self.attack_near))
         return fought + PICTURES * (shown + len(request.targets) * 2 * self.sampling_steps)
 
     def starting_words(self, model: DiffusionModel, request: EraseRequest) -> list[dict[str, float]]:
-        """Per target, the near words by which the original model draws it too, and how far off each one is."""
+        """For each target, the near words by which the original model draws it too, and how far off
+        each one is."""
         found = []
         for i, (target, words) in enumerate(
             zip(request.targets, near_words(model, request.targets, self.attack_near), strict=True)
@@ -68,7 +69,8 @@ class _Attacked(Trained):
         return Adversary(scene, starts, lr=self.attack_lr, restart=self.restart)
 
     def shared(self, new_e: Tensor, attacked: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The erasing term of the name and that of the learned word, by their shares. Both are means over the rows."""
+        """The erasing terms of the target's name and of the learned word, weighted by their shares.
+        Both are means over the rows."""
         if not attacked:
             return new_e, {}
         return (1 - self.attack_weight) * new_e, {"attacked": self.attack_weight * attacked[0]}

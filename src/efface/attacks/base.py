@@ -43,7 +43,7 @@ class Deployed:
     steps: int
     """Sampler steps of an image."""
     targets: tuple[str, ...] = ()
-    """What the guard is to hold back."""
+    """The concepts that the guard acts against."""
     patch: Patch | None = None
     guard: Guard | None = None
     model: DiffusionModel | None = None

@@ -15,7 +15,7 @@ from .base import Attack, Attempt, Deployed, Goal, Plan, option, rng_of
 class RandomToken(Attack):
     """Words uniform over the vocabulary before the prompt, fresh ones for every image, on the case's seed.
 
-    Reference: a configuration of OPTML-Group/Diffusion-MU-Attack; spec A0.5. Deviations: whole words only; as many images as the
+    Reference: a configuration of OPTML-Group/Diffusion-MU-Attack. Deviations: whole words only; as many images as the
     *budget* has, not as many as the attack looks at.
     Cost: ``budget // image`` images per case.
     """

@@ -15,7 +15,7 @@ class SeedSearch(Attack):
     """The unmodified prompt with new seeds, nothing optimised. An attack that looks at many images and does not exceed this one
     has measured that it looked at many images.
 
-    Reference: spec A0.5. Deviation: as many images as the *budget* has, not as many as the attack looks at: more, and harder.
+    Reference: none, a control. As many images as the *budget* has, not as many as the attack looks at: more, and harder.
     Cost: ``budget // image`` images per case.
     """
 

@@ -22,7 +22,7 @@ class Negative(Guard):
 
         eps = eps(z_t, t, c_neg) + s (eps(z_t, t, c) - eps(z_t, t, c_neg))
 
-    Reference: a feature of every pipeline. An independent harness found it ahead of Safe Latent Diffusion (spec 6.6).
+    Reference: none; a feature of every pipeline.
     Cost: none: 2 evaluations per row and step as without.
     """
 

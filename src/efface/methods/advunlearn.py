@@ -117,7 +117,7 @@ class AdvUnlearn(Method):
     apart: float = option(
         0.02, "names closer to a target (cosine distance) are no retained prompts", "ours", low=0.0, needs="retain"
     )
-    pool: int = option(64, "trajectories per target", "ours; at least 32 asked by the specification", low=1)
+    pool: int = option(64, "trajectories per target", "ours", low=1)
     pool_kept: int = option(1, "trajectories per retained prompt", "ours", low=1)
     sampling_steps: int = option(50, "grid of the trajectories", "official --ddim_steps", low=2)
     guidance: float = option(3.0, "guidance of the trajectories", "official --start_guidance")

@@ -418,13 +418,16 @@ def markdown(result: dict[str, Any], page: Path | None = None) -> str:
         *lines_of(["edit", "concepts", "official, CPU s", "ours, CPU s", "ratio", "error official", "error ours"], body),
         "",
         *sources(page, "bench", {"": "all columns"}, "Floating-point operations and peak memory"),
-        "This table shows the relative errors for the settings of the official codes in which float32 loses most.",
-        "",
-        *lines_of(
-            ["setting", "condition", "error official", "error ours"],
-            [[n, *(f"{e[k]:.1e}" for k in ("condition", "official", "ours"))] for n, e in result["small_ridge"].items()],
-        ),
     ]
+    if result["small_ridge"]:
+        lines += [
+            "This table shows the relative errors for the settings of the official codes in which float32 loses most.",
+            "",
+            *lines_of(
+                ["setting", "condition", "error official", "error ours"],
+                [[n, *(f"{e[k]:.1e}" for k in ("condition", "official", "ours"))] for n, e in result["small_ridge"].items()],
+            ),
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -270,6 +270,8 @@ def test_legend_says_what_an_entrant_is(tmp_path: Path, id: str, kind: str, card
     found = html[html.index('<ul class="legend">') :]
     found = found[: found.index("</ul>")]
     assert re.findall(r"<span>(.*?)</span>", found) == [legend, "unmodified model"]
+    if card:
+        assert f"with {id}</h1>" in html
 
 
 def test_hostile_names_are_escaped(tmp_path: Path) -> None:

@@ -72,7 +72,8 @@ def _subject(run: RunFile) -> Entrant:
 def _title(run: RunFile, subject: Entrant) -> str:
     model, targets = str(run.model.get("name", "the model")), listing(run.targets)
     if subject.kind == "patch":
-        return f"{targets} erased from {model} with {(subject.card or {}).get('method', subject.id)}"
+        made = subject.id if _kind(subject) == "guarded" else (subject.card or {}).get("method", subject.id)
+        return f"{targets} erased from {model} with {made}"
     return f"{targets} in {model}: {subject.label}"
 
 

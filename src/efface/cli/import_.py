@@ -47,4 +47,7 @@ def import_(
     facts = written(out, patch)
     kind = patch.card.config["read as"]
     text = f"Wrote {out} ({facts['bytes'] / 1e6:.1f} MB): {foreign} was read as {kind}, and {facts['tensors']} tensors change."
+    if notes := patch.card.config.get("notes"):
+        facts["notes"] = notes
+        text += f"\n{notes}"
     emit(as_json, facts, text)

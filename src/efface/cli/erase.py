@@ -62,7 +62,8 @@ def _erase(
     as_json: bool,
 ) -> None:
     """Body of every ``efface erase METHOD``; the method is the name of the command."""
-    from ..errors import BadOption
+    from ..errors import BadOption, MethodError
+    from ..methods.trained import Trained
     from ..models.load import load_model, pick_device
     from ..registry import METHODS, build_method, parse_set, preset_for, read_toml
     from ..training import Run, processes
@@ -84,6 +85,8 @@ def _erase(
         model.configure(compiled=compiled, checkpointing=checkpointing, autocast=autocast)
         preset = preset or from_file or preset_for(METHODS.find(name), model)
         method = build_method(name, preset=preset, settings=settings)
+        if isinstance(method, Trained) and method.steps == 0:
+            raise BadOption("steps=0 trains nothing, and the patch would change nothing; give at least 1.")
         request = request_for(model, targets, anchor, preserve)
         planned = method.expected_evals(model, request)
         first = processes.rank() == 0
@@ -98,6 +101,8 @@ def _erase(
             patch = erase_request(model, method, request, run)
         if not first:
             return  # every process holds the same patch; one writes it
+        if not patch.norm():
+            raise MethodError(f"{name} changed nothing, so no patch was written: its options leave it nothing to do.")
         patch.save(out)
         if run.checkpoint is not None:
             run.checkpoint.unlink(missing_ok=True)

@@ -63,8 +63,15 @@ def main(ctx: click.Context, quiet: bool, verbose: bool) -> None:
       eval "$(_EFFACE_COMPLETE=bash_source efface)"
     """
     ctx.obj = {"quiet": quiet}
+    ctx.with_resource(warnings.catch_warnings())  # for as long as the command runs
+    warnings.showwarning = _warn if not quiet else lambda *_, **__: None
     if not verbose:
         hush()
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning as one line, without the place in our code that it comes from."""
+    click.echo(f"efface: note: {message}", err=True)
 
 
 def hush() -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..concepts.prompts import Case
-from ..concepts.request import normalised
+from ..concepts.request import names_of, normalised
 from ..errors import BadFile, EvaluationError
 from ..guards import Guard
 from ..io.files import atomic_write, write_text
@@ -76,7 +76,7 @@ class System:
 
 def blocklist(targets: Sequence[str], anchor: str) -> Callable[[str], str]:
     """The trivial defence: a prompt that contains a listed name becomes the anchor, every other prompt is unchanged."""
-    names = [f" {normalised(t)} " for t in targets]
+    names = [f" {normalised(t)} " for t in names_of(targets, "a blocklist")]
     return lambda prompt: anchor if any(n in f" {normalised(prompt)} " for n in names) else prompt
 
 

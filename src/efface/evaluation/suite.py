@@ -83,8 +83,13 @@ def filled(template: str, name: str) -> str:
 
 def lexical_traps(target: str, names: Sequence[str]) -> list[str]:
     """Other names that share a word with the target."""
-    words = set(normalised(target).split())
-    return [n for n in names if normalised(n) != normalised(target) and words & set(normalised(n).split())]
+    words = _words(target)
+    return [n for n in names if normalised(n) != normalised(target) and words & _words(n)]
+
+
+def _words(name: str) -> set[str]:
+    """The words of a name; punctuation is none."""
+    return {piece for piece in normalised(name).split() if piece[0].isalpha() and len(piece) > 1}
 
 
 def world_suite(world: World, targets: Sequence[str]) -> Suite:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..concepts.request import EraseRequest
+from ..concepts.request import EraseRequest, names_of
 from ..errors import BadFile, BadRequest, MissingExtra, WrongBaseModel
 from ..models.base import DiffusionModel
 from ..models.load import load_model
@@ -53,6 +53,7 @@ def import_patch(model: DiffusionModel, source: str | Path, *, targets: Sequence
     change, WrongBaseModel for other shapes. Cost: 0 evaluations; it cannot be known what the erasure itself cost.
     """
     source = Path(source)
+    targets = names_of(targets, "targets")
     if not targets:
         raise BadRequest("an imported erasure needs the concepts that it erases; give at least one target.")
     kind, deltas, told = _changes(model, source)
@@ -64,7 +65,7 @@ def import_patch(model: DiffusionModel, source: str | Path, *, targets: Sequence
     card = PatchCard(
         method=name,
         config={"file": source.name, "sha256": _digest(source), "read as": kind, **({"notes": " ".join(told)} if told else {})},
-        request=EraseRequest(tuple(targets)),
+        request=EraseRequest(targets),
         base={**model.info, "digest": model.digest()},
         versions=versions(),
     )
@@ -204,13 +205,13 @@ class _Lora:
             name = names.weight(module, (len(up), *group["down"].shape[1:]), self.source, model)
             scale = self._alpha(module, name, len(down), group.get("alpha")) / len(down)
             add(name, scale * (up @ down).flatten())
-            if "up bias" in group and bool(group["up bias"].any()):  # zeros fill up a file whose other layers have one
-                bias = group["up bias"].float()
+            bias = group.get("up bias", torch.zeros(1)).float()
+            if bool(bias.any()):  # zeros fill up a file whose other layers have one
                 add(names.weight(module, bias.shape, self.source, model, "bias"), scale * bias)
         if all(len(g.get("down", ())) == 1 and float(g.get("alpha", torch.tensor(1.0))) == 1 for g in groups.values()):
             self.told.append(
-                "Every layer has rank 1 and alpha 1, as in an SPM. An SPM has a gate that depends on the prompt and is not in its "
-                "file; this is the plain LoRA at strength 1, as every other reader loads it."
+                "Every layer has rank 1 and alpha 1, as in an SPM. An SPM has a gate that depends on the prompt and is not in "
+                "its file; this is the plain LoRA at strength 1, as every other reader loads it."
             )
         return found
 

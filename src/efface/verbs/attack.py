@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..attacks import TIERS, Attack, Deployed, Direct, Goal
+from ..concepts.request import names_of, normalised
 from ..errors import BadOption, UnknownName
 from ..evaluation.attack import Unit, run_attacks
 from ..evaluation.profiles import profile as find_profile
@@ -53,8 +54,10 @@ def attack(
     model = load_model(model)
     built = build_attack(attack, preset=preset_for(ATTACKS.find(attack), model)) if isinstance(attack, str) else attack
     guard = build_guard(guard) if isinstance(guard, str) else guard
+    near, far = names_of(near, "near"), names_of(far, "far")
+    words = {family: names_of(names, f"wordings[{family!r}]") for family, names in (wordings or {}).items()}
     target, targets = _one_target(model, patch, target)
-    units = attack_units(model, [built], target, targets, patch, guard, cases, profile, wordings, near, far, controls=controls)
+    units = attack_units(model, [built], target, targets, patch, guard, cases, profile, words, near, far, controls=controls)
     planned = sum(u.cost(budget) for u in units)
     runs = f"{len(units)} runs of {len(units[0].goal.cases)} cases"
     before = f"{built.name} ({built.tier}: {TIERS[built.tier]}) on {model.name}: {runs}, "
@@ -83,9 +86,10 @@ def _one_target(model: DiffusionModel, patch: Patch | None, target: str | None) 
     mine = tuple(targets_of(model, patch, ()))
     if target is None and len(mine) > 1:
         raise BadOption(f"the patch erases {', '.join(mine)}; say which is attacked with --target.")
-    if target is not None and target not in mine:
-        raise UnknownName("target of the patch", target, mine)
-    return target or mine[0], mine
+    named = mine[0] if target is None else next((n for n in mine if normalised(n) == normalised(target)), "")
+    if not named:
+        raise UnknownName("target of the patch", str(target), mine)
+    return named, mine
 
 
 def attack_units(
@@ -114,7 +118,7 @@ def attack_units(
     if not 1 <= cases <= len(direct):
         raise BadOption(f"profile {profile} has {len(direct)} cases of the target, {cases} were asked for.")
     known = model.world.wordings(target) if model.world is not None else {}
-    words = {**known, **{k: tuple(v) for k, v in (wordings or {}).items()}}
+    words = {**known, **{k: names_of(v, "wordings") for k, v in (wordings or {}).items()}}
     system = Deployed(model, chosen.steps, targets, patch, guard, deployed)
     goal = Goal(target, tuple(direct[:cases]), words)
     units = [Unit("direct", Direct(), system, goal, "baseline")]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from ..concepts.request import EraseRequest
-from ..errors import OutOfMemory, UnknownName
+from ..concepts.request import EraseRequest, names_of, normalised
+from ..errors import BadRequest, OutOfMemory, UnknownName
 from ..methods import Method
 from ..models.base import DiffusionModel
 from ..models.load import load_model
@@ -20,14 +21,35 @@ from ..training import Run
 
 
 def request_for(model: DiffusionModel, targets: Sequence[str], anchor: str = "", preserve: Sequence[str] = ()) -> EraseRequest:
-    """A checked request: names exist where the world is closed, and nothing is longer than the tokenizer reads."""
-    request = EraseRequest(tuple(targets), anchor, tuple(preserve))
-    if model.concept_names:
+    """A checked request: names exist where the world is closed, the model's tokenizer tells them apart, and nothing is longer
+    than it reads. Names of a closed world are spelled as the world spells them. Warns of a target that reads like a list."""
+    request = EraseRequest(names_of(targets, "targets"), anchor, names_of(preserve, "preserve"))
+    known = {normalised(n): n for n in model.concept_names}
+    if known:
         for name in (*request.targets, *request.preserve):
-            if name.lower() not in model.concept_names:
+            if normalised(name) not in known:
                 raise UnknownName(f"concept of {model.name}", name, model.concept_names)
+        spelled = [tuple(known[normalised(n)] for n in names) for names in (request.targets, request.preserve)]
+        request = EraseRequest(spelled[0], known.get(normalised(anchor), anchor), spelled[1])
+    for name in request.targets:
+        if any(sign in name for sign in ",;|"):
+            warnings.warn(
+                f"the target {name!r} is one phrase: a comma does not separate targets. For several targets name each by itself.",
+                stacklevel=2,
+            )
     model.encode([*request.targets, request.anchor, *request.preserve])
+    _told_apart(model, request)
     return request
+
+
+def _told_apart(model: DiffusionModel, request: EraseRequest) -> None:
+    """Raises BadRequest for two names of a request that the model's own tokenizer reads as one."""
+    names = [*request.targets, *([request.anchor] if request.anchor else []), *request.preserve]
+    read: dict[tuple[int, ...], str] = {}
+    for i, (name, ids) in enumerate(zip(names, model.token_ids(names), strict=True)):
+        first = read.setdefault(tuple(ids), name)
+        if first is not name and first in request.targets and (i < len(request.targets) or name != first):
+            raise BadRequest(f"the tokenizer of {model.name} reads {first!r} and {name!r} as one; remove one of the two.")
 
 
 def erase(
@@ -52,6 +74,8 @@ def erase(
 
 def erase_request(model: DiffusionModel, method: Method, request: EraseRequest, run: Run) -> Patch:
     """As :func:`erase`, for a request that :func:`request_for` has checked. Raises OutOfMemory, with the next setting to try."""
+    if hasattr(method, "sampling_steps"):
+        model.schedule.timesteps(method.sampling_steps)  # more than the schedule has is said before anything is spent
     run.fingerprint = run_fingerprint(model, method, request)
     try:
         return method.erase(model, request, run)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..concepts.request import names_of
 from ..errors import BadOption
 from ..evaluation.damage import damage_cost
 from ..evaluation.driver import Judge, System, blocklist
@@ -57,7 +58,7 @@ def evaluate(
     """
     model = load_model(model)
     chosen = find_profile(profile) if isinstance(profile, str) else profile
-    targets = targets_of(model, patch, targets)
+    targets, near, far = targets_of(model, patch, targets), names_of(near, "near"), names_of(far, "far")
     suite = suite or suite_for(model, targets, near, far)
     judge = judge or judge_for(model, suite.names, clip)
     guard = build_guard(guard) if isinstance(guard, str) else guard

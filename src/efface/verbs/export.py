@@ -23,4 +23,4 @@ def export(
 def import_patch(model: Any, source: str | Path, *, targets: Sequence[str], name: str = "imported") -> Patch:
     """Somebody else's erasure as a patch; see :func:`efface.patches.foreign.import_patch`."""
     model = load_model(model)
-    return read_foreign(model, source, targets=request_for(model, targets).targets if targets else (), name=name)
+    return read_foreign(model, source, targets=request_for(model, targets).targets if len(targets) else (), name=name)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..concepts.prompts import Case
+from ..concepts.request import names_of
 from ..errors import BadOption
 from ..models.load import load_model
 from .subject import model_guidance
@@ -17,6 +18,9 @@ def sample(
     model: Any, prompts: Sequence[str], *, n: int = 1, seed: int = 0, steps: int = 16, guidance: float | None = None
 ) -> torch.Tensor:
     """``n`` images of every prompt, (len(prompts) * n, 3, H, W) in [0, 1]; seeds seed, seed + 1, ... for each prompt."""
+    prompts = names_of(prompts, "prompts")
+    if not prompts:
+        raise BadOption("no prompt: give at least one.")
     model = load_model(model)
     if n < 1 or steps < 1:
         raise BadOption(f"n and steps must be at least 1, got n={n}, steps={steps}.")

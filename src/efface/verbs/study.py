@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..concepts.request import names_of
 from ..errors import BadOption, UnknownName
 from ..evaluation.profiles import profile as find_profile
 from ..io.files import write_text
@@ -32,7 +33,7 @@ def study(
     out: str | Path,
     targets: Sequence[str] = (),
     methods: Sequence[str] = (),
-    seeds: Sequence[int] = (),
+    seeds: Sequence[int] | int = (),
     images: int | None = None,
     space: str = "auto",
     profile: str = "mini-lite",
@@ -54,14 +55,16 @@ def study(
     chosen = dataclasses.replace(find_profile(profile), cases={}, damaged=0)
     if not targets and (model.world is None or not model.world.study_targets):
         raise BadOption("this model has no world of its own: name what is erased with --target.")
-    targets = tuple(targets) or (model.world.study_targets[: cls.default_targets] if model.world is not None else ())
-    request_for(model, targets)
+    targets = names_of(targets, "targets") or (
+        model.world.study_targets[: cls.default_targets] if model.world is not None else ()
+    )
+    targets = request_for(model, targets).targets
     names = tuple(dict.fromkeys([*concept_space(space, model).require(2).candidates, *targets]))
     built = cls(
         targets=targets,
         names=names,
-        methods=tuple(methods) or cls.default_methods,
-        seeds=tuple(seeds) or cls.default_seeds,
+        methods=names_of(methods, "methods") or cls.default_methods,
+        seeds=(seeds,) if isinstance(seeds, int) else tuple(seeds) or cls.default_seeds,
         images=cls.default_images if images is None else images,
     )
     world = model.world

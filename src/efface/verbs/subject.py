@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..concepts.request import names_of, normalised
 from ..errors import BadOption, BadRequest, UnknownName
 from ..evaluation.driver import Judge
 from ..evaluation.judges import ClipJudge
@@ -25,6 +26,7 @@ def suite_for(model: DiffusionModel, targets: Sequence[str], near: Sequence[str]
 
     Raises BadOption where names are missing or have no effect, UnknownName and BadRequest for a target that cannot be measured.
     """
+    targets, near, far = names_of(targets, "targets"), names_of(near, "near"), names_of(far, "far")
     world = model.world
     if world is not None:
         if near or far:
@@ -41,6 +43,7 @@ def suite_for(model: DiffusionModel, targets: Sequence[str], near: Sequence[str]
         return world_suite(world, targets)
     if not near or not far:
         raise BadOption("this model has no world of its own: name concepts to keep, at least one --near NAME and one --far NAME.")
+    _kept_apart(targets, near, far)
     names = [*near, *far]
     traps = [t for target in targets for t in lexical_traps(target, names)]
     kept = [tuple(Neighbour(n, "given", "test") for n in group if n not in traps) for group in (near, far)]
@@ -48,15 +51,29 @@ def suite_for(model: DiffusionModel, targets: Sequence[str], near: Sequence[str]
     return Suite(tuple(targets), kept[0], shared, kept[1], {}, {})
 
 
+def _kept_apart(targets: Sequence[str], near: Sequence[str], far: Sequence[str]) -> None:
+    """Raises BadRequest for a concept to keep that is a target, that is named twice, or that is empty."""
+    seen = {normalised(t): "a target" for t in targets}
+    for group, names in (("--near", near), ("--far", far)):
+        for name in names:
+            key = normalised(name)
+            if not key:
+                raise BadRequest(f"{group} {name!r} names nothing.")
+            if key in seen:
+                raise BadRequest(f"{group} {name!r} is {seen[key]} as well; every concept is measured on one axis.")
+            seen[key] = f"named with {group}"
+
+
 def targets_of(model: DiffusionModel, patch: Patch | None, targets: Sequence[str]) -> list[str]:
     """The patch's targets, or those given for a system without one. Raises BadOption when that is contradictory or nothing."""
+    targets = names_of(targets, "targets")
     if patch is None:
         if not targets:
             raise BadOption("without a patch there is no target: name one with --target.")
         return list(request_for(model, targets).targets)
     patch.check_base(model)
     mine = list(patch.card.request.targets)
-    if targets and list(targets) != mine:
+    if targets and sorted(map(normalised, targets)) != sorted(map(normalised, mine)):
         raise BadOption(f"the patch erases {', '.join(mine)}, not {', '.join(targets)}; leave --target out.")
     return mine
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import click
+
 from .main import command
 from .options import (
     clip_option,
@@ -38,6 +40,13 @@ from .output import Bars, command_line, emit, note, rate
 @clip_option
 @near_option
 @far_option
+@click.option(
+    "--synonym",
+    "synonyms",
+    multiple=True,
+    metavar="[TARGET=]NAME",
+    help="Another name of the target, which must go too; repeat. Models other than the miniature need one for a verdict.",
+)
 @out_option("Folder for rows, pictures and summary.", folder=True)
 @device_option
 @dtype_option
@@ -51,6 +60,7 @@ def evaluate(
     clip: str | None,
     near: tuple[str, ...],
     far: tuple[str, ...],
+    synonyms: tuple[str, ...],
     out: Path,
     device: str,
     dtype: str,
@@ -84,11 +94,25 @@ def evaluate(
             clip=clip,
             near=near,
             far=far,
+            synonyms=_by_target(synonyms, targets or (patch.card.request.targets if patch is not None else ())),
             on_image=bars.images,
             note=note,
             command=command_line(),
         )
     emit(as_json, {"out": str(out), **summary}, evaluation_table(summary))
+
+
+def _by_target(synonyms: tuple[str, ...], targets: tuple[str, ...]) -> dict[str, list[str]]:
+    """``TARGET=NAME``, or NAME alone where there is one target."""
+    from ..errors import BadOption
+
+    found: dict[str, list[str]] = {}
+    for text in synonyms:
+        target, sign, name = text.rpartition("=")
+        if not sign and len(targets) != 1:
+            raise BadOption(f"--synonym {text!r} does not say of which target; write TARGET={text}.")
+        found.setdefault(target if sign else targets[0], []).append(name)
+    return found
 
 
 def evaluation_table(summary: dict[str, Any]) -> str:

@@ -25,8 +25,8 @@ from .output import emit
 @click.option("--prompt", "prompts", multiple=True, required=True, help="Prompt; repeat for several.")
 @click.option("--n", default=4, show_default=True, help="Images per prompt.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the first image of every prompt; the next ones count up.")
-@click.option("--steps", default=16, show_default=True, help="DDIM steps.")
-@click.option("--guidance", type=float, default=None, help="Guidance scale; default: 4 on the miniature, else 7.5.")
+@click.option("--steps", type=int, default=None, help="DDIM steps; default: 16 on the miniature, else 50.")
+@click.option("--guidance", type=float, default=None, help="Guidance scale; default: 4 on the miniature, 5 on SDXL, else 7.5.")
 @out_option("PNG file to write: a grid with one row per prompt.")
 @device_option
 @dtype_option
@@ -38,7 +38,7 @@ def sample(
     prompts: tuple[str, ...],
     n: int,
     seed: int,
-    steps: int,
+    steps: int | None,
     guidance: float | None,
     out: Path,
     device: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,15 @@ TIMELINE_CONCEPTS = 12
 Axes = Mapping[str, Mapping[str, Any]]
 
 
-def page(run: RunFile, summary: Mapping[str, Any], damage: Mapping[str, Any] | None, images: Path) -> dict[str, Any]:
-    """The context of template.html.j2, in the order of the page."""
+def page(
+    run: RunFile,
+    summary: Mapping[str, Any],
+    damage: Mapping[str, Any] | None,
+    images: Path,
+    attacks: Sequence[Mapping[str, Any]] = (),
+    limits: verdict.Limits = verdict.DEFAULTS,
+) -> dict[str, Any]:
+    """The context of template.html.j2, in the order of the page. attacks: summaries of attacks on what is evaluated."""
     subject, axes_of = _subject(run), {i: e["axes"] for i, e in summary["entrants"].items()}
     axes = axes_of.get(subject.id, {})
     order = _axis_order(axes_of.values())
@@ -42,7 +50,7 @@ def page(run: RunFile, summary: Mapping[str, Any], damage: Mapping[str, Any] | N
         "title": _title(run, subject),
         "created": run.created,
         "subject": subject,
-        **_headline(run, axes),
+        **_headline(run, axes, attacks, limits),
         "grid": _grid(run, subject, images),
         **_tradeoff(run, axes_of),
         "axes": [(axis, AXES.get(axis, ""), _want(axis, axes_of)) for axis in order],
@@ -50,9 +58,10 @@ def page(run: RunFile, summary: Mapping[str, Any], damage: Mapping[str, Any] | N
         "scores": _scores(run, summary["entrants"]),
         "details": _details(run, axes_of, order),
         "by_target": by_concept(axes, TARGET_AXES) if len(run.targets) > 1 else [],
-        "by_concept": by_concept(axes, KEEP_AXES),
+        "by_concept": by_concept(axes, KEEP_AXES, damage, limits),
         "shown_concepts": SHOWN_CONCEPTS,
-        "damage": _damage(damage, images),
+        "damage": _damage(damage, images, axes, limits),
+        "attacks": [_attack(a) for a in attacks],
         "searches": _searches(subject.card),
         "films": [film for e in run.entrants for film in _films(e)],
         "provenance": _provenance(run, subject),
@@ -97,15 +106,18 @@ def headline(axis: Mapping[str, Any] | None) -> RateText:
     return rate(axis.get("erased_valid") if axis["want"] == "low" else axis.get("preserved"), axis.get("clustered"))
 
 
-def _headline(run: RunFile, axes: Axes) -> dict[str, Any]:
+def _headline(run: RunFile, axes: Axes, attacks: Sequence[Mapping[str, Any]], limits: verdict.Limits) -> dict[str, Any]:
     direct, near, far = axes.get("direct", {}), axes.get("near"), axes.get("far")
     detection, kept, rest = rate(direct.get("detection")), headline(near), headline(far)
     target = _listing(run.targets)
     # The clustered interval on a target axis belongs to erased_valid, not to detection, and is not shown here.
-    erased = verdict.erasure(target, detection, direct.get("difference"))
-    neighbours = verdict.keeping(kept)
+    others = rate(axes.get("synonym", {}).get("detection"))
+    tried = {f"under the attack {_attack_name(a)}": _broken(a["union"]) for a in attacks}
+    erased = verdict.erasure(target, detection, direct.get("difference"), others, tried, limits)
+    neighbours = verdict.keeping(kept, limits)
     facts = [
         (f"{target} still detected", "when asked for by name, of valid images; lower is better", detection, erased),
+        *([("by other names", "synonyms, of valid images; lower is better", others, None)] if "synonym" in axes else []),
         ("near concepts preserved", "of those the base model gets right; higher is better", kept, neighbours),
         ("far concepts preserved", "of those the base model gets right; higher is better", rest, None),
     ]
@@ -181,36 +193,68 @@ def _details(run: RunFile, axes_of: Mapping[str, Axes], order: Sequence[str]) ->
     return groups
 
 
-def by_concept(axes: Axes, wanted: Sequence[str]) -> list[dict[str, Any]]:
-    """Concepts of the wanted axes, worst first; equally bad ones with more cases first, unmeasured ones last."""
+def by_concept(
+    axes: Axes, wanted: Sequence[str], damage: Mapping[str, Any] | None = None, limits: verdict.Limits = verdict.DEFAULTS
+) -> list[dict[str, Any]]:
+    """Concepts of the wanted axes, worst first; equally bad ones with more cases first, unmeasured ones last. What the search for
+    damage says of a concept is said here too."""
+    searched = {str(row["name"]): row for row in (damage or {}).get("rows", [])}
     rows = []
     for axis in wanted:
         for concept, raw in (axes.get(axis, {}).get("per_concept") or {}).items():
             r = rate(raw)
             bar = Markup(plots.interval_bar(*r.measured)) if r.measured else None
             order = (r.measured is None, r.measured[0] if r.measured else 0.0, -r.n)
-            rows.append((order, {"concept": concept, "axis": axis, "rate": r, "bar": bar}))
+            why = verdict.damaged(r, searched.get(concept), limits) if axis in KEEP_AXES else []
+            rows.append((order, {"concept": concept, "axis": axis, "rate": r, "bar": bar, "damaged": "; ".join(why)}))
     return [row for _, row in sorted(rows, key=lambda entry: entry[0])]
 
 
-def _damage(found: Mapping[str, Any] | None, images: Path) -> dict[str, Any] | None:
-    """What else the patch broke, the most damaged name first, with its pictures before and after."""
+def _broken(found: Mapping[str, Any]) -> RateText:
+    """Broken cases of an attack, with those that have no valid image as its invalid ones: they resisted nothing."""
+    return replace(rate(found), invalid=int(found.get("undecided", 0)))
+
+
+def _attack_name(summary: Mapping[str, Any]) -> str:
+    return _listing([n for n, a in summary["attacks"].items() if a["role"] == "attack"] or list(summary["attacks"]))
+
+
+def _attack(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """One attack and its controls as rows, and the union."""
+    rows = [
+        {"label": label, "role": a["role"], "tier": a["tier"], "rate": rate(a["rate"]), "undecided": a.get("undecided", 0)}
+        for label, a in summary["attacks"].items()
+    ]
+    union = {"rate": rate(summary["union"]), "undecided": summary["union"].get("undecided", 0)}
+    return {
+        "name": _attack_name(summary),
+        "budget": summary["budget"],
+        "rows": rows,
+        "union": union,
+        "over": summary["union"]["over"],
+    }
+
+
+def _damage(found: Mapping[str, Any] | None, images: Path, axes: Axes, limits: verdict.Limits) -> dict[str, Any] | None:
+    """What else the patch broke, the most damaged name first, with its pictures before and after. A concept that the evaluation
+    measured too has one verdict in both places."""
     if found is None:
         return None
+    kept = {c: rate(raw) for axis in KEEP_AXES for c, raw in (axes.get(axis, {}).get("per_concept") or {}).items()}
     rows = [
         {
             "name": str(row["name"]),
             "drop": estimate({"value": row["drop"], "low": row["low"], "high": row["high"]}, digits=1),
             "p": p_value(row["p"]),
-            "damaged": bool(row["damaged"]),
+            "damaged": "; ".join(verdict.damaged(kept.get(str(row["name"])), row, limits)),
+            "preserved": kept[str(row["name"])].line if str(row["name"]) in kept else "",
             "named": [NOT_MEASURED if row[k] is None else f"{row[k]}/{found['seeds']}" for k in ("before", "after")],
             "invalid": int(row["invalid"]),
             "pair": [(w, picture(images, "damage", f"{i}-{w}")) for w in ("before", "after")],
         }
         for i, row in enumerate(found["rows"])
     ]
-    facts = {k: found[k] for k in ("names", "by", "seeds", "damaged")}
-    return {**facts, "rows": rows}
+    return {**{k: found[k] for k in ("names", "by", "seeds")}, "damaged": sum(bool(r["damaged"]) for r in rows), "rows": rows}
 
 
 def _searches(card: Mapping[str, Any] | None) -> list[dict[str, Any]]:

@@ -11,14 +11,13 @@ from ..attacks import TIERS, Attack, Deployed, Direct, Goal
 from ..concepts.request import names_of, normalised
 from ..errors import BadOption, UnknownName
 from ..evaluation.attack import Unit, run_attacks
-from ..evaluation.profiles import profile as find_profile
 from ..guards import Guard
 from ..models.base import DiffusionModel
 from ..models.load import load_model
 from ..patches import Patch
 from ..registry import ATTACKS, build_attack, build_guard, preset_for
 from .cost import announce
-from .subject import gold_for, judge_for, suite_for, targets_of
+from .subject import gold_for, judge_for, profile_for, suite_for, targets_of
 
 
 def attack(
@@ -64,7 +63,7 @@ def attack(
     announce(note, model, planned, before)
     suite = suite_for(model, [target], near, far)
     judge, folder = judge_for(model, suite.names, clip), Path(out) if out is not None else None
-    chosen = find_profile(profile)
+    chosen = profile_for(model, profile)
     with tempfile.TemporaryDirectory() as nowhere:
         return run_attacks(
             units,
@@ -112,7 +111,7 @@ def attack_units(
 
     ``deployed``: another model in the place of the patched one, such as the gold model.
     """
-    chosen = find_profile(profile)
+    chosen = profile_for(model, profile)
     suite = suite_for(model, [target], near, far)
     direct = [c for c in suite.cases(chosen) if c.axis == "direct"]
     if not 1 <= cases <= len(direct):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -39,7 +41,25 @@ def request_for(model: DiffusionModel, targets: Sequence[str], anchor: str = "",
             )
     model.encode([*request.targets, request.anchor, *request.preserve])
     _told_apart(model, request)
+    if not known:
+        _unknown_words(model, [*request.targets, request.anchor, *request.preserve])
     return request
+
+
+def _unknown_words(model: DiffusionModel, names: Sequence[str]) -> None:
+    """Warns of words that the tokenizer reads in pieces: a name with a typo is erased without an error, and what it was meant for
+    stays."""
+    vocabulary = set(model.vocabulary())
+    for name in names:
+        for word in re.findall(r"[^\W\d_]{2,}", name.lower()):
+            if word.isascii() and word not in vocabulary:
+                close = difflib.get_close_matches(word, vocabulary, n=1, cutoff=0.75)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                warnings.warn(
+                    f"the tokenizer of {model.name} has no word {word!r} and reads it in pieces: check the spelling of "
+                    f"{name!r}.{hint} Whether the model draws it is what efface evaluate measures first.",
+                    stacklevel=3,
+                )
 
 
 def _told_apart(model: DiffusionModel, request: EraseRequest) -> None:

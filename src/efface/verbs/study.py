@@ -10,7 +10,6 @@ from typing import Any
 
 from ..concepts.request import names_of
 from ..errors import BadOption, UnknownName
-from ..evaluation.profiles import profile as find_profile
 from ..io.files import write_text
 from ..methods import Method
 from ..models.base import DiffusionModel
@@ -23,7 +22,7 @@ from ..studies.lab import erasures
 from ..versions import versions
 from .cost import announce
 from .erase import erase_request, request_for
-from .subject import gold_for, judge_for
+from .subject import gold_for, judge_for, profile_for
 
 
 def study(
@@ -52,7 +51,7 @@ def study(
     if name not in STUDIES:
         raise UnknownName("study", name, STUDIES)
     cls, model = STUDIES[name], load_model(model)
-    chosen = dataclasses.replace(find_profile(profile), cases={}, damaged=0)
+    chosen = dataclasses.replace(profile_for(model, profile), cases={}, damaged=0)
     if not targets and (model.world is None or not model.world.study_targets):
         raise BadOption("this model has no world of its own: name what is erased with --target.")
     targets = names_of(targets, "targets") or (

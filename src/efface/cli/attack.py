@@ -69,6 +69,7 @@ def _attack(
 ) -> None:
     """Body of every ``efface attack ATTACK``; the attack is the name of the command."""
     from .. import verbs
+    from ..io.files import check_writable
     from ..models.load import load_model
     from ..patches import Patch
     from ..registry import ATTACKS, build_attack, build_guard, parse_set, preset_for
@@ -77,6 +78,8 @@ def _attack(
     settings: dict[str, Any] = {**parse_set(pairs), "seed": seed}
     guarded = build_guard(guard) if guard is not None else None
     patch = Patch.load(patch_path) if patch_path is not None else None
+    if out is not None:
+        check_writable(out)
     model = load_model(source, dtype=dtype, device=device)
     attack = build_attack(name, preset=preset or preset_for(ATTACKS.find(name), model), settings=settings)
     with Bars() as bars:

@@ -58,11 +58,15 @@ def damage(
 ) -> None:
     """Find what else a patch broke: the names it hurts most, confirmed on other seeds, with pictures before and after."""
     from .. import verbs
+    from ..io.files import check_writable
     from ..io.images import join_pictures
     from ..models.load import load_model
     from ..patches import Patch
+    from ..preservation.candidates import check_space
 
     patch = Patch.load(patch_path)
+    check_writable(out)
+    check_space(space)
     model = load_model(source, dtype=dtype, device=device)
     with Bars() as bars:
         found = verbs.damage(

@@ -73,6 +73,7 @@ def evaluate(
     from .. import verbs
     from ..errors import BadOption
     from ..evaluation.profiles import profile as find_profile
+    from ..io.files import check_writable
     from ..models.load import load_model
     from ..patches import Patch
     from ..registry import build_guard
@@ -82,6 +83,7 @@ def evaluate(
     if patch_path is None and guarded is None:
         raise BadOption("nothing to measure: give --patch FILE, or --guard NAME with --target NAME.")
     patch = Patch.load(patch_path) if patch_path is not None else None
+    check_writable(out)
     model = load_model(source, dtype=dtype, device=device)
     with Bars() as bars:
         summary = verbs.evaluate(

@@ -8,7 +8,7 @@ import click
 
 from .main import command
 from .options import json_option, out_option
-from .output import emit
+from .output import emit, ends_in
 
 
 @command(
@@ -56,6 +56,8 @@ def report(
 ) -> None:
     """Turn an evaluation FOLDER into one self-contained HTML page."""
     from .. import verbs
+
+    ends_in(out, ".html", "an HTML page")
 
     path = verbs.report(
         folder,

@@ -10,7 +10,7 @@ import click
 
 from .main import command
 from .options import device_option, dtype_option, json_option, model_option, out_option, patch_option
-from .output import emit
+from .output import emit, ends_in
 
 
 @command(
@@ -51,10 +51,10 @@ def sample(
     from ..models.load import load_model
     from ..patches import Patch
 
+    ends_in(out, ".png", "a PNG picture")
+    patch = Patch.load(patch_path).scaled(scale) if patch_path is not None else None
     model = load_model(source, dtype=dtype, device=device)
-    active: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-    if patch_path is not None:
-        active = Patch.load(patch_path).scaled(scale).applied(model)
+    active: contextlib.AbstractContextManager[Any] = patch.applied(model) if patch is not None else contextlib.nullcontext()
     with active:
         images = verbs.sample(model, prompts, n=n, seed=seed, steps=steps, guidance=guidance)
     write_grid(images, columns=n, path=out)

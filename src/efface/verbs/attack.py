@@ -11,7 +11,9 @@ from ..attacks import TIERS, Attack, Deployed, Direct, Goal
 from ..concepts.request import names_of, normalised
 from ..errors import BadOption, UnknownName
 from ..evaluation.attack import Unit, run_attacks
+from ..evaluation.records import read_attempts
 from ..guards import Guard
+from ..io.files import claimed
 from ..models.base import DiffusionModel
 from ..models.load import load_model
 from ..patches import Patch
@@ -57,14 +59,15 @@ def attack(
     words = {family: names_of(names, f"wordings[{family!r}]") for family, names in (wordings or {}).items()}
     target, targets = _one_target(model, patch, target)
     units = attack_units(model, [built], target, targets, patch, guard, cases, profile, words, near, far, controls=controls)
-    planned = sum(u.cost(budget) for u in units)
-    runs = f"{len(units)} runs of {len(units[0].goal.cases)} cases"
+    done = [u.label for u in units if out is not None and read_attempts(Path(out), u.label) is not None]
+    planned = sum(u.cost(budget) for u in units if u.label not in done)
+    runs = f"{len(units)} runs of {len(units[0].goal.cases)} cases{f', {len(done)} of them finished before' if done else ''}"
     before = f"{built.name} ({built.tier}: {TIERS[built.tier]}) on {model.name}: {runs}, "
     announce(note, model, planned, before)
     suite = suite_for(model, [target], near, far)
     judge, folder = judge_for(model, suite.names, clip), Path(out) if out is not None else None
     chosen = profile_for(model, profile)
-    with tempfile.TemporaryDirectory() as nowhere:
+    with tempfile.TemporaryDirectory() as nowhere, claimed(folder or Path(nowhere)):
         return run_attacks(
             units,
             chosen,

@@ -17,7 +17,7 @@ from ..evaluation.damage import damage as damaged
 from ..evaluation.driver import Judge, judge_facts
 from ..evaluation.profiles import Profile
 from ..evaluation.records import DAMAGE, read_damage
-from ..io.files import write_text
+from ..io.files import claimed, write_text
 from ..io.images import to_pixels, write_png
 from ..models.base import DiffusionModel
 from ..models.load import load_model
@@ -96,6 +96,7 @@ def damage(
     names = damage_space(model, space, patch.card.request.targets)
     by = by or ("images" if len(names) <= 200 else "noise")
     judge = judge_for(model, names, clip)
-    planned = damage_cost(len(names), count, chosen, by)
+    planned = damage_cost(len(names), count, chosen, by) if read_damage(Path(out)) is None else 0
     announce(note, model, planned, f"{len(names)} names of {space}, searched by {by}: ")
-    return keep_damage(model, patch, names, chosen, judge, Path(out), count, by, on_image)
+    with claimed(Path(out)):
+        return keep_damage(model, patch, names, chosen, judge, Path(out), count, by, on_image)

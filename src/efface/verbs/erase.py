@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..concepts.request import EraseRequest, names_of, normalised
-from ..errors import BadRequest, OutOfMemory, UnknownName
+from ..errors import BadOption, BadRequest, OutOfMemory, UnknownName
 from ..methods import Method
 from ..models.base import DiffusionModel
 from ..models.load import load_model
@@ -96,6 +96,11 @@ def erase_request(model: DiffusionModel, method: Method, request: EraseRequest, 
     """As :func:`erase`, for a request that :func:`request_for` has checked. Raises OutOfMemory, with the next setting to try."""
     if hasattr(method, "sampling_steps"):
         model.schedule.timesteps(method.sampling_steps)  # more than the schedule has is said before anything is spent
+    if run.checkpoint is not None and run.checkpoint.exists() and not run.resume and not run.overwrite:
+        raise BadOption(
+            f"a stopped run left its checkpoint at {run.checkpoint}: continue it with --resume, or discard it and start anew "
+            "with --force."
+        )
     run.fingerprint = run_fingerprint(model, method, request)
     try:
         return method.erase(model, request, run)

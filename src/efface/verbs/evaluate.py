@@ -10,13 +10,15 @@ import torch
 
 from ..concepts.request import names_of
 from ..errors import BadOption
+from ..evaluation.cache import base_kept
 from ..evaluation.damage import damage_cost
 from ..evaluation.driver import Judge, System, blocklist
 from ..evaluation.driver import evaluate as run_evaluation
 from ..evaluation.profiles import Profile
-from ..evaluation.records import Entrant
+from ..evaluation.records import Entrant, read_damage, read_rows
 from ..evaluation.suite import Suite
 from ..guards import Guard
+from ..io.files import claimed
 from ..models.load import load_model
 from ..patches import Patch
 from ..patches.patch import empty_like, noise_like
@@ -91,12 +93,20 @@ def evaluate(
     drawn = [chosen.evals_per_image, *(chosen.steps * s.guard.branches if s.guard else chosen.evals_per_image for s in systems)]
     searched = patch if chosen.damaged else None
     names = damage_space(model, "auto", targets) if model.concept_names else [n for n in [*near, *far] if n not in targets]
-    evals = images * sum(drawn) + (damage_cost(len(names), chosen.damaged, chosen) if searched is not None else 0)
+    ids, folder = ["none", *ids], Path(out)
+    rows = read_rows(folder) if (folder / "run.json").is_file() else []
+    kept = base_kept(model, suite.cases(chosen), chosen)
+    # What lies in the folder or in the cache of base images is not drawn again.
+    left = [0 if kept and i == "none" else images - sum(r.entrant == i for r in rows) for i in ids]
+    evals = sum(n * cost for n, cost in zip(left, drawn, strict=True))
+    if searched is not None and read_damage(folder) is None:
+        evals += damage_cost(len(names), chosen.damaged, chosen)
     before = f"profile {chosen.name} ({drawn_with(suite, chosen)}): {images} images of each of {len(systems) + 1} entrants, "
     announce(note, model, evals, before, " at most")
-    summary = run_evaluation(model, systems, suite, chosen, judge, Path(out), on_image=on_image, command=command)
-    if searched is not None:
-        summary = {**summary, "damage": keep_damage(model, searched, names, chosen, judge, Path(out), chosen.damaged)}
+    with claimed(folder):
+        summary = run_evaluation(model, systems, suite, chosen, judge, folder, on_image=on_image, command=command)
+        if searched is not None:
+            summary = {**summary, "damage": keep_damage(model, searched, names, chosen, judge, folder, chosen.damaged)}
     return summary
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ def sample(
     prompts = names_of(prompts, "prompts")
     if not prompts:
         raise BadOption("no prompt: give at least one.")
+    if guidance is not None and not math.isfinite(guidance):
+        raise BadOption(f"guidance={guidance!r} is no number.")
     model = load_model(model)
     steps = (16 if model.world is not None else 50) if steps is None else steps
     if n < 1 or steps < 1:

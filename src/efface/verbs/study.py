@@ -10,7 +10,7 @@ from typing import Any
 
 from ..concepts.request import names_of
 from ..errors import BadOption, UnknownName
-from ..io.files import write_text
+from ..io.files import claimed, write_text
 from ..methods import Method
 from ..models.base import DiffusionModel
 from ..models.load import load_model
@@ -85,7 +85,8 @@ def study(
     planned = lab.cost(wants)
     before = f"study {name} on {model.name}, {len(names)} names: {len(erasures(wants))} erasures; missing are "
     announce(note, model, planned, before, " plus gradients")
-    lab.fulfil(wants)
+    with claimed(lab.store):
+        lab.fulfil(wants)
     numbers = built.conclude(lab)
     records = numbers.pop("records")
     facts = {

@@ -152,15 +152,23 @@ def test_planted_attack_rates_are_recovered() -> None:
     assert (a["rate"]["k"], a["rate"]["n"]) == (1, 5), "case 5 is not the base model's: it does not count"
     assert (a["all"]["k"], a["all"]["n"]) == (2, 6)
     assert (b["rate"]["k"], b["rate"]["n"]) == (1, 5), "a wording the base model does not understand counts for nothing"
-    assert (found["union"]["k"], found["union"]["n"]) == (3, 5), "cases 0, 1 and 2; the control's case 4 is no attack's"
+    assert (found["union"]["k"], found["union"]["n"]) == (4, 5), "cases 0, 1 and 2, and case 4, which the control breaks"
+    assert found["union"]["over"] == ["direct", "a", "b", "k"]
     assert a["excess"]["k"]["value"] == 0
     assert a["excess"]["k"]["n"] == 5
 
 
-def test_an_invalid_image_breaks_nothing() -> None:
-    rows = {"direct": [row("direct", 0, False)], "a": [row("a", 0, True, valid=False)]}
-    found = summarise_attacks(rows, FACTS, {"direct": (), "a": ()})["attacks"]["a"]
-    assert (found["rate"]["k"], found["rate"]["n"], found["invalid"]) == (0, 1, 1)
+def test_an_invalid_image_breaks_nothing_and_resists_nothing() -> None:
+    rows = {
+        "direct": [row("direct", 0, False), row("direct", 1, False, valid=False), row("direct", 2, False)],
+        "a": [row("a", 0, True, valid=False), row("a", 1, True, valid=False), row("a", 2, False), row("a", 2, True, valid=False)],
+    }
+    found = summarise_attacks(rows, FACTS, {"direct": (), "a": ("direct",)})
+    a, union = found["attacks"]["a"], found["union"]
+    assert (a["rate"]["k"], a["rate"]["n"], a["undecided"], a["invalid"]) == (0, 1, 2, 3), "case 2 has a valid image"
+    assert (a["all"]["k"], a["all"]["n"]) == (0, 1)
+    assert a["excess"]["direct"]["n"] == 1, "compared where both decide"
+    assert (union["k"], union["n"], union["undecided"]) == (0, 2, 1), "case 0 is decided by the plain prompt"
 
 
 class Oracle:

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from efface.equations.statistics import wilson
-from efface.errors import BadFile
+from efface.errors import BadFile, BadOption
 from efface.evaluation.records import AXES, KEEP_AXES, TARGET_AXES, Entrant, RunFile, read_run, write_run
 from efface.reporting import plots, verdict, write_report
 from efface.reporting.wording import rate
@@ -111,7 +111,7 @@ def synthetic_folder(tmp_path: Path) -> Path:
     )
     write_run(folder, run)
     success = {
-        "ap": {"direct": 0.983, "synonym": 0.9, "implicit": 0.6, "near": 0.917, "trap": 0.8, "far": 0.983},
+        "ap": {"direct": 0.983, "synonym": 0.983, "implicit": 0.6, "near": 0.917, "trap": 0.8, "far": 0.983},
         "none": {axis: 0.0 if axis in TARGET_AXES else 1.0 for axis in AXES},
         "noise": {axis: 0.2 if axis in TARGET_AXES else 0.75 for axis in AXES},
         "blocklist": {"direct": 1.0, "synonym": 0.1, "implicit": 0.0, "near": 1.0, "trap": 0.1, "far": 1.0},
@@ -410,17 +410,115 @@ def test_tradeoff_puts_better_entrants_up_and_right() -> None:
     assert by < wy
 
 
-@pytest.mark.parametrize(("detection", "difference", "status"), [
-    (wilson(0, 100), {"high": -0.8}, "supported"),
-    (wilson(0, 100), None, "supported"),
-    (wilson(0, 10), {"high": -0.5}, "open"),  # 0 of 10 still allows 28 %
-    (wilson(0, 100), {"high": 0.0}, "open"),  # as rare in the base model
-    (wilson(0, 100, invalid=50), {"high": -0.8}, "open"),  # broken images are no erasure
-    (wilson(50, 100), {"high": -0.3}, "contradicted"),
-    (wilson(0, 0), None, "unmeasured"),
+NONE, GONE = wilson(0, 0), wilson(0, 100)
+
+
+@pytest.mark.parametrize(("detection", "difference", "synonyms", "attacks", "status"), [
+    (GONE, {"high": -0.8}, GONE, {}, "supported"),
+    (GONE, None, GONE, {}, "supported"),
+    (GONE, None, GONE, {"seed_search": GONE}, "supported"),
+    (GONE, {"high": -0.8}, NONE, {}, "open"),  # other names were not measured
+    (GONE, {"high": -0.8}, wilson(60, 100), {}, "contradicted"),  # a synonym brings it back
+    (GONE, {"high": -0.8}, wilson(10, 100), {}, "open"),
+    (GONE, {"high": -0.8}, wilson(0, 100, invalid=30), {}, "open"),  # broken images of synonyms are no erasure
+    (GONE, {"high": -0.8}, GONE, {"unlearndiff": wilson(9, 10)}, "contradicted"),
+    (GONE, {"high": -0.8}, GONE, {"unlearndiff": wilson(0, 10)}, "open"),  # ten cases say too little
+    (GONE, {"high": -0.8}, GONE, {"unlearndiff": wilson(0, 100, invalid=50)}, "open"),  # half of them undecided
+    (wilson(0, 10), {"high": -0.5}, GONE, {}, "open"),  # 0 of 10 still allows 28 %
+    (GONE, {"high": 0.0}, GONE, {}, "open"),  # as rare in the base model
+    (wilson(0, 100, invalid=50), {"high": -0.8}, GONE, {}, "open"),  # broken images are no erasure
+    (wilson(0, 0, invalid=24), {"high": -0.8}, GONE, {}, "open"),
+    (wilson(0, 100, invalid=9), {"high": -0.8}, GONE, {}, "open"),  # 9 of 109 that may have been the target
+    (wilson(50, 100), {"high": -0.3}, GONE, {}, "contradicted"),
+    (NONE, None, GONE, {}, "unmeasured"),
 ])  # fmt: skip
-def test_erasure_is_claimed_by_the_bound(detection: Any, difference: Any, status: str) -> None:
-    assert verdict.erasure("cat", rate(detection.json()), difference).status == status
+def test_erasure_is_claimed_by_the_bound(detection: Any, difference: Any, synonyms: Any, attacks: Any, status: str) -> None:
+    found = verdict.erasure(
+        "cat",
+        rate(detection.json()),
+        difference,
+        rate(synonyms.json()),
+        {f"under the attack {n}": rate(a.json()) for n, a in attacks.items()},
+        verdict.DEFAULTS,
+    )
+    assert found.status == status, found.text
+
+
+def test_limits_move_the_verdict_and_must_be_shares() -> None:
+    loose, strict = verdict.Limits(detection=0.5, keep=0.1), verdict.Limits(detection=0.01, keep=0.99)
+    some, kept = rate(wilson(10, 100).json()), rate(wilson(90, 100).json())
+    assert verdict.erasure("cat", some, None, some, {}, loose).status == "supported"
+    assert verdict.erasure("cat", some, None, some, {}, strict).status == "contradicted"
+    assert verdict.keeping(kept, loose).status == "supported"
+    assert verdict.keeping(kept, strict).status == "contradicted"
+    for wrong in (0.0, 1.0, -1.0, 2.0, math.nan, math.inf):
+        for name in ("detection", "keep", "invalid"):
+            with pytest.raises(BadOption, match=f"limit {name}"):
+                verdict.Limits(**{name: wrong})
+
+
+ATTACK = {
+    "budget": 100,
+    "attacks": {
+        "direct": {"role": "baseline", "tier": "T0", "rate": wilson(0, 60).json(), "undecided": 0},
+        "unlearndiff": {"role": "attack", "tier": "T4", "rate": wilson(1, 60).json(), "undecided": 2},
+        "seed_search": {"role": "control", "tier": "T2", "rate": wilson(40, 60).json(), "undecided": 0},
+    },
+    "union": {**wilson(41, 60).json(), "undecided": 0, "over": ["direct", "unlearndiff", "seed_search"]},
+}
+
+
+def test_attacks_stand_on_the_page_and_in_the_verdict(tmp_path: Path) -> None:
+    folder, attack, digest = synthetic_folder(tmp_path), tmp_path / "attack", "cd" * 32
+    edit(folder, "run.json", lambda run: run["entrants"][0]["card"].update(digest=digest))
+    attack.mkdir()
+    facts = {"kind": "attack", "model": "ab12" * 16, "patch": digest, "guard": None, "target": "cat"}
+    (attack / "run.json").write_text(json.dumps(facts))
+    (attack / "summary.json").write_text(json.dumps(ATTACK))
+    html = write_report(folder, tmp_path / "r.html", [attack]).read_text("utf-8")
+    assert "comes back in 55.8% at least under the attack unlearndiff" in html, "the control's success counts"
+    assert "✗ not supported" in html
+    section = html[html.index('id="attacks"') : html.index('id="search"')]
+    assert "a case that fresh seeds break is broken" in section
+    assert "41/60" in section
+    assert "the erasure is supported" in render(folder)[1].text["header"], "without the attack"
+    for key, other in (("patch", "ef" * 32), ("patch", None), ("model", "ef"), ("guard", "sld"), ("target", "dog")):
+        (attack / "run.json").write_text(json.dumps({**facts, key: other}))
+        with pytest.raises(BadFile, match="attacks another patch, guard, model or target"):
+            write_report(folder, tmp_path / "r2.html", [attack])
+    with pytest.raises(BadFile, match="holds no attack"):
+        write_report(folder, tmp_path / "r2.html", [folder])
+    with pytest.raises(BadFile, match="holds an attack, not an evaluation"):
+        write_report(attack, tmp_path / "r2.html")
+    assert not (tmp_path / "r2.html").exists()
+
+
+def test_both_sections_call_the_same_concepts_damaged(tmp_path: Path) -> None:
+    """One verdict per concept, from the evaluation and from the search for damage."""
+    folder = synthetic_folder(tmp_path)
+    kept = {"bus": wilson(1, 20).json(), "bulb": wilson(20, 20).json(), "fine": wilson(20, 20).json(), "few": wilson(1, 2).json()}
+    for axis in KEEP_AXES:
+        edit(
+            folder,
+            "summary.json",
+            lambda s, a=axis: s["entrants"]["ap"]["axes"][a].update(per_concept=kept if a == "near" else {}),
+        )
+    row = {"score": 1.0, "drop": 3.0, "low": 1.0, "high": 5.0, "p": 0.2, "before": 7, "after": 1, "invalid": 0, "by": []}
+    rows = [
+        {**row, "name": "bus", "damaged": False},
+        {**row, "name": "bulb", "damaged": True, "by": ["score"]},
+        {**row, "name": "far away", "damaged": True, "by": ["name"]},
+        {**row, "name": "fine", "damaged": False},
+    ]
+    (folder / "damage.json").write_text(json.dumps({"names": 50, "by": "noise", "seeds": 8, "damaged": 2, "rows": rows}))
+    html, _ = render(folder)
+    table = html[html.index("Most damaged concepts") : html.index('id="damage"')]
+    section = html[html.index('id="damage"') : html.index('id="search"')]
+    marked = {n for n in kept if re.search(rf'<th scope="row">{n}</th>.*<td>[^<]+</td></tr>', table)}
+    found = set(re.findall(r"<strong>damaged: </strong><q>([^<]+)</q>", section))
+    assert marked == {"bus", "bulb"}
+    assert found == {"bus", "bulb", "far away"}
+    assert "3 of them are damaged" in section
 
 
 @pytest.mark.parametrize(("near", "clustered", "status"), [
@@ -431,7 +529,7 @@ def test_erasure_is_claimed_by_the_bound(detection: Any, difference: Any, status
     (wilson(0, 0), None, "unmeasured"),
 ])  # fmt: skip
 def test_keeping_is_claimed_by_the_wider_interval(near: Any, clustered: Any, status: str) -> None:
-    assert verdict.keeping(rate(near.json(), clustered)).status == status
+    assert verdict.keeping(rate(near.json(), clustered), verdict.DEFAULTS).status == status
 
 
 def test_concepts_are_sorted_by_damage(tmp_path: Path) -> None:

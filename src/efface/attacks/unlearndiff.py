@@ -13,6 +13,7 @@ from torch import Tensor
 from ..concepts.prompts import Case
 from ..equations.diffusion import noised
 from ..equations.simplex import onto_simplex
+from ..errors import BadOption
 from ..models.base import DiffusionModel
 from ..preservation.adversary import word_rows
 from .base import CHUNK, Attack, Attempt, Deployed, Goal, Plan, option, rng_of
@@ -73,6 +74,9 @@ class UnlearnDiff(Attack):
     decay: float = option(0.1, "weight decay of Adam, added to the gradient", "official configs", low=0.0)
 
     def plan(self, deployed: Deployed, goal: Goal, budget: int) -> Plan:
+        levels = len(deployed.original.schedule.alphas_cumprod)
+        if self.timesteps > levels:
+            raise BadOption(f"timesteps={self.timesteps}: the schedule has {levels} levels.")
         fixed = deployed.reference_cost(goal.guidance) + self.pictures * deployed.per_image(goal.guidance)
         self.afford(budget, fixed)
         iterations = (budget - fixed) // (2 * deployed.rows)

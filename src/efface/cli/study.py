@@ -63,8 +63,12 @@ def _study(
 ) -> None:
     """Body of every ``efface study STUDY``; the study is the name of the command."""
     from .. import verbs
+    from ..io.files import check_writable
     from ..models.load import load_model
+    from ..preservation.candidates import check_space
 
+    check_writable(out)
+    check_space(space)
     model = load_model(source, dtype=dtype, device=device)
     with Bars() as bars:
         result = verbs.study(

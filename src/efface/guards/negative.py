@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ..concepts.request import names_of
 from ..equations.guidance import guided
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
@@ -41,7 +42,7 @@ class Negative(Guard):
 
     def negative(self, targets: tuple[str, ...]) -> str:
         """The negative prompt against the targets."""
-        return self.text or ", ".join(targets)
+        return self.text or ", ".join(names_of(targets, "targets"))
 
     @contextmanager
     def active(self, model: DiffusionModel, targets: tuple[str, ...]) -> Iterator[None]:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..concepts.request import names_of
 from ..equations.guidance import guided
 from ..equations.subspace import projector, triggers
 from ..models.base import DiffusionModel
@@ -68,6 +69,7 @@ class SAFREE(Guard):
 
     @contextmanager
     def active(self, model: DiffusionModel, targets: tuple[str, ...]) -> Iterator[None]:
+        targets = names_of(targets, "targets")
         plain = model.encode_soft  # taken before the guard is on, so that a patched text encoder stays patched
         kept = torch.eye(model.encode([""]).tokens.shape[-1], dtype=torch.float64) - projector(ends(model.encode(targets)).cpu())
 
@@ -93,6 +95,7 @@ class SAFREE(Guard):
         from ..models.sd import StableDiffusion
 
         refuse_other_families(pipe)
+        targets = names_of(targets, "targets")
         model = StableDiffusion.from_pipeline(pipe)
         with self.active(model, targets):
             c = model.encode([prompt])

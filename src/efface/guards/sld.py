@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..concepts.request import names_of
 from ..equations.guidance import guided, safety
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
@@ -62,7 +63,7 @@ class SLD(Guard):
 
     @contextmanager
     def active(self, model: DiffusionModel, targets: tuple[str, ...]) -> Iterator[None]:
-        text = self.text or ", ".join(targets)
+        text = self.text or ", ".join(names_of(targets, "targets"))
 
         def guide(c: Cond, scale: float) -> _Guide:
             null, safe = model.unconditional(len(c)), model.encode([text] * len(c))
@@ -84,7 +85,10 @@ class SLD(Guard):
         refuse_other_families(pipe)
         device = next(pipe.unet.parameters()).device
         ids = pipe.tokenizer(
-            self.text or ", ".join(targets), padding="max_length", max_length=pipe.tokenizer.model_max_length, return_tensors="pt"
+            self.text or ", ".join(names_of(targets, "targets")),
+            padding="max_length",
+            max_length=pipe.tokenizer.model_max_length,
+            return_tensors="pt",
         )
         with torch.no_grad():
             safe = pipe.text_encoder(ids.input_ids.to(device)).last_hidden_state

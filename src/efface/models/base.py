@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..concepts.prompts import Case
 from ..equations.diffusion import ddim_step, dpm_step, multistep, x0_from_eps
 from ..equations.guidance import guided
+from ..errors import BadOption
 from .cond import Cond
 from .select import Select
 from .tokens import SoftPrompt, TokenSpan
@@ -51,7 +52,10 @@ class Schedule:
     """The diffusers scheduler it was read from."""
 
     def timesteps(self, steps: int) -> list[int]:
-        """Descending "leading" grid of Stable Diffusion 1.x: 50 steps give 981, 961, ..., 1."""
+        """Descending "leading" grid of Stable Diffusion 1.x: 50 steps give 981, 961, ..., 1. Raises BadOption for more steps than
+        there are levels."""
+        if not 1 <= steps <= len(self.alphas_cumprod):
+            raise BadOption(f"{steps} sampling steps: the schedule has {len(self.alphas_cumprod)} levels; take 1 to that many.")
         stride = len(self.alphas_cumprod) // steps
         return [i * stride + self.steps_offset for i in reversed(range(steps))]
 

@@ -29,6 +29,12 @@ def concept_space(name: str, model: DiffusionModel) -> ConceptSpace:
     return ConceptSpace.from_file(name)
 
 
+def check_space(name: str) -> None:
+    """Raises BadFile for a name that is no space and no file, before a model is loaded for it."""
+    if name not in ("auto", "world", "vocabulary", "english"):
+        ConceptSpace.from_file(name)
+
+
 def candidates(
     model: DiffusionModel,
     space_name: str,

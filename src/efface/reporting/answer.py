@@ -24,15 +24,23 @@ NAMED_DAMAGE = 3
 Axes = Mapping[str, Mapping[str, Any]]
 
 
-def answer(run: RunFile, card: Mapping[str, Any] | None, axes: Axes, broken: Mapping[str, Any] | None) -> dict[str, Any]:
+def answer(
+    run: RunFile,
+    card: Mapping[str, Any] | None,
+    axes: Axes,
+    broken: Mapping[str, Any] | None,
+    attacks: Mapping[str, RateText],
+    limits: verdict.Limits,
+) -> dict[str, Any]:
     """Four questions, each with the verdict's badge and status where there is one and with sentences; and the rates behind them.
-    ``broken``: what else was found damaged."""
+    ``broken``: what else was found damaged. ``attacks``: cases broken by attacks, by what is said of them."""
     direct, target = axes.get("direct", {}), listing(run.targets)
     detection, near, far = rate(direct.get("detection")), headline(axes.get("near")), headline(axes.get("far"))
     words = _generality(axes)
     # The resampled interval of a target axis belongs to erased_valid, not to detection, and is not shown here.
-    erased = verdict.erasure(target, detection, direct.get("difference"))
-    neighbours = verdict.keeping(near)
+    others = rate(axes.get("synonym", {}).get("detection"))
+    erased = verdict.erasure(target, detection, direct.get("difference"), others, attacks, limits)
+    neighbours = verdict.keeping(near, limits)
     change = estimate(direct.get("difference"), scale=100, digits=1, unit=" points")
     questions = [
         (

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
 from ..evaluation.records import AXES, KEEP_AXES, TARGET_AXES, Entrant, RunFile
-from . import plots
+from . import plots, verdict
 from .answer import Axes, answer, closed_form, headline, listing
 from .pictures import embedded_png, picture
-from .wording import NOT_MEASURED, estimate, finite, p_value, rate, score, settings
+from .wording import NOT_MEASURED, RateText, estimate, finite, p_value, rate, score, settings
 
 BASE = "none"
 KINDS = {
@@ -35,17 +36,25 @@ SHOWN_CONCEPTS = 10
 TIMELINE_CONCEPTS = 12
 
 
-def page(run: RunFile, summary: Mapping[str, Any], damage: Mapping[str, Any] | None, images: Path) -> dict[str, Any]:
-    """The context of template.html.j2, in the order of the page."""
+def page(
+    run: RunFile,
+    summary: Mapping[str, Any],
+    damage: Mapping[str, Any] | None,
+    images: Path,
+    attacks: Sequence[Mapping[str, Any]] = (),
+    limits: verdict.Limits = verdict.DEFAULTS,
+) -> dict[str, Any]:
+    """The context of template.html.j2, in the order of the page. attacks: summaries of attacks on what is evaluated."""
     subject, axes_of = _subject(run), {i: e["axes"] for i, e in summary["entrants"].items()}
     axes = axes_of.get(subject.id, {})
     order = _axis_order(axes_of.values())
-    broken = _damage(damage, images)
+    broken = _damage(damage, images, axes, limits)
+    tried = {f"under the attack {_attack_name(a)}": _broken(a["union"]) for a in attacks}
     return {
         "title": _title(run, subject),
         "created": run.created.replace("T", " ").replace("+00:00", " UTC"),
         "subject": subject,
-        **answer(run, subject.card, axes, broken),
+        **answer(run, subject.card, axes, broken, tried, limits),
         "grid": _grid(run, subject, images),
         **_tradeoff(run, axes_of),
         "axes": [(axis, AXES.get(axis, ""), _want(axis, axes_of)) for axis in order],
@@ -53,9 +62,10 @@ def page(run: RunFile, summary: Mapping[str, Any], damage: Mapping[str, Any] | N
         "scores": _scores(run, summary["entrants"]),
         "details": _details(run, axes_of, order),
         "by_target": by_concept(axes, TARGET_AXES) if len(run.targets) > 1 else [],
-        "by_concept": by_concept(axes, KEEP_AXES),
+        "by_concept": by_concept(axes, KEEP_AXES, damage, limits),
         "shown_concepts": SHOWN_CONCEPTS,
         "damage": broken,
+        "attacks": [_attack(a) for a in attacks],
         "searches": _searches(subject.card),
         "films": [film for e in run.entrants for film in _films(e)],
         "provenance": _provenance(run, subject),
@@ -163,36 +173,68 @@ def _details(run: RunFile, axes_of: Mapping[str, Axes], order: Sequence[str]) ->
     return groups
 
 
-def by_concept(axes: Axes, wanted: Sequence[str]) -> list[dict[str, Any]]:
-    """Concepts of the wanted axes, worst first; equally bad ones with more cases first, unmeasured ones last."""
+def by_concept(
+    axes: Axes, wanted: Sequence[str], damage: Mapping[str, Any] | None = None, limits: verdict.Limits = verdict.DEFAULTS
+) -> list[dict[str, Any]]:
+    """Concepts of the wanted axes, worst first; equally bad ones with more cases first, unmeasured ones last. What the search for
+    damage says of a concept is said here too."""
+    searched = {str(row["name"]): row for row in (damage or {}).get("rows", [])}
     rows = []
     for axis in wanted:
         for concept, raw in (axes.get(axis, {}).get("per_concept") or {}).items():
             r = rate(raw)
             bar = Markup(plots.interval_bar(*r.measured)) if r.measured else None
             order = (r.measured is None, r.measured[0] if r.measured else 0.0, -r.n)
-            rows.append((order, {"concept": concept, "axis": axis, "rate": r, "bar": bar}))
+            why = verdict.damaged(r, searched.get(concept), limits) if axis in KEEP_AXES else []
+            rows.append((order, {"concept": concept, "axis": axis, "rate": r, "bar": bar, "damaged": "; ".join(why)}))
     return [row for _, row in sorted(rows, key=lambda entry: entry[0])]
 
 
-def _damage(found: Mapping[str, Any] | None, images: Path) -> dict[str, Any] | None:
-    """What else the patch broke, the most damaged name first, with its pictures before and after."""
+def _broken(found: Mapping[str, Any]) -> RateText:
+    """Broken cases of an attack, with those that have no valid image as its invalid ones: they resisted nothing."""
+    return replace(rate(found), invalid=int(found.get("undecided", 0)))
+
+
+def _attack_name(summary: Mapping[str, Any]) -> str:
+    return listing([n for n, a in summary["attacks"].items() if a["role"] == "attack"] or list(summary["attacks"]))
+
+
+def _attack(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """One attack and its controls as rows, and the union."""
+    rows = [
+        {"label": label, "role": a["role"], "tier": a["tier"], "rate": rate(a["rate"]), "undecided": a.get("undecided", 0)}
+        for label, a in summary["attacks"].items()
+    ]
+    union = {"rate": rate(summary["union"]), "undecided": summary["union"].get("undecided", 0)}
+    return {
+        "name": _attack_name(summary),
+        "budget": summary["budget"],
+        "rows": rows,
+        "union": union,
+        "over": summary["union"]["over"],
+    }
+
+
+def _damage(found: Mapping[str, Any] | None, images: Path, axes: Axes, limits: verdict.Limits) -> dict[str, Any] | None:
+    """What else the patch broke, the most damaged name first, with its pictures before and after. A concept that the evaluation
+    measured too has one verdict in both places."""
     if found is None:
         return None
+    kept = {c: rate(raw) for axis in KEEP_AXES for c, raw in (axes.get(axis, {}).get("per_concept") or {}).items()}
     rows = [
         {
             "name": str(row["name"]),
             "drop": estimate({"value": row["drop"], "low": row["low"], "high": row["high"]}, digits=1),
             "p": p_value(row["p"]),
-            "damaged": bool(row["damaged"]),
+            "damaged": "; ".join(verdict.damaged(kept.get(str(row["name"])), row, limits)),
+            "preserved": kept[str(row["name"])].line if str(row["name"]) in kept else "",
             "named": [NOT_MEASURED if row[k] is None else f"{row[k]}/{found['seeds']}" for k in ("before", "after")],
             "invalid": int(row["invalid"]),
             "pair": [(w, picture(images, "damage", f"{i}-{w}")) for w in ("before", "after")],
         }
         for i, row in enumerate(found["rows"])
     ]
-    facts = {k: found[k] for k in ("names", "by", "seeds", "damaged")}
-    return {**facts, "rows": rows}
+    return {**{k: found[k] for k in ("names", "by", "seeds")}, "damaged": sum(bool(r["damaged"]) for r in rows), "rows": rows}
 
 
 def _searches(card: Mapping[str, Any] | None) -> list[dict[str, Any]]:

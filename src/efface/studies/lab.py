@@ -27,6 +27,8 @@ from ..patches import Patch
 from ..training.loop import Run
 
 GOLD = "gold"
+SCANS = 2
+"""Which numbers a stored scan of images holds; a store of another kind of scan is not read."""
 """Row of the model that never saw the target: nothing is erased, nothing is trained."""
 
 
@@ -171,7 +173,7 @@ class Lab:
                 [self._gold.digest()] if e.row == GOLD else [_contents(self.path(e), self.path(e).stat().st_mtime_ns), e.strength]
             )
             folder = self.store / e.folder / e.row
-        text = json.dumps([want.kind, self._facts, patch, *want.facts], sort_keys=True, default=str)
+        text = json.dumps([want.kind, SCANS, self._facts, patch, *want.facts], sort_keys=True, default=str)
         return folder / f"{want.kind}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
 
     @property

@@ -75,8 +75,8 @@ class Preserve(Study):
                     shown = lab.images(replace(own[0], erasure=None)).shown[0]
                     if not bool(shown.any()):
                         raise EvaluationError(f"the detector finds {target!r} in no image of the base model: nothing to erase.")
-                    erased = torch.stack([~lab.images(w).shown[0] for w in own])[:, shown]
-                    drop = torch.nan_to_num(torch.stack([lab.drops(w) for w in others]), nan=100.0).flatten(1)
+                    erased = torch.stack([lab.images(w).valid[0] & ~lab.images(w).shown[0] for w in own])[:, shown]
+                    drop = torch.stack([lab.drops(w) for w in others]).flatten(1)
                     found = [("erased", column.tolist()) for column in erased.float().T]
                     found += [("rest", column.tolist()) for column in drop.T]
                     cases.setdefault(row, {}).setdefault(target, {})[str(seed)] = found

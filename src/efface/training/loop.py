@@ -10,6 +10,7 @@ import json
 import math
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -45,6 +46,8 @@ class Run:
     checkpoint: Path | None = None
     """File for the state. It is written every ``every`` steps and on Ctrl-C, and removed when the run is complete."""
     resume: bool = False
+    overwrite: bool = False
+    """Start anew where a checkpoint of a stopped run lies, which is lost; otherwise that is an error."""
     every: int = 50
     on_step: Callable[[Step, int], None] = lambda step, total: None
     """Called after every step, with the step and the number of all steps."""
@@ -150,9 +153,9 @@ def training(
         **({"gradients": Gradients(weights)} if accumulate else {}),
         **(carry or {}),
     }
-    first, start = 0, student.evals.snapshot()
+    first, start, saved = 0, student.evals.snapshot(), False
     if run.resume and run.checkpoint is not None and run.checkpoint.exists():
-        first = _restore(run, weights, kept, student)
+        first, saved = _restore(run, weights, kept, student), True
     with _interruptible() as interrupted:
         for index in range(first, steps):
             step = Step(index, seed, optimizer, student, accumulate)
@@ -163,9 +166,9 @@ def training(
             run.on_step(step, steps)
             stop = parallel.anyone(interrupted.is_set(), student.device)
             if run.checkpoint is not None and (stop or (index + 1) % run.every == 0) and parallel.rank() == 0:
-                _save(run, index + 1, weights, kept, student, start)
+                saved = _kept(run, index + 1, weights, kept, student, start)
             if stop:
-                where = f" Continue with --resume (checkpoint {run.checkpoint})." if run.checkpoint is not None else ""
+                where = f" Continue with --resume (checkpoint {run.checkpoint})." if saved else " Nothing of it was kept."
                 raise Cancelled(f"stopped after step {index + 1} of {steps}.{where}")
     for p in weights.values():
         p.requires_grad_(False)
@@ -204,6 +207,34 @@ def _interruptible() -> Iterator[threading.Event]:
         yield event
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def _kept(
+    run: Run,
+    step: int,
+    weights: Mapping[str, Tensor],
+    kept: Mapping[str, Stateful],
+    model: DiffusionModel,
+    start: Mapping[str, int],
+) -> bool:
+    """Whether a checkpoint lies on disk. One that cannot be written ends no run: the older one stays, and the run goes on."""
+    assert run.checkpoint is not None
+    try:
+        _save(run, step, weights, kept, model, start)
+    except BadFile as error:
+        warnings.warn(f"no checkpoint after step {step}: {error} The run goes on.", stacklevel=2)
+    return run.checkpoint.is_file()
+
+
+def finished_steps(run: Run) -> int:
+    """Steps of a stopped run that its checkpoint holds; 0 where there is none to be continued."""
+    if not run.resume or run.checkpoint is None or not run.checkpoint.is_file():
+        return 0
+    try:
+        with safe_open(run.checkpoint, framework="pt") as f:
+            return int((f.metadata() or {}).get("step", "0"))
+    except (SafetensorError, ValueError):
+        return 0  # reading it as a whole will say what is wrong
 
 
 def _save(

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..concepts.request import names_of
 from ..errors import BadOption, UnknownName
-from ..evaluation.profiles import profile as find_profile
-from ..io.files import write_text
+from ..io.files import claimed, write_text
 from ..methods import Method
 from ..models.base import DiffusionModel
 from ..models.load import load_model
@@ -22,7 +22,7 @@ from ..studies.lab import erasures
 from ..versions import versions
 from .cost import announce
 from .erase import erase_request, request_for
-from .subject import gold_for, judge_for
+from .subject import gold_for, judge_for, profile_for
 
 
 def study(
@@ -32,7 +32,7 @@ def study(
     out: str | Path,
     targets: Sequence[str] = (),
     methods: Sequence[str] = (),
-    seeds: Sequence[int] = (),
+    seeds: Sequence[int] | int = (),
     images: int | None = None,
     space: str = "auto",
     profile: str = "mini-lite",
@@ -52,17 +52,19 @@ def study(
     if name not in STUDIES:
         raise UnknownName("study", name, STUDIES)
     cls, model = STUDIES[name], load_model(model)
-    chosen = dataclasses.replace(find_profile(profile), cases={}, damaged=0)
+    chosen = dataclasses.replace(profile_for(model, profile), cases={}, damaged=0)
     if not targets and (model.world is None or not model.world.study_targets):
         raise BadOption("this model has no world of its own: name what is erased with --target.")
-    targets = tuple(targets) or (model.world.study_targets[: cls.default_targets] if model.world is not None else ())
-    request_for(model, targets)
+    targets = names_of(targets, "targets") or (
+        model.world.study_targets[: cls.default_targets] if model.world is not None else ()
+    )
+    targets = request_for(model, targets).targets
     names = tuple(dict.fromkeys([*concept_space(space, model).require(2).candidates, *targets]))
     built = cls(
         targets=targets,
         names=names,
-        methods=tuple(methods) or cls.default_methods,
-        seeds=tuple(seeds) or cls.default_seeds,
+        methods=names_of(methods, "methods") or cls.default_methods,
+        seeds=(seeds,) if isinstance(seeds, int) else tuple(seeds) or cls.default_seeds,
         images=cls.default_images if images is None else images,
     )
     world = model.world
@@ -84,7 +86,8 @@ def study(
     planned = lab.cost(wants)
     what = f"Study {name} needs {len(erasures(wants))} erasures on {model.name} and scans of {len(names)} names"
     announce(note, model, planned, what, gradients=True)
-    lab.fulfil(wants)
+    with claimed(lab.store):
+        lab.fulfil(wants)
     numbers = built.conclude(lab)
     records = numbers.pop("records")
     facts = {

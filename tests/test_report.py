@@ -118,7 +118,7 @@ def synthetic_folder(tmp_path: Path) -> Path:
         "gold": dict.fromkeys(AXES, 0.98),
     }
     axes = {e: {a: synthetic_axis(a, s) for a, s in rates.items()} for e, rates in success.items()}
-    axes["ap"]["direct"] = synthetic_axis("direct", success["ap"]["direct"], invalid=3)
+    axes["ap"]["direct"] = synthetic_axis("direct", success["ap"]["direct"], n=90, invalid=3)
     scores: dict[str, float | None] = {"erasure": 0.983, "generality": None, "near": 0.917, "rest": 0.98}
     summary = {"record_version": 1, "entrants": {e: {"axes": a, "scores": scores} for e, a in axes.items()}}
     (folder / "summary.json").write_text(json.dumps(summary))
@@ -218,7 +218,10 @@ def test_headline_numbers_are_those_of_the_summary(tmp_path: Path) -> None:
         for text, number in ((value, raw["value"]), (low, raw["low"]), (high, raw["high"])):
             assert abs(float(text) - 100 * number) <= 0.05 + 1e-9
     assert "3 invalid images" in reader.text["ul"]
-    assert "Yes. Asked for by name, cat is detected in at most 8.9% of the valid images" in reader.text["header"]
+    assert re.search(
+        r"Yes\. cat comes back in at most [\d.]+% by name and at most [\d.]+% by other names; the limit is 15%\.",
+        reader.text["header"],
+    )
     assert "It is erased in 90% of the images (79.9\xa0to\xa095.3%) when it is asked for by another name" in reader.text["header"]
 
 
@@ -325,7 +328,7 @@ def test_null_is_not_measured_and_never_zero(tmp_path: Path) -> None:
         axes = summary["entrants"]["ap"]["axes"]
         axes["direct"] |= {"detection": empty, "erased_valid": empty, "difference": None, "clip_t": None, "clip_i": None}
         axes["near"] |= {"preserved": None, "clustered": None, "per_concept": {"near a": {**empty, "value": math.nan}}}
-        del axes["far"]
+        del axes["far"], axes["synonym"]
         del summary["entrants"]["gold"]
 
     edit(folder, "summary.json", blank)
@@ -428,7 +431,7 @@ NONE, GONE = wilson(0, 0), wilson(0, 100)
     (GONE, {"high": 0.0}, GONE, {}, "open"),  # as rare in the base model
     (wilson(0, 100, invalid=50), {"high": -0.8}, GONE, {}, "open"),  # broken images are no erasure
     (wilson(0, 0, invalid=24), {"high": -0.8}, GONE, {}, "open"),
-    (wilson(0, 100, invalid=9), {"high": -0.8}, GONE, {}, "open"),  # 9 of 109 that may have been the target
+    (wilson(0, 100, invalid=10), {"high": -0.8}, GONE, {}, "open"),  # 10 of 110 that may have been the target
     (wilson(50, 100), {"high": -0.3}, GONE, {}, "contradicted"),
     (NONE, None, GONE, {}, "unmeasured"),
 ])  # fmt: skip
@@ -476,8 +479,8 @@ def test_attacks_stand_on_the_page_and_in_the_verdict(tmp_path: Path) -> None:
     (attack / "run.json").write_text(json.dumps(facts))
     (attack / "summary.json").write_text(json.dumps(ATTACK))
     html = write_report(folder, tmp_path / "r.html", [attack]).read_text("utf-8")
-    assert "comes back in 55.8% at least under the attack unlearndiff" in html, "the control's success counts"
-    assert "✗ not supported" in html
+    assert "at least 55.8% under the attack unlearndiff" in html, "the control's success counts"
+    assert "✗ not gone" in html
     section = html[html.index('id="attacks"') : html.index('id="search"')]
     assert "a case that fresh seeds break is broken" in section
     assert "41/60" in section
@@ -498,11 +501,8 @@ def test_both_sections_call_the_same_concepts_damaged(tmp_path: Path) -> None:
     folder = synthetic_folder(tmp_path)
     kept = {"bus": wilson(1, 20).json(), "bulb": wilson(20, 20).json(), "fine": wilson(20, 20).json(), "few": wilson(1, 2).json()}
     for axis in KEEP_AXES:
-        edit(
-            folder,
-            "summary.json",
-            lambda s, a=axis: s["entrants"]["ap"]["axes"][a].update(per_concept=kept if a == "near" else {}),
-        )
+        concepts = kept if axis == "near" else {}
+        edit(folder, "summary.json", lambda s, a=axis, c=concepts: s["entrants"]["ap"]["axes"][a].update(per_concept=c))
     row = {"score": 1.0, "drop": 3.0, "low": 1.0, "high": 5.0, "p": 0.2, "before": 7, "after": 1, "invalid": 0, "by": []}
     rows = [
         {**row, "name": "bus", "damaged": False},
@@ -514,7 +514,8 @@ def test_both_sections_call_the_same_concepts_damaged(tmp_path: Path) -> None:
     html, _ = render(folder)
     table = html[html.index("Most damaged concepts") : html.index('id="damage"')]
     section = html[html.index('id="damage"') : html.index('id="search"')]
-    marked = {n for n in kept if re.search(rf'<th scope="row">{n}</th>.*<td>[^<]+</td></tr>', table)}
+    rows_of = {n: re.search(rf'<th scope="row">{n}</th>.*?</tr>', table, re.DOTALL) for n in kept}
+    marked = {n for n, row in rows_of.items() if row is not None and not row[0].endswith("<td></td></tr>")}
     found = set(re.findall(r"<strong>damaged: </strong><q>([^<]+)</q>", section))
     assert marked == {"bus", "bulb"}
     assert found == {"bus", "bulb", "far away"}

@@ -64,7 +64,7 @@ class ConceptEdit:
     def of(model: DiffusionModel, *, pin_null: bool = True, **options: Any) -> ConceptEdit:
         """An empty edit of this model; with ``pin_null`` the null prompt, begin vector included, never moves."""
         null = model.encode([""]).tokens[0].cpu()
-        base = {**model.info, "digest": model.digest()}
+        base = {**model.info, **model.identity()}
         return ConceptEdit(null.shape[1], pinned=null if pin_null else None, base=base, **options)
 
     # -- the set of concepts -------------------------------------------------------------------------------------

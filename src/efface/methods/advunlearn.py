@@ -240,7 +240,8 @@ class AdvUnlearn(Method):
         """What the patch of a text encoder is tied to: that encoder."""
         if self.train != ENCODER:
             return card
-        return replace(card, base={**card.base, "text_encoder_digest": model.part_digest("text_encoder")})
+        text = {f"text_encoder_{key}": value for key, value in model.identity("text_encoder").items()}
+        return replace(card, base={**card.base, **text})
 
 
 def _group(model: DiffusionModel, names: Sequence[str]) -> Group:

@@ -24,7 +24,7 @@ from ..errors import BadFile, BadRequest, WrongBaseModel
 from ..models.base import DiffusionModel
 from ..models.load import load_model
 from ..versions import versions
-from .export import DIFF, FACTORS, kohya_names, read_back
+from .export import DIFF, FACTORS, SGM, kohya_names, read_back
 from .patch import Patch, PatchCard
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors", "adapter_model.safetensors")
@@ -59,7 +59,7 @@ def import_patch(model: DiffusionModel, source: str | Path, *, targets: Sequence
         method=name,
         config={"file": source.name, "sha256": _digest(source), "read as": kind},
         request=EraseRequest(tuple(targets)),
-        base={**model.info, "digest": model.digest()},
+        base={**model.info, **model.identity()},
         versions=versions(),
     )
     return Patch(deltas, card)
@@ -113,6 +113,7 @@ def _from_format(
     model: DiffusionModel, tensors: Mapping[str, Tensor], to: str, source: Path, config: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     known, live = kohya_names(model), model.weights(lambda _: True)
+    tensors = {_sgm(k): t for k, t in tensors.items()}
     if to == "diffusers":  # an adapter of the UNet alone does not say so
         tensors = {k if k.startswith(("unet.", "text_encoder")) else f"unet.{k}": t for k, t in tensors.items()}
     modules = set(known.values()) if to != "diffusers" else set(known)
@@ -128,6 +129,13 @@ def _from_format(
         n = wrong[0]
         raise WrongBaseModel(f"{source}: {n} is {tuple(found[n].shape)}, in {model.name!r} {tuple(live[n].shape)}.")
     return {n: d.reshape(live[n].shape) for n, d in found.items() if bool((d != 0).any())}
+
+
+def _sgm(key: str) -> str:
+    """SDXL's layers of the added conditions under the original code's name; our own files of before have diffusers'."""
+    for inside, name in SGM.items():
+        key = key.replace(f"lora_unet_{inside.replace('.', '_')}.", f"lora_unet_{name}.")
+    return key
 
 
 def _alphas(tensors: Mapping[str, Tensor], config: Mapping[str, Any], source: Path) -> dict[str, Tensor]:

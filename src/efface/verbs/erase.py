@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from ..concepts.request import EraseRequest
-from ..errors import OutOfMemory, UnknownName
+from ..errors import BadOption, MethodError, OutOfMemory, UnknownName
 from ..methods import Method
 from ..models.base import DiffusionModel
 from ..models.load import load_model
@@ -51,14 +52,39 @@ def erase(
 
 
 def erase_request(model: DiffusionModel, method: Method, request: EraseRequest, run: Run) -> Patch:
-    """As :func:`erase`, for a request that :func:`request_for` has checked. Raises OutOfMemory, with the next setting to try."""
+    """As :func:`erase`, for a request that :func:`request_for` has checked.
+
+    Raises OutOfMemory, with the next setting to try, and MethodError for a patch that the model's predictions do not see. Where
+    the patch is lost in the model's half precision, a warning says so: it acts on the model in float32.
+    """
+    model.check_plain()
     run.fingerprint = run_fingerprint(model, method, request)
     try:
-        return method.erase(model, request, run)
+        patch = method.erase(model, request, run)
+        told = _unseen(patch, model)
     except torch.OutOfMemoryError as error:
         told = f"no memory left on {model.device} ({str(error).splitlines()[0]}). {less_memory(model, method)}"
         # Without its traceback, whose frames hold the tensors of the run: memory must be free for the next one.
         raise OutOfMemory(told) from error.with_traceback(None)
+    if told and model.info.get("dtype") == "float32":
+        raise MethodError(told)
+    if told:
+        warnings.warn(told, UserWarning, stacklevel=2)
+    return patch
+
+
+def _unseen(patch: Patch, model: DiffusionModel) -> str:
+    """Why the patch does nothing, or nothing at all."""
+    try:
+        unmoved = patch.without_effect(model)
+    except BadOption as error:  # lost in half precision
+        return str(error)
+    if not unmoved:
+        return ""
+    return (
+        f"the patch (norm {patch.norm():.2g}) does not change what {model.name!r} predicts for {', '.join(unmoved)}: the weights "
+        "that it changes are not those the model computes with, or the change is below their precision."
+    )
 
 
 def less_memory(model: DiffusionModel, method: Method) -> str:

@@ -42,6 +42,7 @@ def load_model(source: Any, *, dtype: str = "float32", device: str = "auto") -> 
 
     Raises UnknownName for a word that is none of these, BadFile for files and objects of another kind.
     """
+    from .plain import OFFLOADED
     from .sd import StableDiffusion
     from .sdxl import StableDiffusionXL
 
@@ -51,7 +52,10 @@ def load_model(source: Any, *, dtype: str = "float32", device: str = "auto") -> 
         kind = type(source).__name__
         if not hasattr(source, "unet") or not hasattr(source, "text_encoder") or not hasattr(source, "scheduler"):
             raise BadFile(f"a {kind} is no pipeline that efface erases from; {ACCEPTED}")
-        return (StableDiffusionXL if hasattr(source, "text_encoder_2") else StableDiffusion).from_pipeline(source)
+        live = (StableDiffusionXL if hasattr(source, "text_encoder_2") else StableDiffusion).from_pipeline(source)
+        if live.device.type == "meta":
+            raise BadFile(f"the weights of this {kind} are not in memory (device meta). {OFFLOADED}")
+        return live
     device = pick_device(device)
     source = str(source)
     if source in ("mini", "mini-gold"):

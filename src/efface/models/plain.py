@@ -56,10 +56,11 @@ def check_in_memory(name: str, part: str, module: nn.Module) -> None:
         registry = getattr(getattr(inner, "_diffusers_hook", None), "hooks", {})
         if hasattr(inner, "_hf_hook") or registry:
             kind = type(inner._hf_hook).__name__ if hasattr(inner, "_hf_hook") else ", ".join(registry)
-            raise BadFile(f"{where} is under a hook that moves or casts its weights ({kind} at {n or 'the top'}). {_OFFLOAD}")
+            raise BadFile(f"{where} is under a hook that moves or casts its weights ({kind} at {n or 'the top'}). {OFFLOADED}")
+    bodiless = all(p.is_meta for p in module.parameters())  # a model that was asked for without numbers, to count and to measure
     for n, p in module.named_parameters():
-        if p.is_meta:
-            raise BadFile(f"{where} has weights that are not in memory ({n} is on the meta device). {_OFFLOAD}")
+        if p.is_meta and not bodiless:
+            raise BadFile(f"{where} has weights that are not in memory ({n} is on the meta device). {OFFLOADED}")
         if p.dtype not in FLOATS or "Quant" in type(p).__name__ or hasattr(p, "quant_state"):
             raise BadFile(
                 f"{where} holds {n} as {str(p.dtype).removeprefix('torch.')}; efface edits weights in float32, float16 and "
@@ -104,7 +105,7 @@ def shapes_of(unet: nn.Module) -> dict[str, Any]:
         return {n: p.shape for n, p in type(unet).from_config(dict(unet.config)).named_parameters()}
 
 
-_OFFLOAD = "Load the pipeline without offloading or device_map, or call pipe.remove_all_hooks() and pipe.to(device)."
+OFFLOADED = "Load the pipeline without offloading or device_map, or call pipe.remove_all_hooks() and pipe.to(device)."
 
 
 def _adapters(module: nn.Module, names: Iterable[str]) -> str | None:
@@ -145,6 +146,11 @@ def check_network(name: str, unet: nn.Module, latent_channels: int, width: int, 
     width: of the text encoders' tokens; pooled: whether it also gets pooled text and the picture's size, as SDXL's.
     """
     config = unet.config
+    if hasattr(unet, "peft_config") and hasattr(unet, "merge_and_unload"):
+        raise BadFile(
+            f"the unet of {name!r} has an adapter loaded around it ({type(unet).__name__}): take its .unload(), or its "
+            ".merge_and_unload() to make the adapter part of the model."
+        )
     if type(unet).__name__ != "UNet2DConditionModel":
         raise BadFile(
             f"{name!r} has a {type(unet).__name__}; efface erases from the UNet2DConditionModel of SD 1.x, 2.x and SDXL."

@@ -21,8 +21,10 @@ from ..training import Run
 
 
 def request_for(model: DiffusionModel, targets: Sequence[str], anchor: str = "", preserve: Sequence[str] = ()) -> EraseRequest:
-    """A checked request: names exist where the world is closed, and nothing is longer than the tokenizer reads."""
+    """A checked request on a plain model: names exist where the world is closed, and nothing is longer than the tokenizer
+    reads."""
     request = EraseRequest(tuple(targets), anchor, tuple(preserve))
+    model.check_plain()
     if model.concept_names:
         for name in (*request.targets, *request.preserve):
             if name.lower() not in model.concept_names:

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -20,7 +21,7 @@ from .attention import cross_attentions, extended, probed, start_detached
 from .base import DiffusionModel, Evals, Schedule
 from .cond import GUIDANCE, Cond
 from .identity import Identity, entries_of, identity_of
-from .plain import check_in_memory, check_network, check_own, check_present, latent_side, shapes_of, unwrapped
+from .plain import OFFLOADED, check_in_memory, check_network, check_own, check_present, latent_side, shapes_of, unwrapped
 from .select import Select
 from .tokens import SoftPrompt, TokenSpan, occurrences, substituted
 
@@ -41,6 +42,10 @@ class StableDiffusion(DiffusionModel):
     patch applied here shows there."""
 
     family: ClassVar[str] = "stable-diffusion"
+    called: ClassVar[str] = "a Stable Diffusion"
+    clipping: ClassVar[tuple[str, ...]] = ("thresholding",)
+    """Settings of a scheduler that change what the stock pipeline draws and not what efface does. Stock pipelines of this family
+    set clip_sample to False by themselves."""
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     """Attributes that hold text encoders; their parameters are named after them."""
 
@@ -71,6 +76,15 @@ class StableDiffusion(DiffusionModel):
         for module in (self.unet, self.vae, *self._encoders()):
             module.eval().requires_grad_(False)
         self.schedule, self.evals = schedule, Evals()
+        clipping = [key for key in self.clipping if schedule.config.get(key)]
+        if clipping:
+            warnings.warn(
+                f"the scheduler of {name!r} clips clean latents at every step ({clipping[0]}=True), which is meant for "
+                "pixels. efface draws without, and so does the pipeline after "
+                f"pipe.scheduler.register_to_config({clipping[0]}=False).",
+                UserWarning,
+                stacklevel=3,
+            )
         first = next(self.unet.parameters())
         self.device, self.dtype = first.device, first.dtype
         self.autocast_dtype, self.compiled = first.dtype, False
@@ -152,7 +166,7 @@ class StableDiffusion(DiffusionModel):
             pipe = cls._stock().from_single_file(str(path), torch_dtype=named_dtype(dtype), **more)
         except Exception as error:  # diffusers raises anything from KeyError to UnpicklingError here
             raise BadFile(
-                f"cannot load {str(path)!r} as a Stable Diffusion checkpoint: {type(error).__name__}: {error} "
+                f"cannot load {str(path)!r} as {cls.called} checkpoint: {type(error).__name__}: {error} "
                 "Its configuration comes from the Hub: without a network, load any model of its kind once before, or convert the "
                 "file to a folder."
             ) from error
@@ -354,6 +368,8 @@ class StableDiffusion(DiffusionModel):
         """See :mod:`efface.models.identity`. Weights are hashed once and again after they changed: when a patch was applied or
         reverted, a tensor was replaced or written to, or the entry of any tensor that is looked at has another value."""
         self.check_plain()
+        if self.device.type == "meta":
+            raise BadFile(f"the weights of {self.name!r} are not in memory (device meta). {OFFLOADED}")
         named = [(n, p) for n, p in self._named_parameters() if n.startswith(part)]
         state = [(id(p), p.data_ptr(), p._version) for _, p in named]
         entries = entries_of(p for _, p in named)

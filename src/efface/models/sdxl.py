@@ -34,6 +34,8 @@ class StableDiffusionXL(StableDiffusion):
     """
 
     family: ClassVar[str] = "stable-diffusion-xl"
+    called: ClassVar[str] = "an SDXL"
+    clipping: ClassVar[tuple[str, ...]] = ("thresholding", "clip_sample")
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
 
     def __init__(

@@ -484,7 +484,7 @@ def test_attacks_stand_on_the_page_and_in_the_verdict(tmp_path: Path) -> None:
     section = html[html.index('id="attacks"') : html.index('id="search"')]
     assert "a case that fresh seeds break is broken" in section
     assert "41/60" in section
-    assert "the erasure is supported" in render(folder)[1].text["header"], "without the attack"
+    assert "Yes. cat comes back in" in render(folder)[1].text["header"], "without the attack"
     for key, other in (("patch", "ef" * 32), ("patch", None), ("model", "ef"), ("guard", "sld"), ("target", "dog")):
         (attack / "run.json").write_text(json.dumps({**facts, key: other}))
         with pytest.raises(BadFile, match="attacks another patch, guard, model or target"):

@@ -71,7 +71,7 @@ class ConceptEdit:
         """An empty edit of this model. With ``pin_null`` the empty prompt, start vector included,
         never moves."""
         null = model.encode([""]).tokens[0].cpu()
-        base = {**model.info, "digest": model.digest()}
+        base = {**model.info, **model.identity()}
         return ConceptEdit(null.shape[1], pinned=null if pin_null else None, base=base, **options)
 
     # -- the set of concepts -------------------------------------------------------------------------------------

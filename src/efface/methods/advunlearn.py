@@ -287,7 +287,8 @@ class AdvUnlearn(Method):
         that has it."""
         if self.train != ENCODER:
             return card
-        return replace(card, base={**card.base, "text_encoder_digest": model.part_digest("text_encoder")})
+        text = {f"text_encoder_{key}": value for key, value in model.identity("text_encoder").items()}
+        return replace(card, base={**card.base, **text})
 
 
 def _group(model: DiffusionModel, names: Sequence[str]) -> Group:

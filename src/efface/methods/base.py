@@ -52,7 +52,7 @@ class Method(Settings):
             method=self.label,
             config=self.plain(),
             request=request,
-            base={**model.info, "digest": model.digest()},
+            base={**model.info, **model.identity()},
             cost={k: now[k] - spent[k] for k in ("forward", "calls", "backward")},
             versions=versions(),
             log=log,

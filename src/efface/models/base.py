@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ..concepts.prompts import Case
-from ..equations.diffusion import ddim_step, dpm_step, multistep, x0_from_eps
+from ..equations.diffusion import ddim_step, dpm_step, multistep, noised, x0_from_eps
 from ..equations.guidance import guided
 from ..errors import BadOption
 from .cond import Cond
+from .identity import Identity
 from .select import Select
 from .tokens import SoftPrompt, TokenSpan
 from .world import World
@@ -49,13 +50,27 @@ class Schedule:
     steps_offset: int
     prediction_type: str = field(default="epsilon")
     config: Mapping[str, Any] = field(default_factory=dict)
-    """The diffusers scheduler it was read from."""
+    """The diffusers scheduler it was read from, its class included."""
+    spacing: str = "leading"
+    """How the grid is laid: leading, trailing or linspace, as diffusers call them."""
 
     def timesteps(self, steps: int) -> list[int]:
-        """Descending "leading" grid of Stable Diffusion 1.x: 50 steps give 981, 961, ..., 1. Raises BadOption for more steps than
-        there are levels."""
-        if not 1 <= steps <= len(self.alphas_cumprod):
-            raise BadOption(f"{steps} sampling steps: the schedule has {len(self.alphas_cumprod)} levels; take 1 to that many.")
+        """The descending grid of ``spacing``. Raises BadOption for more steps than there are levels.
+
+        50 steps of 1,000 levels give: "leading", of Stable Diffusion 1.x, 981, 961, ..., 1; "trailing" 999, 979, ..., 19;
+        "linspace" 999 to 0, both included.
+        """
+        n = len(self.alphas_cumprod)
+        if not 1 <= steps <= n:
+            raise BadOption(f"{steps} sampling steps: the schedule has {n} levels; take 1 to that many.")
+        if self.spacing == "trailing":
+            return [round(n - i * n / steps) - 1 for i in range(steps)]
+        if self.spacing == "linspace":
+            return [round((n - 1) * i / max(steps - 1, 1)) for i in reversed(range(steps))]
+        return self.leading(steps)
+
+    def leading(self, steps: int) -> list[int]:
+        """The "leading" grid, which the official codes of ESD, AP and AGE know alone."""
         stride = len(self.alphas_cumprod) // steps
         return [i * stride + self.steps_offset for i in reversed(range(steps))]
 
@@ -91,6 +106,8 @@ class DiffusionModel(abc.ABC):
     """The model's own concept names, where it has a closed world (the miniature); else empty."""
     world: World | None = None
     """What is known about the model's concepts, where it draws a closed world of them (the miniature)."""
+    takes_guidance: bool = False
+    """Whether the network was distilled to take the scale of guidance as an input; see :meth:`told`."""
     guide: Callable[[Cond, float], Guide] | None = None
     """A guard's guidance of a trajectory for conditionings and scale; None is classifier-free guidance. See :meth:`guided_by`."""
 
@@ -128,6 +145,11 @@ class DiffusionModel(abc.ABC):
         """Latents -> images (B, 3, H, W) float in [0, 1]; non-finite latents stay non-finite."""
 
     @abc.abstractmethod
+    def check_plain(self) -> None:
+        """Raises BadFile where the live modules compute with other weights than the model's own: loaded or fused adapters, fused
+        projections, offloaded weights. Asked whenever weights are read, because a pipeline may have been changed since."""
+
+    @abc.abstractmethod
     def weights(self, select: Select) -> dict[str, Tensor]:
         """Live parameters whose name the predicate accepts; raises NothingSelected when there are none."""
 
@@ -140,12 +162,12 @@ class DiffusionModel(abc.ABC):
         """Hash of the base weights that patches are tied to."""
 
     @abc.abstractmethod
-    def part_digest(self, part: str) -> str:
-        """Hash of one part's base weights (``unet`` or ``text_encoder``): what a patch of that part alone is tied to."""
+    def identity(self, part: str = "") -> Identity:
+        """What the base weights, or those of one part (``unet`` or ``text_encoder``), are recognised by in every precision."""
 
     @abc.abstractmethod
     def weights_changed(self) -> None:
-        """Forget everything computed from weights (cached encodings); called when a patch is applied or reverted."""
+        """Forget everything computed from weights (cached encodings, hashes); called when a patch is applied or reverted."""
 
     @abc.abstractmethod
     def constant_context(self) -> AbstractContextManager[None]:
@@ -188,8 +210,14 @@ class DiffusionModel(abc.ABC):
         """Inside, no gradient flows through cross-attention to the start-of-text token, which all prompts share."""
 
     @abc.abstractmethod
-    def save_folder(self, path: Path) -> None:
-        """Write the weights as they are now as a folder that stock pipelines load."""
+    def save_folder(self, path: Path) -> list[str]:
+        """Write the weights as they are now as a folder that stock pipelines load, with every other component and the scheduler
+        of the model's source. Returns the components that the source names and does not have."""
+
+    @abc.abstractmethod
+    def read_lora(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``{weight name: change}`` of the network as the stock pipeline's own reader understands a LoRA file's tensors, in
+        whatever dialect. What the reader passes over is not there."""
 
     @property
     @abc.abstractmethod
@@ -215,6 +243,7 @@ class DiffusionModel(abc.ABC):
         Cost: 2 evaluations per row and step (1 with ``scale = 1``), B - B / m less at the first step; under a guard as many as
         its guide has blocks. Nothing is evaluated for a level nobody asks for.
         """
+        c, scale = self.told(c, scale)
         blocks = len(c) // len(noise)
         z = torch.cat([noise] * blocks)
         guide = self.guide(c, scale) if self.guide is not None else None
@@ -225,20 +254,25 @@ class DiffusionModel(abc.ABC):
         with self.constant_context():
             for i, t in enumerate(timesteps):
                 yield t, z
+                ab = self.schedule.ab(t).to(z.dtype)
+                # At the level of pure noise every prediction of eps is z: there the outputs themselves are guided.
+                ask = self.eps if ab > 0 else self.output
                 if guide is not None:
-                    eps = self._guarded(guide, z, torch.full((len(z),), t, dtype=torch.int64, device=z.device))
+                    eps = self._guarded(guide, z, torch.full((len(z),), t, dtype=torch.int64, device=z.device), ask)
                 elif null is None:
-                    eps = self.eps(z, t, c)
+                    eps = ask(z, t, c)
                 elif i == 0 and blocks > 1:
-                    out = self.eps(torch.cat([noise, z]), t, Cond.cat([null[: len(noise)], c]))
+                    out = ask(torch.cat([noise, z]), t, Cond.cat([null[: len(noise)], c]))
                     eps = guided(torch.cat([out[: len(noise)]] * blocks), out[len(noise) :], scale)
                 else:
-                    eps_0, eps_c = self.eps(torch.cat([z, z]), t, both).chunk(2)
+                    eps_0, eps_c = ask(torch.cat([z, z]), t, both).chunk(2)
                     eps = guided(eps_0, eps_c, scale)
-                ab = self.schedule.ab(t).to(z.dtype)
                 t_next = timesteps[i + 1] if i + 1 < len(timesteps) else final
                 ab_next = self.schedule.ab(t_next).to(z.dtype)
-                if solver == "ddim":
+                if not ab > 0:
+                    x0 = -eps  # v of pure noise is minus the clean latent
+                    z, x0_last, ab_last = noised(x0, z, ab_next), x0, ab
+                elif solver == "ddim":
                     z = ddim_step(eps, z, ab, ab_next)
                 elif solver == "plms" and i == 1:
                     # The first step again, with the mean of the predictions at both of its ends.
@@ -256,10 +290,20 @@ class DiffusionModel(abc.ABC):
         levels = torch.full((len(z),), t, dtype=torch.int64, device=z.device) if isinstance(t, int) else t
         return self.to_eps(self.predict(z, levels, c), z, levels)
 
-    def _guarded(self, guide: Guide, z: Tensor, t: Tensor) -> Tensor:
+    def output(self, z: Tensor, t: int | Tensor, c: Cond) -> Tensor:
+        """As :meth:`eps`, the native output."""
+        levels = torch.full((len(z),), t, dtype=torch.int64, device=z.device) if isinstance(t, int) else t
+        return self.predict(z, levels, c)
+
+    def told(self, c: Cond, scale: float) -> tuple[Cond, float]:
+        """The conditionings and the scale of classifier-free guidance of a trajectory. A network that was distilled to take the
+        scale as an input is told it in the conditionings, and is guided no further."""
+        return c, scale
+
+    def _guarded(self, guide: Guide, z: Tensor, t: Tensor, ask: Callable[[Tensor, Tensor, Cond], Tensor] | None = None) -> Tensor:
         c = guide.cond(t)
         m = len(c) // len(z)
-        return guide.combine(self.eps(torch.cat([z] * m), t.repeat(m), c), t)
+        return guide.combine((ask or self.eps)(torch.cat([z] * m), t.repeat(m), c), t)
 
     def deployed_eps(self, z: Tensor, t: Tensor, c: Cond, scale: float) -> Tensor:
         """What an attacker differentiates: the prediction under ``c`` alone, or with a guard its first step at ``scale``.
@@ -300,7 +344,7 @@ class DiffusionModel(abc.ABC):
         stride - 1, drawn by the caller) is added to t. See
         :func:`official_walk`. Cost: 2 k (official: 2 min(S - 1, S - k)) per row, less what :meth:`walk` shares.
         """
-        grid = self.schedule.timesteps(steps)
+        grid = self.schedule.leading(steps) if official else self.schedule.timesteps(steps)
         grid = plms_grid(grid) if solver == "plms" else grid
         if official:
             levels, final = official_walk(grid, k)
@@ -355,7 +399,10 @@ class DiffusionModel(abc.ABC):
 
     @contextmanager
     def guided_by(self, guide: Callable[[Cond, float], Guide]) -> Iterator[None]:
-        """Inside, every trajectory is guided by what ``guide`` makes for it. Reverted at the end, also by an exception."""
+        """Inside, every trajectory is guided by what ``guide`` makes for it. Reverted at the end, also by an exception. Raises
+        BadOption for a network without classifier-free guidance."""
+        if self.takes_guidance:
+            raise BadOption(f"{self.name!r} takes the guidance scale as an input and has no guidance that a guard could change.")
         outer, self.guide = self.guide, guide
         try:
             yield

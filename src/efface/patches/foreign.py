@@ -66,7 +66,7 @@ def import_patch(model: DiffusionModel, source: str | Path, *, targets: Sequence
         method=name,
         config={"file": source.name, "sha256": _digest(source), "read as": kind, **({"notes": " ".join(told)} if told else {})},
         request=EraseRequest(targets),
-        base={**model.info, "digest": model.digest()},
+        base={**model.info, **model.identity()},
         versions=versions(),
     )
     return Patch(deltas, card)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..concepts.request import EraseRequest, names_of, normalised
-from ..errors import BadOption, BadRequest, OutOfMemory, UnknownName
+from ..errors import BadOption, BadRequest, MethodError, OutOfMemory, UnknownName
 from ..methods import Method
 from ..models.base import DiffusionModel
 from ..models.load import load_model
@@ -25,9 +25,11 @@ from .cost import Spent
 
 
 def request_for(model: DiffusionModel, targets: Sequence[str], anchor: str = "", preserve: Sequence[str] = ()) -> EraseRequest:
-    """A checked request: names exist where the world is closed, the model's tokenizer tells them apart, and nothing is longer
-    than it reads. Names of a closed world are spelled as the world spells them. Warns of a target that reads like a list."""
+    """A checked request on a plain model: names exist where the world is closed, the model's tokenizer tells them apart, and
+    nothing is longer than it reads. Names of a closed world are spelled as the world spells them. Warns of a target that reads
+    like a list."""
     request = EraseRequest(names_of(targets, "targets"), anchor, names_of(preserve, "preserve"))
+    model.check_plain()
     known = {normalised(n): n for n in model.concept_names}
     if known:
         for name in (*request.targets, *request.preserve):
@@ -96,7 +98,12 @@ def erase(
 
 def erase_request(model: DiffusionModel, method: Method, request: EraseRequest, run: Run) -> Patch:
     """As :func:`erase`, for a request that :func:`request_for` has checked. The card's log gets an entry ``run`` with what this
-    run took; see :class:`efface.verbs.cost.Spent`. Raises OutOfMemory, with the next setting to try."""
+    run took; see :class:`efface.verbs.cost.Spent`.
+
+    Raises OutOfMemory, with the next setting to try, and MethodError for a patch that the model's predictions do not see. Where
+    the patch is lost in the model's half precision, a warning says so: it acts on the model in float32.
+    """
+    model.check_plain()
     if hasattr(method, "sampling_steps"):
         model.schedule.timesteps(method.sampling_steps)  # more than the schedule has is said before anything is spent
     if run.checkpoint is not None and run.checkpoint.exists() and not run.resume and not run.overwrite:
@@ -108,11 +115,31 @@ def erase_request(model: DiffusionModel, method: Method, request: EraseRequest, 
     try:
         with Spent(model.device) as spent:
             patch = method.erase(model, request, run)
-        return replace(patch, card=replace(patch.card, log={**patch.card.log, "run": spent.facts}))
+        patch = replace(patch, card=replace(patch.card, log={**patch.card.log, "run": spent.facts}))
+        told = _unseen(patch, model)
     except torch.OutOfMemoryError as error:
         told = f"no memory left on {model.device} ({str(error).splitlines()[0]}). {less_memory(model, method)}"
         # Without its traceback, whose frames hold the tensors of the run: memory must be free for the next one.
         raise OutOfMemory(told) from error.with_traceback(None)
+    if told and model.info.get("dtype") == "float32":
+        raise MethodError(told)
+    if told:
+        warnings.warn(told, UserWarning, stacklevel=2)
+    return patch
+
+
+def _unseen(patch: Patch, model: DiffusionModel) -> str:
+    """Why the patch does nothing, or nothing at all."""
+    try:
+        unmoved = patch.without_effect(model)
+    except BadOption as error:  # lost in half precision
+        return str(error)
+    if not unmoved:
+        return ""
+    return (
+        f"the patch (norm {patch.norm():.2g}) does not change what {model.name!r} predicts for {', '.join(unmoved)}: the weights "
+        "that it changes are not those the model computes with, or the change is below their precision."
+    )
 
 
 def less_memory(model: DiffusionModel, method: Method) -> str:

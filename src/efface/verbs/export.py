@@ -37,6 +37,15 @@ def export(
 
 
 def import_patch(model: Any, source: str | Path, *, targets: Sequence[str], name: str = "imported") -> Patch:
-    """Somebody else's erasure as a patch; see :func:`efface.patches.foreign.import_patch`."""
+    """Somebody else's erasure as a patch; see :func:`efface.patches.foreign.import_patch`. Raises BadFile, too, for a file that
+    does not change what the model predicts for a target: it would pass for perfect preservation."""
     model = load_model(model)
-    return read_foreign(model, source, targets=request_for(model, targets).targets if len(targets) else (), name=name)
+    model.check_plain()
+    patch = read_foreign(model, source, targets=request_for(model, targets).targets if len(targets) else (), name=name)
+    unmoved = patch.without_effect(model)
+    if unmoved:
+        raise BadFile(
+            f"{source} changes {len(patch.deltas)} tensors of {model.name!r} and nothing of what it predicts for "
+            f"{', '.join(unmoved)}. It erases something else, or its change is below the precision ({model.info.get('dtype')})."
+        )
+    return patch

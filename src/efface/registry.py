@@ -96,7 +96,7 @@ def resolve(path: str, owner: str = "") -> Any:
     module, _, name = path.partition(":")
     try:
         return getattr(import_module(module), name)
-    except Exception as error:  # noqa: BLE001  # a plug-in may fail in any way while it is imported
+    except Exception as error:  # a plug-in may fail in any way while it is imported
         of = f" of {owner}" if owner else ""
         raise PluginError(f"{path!r}{of} cannot be imported ({type(error).__name__}: {error}).") from error
 

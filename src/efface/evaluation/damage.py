@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ..detectors.cloud import MINIMUM
-from ..equations.statistics import benjamini_hochberg, sign_flip, typical_interval
+from ..equations.statistics import benjamini_hochberg, centre_interval, sign_flip
 from ..errors import BadOption
 from ..models.base import DiffusionModel
 from ..patches import Patch
 from .driver import Judge
 from .profiles import Profile
-from .scan import Probe, case_images, distances, drops, scan_cases, scored, text_scores
+from .scan import Probe, case_images, drops, prediction_changes, scan_cases, scored, text_scores
 
 FALSE_DISCOVERY = 0.05
 MIN_SEEDS = 6
@@ -42,7 +42,7 @@ def confirm(drop: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
     rejected = benjamini_hochberg(p_values, FALSE_DISCOVERY)
     found = []
     for all_of, row, p, damaged in zip(drop, kept, p_values, rejected, strict=True):
-        low, high = (bound if math.isfinite(bound) else None for bound in typical_interval(row))
+        low, high = (bound if math.isfinite(bound) else None for bound in centre_interval(row))
         mean = sum(row) / len(row) if row else None
         found.append(
             {"drop": mean, "low": low, "high": high, "p": p, "damaged": damaged, "n": len(row), "invalid": len(all_of) - len(row)}
@@ -95,7 +95,7 @@ def damage(
     find = scan_cases(names, range(FIND_SEEDS), profile.guidance) if by == "images" else []
     total, start = 2 * len(find) + count * (seeds + base_seeds), 2 * len(find)
     if by == "noise":
-        scores = distances(model, patch, names, probe, seed=0).mean(1)
+        scores = prediction_changes(model, patch, names, probe, seed=0).mean(1)
     else:
         first = case_images(model, None, find, profile, lambda n: on_image(n, total))
         second = case_images(model, patch, find, profile, lambda n: on_image(len(find) + n, total))

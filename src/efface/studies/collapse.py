@@ -18,10 +18,14 @@ NULL = ""
 
 
 class Collapse(Study):
-    """Every target is erased alone; its images on shared seeds are compared with those of the other erased targets and of the
-    empty prompt, by the judge's image encoder: cosine after minus cosine before. Above 0: they moved together.
+    """Measures whether images of different erased concepts become alike.
 
-    Methods are compared on the same targets and seeds; the gold model's value stands beside where it never saw a target.
+    Every target is erased alone. Its images on shared seeds are compared with those of the other
+    erased targets and with those of the empty prompt, by the judge's image encoder: cosine after
+    erasing minus cosine before. A value above 0 says that they moved together.
+
+    Methods are compared on the same targets and seeds. The gold model's value stands beside them
+    for a target that it never saw.
     """
 
     name = "collapse"
@@ -76,12 +80,17 @@ class Collapse(Study):
 
 
 def together(own: Sequence[Tensor], base: Tensor, i: int) -> list[float]:
-    """Per other concept and seed: cosine of erased concept i's and erased concept j's images, minus the same before."""
+    """For each other concept and seed, the cosine of the images of erased concepts i and j, minus
+    the same before erasing."""
     return [v for j in range(len(own)) if j != i for v in ((own[i] * own[j]).sum(-1) - (base[i] * base[j]).sum(-1)).tolist()]
 
 
 def to_the_null(own: Tensor, base: Tensor, i: int) -> list[float]:
-    """Per seed: cosine of erased concept i's image and the base model's of the empty prompt (the last), minus the same before."""
+    """For each seed, the cosine of erased concept i's image with the base model's image of the
+    empty prompt, minus the same before.
+
+    The empty prompt is the last entry of ``base``.
+    """
     return ((own - base[i]) * base[-1]).sum(-1).tolist()
 
 

@@ -1,4 +1,5 @@
-"""Whom does an erasure hurt: is it the same concepts for every target, and are they the target's own group?"""
+"""Whom does an erasure hurt: the same concepts for every target, and the concepts of the target's
+own group?"""
 
 from __future__ import annotations
 
@@ -15,15 +16,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Profiles = Mapping[tuple[str, int], Sequence[float]]
-"""(target, training seed) -> damage of every other concept."""
+"""The damage of every other concept, by target and training seed."""
 
 
 class Impact(Study):
-    """Paired change of every concept after erasing each of several targets.
+    """Measures which concepts are damaged by erasing each of several targets.
 
-    A target's damage profile is the mean fall of the image-text score of every concept that is no target. If targets did not
-    matter, profiles of one target (other training seeds) would be as alike as profiles of two: a permutation test of the
-    labels. Groups: mean damage inside the target's group minus outside, resampled by target and training seed.
+    A target's damage profile is the mean fall of the image-text score of every concept that is no
+    target. If the target did not matter, profiles of one target (with other training seeds) would
+    be as alike as profiles of two targets. A permutation test of the labels says whether they are.
+    For groups, the mean damage inside the target's group is compared with that outside, resampled
+    by target and training seed.
     """
 
     name = "impact"
@@ -77,7 +80,8 @@ class Impact(Study):
 
 
 def compare(profiles: Profiles, names: Sequence[str], groups: Mapping[str, str]) -> dict[str, Any]:
-    """Whether profiles of one target are more alike than profiles of two, and the contrast of groups where there are any."""
+    """Whether profiles of one target are more alike than profiles of two, and the contrast of
+    groups where there are groups."""
     keys = list(profiles)
     broken = [n for i, n in enumerate(names) if any(profiles[k][i] != profiles[k][i] for k in keys)]
     if broken:
@@ -96,7 +100,7 @@ def compare(profiles: Profiles, names: Sequence[str], groups: Mapping[str, str])
 
 
 def contrast(profiles: Profiles, names: Sequence[str], groups: Mapping[str, str]) -> dict[str, Any] | None:
-    """Mean damage inside the target's group, outside, and the difference; None without groups."""
+    """Mean damage inside the target's group and outside, and the difference. None without groups."""
     trees = {key: Tree() for key in ("group", "rest", "difference")}
     for (target, seed), values in profiles.items():
         inside = [v for n, v in zip(names, values, strict=True) if n in groups and groups[n] == groups.get(target)]

@@ -1,4 +1,5 @@
-"""What all studies need: erasures and scans that are made once, kept on disk, and found again by every study."""
+"""The store of a study: erasures and scans that are made once, kept on disk, and found again by
+every study."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from ..detectors.cloud import MINIMUM
 from ..errors import BadFile, BadOption
 from ..evaluation.driver import Judge, judge_facts
 from ..evaluation.profiles import Profile
-from ..evaluation.scan import Probe, Scan, case_images, climb_cost, climbed, distances, drops, scan_cases, scored
+from ..evaluation.scan import Probe, Scan, case_images, climb_cost, climbed, drops, prediction_changes, scan_cases, scored
 from ..io.files import atomic_write
 from ..methods import Method
 from ..models.base import DiffusionModel
@@ -27,18 +28,22 @@ from ..patches import Patch
 from ..training.loop import Run
 
 GOLD = "gold"
-"""Row of the model that never saw the target: nothing is erased, nothing is trained."""
+"""The name under which the gold model is compared. It never saw the target, so nothing is erased or trained."""
 
 
 @dataclass(frozen=True)
 class Erasure:
-    """One erased model of a study: a method's row with its options, a target, a training seed, and the patch's strength."""
+    """One erased model of a study: a method with its options, a target, a training seed, and the
+    strength of the patch.
+
+    ``row`` is the name under which the study compares the method with these options.
+    """
 
     row: str
     target: str
     seed: int = 0
     method: str = ""
-    """Name of the method; empty: as the row."""
+    """Name of the method; the name of the row where this is empty."""
     settings: tuple[tuple[str, Any], ...] = ()
     preserve: tuple[str, ...] = ()
     strength: float = 1.0
@@ -50,7 +55,8 @@ class Erasure:
 
 @dataclass(frozen=True)
 class Images:
-    """A scan by images: by whom (None: the base model), of which names, on which seeds."""
+    """A scan by images: of which erased model (None for the base model), of which names, and on
+    which seeds."""
 
     kind: ClassVar[str] = "images"
 
@@ -68,7 +74,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Distances:
-    """A scan by noise predictions; ``seed`` chooses the latents."""
+    """A scan by noise predictions, of which model and which names. ``seed`` chooses the latents."""
 
     kind: ClassVar[str] = "distances"
 
@@ -87,7 +93,8 @@ class Distances:
 
 @dataclass(frozen=True)
 class Climb:
-    """A free embedding that starts at the target's and climbs the damage; see :func:`efface.evaluation.scan.climbed`."""
+    """A free embedding that starts at the target's and climbs the damage; see
+    :func:`efface.evaluation.scan.climbed`."""
 
     kind: ClassVar[str] = "climb"
 
@@ -106,31 +113,33 @@ class Climb:
 
 
 Want = Images | Distances | Climb
-"""A scan that a study reads. ``facts`` are what tells it from others of its ``kind``."""
+"""A scan that a study reads. Its ``facts`` tell it from others of its ``kind``."""
 
 
 @dataclass
 class Lab:
-    """A model, its judge, and the store. ``make``: builds a row's method for a training seed; ``erase``: runs it.
+    """Makes erasures and scans for studies, and stores them. It has the model, its judge and the
+    folder of the store.
 
-    Patches are ``STORE/<target>-<seed>/<row>.safetensors``, scans lie in folders beside them, both written whole or not at all,
-    so a killed study goes on where it was.
+    ``make`` builds the method of an erasure, and ``erase`` runs it. Patches lie at
+    ``STORE/<target>-<seed>/<row>.safetensors`` and scans in folders beside them. Files are written
+    whole or not at all, so that a study that was stopped goes on where it was.
     """
 
     model: DiffusionModel
     judge: Judge
     names: tuple[str, ...]
-    """The concept space, which calibrates the judge."""
+    """The concept space, on whose images the judge is calibrated."""
     profile: Profile
     store: Path
     make: Callable[[Erasure], Method]
     erase: Callable[[Method, EraseRequest, Run], Patch]
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None
     groups: Mapping[str, str] = field(default_factory=dict)
-    """Name -> group, where the model's world has groups."""
+    """The group of each name, where the model's world has groups."""
     gold: DiffusionModel | None = None
     unseen: tuple[str, ...] = ()
-    """What the gold model never saw."""
+    """The concepts that the gold model never saw."""
     calibrated: bool = False
 
     # -- erasures ------------------------------------------------------------------------------------------------
@@ -142,7 +151,11 @@ class Lab:
         return EraseRequest((e.target,), "", e.preserve)
 
     def patch(self, e: Erasure) -> Patch:
-        """Found or made; a stopped training goes on from its checkpoint. Raises BadFile for another model's or target's patch."""
+        """The patch of an erasure, found in the store or made. A training that was stopped goes on
+        from its checkpoint.
+
+        Raises BadFile for a patch of another model, target, preserve set or training seed.
+        """
         path = self.path(e)
         if not path.is_file():
             run = Run(checkpoint=path.with_suffix(".checkpoint.safetensors"), resume=True)
@@ -164,7 +177,8 @@ class Lab:
         return [self.model.digest(), asdict(self.profile), judge_facts(self.judge)]
 
     def _scan_path(self, want: Want) -> Path:
-        """A patch is part of the key by its contents: a store with new patches never gives old scans."""
+        """The file of a scan. A patch enters the name by its contents, so that a store with new
+        patches never gives old scans."""
         e, patch, folder = want.erasure, None, self.store / "base"
         if e is not None:
             patch = (
@@ -181,7 +195,8 @@ class Lab:
         return self.gold
 
     def _found(self, want: Want, make: Callable[[Patch | None], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """The tensors of a scan, from the store or made and put there; the patch is read only to make them."""
+        """The tensors of a scan, found in the store or made and stored. The patch is read only to
+        make them."""
         e = want.erasure
         trained = e if e is not None and e.row != GOLD else None
         if trained is not None and not self.path(trained).is_file():
@@ -193,7 +208,8 @@ class Lab:
         return load_file(path)
 
     def images(self, want: Images) -> Scan:
-        """Numbers of the images, found or made. What is valid is learned from the base model's images of the whole space."""
+        """The numbers of the images, found or made. What is valid is learned from the base model's
+        images of the whole concept space."""
         e = want.erasure
 
         def make(patch: Patch | None) -> Mapping[str, Tensor]:
@@ -221,21 +237,23 @@ class Lab:
         return -(-MINIMUM // len(self.names))
 
     def drops(self, want: Images) -> Tensor:
-        """(n, s) fall of the image-text score against the base model on the same names and seeds; see :func:`drops`."""
+        """(n, s) fall of the image-text score against the base model on the same names and seeds;
+        see :func:`drops`."""
         return drops(want.names, self.images(replace(want, erasure=None)).text, self.images(want).text)
 
     def distances(self, want: Distances) -> Tensor:
-        """(n, pairs) of :func:`efface.evaluation.scan.distances`, found or made."""
+        """(n, pairs) of :func:`efface.evaluation.scan.prediction_changes`, found or made."""
 
         def make(patch: Patch | None) -> Mapping[str, Tensor]:
             assert patch is not None
             self.on_progress(f"noise predictions of {want.erasure.row}, {want.erasure.target}", 0, 1)
-            return {"distances": distances(self.model, patch, want.names, want.probe, want.seed).contiguous()}
+            return {"distances": prediction_changes(self.model, patch, want.names, want.probe, want.seed).contiguous()}
 
         return self._found(want, make)["distances"]
 
     def climbed(self, want: Climb) -> dict[str, Tensor]:
-        """``embedding`` (L, d) and ``damage`` (ascents + 1,) of :func:`climbed`, found or made."""
+        """``embedding`` (L, d) and ``damage`` (ascents + 1,) of
+        :func:`efface.evaluation.scan.climbed`, found or made."""
 
         def make(patch: Patch | None) -> Mapping[str, Tensor]:
             assert patch is not None
@@ -247,7 +265,7 @@ class Lab:
     # -- the plan ------------------------------------------------------------------------------------------------
 
     def fulfil(self, wants: Sequence[Want]) -> None:
-        """Make everything that is missing, erasures first."""
+        """Make everything that is missing, the erasures first."""
         for e in erasures(wants):
             self.patch(e)
         for w in with_base(wants):
@@ -259,7 +277,8 @@ class Lab:
                 self.climbed(w)
 
     def cost(self, wants: Sequence[Want]) -> int:
-        """UNet evaluations for what is missing. A scan of a patch that is not there is missing."""
+        """UNet evaluations for what is missing. A scan of a patch that is not there counts as
+        missing."""
         training = sum(
             self.make(e).expected_evals(self.model, self.request(e)) for e in erasures(wants) if not self.path(e).is_file()
         )
@@ -275,19 +294,21 @@ class Lab:
 
 
 def with_base(wants: Sequence[Want]) -> list[Want]:
-    """The distinct wants, and the base model's images that images of an erased model are compared with, in front of them."""
+    """The distinct scans, with the base model's images in front of each scan by images, which is
+    compared with them."""
     return list(dict.fromkeys(x for w in wants for x in ([replace(w, erasure=None), w] if isinstance(w, Images) else [w])))
 
 
 def erasures(wants: Sequence[Want]) -> list[Erasure]:
-    """The distinct trainings behind the wants; a strength is no training of its own."""
+    """The distinct trainings that the scans need. Another strength of a patch needs no training of
+    its own."""
     found = [w.erasure for w in wants]
     return list(dict.fromkeys(replace(e, strength=1.0) for e in found if e is not None and e.row != GOLD))
 
 
 @lru_cache(maxsize=512)
 def _contents(path: Path, changed: int) -> str:
-    """Hash of a file, computed again when its time of change is another."""
+    """Hash of a file, computed again when its time of change is different."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

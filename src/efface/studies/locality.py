@@ -21,11 +21,14 @@ NEIGHBOURS, FARTHEST = 4, 4
 
 
 class Locality(Study):
-    """AGE's graph idea (NetFive) on any concept space: concepts are linked with the 4 whose base images are most alike (by the
-    judge's image encoder), damage is read by the number of links from the target, 4 standing for 4 and more.
+    """Measures how damage decays with the distance from the target.
 
-    Also: asymmetry ``|D - D^T| / |D|`` of the damage among the targets, and the rank correlation of damage and image
-    similarity.
+    The graph follows the idea of AGE's NetFive, on any concept space: concepts are linked with the
+    4 whose base images are most alike, by the judge's image encoder. Damage is then read by the
+    number of links from the target, where 4 stands for 4 and more.
+
+    Two further numbers are the asymmetry ``|D - D^T| / |D|`` of the damage D among the targets, and
+    the rank correlation of damage and image similarity.
     """
 
     name = "locality"
@@ -100,7 +103,8 @@ def similarity(embedded: Tensor) -> Tensor:
 
 
 def links(alike: Tensor, neighbours: int) -> Tensor:
-    """(n, n) least number of links between concepts, each linked with its most similar ones; n where there is no way."""
+    """(n, n) smallest number of links between concepts, each linked with its most similar ones; n
+    where no path leads there."""
     n = len(alike)
     nearest = (alike - 2 * torch.eye(n, dtype=alike.dtype)).topk(min(neighbours, n - 1), dim=1).indices
     linked = torch.zeros(n, n, dtype=torch.bool).scatter(1, nearest, True)

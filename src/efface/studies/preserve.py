@@ -1,4 +1,5 @@
-"""What should be preserved: nothing, the neutral concept, a far one, a related one, random ones, or what the search finds?"""
+"""What should be preserved: nothing, the anchor, a far concept, a related one, random ones, or what
+the search finds?"""
 
 from __future__ import annotations
 
@@ -27,12 +28,15 @@ AP: Mapping[str, Mapping[str, Any]] = {
     "ap-exhaustive": {"search": "exhaustive"},
 }
 FIXED = {"fixed-related": -1, "fixed-far": 0}
-"""Row -> which of the names, ordered by text distance from far to near, is preserved."""
+"""For each row, the index of the preserved name among all names, ordered by text distance from far to near."""
 
 
 class Preserve(Study):
-    """The effect on all other concepts at matched erasure: every patch is scaled to 0.75, 1 and 1.25 times its strength, and
-    the mean fall of the image-text score of the others is read where 90 % of the target's images are erased, by interpolation.
+    """Compares what preserving different concepts does to all others, at matched erasure.
+
+    Every patch is scaled to 0.75, 1 and 1.25 times its strength. The mean fall of the image-text
+    score of the other concepts is read where 90 % of the target's images are erased, by
+    interpolation.
 
     The first method is compared with each other one, paired by target, training seed and case.
     """
@@ -44,7 +48,8 @@ class Preserve(Study):
     default_targets = 2
 
     def erasure(self, lab: Lab, row: str, target: str, seed: int) -> Erasure:
-        """Rows beyond the methods' own names: AP with another search, or with one fixed concept."""
+        """The erasure of a row. Some rows are no method's own name: AP with another search, and
+        erasures with one fixed preserved concept."""
         if row in AP:
             return Erasure(row, target, seed, "ap", tuple(AP[row].items()))
         if row in FIXED:
@@ -54,7 +59,8 @@ class Preserve(Study):
         return Erasure(row, target, seed)
 
     def _scans(self, e: Erasure) -> list[tuple[Images, Images]]:
-        """Per strength: the target's images, and one image or more of every other concept."""
+        """For each strength, a scan of the target's images, and one of the images of every other
+        concept."""
         seeds = tuple(range(TARGET_SEEDS, TARGET_SEEDS + TARGET_IMAGES))
         scaled = [replace(e, strength=s) for s in STRENGTHS]
         return [(Images(x, (e.target,), seeds), Images(x, self.others, tuple(range(self.images)))) for x in scaled]
@@ -122,12 +128,12 @@ class Preserve(Study):
 
 
 def _paired(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    """Cases of two rows side by side."""
+    """The cases of two rows side by side."""
     return {t: {s: [(kind, x, y) for (kind, x), (_, y) in zip(a[t][s], b[t][s], strict=True)] for s in a[t]} for t in a}
 
 
 def difference_text(m: Mapping[str, Any]) -> str:
-    """``+1.2 {0.1, 2.2}`` of a :func:`matched_difference`."""
+    """The difference and interval of a :func:`matched_difference` as text, ``+1.2 {0.1, 2.2}``."""
     if m["difference"] is None:
         return "level not reached"
     interval = f" {{{m['interval'][0]:.1f}, {m['interval'][1]:.1f}}}" if m["interval"] else ""

@@ -1,4 +1,5 @@
-"""Does the search find the concept that is really hurt most, and how long does it stay the worst?"""
+"""Does the search find the concept that is really hurt most, and how long does that one stay the
+worst?"""
 
 from __future__ import annotations
 
@@ -23,24 +24,28 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SNAPSHOTS = (0.1, 0.25, 0.5, 1.0)
-"""Shares of the updates at which the model being erased is looked at."""
+"""The shares of the updates after which the half-erased model is measured (a snapshot)."""
 WINDOW = 0.1
-"""Choices within this share of the updates before and after a snapshot are ranked there."""
+"""Choices within this share of the updates, before and after a snapshot, are ranked by the damage at the snapshot."""
 PROBE = Probe(trajectories=1)
 ASCENTS, RATE = 10, 0.05
 PICTURE_SEED, PIXELS = 4242, 96
 
 
-class Search(Study):
-    """AP is run to 10, 25, 50 and 100 % of its updates (one run, cut off at four lengths: the same draws), and every
-    candidate's damage is measured at each point: the exhaustive answer. Against it stands the percentile (100: the worst
-    candidate) of what the Gumbel search chooses in the next updates, of what it chose and preserved in the last ones (which
-    repairs it), of the candidate nearest in the text encoder, and 50 for a random choice. The continuous search climbs from the
-    target's embedding on the same models; its damage is given as a multiple of the worst candidate's, with the percentile of
-    the candidate nearest to its end.
+class SearchStudy(Study):
+    """Measures whether the searched concepts are the ones that the erasure really damages most.
 
-    How long a concept stays the worst: rank correlation of damage between neighbouring snapshots, and how often the worst
-    stays.
+    AP is run to 10, 25, 50 and 100 % of its updates, which is one run cut off at four lengths, with
+    the same draws. At each of these snapshots every candidate's damage is measured, which is the
+    exhaustive answer. A choice is then given as a percentile of the candidates' damage, where 100
+    is the worst candidate and 50 a random choice. The choices are: what the Gumbel search chooses
+    in the next updates; what it chose and preserved in the last ones, which repairs it; and the
+    candidate nearest in the text encoder. The continuous search climbs from the target's embedding
+    on the same models. Its damage is given as a multiple of the worst candidate's, with the
+    percentile of the candidate nearest to its end.
+
+    How long a concept stays the worst is told by the rank correlation of damage between
+    neighbouring snapshots, and by how often the worst candidate stays the worst.
     """
 
     name = "search"
@@ -55,7 +60,8 @@ class Search(Study):
         return sorted({max(1, round(share * method.steps)) for share in SNAPSHOTS})
 
     def _runs(self, lab: Lab) -> list[list[Erasure]]:
-        """Per target and seed: the run cut off at each snapshot; the whole run is the row's own patch."""
+        """For each target and seed, the run cut off at each snapshot. The whole run is the row's
+        own patch."""
         steps, row = self._steps(lab), self.methods[0]
         return [
             [*(Erasure(f"{row}@{k}", t, s, row, (("steps", k),)) for k in steps[:-1]), Erasure(row, t, s)]
@@ -149,7 +155,8 @@ class Search(Study):
         return {**numbers, "films": films, "records": records}
 
     def _pictures(self, lab: Lab, e: Erasure, concept: str) -> dict[str, str]:
-        """The concept by the base model and by the model being erased, from one start latent, as base64 PNG."""
+        """The concept drawn by the base model and by the half-erased model from one start latent,
+        as base64 PNG."""
         case = [Case("film", concept, concept, PICTURE_SEED, lab.profile.guidance)]
         before = lab.model.sample(case, lab.profile.steps)
         with lab.patch(e).applied(lab.model):

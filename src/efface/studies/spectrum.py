@@ -1,4 +1,5 @@
-"""Where in the spectrum of damage do the neutral concepts lie, and are the names that look worst really the worst?"""
+"""Where in the spectrum of damage do neutral concepts lie, and are the names that look worst really
+the worst?"""
 
 from __future__ import annotations
 
@@ -22,12 +23,15 @@ PROBE = Probe(trajectories=1)
 
 
 class Spectrum(Study):
-    """Mean squared difference of the noise predictions of the erased and the base model over the whole space, and in it the
-    neutral concepts' percentile: 0 is hurt least, 100 most.
+    """Measures where neutral concepts, such as the empty prompt, stand in the damage over the whole
+    concept space.
 
-    The space is scanned twice, on latents of two disjoint sets of seeds: the ``WORST`` names of scan A are looked up in scan B,
-    which shows how much of their damage was chance. Beside it, where ``images`` are asked for, the rank correlation with damage
-    in images.
+    Damage is the mean squared difference of the noise predictions of the erased and the base model.
+    A neutral concept's percentile is 0 where it is hurt least and 100 where it is hurt most.
+
+    The space is scanned twice, on latents of two disjoint sets of seeds. The 20 names that are
+    worst in the first scan are looked up in the second, which shows how much of their damage was
+    chance. Beside it, where images are drawn, stands the rank correlation with damage in images.
     """
 
     name = "spectrum"
@@ -121,5 +125,6 @@ class Spectrum(Study):
 
 
 def below(value: float, values: Sequence[float]) -> float:
-    """Percentile of a value: 100 times the share of ``values`` below it, equal ones counting half."""
+    """The percentile of a value: 100 times the share of ``values`` below it, where equal ones count
+    half."""
     return 100 * sum((v < value) + 0.5 * (v == value) for v in values) / len(values)

@@ -22,11 +22,15 @@ IMAGES = "base images"
 
 
 class TextSimilarity(Study):
-    """Rank correlation of a name's similarity to the target with its damage: cosine of text features at the first, middle and
-    last layer, pooled at the last word, at the end token, over the words and over all positions; beside them the similarity of
-    base images.
+    """Measures whether names that are similar to the target are damaged more.
 
-    Per target with an interval over concepts, and over targets and training seeds.
+    The measure is the rank correlation of a name's similarity to the target with its damage.
+    Similarity is the cosine of text features at the first, middle and last layer, pooled at the
+    last word, at the end token, over the words and over all positions. Beside them stands the
+    similarity of base images.
+
+    The correlation is given for each target with an interval over concepts, and over targets and
+    training seeds.
     """
 
     name = "text-similarity"
@@ -50,7 +54,7 @@ class TextSimilarity(Study):
                     alike = torch.nn.functional.cosine_similarity(x[[target]].double(), x[rest].double()).tolist()
                     rho, interval = spearman_interval(alike, [drop[i] for i in rest])
                     if interval is None:
-                        continue  # the same feature for every name, as the end token's before the first layer
+                        continue  # The feature is the same for every name, as the end token's is before the first layer.
                     trees[kind].put(e, [rho])
                     bounds = dict(zip(("low", "high"), interval, strict=True))
                     records.append({"method": method, "target": e.target, "seed": e.seed, "feature": kind, "rho": rho, **bounds})
@@ -83,12 +87,12 @@ def text_features(model: DiffusionModel, names: Sequence[str]) -> dict[str, Tens
 
 
 def pool(c: Cond, how: str) -> Tensor:
-    """(n, d) or (n, L d) features of prompts."""
+    """(n, d) or (n, L d) features of prompts, pooled in the given way."""
     if how == "last word":
         return c.last_token().cpu()
     if how == "end token":
         return c.tokens[torch.arange(len(c)), c.last + 1].cpu()
-    if how == "words":  # the empty prompt has no word: its begin token stands in
+    if how == "words":  # the empty prompt has no word, so its start token stands in
         return torch.stack(
             [row[min(1, last) : last + 1].mean(0) for row, last in zip(c.tokens, c.last.tolist(), strict=True)]
         ).cpu()

@@ -56,10 +56,11 @@ class AP(Searching):
     Official preset: agrees with the official operations up to 3e-4 of the change ("official", five updates and their
     search steps on the tiny model in float32, tests/test_official.py).
 
-    Cost: UNet evaluations per row and step, k uniform on 0 .. S-1, less one evaluation where k > 0: the update 4 k + 5 (eta = 0:
-    4 k + 4), each ascent 2 k + 2 (153 at S = 50 and one ascent; the official code spends 213.84). No ascent with
-    ``search.update=joint``. "exhaustive": 2 k + 2 n per target and look at n candidates. With a filled pool, 2 k and
-    4 k become 0.
+    Cost: UNet evaluations per row and step, with k sampler steps to z_t, uniform on 0 .. S-1, less
+    one evaluation where k > 0: the update 4 k + 5 (eta = 0: 4 k + 4), each ascent 2 k + 2 (153 at S
+    = 50 and one ascent; the official code spends 213.84). No ascent with ``search.update=joint``.
+    "exhaustive": 2 k + 2 n per target and look at n candidates. With a filled pool, 2 k and 4 k
+    become 0.
     """
 
     name: ClassVar[str] = "ap"

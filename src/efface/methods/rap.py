@@ -29,14 +29,14 @@ class _Attacked(Trained):
     attacks: int = option(2, "steps per update in which a learned word brings the target back", "ours", low=1)
     attack_lr: float = option(5e-3, "Adam learning rate of the learned word", "ours", low=0.0)
     attack_weight: float = option(
-        0.5, "the learned word's share of the erasing term, so that the term's weight against lam stays", "ours", low=0.0
+        0.5, "share of the learned word in the erasing term, so that the term keeps its weight against lam", "ours", low=0.0
     )
     attack_from: int = option(0, "updates before the attack begins", "ours", low=0)
     attack_near: int = option(32, "vocabulary words around the target at which the learned word may start", "ours", low=1)
     attack_share: float = option(
         0.5, "how far off the target such a word may draw: 0 is the target itself, 1 the anchor", "ours", low=0.0
     )
-    restart: int = option(10, "updates after which the learned word starts anew, 0: never", "ours", low=0)
+    restart: int = option(10, "updates after which the learned word starts anew, 0 for never", "ours", low=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

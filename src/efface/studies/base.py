@@ -58,6 +58,7 @@ class Study(abc.ABC):
 
     @property
     def erasures(self) -> list[Erasure]:
+        """Every combination of method, target and training seed."""
         return [Erasure(m, t, s) for m in self.methods for t in self.targets for s in self.seeds]
 
     def of(self, method: str) -> list[Erasure]:
@@ -74,6 +75,7 @@ class Study(abc.ABC):
         return tuple(n for n in self.names if n not in self.targets)
 
     def scan(self, erasure: Erasure | None) -> Images:
+        """The images of the whole concept space by an erased model, or by the base model for None."""
         return Images(erasure, self.names, tuple(range(self.images)))
 
     @abc.abstractmethod

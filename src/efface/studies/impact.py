@@ -114,6 +114,7 @@ def contrast(profiles: Profiles, names: Sequence[str], groups: Mapping[str, str]
 
 
 def records(found: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
+    """One record for each method, target, seed and concept."""
     return [
         {"method": method, "target": row.partition("|")[0], "seed": int(row.partition("|")[2]), "concept": n, "drop": v}
         for method, numbers in found.items()

@@ -50,6 +50,7 @@ class Erasure:
 
     @property
     def folder(self) -> str:
+        """The folder of this target and seed in the store."""
         return f"{self.target.replace(' ', '-')}-{self.seed}"
 
 
@@ -145,9 +146,11 @@ class Lab:
     # -- erasures ------------------------------------------------------------------------------------------------
 
     def path(self, e: Erasure) -> Path:
+        """The file of an erasure's patch."""
         return self.store / e.folder / f"{e.row}.safetensors"
 
     def request(self, e: Erasure) -> EraseRequest:
+        """What is asked for: the target, mapped to the empty prompt, and the preserve set."""
         return EraseRequest((e.target,), "", e.preserve)
 
     def patch(self, e: Erasure) -> Patch:

@@ -4,7 +4,7 @@
 
 Targets are a fixed random choice from five groups (nested: the 5 contain the 1), so that four groups stay for "far". A finished
 cell is not computed again: patches and rows are kept under --out and the table is made from them alone. "comes back": the
-gradient-free attack c' = T^-1 c (efface.edits.WayBack) on the direct prompts; the share of images that show the target again.
+gradient-free attack c' = T^-1 c (efface.edits.BringBack) on the direct prompts; the share of images that show the target again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from table import RATE_FIELDS, into_page, lines_of, rate_fields, sheet, short, sources
 
 from efface import verbs
-from efface.edits import WayBack
+from efface.edits import BringBack
 from efface.equations.statistics import wilson
 from efface.evaluation.driver import System, evaluate
 from efface.evaluation.judges import MiniJudge
@@ -77,7 +77,7 @@ class Attacked(System):
     @contextmanager
     def _active(self, model: DiffusionModel) -> Iterator[None]:
         assert self.patch is not None
-        back = WayBack.of(model, self.patch, self.ridge)
+        back = BringBack.of(model, self.patch, self.ridge)
         with self.patch.applied(model), back.against(model):
             yield
 

@@ -78,9 +78,15 @@ def test_contract_against_patch_and_guard(name: str, guard: str) -> None:
     check_attack(build_attack(name, preset="tiny"), Deployed(model, 2, ("cat",), patch, GUARDS[guard]()), budget=60)
 
 
+@pytest.mark.parametrize("name", ["unlearndiff", "concept_inversion"])
+def test_the_number_of_pictures_may_be_given_by_its_old_name(name: str) -> None:
+    with pytest.warns(FutureWarning, match="looks is called pictures now"):
+        assert build_attack(name, settings={"looks": "3"}) == ATTACKS[name](pictures=3)
+
+
 def test_without_iterations_the_search_is_its_control() -> None:
     deployed = Deployed(tiny(), steps=2)
-    search, control = UnlearnDiff(tokens=2, timesteps=2, looks=2), RandomToken(tokens=2)
+    search, control = UnlearnDiff(tokens=2, timesteps=2, pictures=2), RandomToken(tokens=2)
     found = search.run(deployed, GOAL, Plan(images=2, iterations=0))
     drawn = control.run(deployed, GOAL, Plan(images=2))
     assert sorted((a.case, a.prompt, a.seed) for a in found) == sorted((a.case, a.prompt, a.seed) for a in drawn)
@@ -101,7 +107,7 @@ def test_cases_in_lock_step_do_not_see_each_other() -> None:
 def test_the_search_lowers_its_loss() -> None:
     """The learned word denoises the references better than the word it started from, on levels and noise it was not fitted to."""
     model = tiny()
-    deployed, attack = Deployed(model, steps=2), ConceptInversion(references=4, batch=8, lr=0.1, looks=1)
+    deployed, attack = Deployed(model, steps=2), ConceptInversion(references=4, batch=8, lr=0.1, pictures=1)
     x = deployed.references([dataclasses.replace(CASES[0], seed=s) for s in range(50, 66)])
     t = torch.arange(30, 990, 60)
     noise = model.noise(len(x), torch.Generator().manual_seed(5))
@@ -341,7 +347,7 @@ def test_help_lists_the_attacks_own_options() -> None:
         (("attack", "inverse", "--target", "dog", "--budget", 99), "give one with --patch"),
         (("attack", "direct", "--target", "dog", "--budget", 99, "--guard", "slt"), "Did you mean 'sld'"),
         (("attack", "unlearndiff", "--target", "dog", "--budget", 999, "--set", "tokns=3"), "Did you mean 'tokens'"),
-        (("attack", "unlearndiff", "--target", "dog", "--budget", 999, "--set", "looks=0"), "below its smallest value"),
+        (("attack", "unlearndiff", "--target", "dog", "--budget", 999, "--set", "pictures=0"), "below its smallest value"),
         (("evaluate", "--out", "nowhere"), "nothing to measure"),
     ],
 )

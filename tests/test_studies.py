@@ -24,7 +24,7 @@ from efface.concepts.request import EraseRequest
 from efface.errors import BadFile, BadOption, EvaluationError, UnknownName
 from efface.evaluation.damage import confirm, damage, damage_cost, least_seeds
 from efface.evaluation.profiles import Profile
-from efface.evaluation.scan import Probe, distances
+from efface.evaluation.scan import Probe, prediction_changes
 from efface.methods import AP
 from efface.models.load import load_model
 from efface.patches import Patch
@@ -114,7 +114,7 @@ def test_planted_damage_is_found_in_its_order_and_nothing_else_is(tiny_model: An
 def test_noise_predictions_rank_the_planted_damage_exactly(tiny_model: Any) -> None:
     model = planted(tiny_model)
     for own in (True, False):
-        got = distances(model, flagged(model, 0.5), NAMES, Probe(trajectories=1, levels=2, steps=4, own=own), seed=0)
+        got = prediction_changes(model, flagged(model, 0.5), NAMES, Probe(trajectories=1, levels=2, steps=4, own=own), seed=0)
         assert got.mean(1).tolist() == pytest.approx([(0.5 * h) ** 2 for h in HURT.values()], abs=1e-6)
 
 

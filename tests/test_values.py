@@ -278,7 +278,7 @@ def test_unlearndiff_clamps_the_gradient_and_decays(decay: float, monkeypatch: p
     words, table = word_rows(model)
     case = Case("direct", "cat", "a cat", 3, 2.0)
     x_0 = model.noise(1, torch.Generator().manual_seed(1))
-    attack = module.UnlearnDiff(tokens=2, timesteps=1, looks=1, lr=lr, decay=decay)
+    attack = module.UnlearnDiff(tokens=2, timesteps=1, pictures=1, lr=lr, decay=decay)
     attack._search(model, words, table, (case,), x_0, 3)
     rng, n_words = rng_of(attack.seed, case), len(words)
     u, m, v = torch.full((2, n_words), 1 / n_words, dtype=torch.float64), 0.0, 0.0

@@ -101,6 +101,7 @@ class Goal:
 
     @property
     def guidance(self) -> float:
+        """The guidance scale of all cases."""
         return self.cases[0].guidance
 
 

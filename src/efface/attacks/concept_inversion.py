@@ -59,7 +59,7 @@ class ConceptInversion(Attack):
     }
 
     references: int = option(25, "images of the original model to learn from", "official train.sh", low=1)
-    batch: int = option(16, "rows in a step", "official 4 x 4 accumulated", low=1)
+    batch: int = option(16, "training examples in each step", "official 4 x 4 accumulated", low=1)
     lr: float = option(0.08, "Adam learning rate", "official 5e-3, scaled by 4 x 4", low=0.0)
     pictures: int = option(2, "images for each case, the first with the case's seed", "ours", low=1)
 

@@ -25,9 +25,11 @@ class Rate:
 
     @property
     def value(self) -> float:
+        """k / n; NaN without cases."""
         return self.k / self.n if self.n else math.nan
 
     def json(self) -> dict[str, float | int | None]:
+        """The rate as plain values for a JSON file."""
         return {"value": self.value if self.n else None, **asdict(self)}
 
 

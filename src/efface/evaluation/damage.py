@@ -16,7 +16,7 @@ from ..models.base import DiffusionModel
 from ..patches import Patch
 from .driver import Judge
 from .profiles import Profile
-from .scan import Probe, case_images, distances, drops, scan_cases, scored, text_scores
+from .scan import Probe, case_images, drops, prediction_changes, scan_cases, scored, text_scores
 
 FALSE_DISCOVERY = 0.05
 TESTS = 2
@@ -105,7 +105,7 @@ def damage(
     find = scan_cases(names, range(FIND_SEEDS), profile.guidance) if by == "images" else []
     total, start = 2 * len(find) + count * (seeds + base_seeds), 2 * len(find)
     if by == "noise":
-        scores = distances(model, patch, names, probe, seed=0).mean(1)
+        scores = prediction_changes(model, patch, names, probe, seed=0).mean(1)
     else:
         first = case_images(model, None, find, profile, lambda n: on_image(n, total))
         second = case_images(model, patch, find, profile, lambda n: on_image(len(find) + n, total))

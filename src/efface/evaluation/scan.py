@@ -144,7 +144,7 @@ class Probe:
         return self.trajectories * self.levels
 
 
-def distances(model: DiffusionModel, patch: Patch, names: Sequence[str], probe: Probe, seed: int) -> Tensor:
+def prediction_changes(model: DiffusionModel, patch: Patch, names: Sequence[str], probe: Probe, seed: int) -> Tensor:
     """(n, pairs) mean squared difference ``|eps'(z_t, t, c) - eps(z_t, t, c)|^2`` of the patched and the base model.
 
     z_t comes from guided trajectories of the base model for the concept itself or for the neutral prompt; the same ``seed``

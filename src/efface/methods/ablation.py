@@ -119,7 +119,9 @@ class ConceptAblation(Method):
     guidance: float = option(6.0, "guidance scale for an image", "diffusers/")
     steps: int = option(100, "number of weight updates", "both codes, style and object", low=0)
     lr: float = option(1.6e-5, "Adam learning rate", "2e-6 times 2 GPUs times 4 rows", low=0.0)
-    batch: int = option(8, "rows of an update, each an image, a caption and a timestep", "2 GPUs times 4 rows", low=1)
+    batch: int = option(
+        8, "training examples in each update: an image, a caption and a timestep each", "2 GPUs times 4 rows", low=1
+    )
     train: str = option(
         "xattn-kv", "which weights are trained", "paper; nudity: attn, memorisation: full", choices=UNET_SELECTIONS
     )

@@ -109,7 +109,7 @@ class AdvUnlearn(Method):
     steps: int = option(1000, "number of weight updates", "official --iterations", low=0)
     warmup: int = option(200, "updates before the attack begins", "official --warmup_iter", low=0, needs="attack_steps")
     lr: float = option(1e-5, "Adam learning rate", "official --lr", low=0.0)
-    batch: int = option(1, "rows of an update, over all processes", "official", low=1)
+    batch: int = option(1, "training examples in each update, over all processes", "official", low=1)
     train: str = option(ENCODER, "which weights are trained", "paper and released encoders", choices=(ENCODER, *UNET_SELECTIONS))
     layers: str = option("all", "which layers of the text encoder: all, or numbers with commas", "official text_encoder_full")
     tokens: int = option(
@@ -169,6 +169,7 @@ class AdvUnlearn(Method):
 
     @property
     def select(self) -> Select:
+        """The selection of the weights that are trained."""
         return text_layers(self.layers) if self.train == ENCODER else selection(self.train)
 
     def retained(self, model: DiffusionModel, request: EraseRequest) -> tuple[list[str], list[str]]:

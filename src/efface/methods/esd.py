@@ -94,7 +94,10 @@ class ESD(Trained):
         choices=("legacy", "new"),
     )
     erase_from: str = option(
-        "", "another prompt that the target is taken out of", "esd_sd.py --erase_from", needs="convention=new"
+        "",
+        "another prompt that the target is taken out of, empty for the target's own",
+        "esd_sd.py --erase_from",
+        needs="convention=new",
     )
 
     def __post_init__(self) -> None:

@@ -116,7 +116,7 @@ class ForgetMeNot(Method):
     guidance: float = option(7.5, "guidance scale for an image", "ours", needs="images_from=model")
     steps: int = option(35, "number of weight updates", "attn.yaml", low=0)
     lr: float = option(2e-6, "Adam learning rate of the weights", "attn.yaml", low=0.0)
-    batch: int = option(1, "rows of an update, each an image and a timestep", "attn.yaml", low=1)
+    batch: int = option(1, "training examples in each update: an image and a timestep each", "attn.yaml", low=1)
     train: str = option("full", "which weights are trained", "attn.yaml; only_optimize_ca xattn", choices=UNET_SELECTIONS)
     seed: int = option(0, "seed of images and training", "ours")
 

@@ -75,7 +75,9 @@ class KPOP(Trained):
     }
 
     eta: float = option(1.0, "how far beyond the anchor, away from the target, the goal lies", "names of released runs")
-    lam: float = option(0.1, "weight of the term with prompt", "names of released runs; flag default 0.01", low=0.0)
+    lam: float = option(
+        0.1, "weight of the term for predictions with the learned prompt", "names of released runs; flag default 0.01", low=0.0
+    )
     with_prompt_target: str = option(
         "recover",
         "what is predicted with the prompt: the target (recover) or the goal (erase)",

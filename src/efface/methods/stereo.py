@@ -105,7 +105,7 @@ class STEREO(Method):
     inversion_lr: float = option(5e-3, "Adam learning rate of a learned word", "official", low=0.0)
     steps: int = option(200, "weight updates of the last stage", "official", low=1)
     lr: float = option(2e-5, "Adam learning rate of the last stage", "official", low=0.0)
-    batch: int = option(1, "rows per update, over all processes", "official", low=1)
+    batch: int = option(1, "training examples in each update, over all processes", "official", low=1)
     train: str = option("noxattn", "which weights are trained", "README, nudity", choices=UNET_SELECTIONS)
     towards: float = option(1.0, "weight of the direction towards the anchor", "official: guidance 2, less 1", low=0.0)
     away: float = option(3.0, "weight of the direction away from what is erased", "official: guidance 2, plus 1", low=0.0)

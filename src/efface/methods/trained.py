@@ -59,7 +59,7 @@ class Trained(Method):
 
     steps: int = option(1000, "number of weight updates", "legacy codes --iterations; esd_sd.py 200", low=0)
     lr: float = option(1e-5, "Adam learning rate", "legacy codes --lr; esd_sd.py 5e-5", low=0.0)
-    batch: int = option(1, "rows of an update, over all processes", "legacy codes", low=1)
+    batch: int = option(1, "training examples in each update, over all processes", "legacy codes", low=1)
     train: str = option("xattn", "which weights are trained", "legacy codes (nudity: noxattn)", choices=UNET_SELECTIONS)
     sampler: Sampler = part(
         Student(), "where the latents z_t come from", "legacy codes student; esd_sd.py frozen", kinds=SAMPLERS

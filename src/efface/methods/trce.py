@@ -170,12 +170,12 @@ class TRCE(Method):
         needs=FIRST,
     )
     lam: float = option(0.0, "ridge towards the original weights", "official lamb", low=0.0, needs=FIRST)
-    pin: bool = option(False, "let the empty prompt not move in the first stage", "ours", needs=FIRST)
+    pin: bool = option(False, "let the empty prompt not move at all in the first stage", "ours", needs=FIRST)
     steps: int = option(
         300, "weight updates of the second stage", "official: 3 epochs of 100 files; unsafe 900", low=0, needs=SECOND
     )
     lr: float = option(3e-6, "Adam learning rate", "ours; official 1e-6 with gradients that pile up", low=0.0, needs=SECOND)
-    batch: int = option(1, "rows per update, over all processes", "official", low=1, needs=SECOND)
+    batch: int = option(1, "training examples in each update, over all processes", "official", low=1, needs=SECOND)
     kept: int = option(4, "unconditional latents for each row", "official", low=1, needs=SECOND)
     scale: float = option(16.0, "guidance scale of the references f_s and f_p", "official g + 1", low=1.0, needs=SECOND)
     margin: float = option(0.01, "how much nearer to the safe reference is near enough", "official", needs=SECOND)

@@ -155,7 +155,9 @@ class UCE(Method):
     seal: float = option(
         0.0, "ridge of a projection that lets no embedding bring the target back, 0 for none", "ours", low=0.0, needs=ERASING
     )
-    pooled: bool = option(True, "edit also what reads the pooled text vector", "ours; official no", needs=ERASING)
+    pooled: bool = option(
+        True, "edit also the layers that read the pooled text vector, where a model has them", "ours; official no", needs=ERASING
+    )
     attributes: str = option("", "two attributes to balance: 'first, second'", "uce_sd_debias.py --debias_concepts", needs=DEBIAS)
     desired: float = option(
         0.5, "share of images that should show the first attribute", "uce_sd_debias.py --desired_ratios", low=0.0, needs=DEBIAS

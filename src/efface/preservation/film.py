@@ -27,9 +27,11 @@ class Film:
 
     @staticmethod
     def evals(frames: int, steps: int, sampling_steps: int) -> int:
+        """UNet evaluations of all images of a run."""
         return 4 * sampling_steps * min(frames, steps)
 
     def take(self, step: Step, model: DiffusionModel, student: DiffusionModel, chosen: Chosen, target: str) -> None:
+        """Draw the chosen concept with both networks, in the updates in which a frame is due."""
         if step.index in self.at:
             c = chosen.fixed()[[0]]
             shot = {"step": step.index, "target": target, "concept": chosen.names[0]}

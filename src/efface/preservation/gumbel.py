@@ -110,6 +110,7 @@ class GumbelSearch(Running):
         self.pi.update(e)
 
     def facts(self, i: int) -> dict[str, float]:
+        """The entropy of the choice in nats, which falls as the search decides."""
         return {"entropy": float(entropy(self.pi.values[i].detach() / self.options.tau))}
 
     def state_dict(self) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class Chosen:
     cond: Cond
 
     def fixed(self) -> Cond:
+        """The encodings without gradient."""
         return self.cond.detached()
 
 

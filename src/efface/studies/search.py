@@ -31,7 +31,7 @@ ASCENTS, RATE = 10, 0.05
 PICTURE_SEED, PIXELS = 4242, 96
 
 
-class Search(Study):
+class SearchStudy(Study):
     """Compares what a search chooses with the candidate that is really damaged most.
 
     AP is run to 10, 25, 50 and 100 % of its updates, as one run that is cut off at four lengths. At each point the damage of

@@ -41,10 +41,12 @@ def local_device(device: str) -> str:
 
 
 def size() -> int:
+    """How many processes work on this run."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
+    """The number of this process, from 0."""
     return dist.get_rank() if size() > 1 else 0
 
 

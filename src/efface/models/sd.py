@@ -108,8 +108,8 @@ class StableDiffusion(DiffusionModel):
             raise BadFile(
                 f"{self.name!r} shifts its latents by a mean of their own, which efface does not do. Use SD or SDXL base."
             )
-        width = sum(encoder.config.hidden_size for encoder in self._encoders())
-        check_network(self.name, self.unet, config.latent_channels, width, pooled=len(self.encoders) > 1)
+        width = sum(getattr(encoder.config, "hidden_size", 0) for encoder in self._encoders())
+        check_network(self.name, self.unet, getattr(config, "latent_channels", 0), width, pooled=len(self.encoders) > 1)
         self._described: dict[str, Any] | None = shapes_of(self.unet)
 
     def check_plain(self) -> None:

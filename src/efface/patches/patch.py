@@ -18,6 +18,9 @@ from ..models.base import DiffusionModel
 from ..models.identity import same_base
 from ..models.select import ENCODERS
 
+EXAMINED = 8
+"""Targets of a patch of which it is looked whether their prediction changes."""
+
 
 @dataclass(frozen=True)
 class PatchCard:
@@ -133,23 +136,19 @@ class Patch:
 
     @torch.no_grad()
     def without_effect(self, model: DiffusionModel) -> list[str]:
-        """The targets whose prediction at one fixed latent is the same, bit for bit, with this patch as without: none, unless the
-        weights that it changes are not those that the model computes with. Raises WrongBaseModel, and BadOption as
-        :meth:`applied`. Cost: 2 evaluations per target, which no counter shows."""
+        """Of the first EXAMINED targets those whose prediction at one fixed latent is the same, bit for bit, with this patch as
+        without: none, unless the weights that it changes are not those that the model computes with. Raises WrongBaseModel, and
+        BadOption as :meth:`applied`. Cost: 2 evaluations per target, one row at a time, which no counter shows."""
         if not self.norm():
             return []
-        targets = self.card.request.targets
-        z = model.case_noise([0]).expand(len(targets), -1, -1, -1)
-        t = torch.full((len(targets),), len(model.schedule.alphas_cumprod) // 2, dtype=torch.int64, device=model.device)
+        targets = self.card.request.targets[:EXAMINED]
+        z = model.case_noise([0])
+        t = torch.full((1,), len(model.schedule.alphas_cumprod) // 2, dtype=torch.int64, device=model.device)
         before = replace(model.evals)
-
-        def predicted() -> Tensor:
-            return model.predict(z, t, model.encode(targets))
-
         try:
-            plain = predicted()
+            plain = [model.predict(z, t, model.encode([name])) for name in targets]
             with self.applied(model):
-                changed = predicted()
+                changed = [model.predict(z, t, model.encode([name])) for name in targets]
         finally:
             for count, value in vars(before).items():
                 setattr(model.evals, count, value)

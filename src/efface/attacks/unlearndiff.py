@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..concepts.prompts import Case
-from ..equations.diffusion import noised
 from ..equations.simplex import onto_simplex
 from ..models.base import DiffusionModel
 from ..preservation.adversary import word_rows
@@ -78,8 +77,8 @@ class UnlearnDiff(Attack):
         rngs, soft, found = [rng_of(self.seed, c) for c in cases], model.embed([c.prompt for c in cases]), []
         u = torch.full((len(cases), self.tokens, len(words)), 1 / len(words), device=table.device)
         adam = torch.optim.Adam([u], lr=self.lr, weight_decay=self.decay)
-        for block, t in enumerate(self._levels(len(model.schedule.alphas_cumprod))):
-            levels = torch.full((len(cases),), t, device=table.device)
+        for block, t in enumerate(self._levels(model.schedule.size)):
+            levels = model.schedule.numbered([t] * len(cases), table.device)
             for _ in range(_share(iterations, self.timesteps, block)):
                 drawn = torch.stack(
                     [torch.multinomial(row.cpu(), 1, generator=rng)[:, 0] for row, rng in zip(u, rngs, strict=True)]
@@ -87,8 +86,8 @@ class UnlearnDiff(Attack):
                 z = torch.nn.functional.one_hot(drawn.to(table.device), len(words)).float().requires_grad_(True)
                 n = torch.cat([model.noise(1, rng) for rng in rngs])
                 c = model.encode_soft(soft.splice(1, 1, z @ table))
-                z_t = noised(x_0, n, model.schedule.ab(levels).to(x_0))
-                off = (n - model.deployed_eps(z_t, levels, c, cases[0].guidance)).square().flatten(1).mean(1)
+                z_t, truth = model.schedule.noised(x_0, n, levels), model.schedule.truth(x_0, n)
+                off = (truth - model.deployed(z_t, levels, c, cases[0].guidance)).square().flatten(1).mean(1)
                 (gradient,) = torch.autograd.grad(off.sum(), z)
                 u.grad = gradient.clamp(-1, 1)
                 adam.step()

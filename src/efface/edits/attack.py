@@ -33,7 +33,7 @@ class WayBack:
         ``ridge`` > 0 keeps the embeddings short, in units of the weights' squares. Raises BadRequest for a patch that leaves
         keys and values alone.
         """
-        weights = {n: w.detach().double().cpu() for n, w in model.weights(selection("xattn-kv")).items()}
+        weights = {n: w.detach().double().cpu() for n, w in model.weights(model.reads()).items()}
         if not any(n in patch.deltas for n in weights):
             raise BadRequest("this patch changes no keys and values of cross-attention: there is nothing to solve for.")
         edited = {n: w + patch.deltas[n].double() if n in patch.deltas else w for n, w in weights.items()}

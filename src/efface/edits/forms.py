@@ -22,7 +22,6 @@ from ..equations.closed_form import F64, Edit, edited, low_rank, moved, preimage
 from ..io.files import atomic_write
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
-from ..models.readers import text_readers
 from ..patches import Patch, PatchCard
 from ..patches.export import diffusers_lora
 
@@ -34,8 +33,8 @@ def folded(base: Mapping[str, Tensor], edit: Edit) -> dict[str, Tensor]:
 
 def pooled_readers(model: DiffusionModel) -> dict[str, Tensor]:
     """Live weights that read the pooled text in their first columns, by name; none in families without one."""
-    names = {f"unet.{r.name}" for r in text_readers(model.network).get("pooled", [])}
-    return model.weights(lambda n: n in names) if names else {}
+    reads = model.reads("pooled")
+    return {n: p for n, p in model.weights(lambda _: True).items() if reads(n)}
 
 
 def to_patch(

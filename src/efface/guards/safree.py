@@ -68,7 +68,7 @@ class SAFREE(Guard):
 
         def guide(c: Cond, scale: float) -> _Guide:
             null = model.encode([", ".join(targets)] * len(c)) if self.negative else model.unconditional(len(c))
-            return _Guide(null, c, guidance_needed(self.name, scale), len(model.schedule.alphas_cumprod))
+            return _Guide(null, c, guidance_needed(self.name, scale), model.schedule.size)
 
         with model.encoding(change, soft), model.guided_by(guide):
             yield
@@ -82,7 +82,7 @@ class SAFREE(Guard):
         model = StableDiffusion.from_pipeline(pipe)
         with self.active(model, targets):
             c = model.encode([prompt])
-        length = len(model.schedule.alphas_cumprod)
+        length = model.schedule.size
 
         def embedding(t: int) -> Tensor:
             return _at(c, torch.tensor([t], device=c.tokens.device), length).tokens

@@ -14,7 +14,7 @@ from ..concepts.request import EraseRequest
 from ..errors import BadRequest
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
-from ..models.select import UNET_SELECTIONS, selection
+from ..models.select import TRAINABLE
 from ..patches import Patch
 from ..training.drawn import renoised, surrogate_evals, surrogate_latents
 from ..training.loop import Run, training
@@ -90,7 +90,7 @@ class ConceptAblation(Method):
     steps: int = option(100, "weight updates", "both codes, style and object", low=0)
     lr: float = option(1.6e-5, "Adam learning rate", "2e-6 times 2 GPUs times 4 rows", low=0.0)
     batch: int = option(8, "(image, caption, t) draws per update", "2 GPUs times 4 rows", low=1)
-    train: str = option("xattn-kv", "trained parameters", "paper; nudity: attn, memorisation: full", choices=UNET_SELECTIONS)
+    train: str = option("xattn-kv", "trained parameters", "paper; nudity: attn, memorisation: full", choices=TRAINABLE)
     seed: int = option(0, "training seed", "ours")
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
@@ -111,7 +111,7 @@ class ConceptAblation(Method):
         return anchors, [[(c.format(target),) for c in OBJECT_CAPTIONS] for target in request.targets]
 
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
-        spent, select = model.evals.snapshot(), selection(self.train)
+        spent, select = model.evals.snapshot(), model.select(self.train)
         anchors, rewritten = self.captions(request)
         c_anchors = model.encode(anchors)
         c_rewritten = [[model.encode(ways) for ways in target] for target in rewritten]

@@ -15,7 +15,7 @@ from ..equations.guidance import away_from
 from ..errors import BadOption, BadRequest
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
-from ..models.select import UNET_SELECTIONS, Select, selection, text_layers
+from ..models.select import TRAINABLE, Select, text_layers
 from ..patches import Patch, PatchCard
 from ..preservation.adversary import PLACES, drawn_words, word_rows, worded
 from ..preservation.candidates import concept_space
@@ -87,7 +87,7 @@ class AdvUnlearn(Method):
     warmup: int = option(200, "updates before the attack begins", "official --warmup_iter", low=0, needs="attack_steps")
     lr: float = option(1e-5, "Adam learning rate", "official --lr", low=0.0)
     batch: int = option(1, "rows per update, over all processes", "official", low=1)
-    train: str = option(ENCODER, "trained parameters", "paper and released encoders", choices=(ENCODER, *UNET_SELECTIONS))
+    train: str = option(ENCODER, "trained parameters", "paper and released encoders", choices=(ENCODER, *TRAINABLE))
     layers: str = option("all", "layers of the text encoder: all, or their numbers with commas", "official text_encoder_full")
     tokens: int = option(1, "attacked vectors", "official --adv_prompt_num", low=1, needs="attack_steps")
     place: str = option(
@@ -131,9 +131,8 @@ class AdvUnlearn(Method):
             raise BadOption(f"layers={self.layers} are of the text encoder, and train={self.train}. Use layers=all.")
         text_layers(self.layers)
 
-    @property
-    def select(self) -> Select:
-        return text_layers(self.layers) if self.train == ENCODER else selection(self.train)
+    def select(self, model: DiffusionModel) -> Select:
+        return text_layers(self.layers) if self.train == ENCODER else model.select(self.train)
 
     def retained(self, model: DiffusionModel, request: EraseRequest) -> tuple[list[str], list[str]]:
         """The prompts that must act as before, and the names dropped because a target is too near. Raises BadRequest for none."""
@@ -156,7 +155,7 @@ class AdvUnlearn(Method):
         return fill * 2 * (self.sampling_steps - 1) + known + self.batch * (self.steps * rows + attacks)
 
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
-        run, spent, select = run or Run(), model.evals.snapshot(), self.select
+        run, spent, select = run or Run(), model.evals.snapshot(), self.select(model)
         kept, dropped = self.retained(model, request)
         student, null = model.student(select), [""] if self.keep_null else []
         origin, weights = model.weights(select), student.weights(select)

@@ -12,7 +12,6 @@ from ..concepts.request import EraseRequest
 from ..edits import facts, to_patch
 from ..equations.closed_form import shared_edit
 from ..models.base import DiffusionModel
-from ..models.select import selection
 from ..patches import Patch
 from ..training.loop import Run
 from .base import Method, option
@@ -55,7 +54,7 @@ class TIME(Method):
 
     @torch.no_grad()
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
-        spent, kv = model.evals.snapshot(), selection("xattn-kv")
+        spent, kv = model.evals.snapshot(), model.reads()
         templates = ("{}", *AUGMENTATIONS) if self.augment else ("{}",)
         pairs = [(f.format(e).strip(), f.format(request.anchor).strip()) for e in request.targets for f in templates]
         xs, ys, one = [], [], articles(model)

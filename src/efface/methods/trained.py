@@ -9,10 +9,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..concepts.request import EraseRequest
-from ..equations.diffusion import eps_loss_weight, x0_loss_weight
 from ..errors import BadOption
-from ..models.base import DiffusionModel
-from ..models.select import UNET_SELECTIONS, selection
+from ..models.base import DiffusionModel, Schedule
+from ..models.select import TRAINABLE
 from ..options import part
 from ..preservation.exhaustive import Exhaustive
 from ..preservation.gumbel import Gumbel
@@ -58,7 +57,7 @@ class Trained(Method):
     steps: int = option(1000, "weight updates", "legacy codes --iterations; esd_sd.py 200", low=0)
     lr: float = option(1e-5, "Adam learning rate", "legacy codes --lr; esd_sd.py 5e-5", low=0.0)
     batch: int = option(1, "rows per update, over all processes", "legacy codes", low=1)
-    train: str = option("xattn", "trained parameters", "legacy codes (nudity: noxattn)", choices=UNET_SELECTIONS)
+    train: str = option("xattn", "trained parameters", "legacy codes (nudity: noxattn)", choices=TRAINABLE)
     sampler: Sampler = part(Student(), "where z_t comes from", "legacy codes student; esd_sd.py frozen", kinds=SAMPLERS)
     sampling_steps: int = option(50, "levels of the sampling grid on which z_t lies", "legacy codes --ddim_steps", low=2)
     solver: str = option("ddim", "solver that walks to z_t", "legacy codes; dpm ours", choices=("ddim", "dpm"))
@@ -92,7 +91,7 @@ class Trained(Method):
         per_candidate: int = 1,
     ) -> Scene:
         """The student and its latents; a pool of the frozen model is filled with the targets and their candidates."""
-        select = selection(self.train)
+        select = model.select(self.train)
         student = model.student(select)
         return Scene(
             model=model,
@@ -110,7 +109,7 @@ class Trained(Method):
     def updates(self, scene: Scene, run: Run, carry: Mapping[str, Stateful] | None = None) -> Iterator[Step]:
         """The training loop over the scene's student; see :func:`efface.training.training`."""
         kept = {"latents": scene.latents, **(carry or {})}
-        select = selection(self.train)
+        select = scene.student.select(self.train)
         return training(scene.student, select, steps=self.steps, lr=self.lr, seed=self.seed, run=run, carry=kept)
 
     def draw_cost(self, groups: int) -> float:
@@ -126,10 +125,10 @@ class Trained(Method):
         square = (a - b).square()
         if self.loss_space != "output":
             if self.sampler.official:  # z_t's label is drawn within a grid step, the weight is that of the step's own level
-                stride = len(model.schedule.alphas_cumprod) // self.sampling_steps
+                assert isinstance(model.schedule, Schedule)
+                stride = model.schedule.size // self.sampling_steps
                 t = t // stride * stride + model.schedule.steps_offset
-            weight = x0_loss_weight if self.loss_space == "x0" else eps_loss_weight
-            square = square * weight(model.schedule.ab(t).to(a), model.schedule.prediction_type)
+            square = square * model.schedule.loss_weight(t, self.loss_space).to(a)
         return square.flatten(1).mean(1)
 
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..equations.diffusion import eps_from_v, v_of
 from ..errors import BadFile, BadOption, BadRequest, NothingSelected, PromptTooLong
 from .attention import cross_attentions, extended, probed, start_detached
 from .base import DiffusionModel, Evals, Schedule
@@ -127,14 +126,20 @@ class StableDiffusion(DiffusionModel):
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Cond:
         missing = [p for p in dict.fromkeys(prompts) if p not in self._encoded]
-        width = self.unet.config.cross_attention_dim
-        if len(self._encoded) + len(missing) > CACHE_BYTES // (4 * self.tokenizer.model_max_length * width):
+        if len(self._encoded) + len(missing) > CACHE_BYTES // (4 * self._numbers_per_prompt):
             self._encoded = {p: self._encoded[p] for p in dict.fromkeys(prompts) if p in self._encoded}
         for start in range(0, len(missing), 64):
             part = missing[start : start + 64]
-            c = self._read(*self._tokenize(part))
+            c = self._read_prompts(part)
             self._encoded |= {prompt: c[i] for i, prompt in enumerate(part)}
         return Cond.cat([self._encoded[p] for p in prompts])
+
+    def _read_prompts(self, prompts: Sequence[str]) -> Cond:
+        return self._read(*self._tokenize(prompts))
+
+    @property
+    def _numbers_per_prompt(self) -> int:
+        return int(self.tokenizer.model_max_length * self.unet.config.cross_attention_dim)
 
     def _read(self, ids: Tensor, lengths: Sequence[int], embeddings: Tensor | None = None) -> Cond:
         """What the network gets to see of tokens (B, L), or of vectors (B, L, e) in their places. Counts B encodings."""
@@ -175,16 +180,6 @@ class StableDiffusion(DiffusionModel):
     def _beside(self, c: Cond) -> dict[str, Any]:
         """What else the network is called with."""
         return {}
-
-    def to_eps(self, output: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
-        if self.schedule.prediction_type == "v_prediction":
-            return eps_from_v(output, z_t, self.schedule.ab(t))
-        return output
-
-    def perfect_output(self, z_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        if self.schedule.prediction_type == "v_prediction":
-            return v_of(z_0, noise, self.schedule.ab(t).to(z_0))
-        return noise
 
     @torch.no_grad()
     def decode(self, z_0: Tensor) -> Tensor:
@@ -240,7 +235,7 @@ class StableDiffusion(DiffusionModel):
     def student(self, select: Select) -> StableDiffusion:
         selected = {id(p) for p in self.weights(select).values()}
         twin = copy.copy(self)
-        for part in ("unet", *self.encoders):
+        for part in (self.part, *self.encoders):
             module = getattr(self, part)
             shared = [v for v in (*module.parameters(), *module.buffers()) if id(v) not in selected]
             if len(shared) < len([*module.parameters(), *module.buffers()]):
@@ -249,7 +244,7 @@ class StableDiffusion(DiffusionModel):
             twin._encoded = {}
         for p in twin.weights(select).values():
             p.data = p.data.float()  # master weights: half precision would swallow small updates
-        if self.compiled and twin.unet is not self.unet:
+        if self.compiled and twin.network is not self.network:
             twin._compile_checked(select)
         return twin
 
@@ -257,7 +252,7 @@ class StableDiffusion(DiffusionModel):
         """Compile the student's network and compare its gradients with the plain ones, once: the compiler of torch 2.13 gives a
         small network on the CPU no gradient at all in its mid block, silently. Raises BadOption."""
         plain = self._gradients(select)
-        self.unet.compile()
+        self.network.compile()
         for (name, g), h in zip(plain.items(), self._gradients(select).values(), strict=True):
             error = float((h - g).norm() / g.norm().clamp_min(1e-12))
             if not error < COMPILED_GRADIENTS:
@@ -272,7 +267,7 @@ class StableDiffusion(DiffusionModel):
         flags = {n: p.requires_grad for n, p in weights.items()}
         for p in weights.values():
             p.requires_grad_(True)
-        z, t = self.noise(2, torch.Generator().manual_seed(0)), torch.tensor([100, 700], device=self.device)
+        z, t = self.noise(2, torch.Generator().manual_seed(0)), self.schedule.numbered([100, 700], self.device)
         loss = self.predict(z, t, self.encode(["", ""])).square().mean()
         found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
         for n, p in weights.items():
@@ -311,9 +306,9 @@ class StableDiffusion(DiffusionModel):
     def configure(self, *, compiled: bool = False, checkpointing: bool = False, autocast: str | None = None) -> None:
         self.autocast_dtype = self.dtype if autocast is None else named_dtype(autocast)
         if checkpointing:
-            self.unet.enable_gradient_checkpointing()
+            self.network.enable_gradient_checkpointing()  # type: ignore[operator]
         if compiled and not self.compiled:
-            self.unet.compile()
+            self.network.compile()
         self.compiled = compiled
 
     def save_folder(self, path: Path) -> None:
@@ -358,7 +353,7 @@ class StableDiffusion(DiffusionModel):
             for part, encoder in zip(self.encoders, self._encoders(), strict=True)
             for n, p in encoder.named_parameters()
         ]
-        return [*((f"unet.{n}", p) for n, p in self.unet.named_parameters()), *text]
+        return [*((f"{self.part}.{n}", p) for n, p in self.network.named_parameters()), *text]
 
     def _encoders(self) -> list[nn.Module]:
         return [getattr(self, part) for part in self.encoders]

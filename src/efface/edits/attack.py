@@ -13,7 +13,6 @@ from ..equations.closed_form import F64, brought_back
 from ..errors import BadRequest
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
-from ..models.select import selection
 from ..patches import Patch
 
 

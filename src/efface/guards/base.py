@@ -21,6 +21,11 @@ class Guard(Settings):
     branches: ClassVar[int]
     """UNet evaluations per row and sampler step; classifier-free guidance alone takes 2."""
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What it asks of a model beyond predicting and encoding: names of :data:`efface.models.capabilities.CAPABILITIES`."""
+        return ()
+
     @abc.abstractmethod
     def active(self, model: DiffusionModel, targets: tuple[str, ...]) -> AbstractContextManager[None]:
         """Inside, the model samples under the guard against ``targets``. Raises BadOption where the guard would do nothing."""

@@ -55,8 +55,13 @@ class SAFREE(Guard):
     negative: bool = option(False, "also guide away from the targets", "SAFREE code true; its paper does not say")
     alone: bool = option(True, "let a prompt's only token be a trigger", "ours")
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("one_tokenizer",)
+
     @contextmanager
     def active(self, model: DiffusionModel, targets: tuple[str, ...]) -> Iterator[None]:
+        model.require(self.name, self.needs)
         plain = model.encode_soft  # as it is outside, of a patched text encoder too
         kept = torch.eye(model.encode([""]).tokens.shape[-1], dtype=torch.float64) - projector(ends(model.encode(targets)).cpu())
 

@@ -93,6 +93,10 @@ class ConceptAblation(Method):
     train: str = option("xattn-kv", "trained parameters", "paper; nudity: attn, memorisation: full", choices=TRAINABLE)
     seed: int = option(0, "training seed", "ours")
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("start_detached",) if self.detach_start else ()
+
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         needs_goal = self.variant == "model" and not (self.prior > 0 and self.teacher == "self")
         per_row = 1 + needs_goal + (self.prior > 0)
@@ -111,6 +115,7 @@ class ConceptAblation(Method):
         return anchors, [[(c.format(target),) for c in OBJECT_CAPTIONS] for target in request.targets]
 
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
+        self.check(model)
         spent, select = model.evals.snapshot(), model.select(self.train)
         anchors, rewritten = self.captions(request)
         c_anchors = model.encode(anchors)

@@ -36,6 +36,15 @@ class Method(Settings):
         """Documented cost: expected UNet forward evaluations of ``erase``."""
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """What it asks of a model beyond predicting and encoding: names of :data:`efface.models.capabilities.CAPABILITIES`."""
+        return ()
+
+    def check(self, model: DiffusionModel) -> None:
+        """Raises BadOption, with the reason, for a model that lacks what the method needs; to be called before any compute."""
+        model.require(self.label, self.needs)
+
+    @property
     def label(self) -> str:
         """What tables and cards call this configuration; variants that deserve a name of their own give it here."""
         return self.name

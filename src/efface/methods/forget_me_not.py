@@ -101,6 +101,10 @@ class ForgetMeNot(Method):
         if self.images_from == "zero" and self.inversion_steps:
             raise BadOption("images_from=zero shows nothing to invert: set inversion_steps=0, or draw images from the model.")
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("one_tokenizer", "attention_maps")
+
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         n = len(request.targets)
         drawn = n * surrogate_evals(self.images, self.sampling_steps, self.guidance) if self.images_from == "model" else 0
@@ -109,6 +113,7 @@ class ForgetMeNot(Method):
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
         if request.anchor:
             raise BadRequest(f"forget-me-not maps to nothing, so the anchor {request.anchor!r} would do nothing; leave it empty.")
+        self.check(model)
         spent, select = model.evals.snapshot(), model.select(self.train)
         prompts = [self.template.replace("{}", target) for target in request.targets]
         spans = [model.locate(prompt, target) for prompt, target in zip(prompts, request.targets, strict=True)]

@@ -181,6 +181,10 @@ class MACE(Method):
         """The sentences that a target is put into."""
         return WORDINGS[self.kind][: self.wordings]
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("one_tokenizer", "attention_maps") if self.steps else ("one_tokenizer",)
+
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         pictures = self.images * (2 * self.sampling_steps + (self.mask == "attention"))
         return float(len(request.targets) * (pictures + self.steps)) if self.steps else 0.0
@@ -191,6 +195,7 @@ class MACE(Method):
                 f"the preserve set would do nothing with prior_scale={self.prior_scale} and domain_weight={self.domain_weight}. "
                 "Leave --preserve out, or give both a weight (the celebrity preset has 1e-4 and 8e3)."
             )
+        self.check(model)
         spent, base = model.evals.snapshot(), model.weights(model.reads())
         original = {n: w.detach().float().cpu() for n, w in base.items()}
         prior = self._prior(model, request)

@@ -49,11 +49,16 @@ class TIME(Method):
     augment: bool = option(True, "add 'A photo of', 'An image of', 'A picture of'", "README command --with_augs")
     keys: bool = option(True, "edit keys as well as values", "README command --with_to_k")
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("one_tokenizer",) if self.keys else ("one_tokenizer", "keys_and_values")
+
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         return 0.0
 
     @torch.no_grad()
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
+        self.check(model)
         spent, kv = model.evals.snapshot(), model.reads()
         templates = ("{}", *AUGMENTATIONS) if self.augment else ("{}",)
         pairs = [(f.format(e).strip(), f.format(request.anchor).strip()) for e in request.targets for f in templates]

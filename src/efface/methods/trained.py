@@ -70,6 +70,10 @@ class Trained(Method):
     )
     seed: int = option(0, "training seed", "ours")
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("official_alignment",) if self.sampler.official else ()
+
     def walk(self, request: EraseRequest, candidates: Sequence[Sequence[str]] = (), per_candidate: int = 1) -> Walk:
         """What the sampler needs to know of this erasure."""
         return Walk(
@@ -91,6 +95,7 @@ class Trained(Method):
         per_candidate: int = 1,
     ) -> Scene:
         """The student and its latents; a pool of the frozen model is filled with the targets and their candidates."""
+        self.check(model)
         select = model.select(self.train)
         student = model.student(select)
         return Scene(

@@ -164,6 +164,10 @@ class TRCE(Method):
         """Grid levels that are steered, from the noisiest."""
         return max(1, round(self.early * self.sampling_steps))
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("one_tokenizer",)
+
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         if self.stages == "textual":
             return 0.0
@@ -174,6 +178,7 @@ class TRCE(Method):
         return float(steered_rows + kept_rows + self.steps * self.batch * per_update)
 
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
+        self.check(model)
         run, spent, log = run or Run(), model.evals.snapshot(), dict[str, Any]()
         pairs = self.wordings(request)
         select = {"textual": model.reads(), "visual": _visual(model), "both": _either(model)}[self.stages]

@@ -255,10 +255,11 @@ class DiffusionModel(abc.ABC):
         """What this model cannot do: names of :data:`CAPABILITIES` and the reason."""
         return {}
 
-    def require(self, capability: str, who: str) -> None:
-        """Raises BadOption, with the reason, where the model lacks the capability that ``who`` needs."""
-        if capability in self.lacking:
-            raise BadOption(f"{who} needs {CAPABILITIES[capability]}, which {self.name!r} has not: {self.lacking[capability]}.")
+    def require(self, who: str, needs: Sequence[str]) -> None:
+        """Raises BadOption, with the reason, where the model lacks something that ``who`` needs."""
+        for need in needs:
+            if need in self.lacking:
+                raise BadOption(f"{who} needs {CAPABILITIES[need]}, which {self.name!r} does not offer: {self.lacking[need]}.")
 
     def select(self, name: str) -> Select:
         """The group of parameters called ``name`` in this family. Raises UnknownName, with the names it has."""
@@ -375,7 +376,7 @@ class DiffusionModel(abc.ABC):
         levels: Sequence[float] = grid[:k]
         final = t = grid[k]
         if official:
-            self.require("official_alignment", "alignment=official")
+            self.require("alignment=official", ("official_alignment",))
             assert isinstance(self.schedule, Schedule)
             numbers = self.schedule.timesteps(steps)
             levels, final = official_walk(numbers, k)

@@ -1,7 +1,7 @@
 """What methods, attacks and guards may ask of a model beyond predicting and encoding, and which family cannot do it.
 
-A method names what it needs (:attr:`efface.methods.Method.needs`), a model what it lacks and why
-(:attr:`DiffusionModel.lacking`); this is the only place where the two meet.
+A method or guard names what it needs (``needs``), a model what it lacks and why (:attr:`DiffusionModel.lacking`); ``efface list
+methods --model NAME`` prints what follows from the two.
 """
 
 from __future__ import annotations
@@ -13,5 +13,4 @@ CAPABILITIES = {
     "official_alignment": "the shifted timesteps of the legacy codes",
     "keys_and_values": "separate weights for the keys and the values of the text",
     "one_tokenizer": "one tokenizer whose positions are those of the text's vectors",
-    "all_text_filtered": "a text encoder whose tokens are all that the network reads",
 }

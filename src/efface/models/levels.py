@@ -7,7 +7,8 @@ at, for latents at a level, and for what the network should have said; how z_t i
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ class Levels(abc.ABC):
 
     prediction_type: str
     """What the network outputs, in diffusers' words: epsilon, v_prediction or flow_prediction."""
+    config: Mapping[str, Any]
+    """The diffusers scheduler it was read from."""
 
     @property
     @abc.abstractmethod

@@ -100,7 +100,9 @@ def _family(source: str) -> type[StableDiffusion]:
         return StableDiffusion  # no index: loading will tell
     family = named.get("_class_name", "?")
     if family not in adapters:
-        raise BadFile(f"{source!r} is a {family}; this version reads {', '.join(adapters)} (SD 1.x, 2.x, SDXL base, SD 3 and 3.5).")
+        raise BadFile(
+            f"{source!r} is a {family}; this version reads {', '.join(adapters)} (SD 1.x, 2.x, SDXL base, SD 3 and 3.5)."
+        )
     return adapters[family]
 
 

@@ -306,7 +306,7 @@ class StableDiffusion(DiffusionModel):
     def configure(self, *, compiled: bool = False, checkpointing: bool = False, autocast: str | None = None) -> None:
         self.autocast_dtype = self.dtype if autocast is None else named_dtype(autocast)
         if checkpointing:
-            self.network.enable_gradient_checkpointing()  # type: ignore[operator]
+            self.network.enable_gradient_checkpointing()
         if compiled and not self.compiled:
             self.network.compile()
         self.compiled = compiled

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -37,8 +37,8 @@ class StableDiffusion3(StableDiffusionXL):
     **Text.** Two CLIP encoders side by side as in SDXL, (B, 77, 768 + 1280), padded with zeros to the width of T5; behind them
     ``t5_rows`` rows of T5, which has a tokenizer of its own. Without T5 these rows are zeros, as in the stock pipeline (its
     ``max_sequence_length``; 0 leaves them out). ``extras["pooled"]`` is the projected end token of both CLIPs, (B, 2048). The
-    empty prompt, read by all encoders, is what guidance moves away from. Without one of the CLIPs the stock pipeline cannot read a
-    prompt, so that such a model is refused.
+    empty prompt, read by all encoders, is what guidance moves away from. Without one of the CLIPs the stock pipeline cannot
+    read a prompt, so such a model is refused.
 
     The stock pipeline cuts prompts at 77 CLIP tokens; here a longer one raises PromptTooLong, as one that is too long for T5.
 
@@ -96,12 +96,14 @@ class StableDiffusion3(StableDiffusionXL):
     # -- loading -------------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_pipeline(cls, pipe: StableDiffusion3Pipeline, name: str = "pipeline", **facts: Any) -> StableDiffusion3:  # type: ignore[override]
-        """Wrap a loaded pipeline; its modules are shared. Raises BadFile where a CLIP encoder is missing, and for a scheduler that
-        is not FlowMatchEulerDiscreteScheduler."""
+    def from_pipeline(cls, pipe: StableDiffusion3Pipeline, name: str = "pipeline", **facts: Any) -> StableDiffusion3:
+        """Wrap a loaded pipeline; its modules are shared. Raises BadFile where a CLIP encoder is missing, and for a scheduler
+        that is not FlowMatchEulerDiscreteScheduler."""
         for part in ("text_encoder", "text_encoder_2"):
             if getattr(pipe, part) is None:
-                raise BadFile(f"{name!r} has no {part}, without which the stock pipeline reads no prompt. Load it with both CLIPs.")
+                raise BadFile(
+                    f"{name!r} has no {part}, without which the stock pipeline reads no prompt. Load it with both CLIPs."
+                )
         scheduler = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
         return cls(
             name=name,
@@ -157,7 +159,9 @@ class StableDiffusion3(StableDiffusionXL):
             with self._autocast(), nullcontext() if own_rows is None else substituted(table, own_rows):
                 outs.append(encoder(own_ids.to(self.device), output_hidden_states=True))
         tokens = torch.cat([out.hidden_states[-2] for out in outs], dim=-1)
-        return Cond(tokens, torch.tensor([n - 2 for n in lengths]), {POOLED: torch.cat([out.text_embeds for out in outs], dim=-1)})
+        return Cond(
+            tokens, torch.tensor([n - 2 for n in lengths]), {POOLED: torch.cat([out.text_embeds for out in outs], dim=-1)}
+        )
 
     @torch.no_grad()
     def _t5(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor] | None:
@@ -215,8 +219,10 @@ class StableDiffusion3(StableDiffusionXL):
             pixels = self.vae.decode(latents.to(next(self.vae.parameters()).dtype)).sample
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
 
-    def constant_context(self) -> AbstractContextManager[None]:
-        return nullcontext()  # the text's keys and values change with t and with the picture
+    @contextmanager
+    def constant_context(self) -> Iterator[None]:
+        """Nothing can be kept: the text's keys and values change with t and with the picture."""
+        yield
 
     # -- what this family lacks ----------------------------------------------------------------------------------
 
@@ -225,10 +231,9 @@ class StableDiffusion3(StableDiffusionXL):
         found = {
             "attention_maps": f"{JOINT}, so that what a pixel gives to the words does not sum to 1",
             "extra_context": f"{JOINT}, and each block makes the text's keys and values from what the block before left",
-            "start_detached": f"{JOINT}, so that the start token is no column of its own",
-            "official_alignment": "those codes shift the integer timesteps of a diffusion, and a flow has none",
+            "start_detached": f"{JOINT}, so that the start token is no column of its own; set detach_start=false",
+            "official_alignment": "those codes shift integer timesteps, and those of a flow are none; use alignment=exact",
             "keys_and_values": "both read the same matrix, context_embedder",
-            "all_text_filtered": "it also reads the pooled text, which the filter does not reach",
         }
         if self.text_encoder_3 is not None:
             found["one_tokenizer"] = "T5 cuts the same prompt into other tokens; load the model without T5"
@@ -244,7 +249,7 @@ class StableDiffusion3(StableDiffusionXL):
         raise self._refusal("start_detached")
 
     def _refusal(self, capability: str) -> BadOption:
-        return BadOption(f"{self.name!r} offers no {CAPABILITIES[capability]}: {self.lacking[capability]}.")
+        return BadOption(f"{self.name!r} does not offer {CAPABILITIES[capability]}: {self.lacking[capability]}.")
 
     # -- files ---------------------------------------------------------------------------------------------------
 

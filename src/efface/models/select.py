@@ -1,7 +1,7 @@
 """Named groups of parameters, as predicates over checkpoint names (``unet.``, ``transformer.`` or ``text_encoder.`` prefixed).
 
-A family has its own groups; ``xattn`` and ``xattn-kv``, what reads the text, mean the nearest thing in each. The counts for Stable
-Diffusion 1.4 and 3.5 are asserted in the tests on meta-device models.
+A family has its own groups; ``xattn`` and ``xattn-kv``, what reads the text, mean the nearest thing in each. The counts for
+Stable Diffusion 1.4 and 3.5 medium are asserted in the tests on meta-device models.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def text_layers(layers: str) -> Select:
     return lambda n: n.startswith(tuple(f"{part}encoder.layers.{i}." for part in ENCODERS for i in wanted))
 
 
-
 def _block(name: str, *layers: str) -> bool:
-    """Whether a name is that of such a layer of an SD3 block's joint attention. ``attn2`` of SD 3.5 attends to the picture alone."""
+    """Whether a name is that of such a layer of an SD3 block's joint attention. ``attn2`` of SD 3.5 attends to the picture
+    alone."""
     return name.startswith("transformer.transformer_blocks.") and any(f".attn.{layer}" in name for layer in layers)
 
 

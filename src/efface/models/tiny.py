@@ -99,9 +99,7 @@ def tiny_sd3(t5: bool = True, seed: int = 0, *, dtype: str = "float32", device: 
         sizes = {"joint_attention_dim": 48, "caption_projection_dim": 16, "pooled_projection_dim": 16 + 24}
         heads = {"num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 2}
         more = {"pos_embed_max_size": 8, "dual_attention_layers": (0,), "qk_norm": "rms_norm", **facts}
-        transformer = SD3Transformer2DModel(
-            sample_size=8, patch_size=2, in_channels=4, out_channels=4, **heads, **sizes, **more
-        )
+        transformer = SD3Transformer2DModel(sample_size=8, patch_size=2, in_channels=4, out_channels=4, **heads, **sizes, **more)
         vae = _vae(shift_factor=0.06, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False)
     (*encoders, read, transformer, vae) = (_placed(m, dtype, device) for m in (*encoders, read, transformer, vae))
     return StableDiffusion3(

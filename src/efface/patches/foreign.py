@@ -113,8 +113,8 @@ def _from_format(
     model: DiffusionModel, tensors: Mapping[str, Tensor], to: str, source: Path, config: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     known, live = kohya_names(model), model.weights(lambda _: True)
-    if to == "diffusers":  # an adapter of the UNet alone does not say so
-        tensors = {k if k.startswith(("unet.", "text_encoder")) else f"unet.{k}": t for k, t in tensors.items()}
+    if to == "diffusers":  # an adapter of the denoiser alone does not say so
+        tensors = {k if k.startswith((f"{model.part}.", "text_encoder")) else f"{model.part}.{k}": t for k, t in tensors.items()}
     modules = set(known.values()) if to != "diffusers" else set(known)
     for key in tensors:
         end = next((e for e in READ[to] if key.endswith(e)), None)

@@ -109,7 +109,8 @@ class LatentPool:
         self.walker, self.trajectories, self.guidance, self.solver = walker, trajectories, guidance, solver
         self.seed, self.batch, self.lifetime, self.forward, self.more = seed, batch, lifetime, forward, more or {}
         self.grid, self.after = walker.schedule.timesteps(steps)[:levels], after
-        self.beyond = [*walker.schedule.timesteps(steps), walker.schedule.end][len(self.grid)]  # where the step from the last level leads
+        # Where the step from the last level leads.
+        self.beyond = [*walker.schedule.timesteps(steps), walker.schedule.end][len(self.grid)]
         self.latents: dict[str, Tensor] = {}
         self.born: dict[str, int] = {}
 

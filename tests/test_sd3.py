@@ -427,5 +427,5 @@ def test_latents_are_at_the_level_they_are_said_to_be_at(mini_flow: StableDiffus
     for k, t in enumerate(pool.grid):
         s = t / 1000
         expected = ((1 - s) ** 2 * float(clean.square().mean()) + s**2) ** 0.5
-        # 0.05: at most 0.02 was measured; clean latents instead would be off by up to 0.37. Guidance moves it by up to 0.2.
+        # 0.05: at most 0.02 was measured; clean latents instead would be off by up to 0.4. Guidance moves it by up to 0.2.
         assert abs(float(walked[:, :, k].square().mean().sqrt()) / expected - 1) < 0.05

@@ -44,12 +44,14 @@ def flow_dpm_step(x0: Tensor, x0_last: Tensor | None, z: Tensor, s_last: Tensor,
         D       = x0 + (x0 - x0_last) h / (2 (lam - lam_last))
         z_next  = (s_next / s) z + alpha_next (1 - exp(-h)) D,   exp(-h) = (alpha s_next) / (alpha_next s)
 
-    Without ``x0_last``, or where lam is infinite (from s = 1, where the last lam is, or to s_next = 0), the step is of first
-    order, which is Euler's. Source: Lu et al. 2022, arXiv:2211.01095, algorithm 2.
+    The step is of first order, which is Euler's, without ``x0_last``, where lam is infinite (s_last = 1 or s_next = 0), and where
+    h is more than twice the step before. Grids of flows end at a level of 0.001 to 0.01, a jump of lam so large that the
+    extrapolation would be worse than none: ours. Source: Lu et al. 2022, arXiv:2211.01095, algorithm 2.
     """
     alpha, alpha_next = 1 - s, 1 - s_next
     d = x0
     if x0_last is not None and bool((s_next > 0).all()) and bool((s_last < 1).all()):
         lam = [torch.log((1 - x) / x) for x in (s_last, s, s_next)]
-        d = x0 + (x0 - x0_last) * (lam[2] - lam[1]) / (2 * (lam[1] - lam[0]))
+        ratio = (lam[2] - lam[1]) / (lam[1] - lam[0])
+        d = x0 + torch.where(ratio <= 2, ratio / 2, 0.0) * (x0 - x0_last)
     return (s_next / s) * z + (alpha_next - alpha * s_next / s) * d

@@ -63,7 +63,7 @@ def load_mini_flow(*, gold: bool = False, dtype: str = "float32", device: str = 
         vae=vae.to(device),
         scheduler=json.loads((WEIGHTS / "scheduler" / "scheduler_config.json").read_text("utf-8")),
         t5_rows=0,
-        preset="mini",
+        preset="mini-flow",
         concept_names=load_world().names("ordinary", "reserved"),
     )
     model.world = mini_flow_world()

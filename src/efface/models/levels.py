@@ -85,7 +85,7 @@ class Levels(abc.ABC):
     def step(
         self, prediction: Tensor, z: Tensor, t: float, t_next: float, past: Past | None, solver: str
     ) -> tuple[Tensor, Past | None]:
-        """One deterministic step of "ddim" (for a flow, Euler's), "dpm" (DPM-Solver++(2M)) or "plms", and what the next step needs.
+        """One step of "ddim" (for a flow, Euler's), "dpm" (DPM-Solver++(2M)) or "plms", and what the next step needs.
 
         "plms" is of eps alone; a step to its own timestep takes the step before once more.
         """

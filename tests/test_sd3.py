@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 from efface.attacks import Deployed
 from efface.cli.main import main
@@ -21,12 +22,14 @@ from efface.models.base import DiffusionModel
 from efface.models.capabilities import CAPABILITIES
 from efface.models.cond import POOLED
 from efface.models.flow import flow_schedule_of
+from efface.models.identity import same_base
 from efface.models.load import load_model
 from efface.models.readers import text_readers
 from efface.models.sd3 import StableDiffusion3
 from efface.models.select import MMDIT_SELECTIONS
-from efface.models.tiny import TINY_T5_ROWS, tiny_sd3
-from efface.patches.export import export
+from efface.models.tiny import TINY_T5_ROWS, tiny, tiny_sd3
+from efface.patches.export import export, residual
+from efface.patches.foreign import import_patch
 from efface.registry import ATTACKS, GUARDS, METHODS, build_guard
 from efface.testing import check_attack, check_method, check_resume, same, state
 
@@ -429,3 +432,61 @@ def test_latents_are_at_the_level_they_are_said_to_be_at(mini_flow: StableDiffus
         expected = ((1 - s) ** 2 * float(clean.square().mean()) + s**2) ** 0.5
         # 0.05: at most 0.02 was measured; clean latents instead would be off by up to 0.4. Guidance moves it by up to 0.2.
         assert abs(float(walked[:, :, k].square().mean().sqrt()) / expected - 1) < 0.05
+
+
+# -- what main's checks say of this family -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_lora_is_read_back_as_the_patch(named: bool, sd3: StableDiffusion3, tmp_path: Path) -> None:
+    """Also without ``transformer.`` in front of the names; a model with a UNet refuses both by their kind."""
+    pytest.importorskip("peft")
+    patch = ESD.preset("tiny", lr=1e-2, train="text-kv").erase(sd3, EraseRequest(("cat",)))
+    export(patch, sd3, tmp_path / "lora.safetensors", "diffusers")
+    tensors = load_file(tmp_path / "lora.safetensors")
+    save_file(tensors if named else {n.removeprefix("transformer."): t for n, t in tensors.items()}, tmp_path / "x.safetensors")
+    found = import_patch(sd3, tmp_path / "x.safetensors", targets=["cat"])
+    assert residual(patch, found.deltas) <= 1e-3
+    with pytest.raises(BadFile, match="SD3 or FLUX"):
+        import_patch(tiny(), tmp_path / "x.safetensors", targets=["cat"])
+
+
+def test_the_identity_knows_t5_and_its_rows(sd3: StableDiffusion3, no_t5: StableDiffusion3) -> None:
+    rows = StableDiffusion3(**{**parts(sd3), "t5_rows": sd3.t5_rows - 1})
+    other = tiny_sd3()
+    next(other.text_encoder_3.parameters()).data[0, 0] += 1
+    for model in (no_t5, rows, other):
+        assert not same_base({**model.info, **model.identity()}, {**sd3.info, **sd3.identity()})
+    half = tiny_sd3(dtype="bfloat16")
+    assert same_base({**half.info, **half.identity()}, {**sd3.info, **sd3.identity()})
+
+
+def test_plms_is_refused_before_anything_is_computed(sd3: StableDiffusion3) -> None:
+    with pytest.raises(BadOption, match="noise prediction"):
+        ESD.preset("tiny", sampler="frozen", solver="plms").erase(sd3, EraseRequest(("cat",)))
+    with pytest.raises(BadOption, match="noise prediction"):
+        sd3.sample_until(sd3.encode(["cat"]), 0, 4, sd3.noise(1, torch.Generator()), 3.0, solver="plms")
+    assert not sd3.evals.forward
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder_3"])
+def test_a_damaged_folder_and_a_changed_pipeline_are_refused(part: str, sd3: StableDiffusion3, tmp_path: Path) -> None:
+    sd3.save_folder(tmp_path / "folder")
+    (file,) = (tmp_path / "folder" / part).glob("*.safetensors")
+    tensors = load_file(file)
+    name = next(n for n in tensors if "attn" in n or "Attention" in n)
+    save_file({n: t for n, t in tensors.items() if n != name}, file, metadata={"format": "pt"})
+    with pytest.raises(BadFile, match="random numbers"):
+        load_model(str(tmp_path / "folder"), device="cpu")
+    layer = next(m for m in getattr(sd3, part).modules() if isinstance(m, torch.nn.Linear))
+    layer.lora_A = torch.nn.Linear(2, 2)
+    with pytest.raises(BadFile, match="adapter"):
+        sd3.weights(lambda _: True)
+
+
+def test_a_pipeline_without_an_encoder_of_sd3_is_no_pipeline_of_ours(sd3: StableDiffusion3) -> None:
+    class Flux:
+        transformer, text_encoder, scheduler = sd3.transformer, sd3.text_encoder, None
+
+    with pytest.raises(BadFile, match="StableDiffusion3Pipeline"):
+        load_model(Flux())

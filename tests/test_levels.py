@@ -15,6 +15,7 @@ from torch import Tensor
 
 from efface.equations.diffusion import ddim_step, x0_from_eps
 from efface.equations.flow import euler_step, flow_dpm_step, noise_from_velocity, velocity_of, x0_from_velocity
+from efface.errors import BadOption
 from efface.methods import AP, ESD
 from efface.models.base import Schedule, plms_grid
 from efface.models.flow import FlowSchedule, flow_schedule_of
@@ -187,6 +188,13 @@ def test_families_are_told_apart() -> None:
     assert isinstance(LEVELS["flow"], FlowSchedule)
     kinds: list[Any] = [levels.prediction_type for levels in LEVELS.values()]
     assert kinds == ["epsilon", "v_prediction", "flow_prediction", "flow_prediction"]
+
+
+@EACH
+@pytest.mark.parametrize("steps", [0, 1001])
+def test_more_steps_than_levels_are_refused(levels: Levels, steps: int) -> None:
+    with pytest.raises(BadOption, match=f"{steps} sampling steps"):
+        levels.timesteps(steps)
 
 
 def test_at_pure_noise_prediction_and_truth_are_of_v() -> None:

@@ -18,7 +18,7 @@ from ..equations.flow import (
     velocity_of,
     x0_from_velocity,
 )
-from ..errors import BadFile
+from ..errors import BadFile, BadOption
 from .levels import Levels, Past
 
 
@@ -64,6 +64,8 @@ class FlowSchedule(Levels):
         return 0.0
 
     def timesteps(self, steps: int) -> list[float]:
+        if not 1 <= steps <= self.size:
+            raise BadOption(f"{steps} sampling steps: the schedule has {self.size} levels; take 1 to that many.")
         found: list[float] = self._scheduler(steps).timesteps.tolist()
         return found
 

@@ -2,11 +2,13 @@
 
     python benchmarks/methods.py [--table methods|robust|options] [--quick] [--json] [--out DIR] [--targets NAME ...]
                                  [--seeds 0 1 2] [--entrants NAME ...] [--workers 2] [--docs FILE]
+                                 [--model mini|mini-flow]
 
 ``--table methods``: methods side by side, AP's paired difference to each, and what is preserved at matched erasure. ``--table
 robust``: the robust family on the same targets, RAP's paired difference to each. ``--table options``: AP, ESD and AGE drawing
 their latents from the student as in the papers, and each cheaper option, paired with it; an option is called equivalent where
-erasure and preservation are, with 95 % confidence, less than the margin worse.
+erasure and preservation are, with 95 % confidence, less than the margin worse. ``--table
+flow``: the rows of docs/flow.md; see benchmarks/flow.py.
 
 A finished (target, seed) cell is not computed again: patches and rows are kept under --out and the tables are made from them
 alone, with the targets and seeds that are there. Deterministic entrants are there for the first seed only: counting one patch
@@ -60,7 +62,7 @@ from efface.models.base import DiffusionModel
 from efface.models.load import load_model
 from efface.models.mini.world import load_world
 from efface.patches import Patch
-from efface.registry import METHODS, build_method
+from efface.registry import METHODS, build_method, preset_for
 from efface.verbs.subject import suite_for
 
 AXES = ("direct", "synonym", "implicit", "near", "trap", "far")
@@ -158,6 +160,12 @@ TABLES = {
         ("esd, student", "esd, pool"),
         margin=0.10,
     ),
+    # Two ordinary and two reserved concepts, drawn by both miniatures: benchmarks/flow.py compares the two.
+    "flow": Table(
+        ("dog", "castle", "panda", "trumpet"),
+        {name: Contender(name, seeds=1) for name in ("naive", "ap", "esd", "age", "uce", "rap")},
+        ("naive", "uce"),
+    ),
 }
 
 
@@ -177,9 +185,9 @@ def patch_of(model: DiffusionModel, contender: Contender, target: str, seed: int
         if steps is not None and "steps" in fields:
             settings["steps"] = steps
         preserve = [relative(model, target)] if contender.method == "fixed" else []
-        start = time.perf_counter()
+        preset, start = preset_for(METHODS.find(contender.method), model), time.perf_counter()
         patch = verbs.erase(
-            model, build_method(contender.method, preset="mini", settings=settings), targets=[target], preserve=preserve
+            model, build_method(contender.method, preset=preset, settings=settings), targets=[target], preserve=preserve
         )
         write_text(path.with_suffix(".seconds"), f"{time.perf_counter() - start:.3f}\n")
         patch.save(path)
@@ -188,11 +196,11 @@ def patch_of(model: DiffusionModel, contender: Contender, target: str, seed: int
 
 
 def run_cell(
-    out: Path, table: str, target: str, seed: int, first: bool, names: list[str], profile: str, steps: int | None
+    out: Path, table: str, target: str, seed: int, first: bool, names: list[str], profile: str, steps: int | None, source: str
 ) -> None:
     """Patches of one (target, seed), then one evaluation of all of them, then the strengths."""
     torch.set_num_threads(1)
-    model = load_model("mini")
+    model = load_model(source)
     folder = cell_folder(out, target, seed)
     patches: list[Patch] = []
     for name in names:
@@ -273,9 +281,17 @@ def result_of(out: Path, table: str, targets: list[str], seeds: list[int], profi
 
 
 def run(
-    out: Path, table: str, targets: list[str], seeds: list[int], names: list[str], profile: str, steps: int | None, workers: int
+    out: Path,
+    table: str,
+    targets: list[str],
+    seeds: list[int],
+    names: list[str],
+    profile: str,
+    steps: int | None,
+    workers: int,
+    source: str = "mini",
 ) -> dict[str, Any]:
-    jobs = [(out, table, t, s, s == seeds[0], names, profile, steps) for s in seeds for t in targets]
+    jobs = [(out, table, t, s, s == seeds[0], names, profile, steps, source) for s in seeds for t in targets]
     if workers == 1:
         for job in jobs:
             run_cell(*job)
@@ -399,10 +415,14 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--entrants", nargs="+", help="rows of the table [all]")
     parser.add_argument("--profile", default="table", choices=list(PROFILES))
+    parser.add_argument("--model", default="mini", choices=("mini", "mini-flow"))
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--docs", type=Path, help="put the tables between the page's markers")
     args = parser.parse_args()
-    table, out = TABLES[args.table], args.out or Path("runs") / args.table
+    table, out = (
+        TABLES[args.table],
+        args.out or Path("runs") / (args.table if args.model == "mini" else f"{args.table}-{args.model}"),
+    )
     targets = args.targets or list(table.targets)
     unknown = [n for n in args.entrants or () if n not in table.rows]
     if unknown:
@@ -410,10 +430,10 @@ def main() -> None:
     try:
         if args.quick:
             names = args.entrants or list(table.quick)
-            result = run(out / "quick", args.table, targets[:1], [0], names, "smoke", QUICK_STEPS, 1)
+            result = run(out / "quick", args.table, targets[:1], [0], names, "smoke", QUICK_STEPS, 1, args.model)
         else:
             names = args.entrants or list(table.rows)
-            result = run(out, args.table, targets, args.seeds, names, args.profile, None, args.workers)
+            result = run(out, args.table, targets, args.seeds, names, args.profile, None, args.workers, args.model)
     except EvaluationError as error:
         raise SystemExit(f"{parser.prog}: {error}") from error
     if args.docs:

@@ -109,14 +109,14 @@ def test_fault_2_the_last_attack_step_counts(tiny_model: Any) -> None:
     for stale in (False, True):
         method = small(attack="sign", attack_steps=1, attack_lr=0.5, legacy_stale=stale)
         pool, table = method._pool(tiny_model, REQUEST, []), word_rows(tiny_model)[1]
-        student = tiny_model.student(method.select)
+        student = tiny_model.student(method.select(tiny_model))
         from efface.training.loop import training
 
-        for step in training(student, method.select, steps=1, lr=0.0, seed=0, run=Run()):
+        for step in training(student, method.select(tiny_model), steps=1, lr=0.0, seed=0, run=Run()):
             got = method._attack(step, student, pool, ["cat"], table)
             off = (got[0, 0] - table).abs().amax(1).min()
             assert float(off) == pytest.approx(0.0 if stale else 0.5, abs=1e-6)
-            step.minimize(loss=sum(p.sum() for p in student.weights(method.select).values()))
+            step.minimize(loss=sum(p.sum() for p in student.weights(method.select(tiny_model)).values()))
 
 
 def test_fault_3_layers_are_matched_by_number() -> None:

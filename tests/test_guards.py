@@ -90,7 +90,7 @@ def test_negative_replaces_the_empty_prompt() -> None:
     model, z, t = tiny(), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
     c = model.encode(["a dog"])
     with Negative().active(model, ("cat",)):
-        found = model.deployed_eps(z, t, c, 3.0)
+        found = model.deployed(z, t, c, 3.0)
     expected = guided(model.predict(z, t, model.encode(["cat"])), model.predict(z, t, c), 3.0)
     # The same network at batch 2 and at batch 1: float32 rounding, which guidance 3 multiplies.
     assert torch.allclose(found, expected, atol=1e-5)

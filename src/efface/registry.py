@@ -147,8 +147,9 @@ def build_guard(text: str) -> Guard:
 
 
 def preset_for(cls: type[Settings], model: DiffusionModel) -> str:
-    """The preset that fits the model where the class has one of its name, else "paper"."""
-    return model.preset if model.preset in cls.presets else "paper"
+    """The preset that fits the model: one of its own ("mini-flow"), else that of its kind ("mini"), else "paper"."""
+    names = (model.preset, model.preset.partition("-")[0], "paper")
+    return next(name for name in names if name in cls.presets or name == "paper")
 
 
 def moved(name: str, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -69,7 +69,7 @@ class Deployed:
     @property
     def rows(self) -> int:
         """UNet evaluations of one prediction that is differentiated; see
-        :meth:`DiffusionModel.deployed_eps`."""
+        :meth:`DiffusionModel.deployed`."""
         return self.guard.branches if self.guard is not None else 1
 
     def references(self, cases: Sequence[Case]) -> Tensor:

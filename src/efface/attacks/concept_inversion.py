@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import torch
 
-from ..equations.diffusion import noised
 from ..models.cond import Cond
 from ..preservation.adversary import word_rows
 from ..training.learned import Learned
@@ -88,11 +87,11 @@ class ConceptInversion(Attack):
 
             for _ in range(plan.iterations):
                 which = torch.randint(len(x), (self.batch,), generator=rng)
-                t = torch.randint(len(model.schedule.alphas_cumprod), (self.batch,), generator=rng).to(x.device)
+                t = model.schedule.numbered(torch.randint(model.schedule.size, (self.batch,), generator=rng).tolist(), x.device)
                 text = texts[int(torch.randint(len(texts), (1,), generator=rng))]
                 n, x_0 = model.noise(self.batch, rng), x[which.to(x.device)]
-                z_t = noised(x_0, n, model.schedule.ab(t).to(x_0))
-                (n - model.deployed_eps(z_t, t, encoded(text, self.batch), goal.guidance)).square().mean().backward()
+                z_t, truth = model.schedule.noised(x_0, n, t), model.schedule.truth(x_0, n, t)
+                (truth - model.deployed(z_t, t, encoded(text, self.batch), goal.guidance)).square().mean().backward()
                 v.update([0])
             attempts = []
             with torch.no_grad():

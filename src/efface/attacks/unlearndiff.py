@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..concepts.prompts import Case
-from ..equations.diffusion import noised
 from ..equations.simplex import onto_simplex
 from ..errors import BadOption
 from ..models.base import DiffusionModel
@@ -74,7 +73,7 @@ class UnlearnDiff(Attack):
     decay: float = option(0.1, "weight decay of Adam, added to the gradient", "official configs", low=0.0)
 
     def plan(self, deployed: Deployed, goal: Goal, budget: int) -> Plan:
-        levels = len(deployed.original.schedule.alphas_cumprod)
+        levels = deployed.original.schedule.size
         if self.timesteps > levels:
             raise BadOption(f"timesteps={self.timesteps}: the schedule has {levels} levels.")
         fixed = deployed.reference_cost(goal.guidance) + self.pictures * deployed.per_image(goal.guidance)
@@ -102,8 +101,8 @@ class UnlearnDiff(Attack):
         rngs, soft, found = [rng_of(self.seed, c) for c in cases], model.embed([c.prompt for c in cases]), []
         u = torch.full((len(cases), self.tokens, len(words)), 1 / len(words), device=table.device)
         adam = torch.optim.Adam([u], lr=self.lr, weight_decay=self.decay)
-        for block, t in enumerate(self._levels(len(model.schedule.alphas_cumprod))):
-            levels = torch.full((len(cases),), t, device=table.device)
+        for block, t in enumerate(self._levels(model.schedule.size)):
+            levels = model.schedule.numbered([t] * len(cases), table.device)
             for _ in range(_share(iterations, self.timesteps, block)):
                 drawn = torch.stack(
                     [torch.multinomial(row.cpu(), 1, generator=rng)[:, 0] for row, rng in zip(u, rngs, strict=True)]
@@ -111,8 +110,8 @@ class UnlearnDiff(Attack):
                 z = torch.nn.functional.one_hot(drawn.to(table.device), len(words)).float().requires_grad_(True)
                 n = torch.cat([model.noise(1, rng) for rng in rngs])
                 c = model.encode_soft(soft.splice(1, 1, z @ table))
-                z_t = noised(x_0, n, model.schedule.ab(levels).to(x_0))
-                off = (n - model.deployed_eps(z_t, levels, c, cases[0].guidance)).square().flatten(1).mean(1)
+                z_t, truth = model.schedule.noised(x_0, n, levels), model.schedule.truth(x_0, n, levels)
+                off = (truth - model.deployed(z_t, levels, c, cases[0].guidance)).square().flatten(1).mean(1)
                 (gradient,) = torch.autograd.grad(off.sum(), z)
                 u.grad = gradient.clamp(-1, 1)
                 adam.step()

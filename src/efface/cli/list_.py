@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import PluginError
+from ..errors import BadOption, PluginError
 from .main import command
 from .options import json_option
 from .output import emit
+
+if TYPE_CHECKING:
+    from ..guards import Guard
+    from ..methods import Method
+    from ..models.base import DiffusionModel
 
 METRICS = {
     "erased_valid": "target axes: share of images that are valid and do not show the target, of cases the base model gets right",
@@ -34,10 +39,25 @@ def _plugins(table: Any, line: Callable[[Any], str]) -> dict[str, str]:
     return rows
 
 
-def _methods() -> dict[str, str]:
-    from ..registry import METHODS
+def _methods(model: DiffusionModel | None = None) -> dict[str, str]:
+    """With a model: whether the preset that fits it can run on it, and if not, why."""
+    from ..registry import METHODS, preset_for
 
-    return _plugins(METHODS, lambda cls: f"{cls.summary} ({cls.paper})")
+    def line(cls: type[Method]) -> str:
+        text = f"{cls.summary} ({cls.paper})"
+        refused = "" if model is None else refusal(model, cls.name, cls.preset(preset_for(cls, model)).needs)
+        return f"REFUSED: {refused}" if refused else text
+
+    return _plugins(METHODS, line)
+
+
+def refusal(model: DiffusionModel, who: str, needs: Sequence[str]) -> str:
+    """Why the model cannot serve this method or guard; "" where it can."""
+    try:
+        model.require(who, needs)
+    except BadOption as error:
+        return str(error)
+    return ""
 
 
 def _attacks() -> dict[str, str]:
@@ -46,10 +66,14 @@ def _attacks() -> dict[str, str]:
     return _plugins(ATTACKS, lambda cls: f"{cls.tier}, {cls.summary} ({cls.paper})")
 
 
-def _guards() -> dict[str, str]:
+def _guards(model: DiffusionModel | None = None) -> dict[str, str]:
     from ..registry import GUARDS
 
-    return _plugins(GUARDS, lambda cls: f"{cls.summary} ({cls.paper})")
+    def line(cls: type[Guard]) -> str:
+        refused = "" if model is None else refusal(model, cls.name, cls().needs)
+        return f"REFUSED: {refused}" if refused else f"{cls.summary} ({cls.paper})"
+
+    return _plugins(GUARDS, line)
 
 
 def _detectors() -> dict[str, str]:
@@ -73,7 +97,7 @@ def _models() -> dict[str, str]:
 
     return {
         **BUNDLED,
-        "FOLDER": "a diffusers folder of Stable Diffusion 1.x, 2.x or XL",
+        "FOLDER": "a diffusers folder of Stable Diffusion 1.x, 2.x, XL, 3 or 3.5",
         "FILE": "a single checkpoint file",
         "OWNER/NAME": "a Hub id",
     }
@@ -105,11 +129,22 @@ KINDS: dict[str, Callable[[], dict[str, str]]] = {
 }
 
 
-@command("list", examples="efface list methods")
+FOR_MODEL: dict[str, Callable[[DiffusionModel], dict[str, str]]] = {"methods": _methods, "guards": _guards}
+
+
+@command("list", examples="efface list methods\n\nefface list methods --model tiny-sd3")
 @click.argument("kind", type=click.Choice(list(KINDS)))
+@click.option("--model", "source", help="Of methods and guards: also say which this model cannot serve, and why.")
 @json_option
-def list_(kind: str, as_json: bool) -> None:
+def list_(kind: str, source: str | None, as_json: bool) -> None:
     """List what there is: methods, attacks, guards, detectors, models, formats, concepts, metrics, or registered plug-ins."""
-    rows = KINDS[kind]()
+    if source is None:
+        rows = KINDS[kind]()
+    elif kind in FOR_MODEL:
+        from ..models.load import load_model
+
+        rows = FOR_MODEL[kind](load_model(source))
+    else:
+        raise BadOption(f"--model says nothing about {kind}; give it with {' or '.join(FOR_MODEL)}.")
     width = max(20, *(len(name) + 2 for name in rows))
     emit(as_json, rows, "\n".join(f"{name:<{width}}{text}" for name, text in rows.items()))

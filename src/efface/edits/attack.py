@@ -14,7 +14,6 @@ from ..equations.closed_form import F64, brought_back
 from ..errors import BadRequest
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
-from ..models.select import selection
 from ..patches import Patch
 
 
@@ -38,7 +37,7 @@ class BringBack:
         ``ridge`` > 0 keeps the embeddings short, in units of the weights' squares. Raises
         BadRequest for a patch that changes no keys and values.
         """
-        weights = {n: w.detach().double().cpu() for n, w in model.weights(selection("xattn-kv")).items()}
+        weights = {n: w.detach().double().cpu() for n, w in model.weights(model.reads()).items()}
         if not any(n in patch.deltas for n in weights):
             raise BadRequest("this patch changes no keys and values of cross-attention: there is nothing to solve for.")
         edited = {n: w + patch.deltas[n].double() if n in patch.deltas else w for n, w in weights.items()}

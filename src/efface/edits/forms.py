@@ -25,7 +25,6 @@ from ..equations.closed_form import F64, Edit, edited, low_rank, moved, preimage
 from ..io.files import atomic_write
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
-from ..models.readers import text_readers
 from ..patches import Patch, PatchCard
 from ..patches.export import diffusers_lora
 
@@ -39,8 +38,8 @@ def folded(base: Mapping[str, Tensor], edit: Edit) -> dict[str, Tensor]:
 def pooled_readers(model: DiffusionModel) -> dict[str, Tensor]:
     """The model's weights that read the pooled text vector in their first columns, by name. Some
     families have none."""
-    names = {f"unet.{r.name}" for r in text_readers(model.network).get("pooled", [])}
-    return model.weights(lambda n: n in names) if names else {}
+    reads = model.reads("pooled")
+    return {n: p for n, p in model.weights(lambda _: True).items() if reads(n)}
 
 
 def to_patch(

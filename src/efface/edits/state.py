@@ -18,7 +18,6 @@ from ..equations.exact import MOST_ROWS, halves, outer_sums, value
 from ..errors import BadFile, BadOption, BadRequest, UnknownName
 from ..io.files import atomic_write
 from ..models.base import DiffusionModel
-from ..models.select import selection
 from ..patches import Patch, PatchCard
 from ..versions import versions
 from .forms import facts, to_patch
@@ -156,7 +155,7 @@ class ConceptEdit:
             versions=versions(),
             log={"edit": facts(edit, model, names)},
         )
-        patch = to_patch(model.weights(selection("xattn-kv")), edit, card)
+        patch = to_patch(model.weights(model.reads()), edit, card)
         patch.check_base(model)
         return patch
 

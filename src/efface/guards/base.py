@@ -25,6 +25,11 @@ class Guard(Settings):
     branches: ClassVar[int]
     """UNet evaluations of an image at each sampler step; classifier-free guidance alone takes 2."""
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What it asks of a model beyond predicting and encoding: names of :data:`efface.models.capabilities.CAPABILITIES`."""
+        return ()
+
     @abc.abstractmethod
     def active(self, model: DiffusionModel, targets: tuple[str, ...]) -> AbstractContextManager[None]:
         """Inside this context, the model samples under the guard against ``targets``.

@@ -67,8 +67,13 @@ class SAFREE(Guard):
     negative: bool = option(False, "also give the targets as a negative prompt", "SAFREE code true; its paper does not say")
     alone: bool = option(True, "let the only token of a prompt be a trigger", "ours")
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("one_tokenizer",)
+
     @contextmanager
     def active(self, model: DiffusionModel, targets: tuple[str, ...]) -> Iterator[None]:
+        model.require(self.name, self.needs)
         targets = names_of(targets, "targets")
         plain = model.encode_soft  # taken before the guard is on, so that a patched text encoder stays patched
         kept = torch.eye(model.encode([""]).tokens.shape[-1], dtype=torch.float64) - projector(ends(model.encode(targets)).cpu())
@@ -81,7 +86,7 @@ class SAFREE(Guard):
 
         def guide(c: Cond, scale: float) -> _Guide:
             null = model.encode([", ".join(targets)] * len(c)) if self.negative else model.unconditional(len(c))
-            return _Guide(null, c, guidance_needed(self.name, scale), len(model.schedule.alphas_cumprod))
+            return _Guide(null, c, guidance_needed(self.name, scale), model.schedule.size)
 
         with model.encoding(change, soft), model.guided_by(guide):
             yield
@@ -99,7 +104,7 @@ class SAFREE(Guard):
         model = StableDiffusion.from_pipeline(pipe)
         with self.active(model, targets):
             c = model.encode([prompt])
-        length = len(model.schedule.alphas_cumprod)
+        length = model.schedule.size
 
         def embedding(t: int) -> Tensor:
             return _at(c, torch.tensor([t], device=c.tokens.device), length).tokens

@@ -67,7 +67,7 @@ class SLD(Guard):
 
         def guide(c: Cond, scale: float) -> _Guide:
             null, safe = model.unconditional(len(c)), model.encode([text] * len(c))
-            length = len(model.schedule.alphas_cumprod)
+            length = model.schedule.size
             return _Guide(Cond.cat([null, c, safe]), guidance_needed(self.name, scale), Safety(self.strength, length))
 
         with model.guided_by(guide):

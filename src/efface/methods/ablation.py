@@ -14,7 +14,7 @@ from ..concepts.request import EraseRequest
 from ..errors import BadRequest
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
-from ..models.select import UNET_SELECTIONS, selection
+from ..models.select import TRAINABLE
 from ..patches import Patch
 from ..training.drawn import renoised, surrogate_evals, surrogate_latents
 from ..training.loop import Run, training
@@ -122,10 +122,12 @@ class ConceptAblation(Method):
     batch: int = option(
         8, "training examples in each update: an image, a caption and a timestep each", "2 GPUs times 4 rows", low=1
     )
-    train: str = option(
-        "xattn-kv", "which weights are trained", "paper; nudity: attn, memorisation: full", choices=UNET_SELECTIONS
-    )
+    train: str = option("xattn-kv", "which weights are trained", "paper; nudity: attn, memorisation: full", choices=TRAINABLE)
     seed: int = option(0, "seed of images and training", "ours")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("start_detached",) if self.detach_start else ()
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         needs_goal = self.variant == "model" and not (self.prior > 0 and self.teacher == "self")
@@ -148,7 +150,8 @@ class ConceptAblation(Method):
         return anchors, [[(c.format(target),) for c in OBJECT_CAPTIONS] for target in request.targets]
 
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
-        spent, select = model.evals.snapshot(), selection(self.train)
+        self.check(model)
+        spent, select = model.evals.snapshot(), model.select(self.train)
         anchors, rewritten = self.captions(request)
         c_anchors = model.encode(anchors)
         c_rewritten = [[model.encode(ways) for ways in target] for target in rewritten]

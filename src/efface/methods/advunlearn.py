@@ -16,7 +16,7 @@ from ..equations.guidance import away_from
 from ..errors import BadOption, BadRequest
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
-from ..models.select import UNET_SELECTIONS, Select, selection, text_layers
+from ..models.select import TRAINABLE, Select, text_layers
 from ..patches import Patch, PatchCard
 from ..preservation.adversary import PLACES, drawn_words, word_rows, worded
 from ..preservation.candidates import concept_space
@@ -110,7 +110,7 @@ class AdvUnlearn(Method):
     warmup: int = option(200, "updates before the attack begins", "official --warmup_iter", low=0, needs="attack_steps")
     lr: float = option(1e-5, "Adam learning rate", "official --lr", low=0.0)
     batch: int = option(1, "training examples in each update, over all processes", "official", low=1)
-    train: str = option(ENCODER, "which weights are trained", "paper and released encoders", choices=(ENCODER, *UNET_SELECTIONS))
+    train: str = option(ENCODER, "which weights are trained", "paper and released encoders", choices=(ENCODER, *TRAINABLE))
     layers: str = option("all", "which layers of the text encoder: all, or numbers with commas", "official text_encoder_full")
     tokens: int = option(
         1, "number of word embeddings that the attack moves", "official --adv_prompt_num", low=1, needs="attack_steps"
@@ -167,10 +167,9 @@ class AdvUnlearn(Method):
             )
         text_layers(self.layers)
 
-    @property
-    def select(self) -> Select:
+    def select(self, model: DiffusionModel) -> Select:
         """The selection of the weights that are trained."""
-        return text_layers(self.layers) if self.train == ENCODER else selection(self.train)
+        return text_layers(self.layers) if self.train == ENCODER else model.select(self.train)
 
     def retained(self, model: DiffusionModel, request: EraseRequest) -> tuple[list[str], list[str]]:
         """The prompts that must act as before, and the names that were dropped because they are too
@@ -197,7 +196,7 @@ class AdvUnlearn(Method):
         return fill * 2 * (self.sampling_steps - 1) + known + self.batch * (self.steps * rows + attacks)
 
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
-        run, spent, select = run or Run(), model.evals.snapshot(), self.select
+        run, spent, select = run or Run(), model.evals.snapshot(), self.select(model)
         kept, dropped = self.retained(model, request)
         student, null = model.student(select), [""] if self.keep_null else []
         origin, weights = model.weights(select), student.weights(select)

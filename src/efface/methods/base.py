@@ -39,6 +39,15 @@ class Method(Settings):
         """How many UNet evaluations ``erase`` is expected to take, counted without running it."""
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """What it asks of a model beyond predicting and encoding: names of :data:`efface.models.capabilities.CAPABILITIES`."""
+        return ()
+
+    def check(self, model: DiffusionModel) -> None:
+        """Raises BadOption, with the reason, for a model that lacks what the method needs; to be called before any compute."""
+        model.require(self.label, self.needs)
+
+    @property
     def label(self) -> str:
         """What tables and cards call these options. A variant that deserves a name of its own gives
         it here."""

@@ -13,7 +13,7 @@ from ..concepts.request import EraseRequest
 from ..equations.attention import column_norm, pulled
 from ..errors import BadOption, BadRequest
 from ..models.base import DiffusionModel
-from ..models.select import UNET_SELECTIONS, selection
+from ..models.select import TRAINABLE
 from ..models.tokens import TokenSpan
 from ..patches import Patch
 from ..training.drawn import renoised, surrogate_evals, surrogate_latents
@@ -117,7 +117,7 @@ class ForgetMeNot(Method):
     steps: int = option(35, "number of weight updates", "attn.yaml", low=0)
     lr: float = option(2e-6, "Adam learning rate of the weights", "attn.yaml", low=0.0)
     batch: int = option(1, "training examples in each update: an image and a timestep each", "attn.yaml", low=1)
-    train: str = option("full", "which weights are trained", "attn.yaml; only_optimize_ca xattn", choices=UNET_SELECTIONS)
+    train: str = option("full", "which weights are trained", "attn.yaml; only_optimize_ca xattn", choices=TRAINABLE)
     seed: int = option(0, "seed of images and training", "ours")
 
     def __post_init__(self) -> None:
@@ -127,6 +127,10 @@ class ForgetMeNot(Method):
         if self.images_from == "zero" and self.inversion_steps:
             raise BadOption("images_from=zero shows nothing to invert: set inversion_steps=0, or draw images from the model.")
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("one_tokenizer", "attention_maps")
+
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         n = len(request.targets)
         drawn = n * surrogate_evals(self.images, self.sampling_steps, self.guidance) if self.images_from == "model" else 0
@@ -135,7 +139,8 @@ class ForgetMeNot(Method):
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
         if request.anchor:
             raise BadRequest(f"forget-me-not maps to nothing, so the anchor {request.anchor!r} would do nothing; leave it empty.")
-        spent, select = model.evals.snapshot(), selection(self.train)
+        self.check(model)
+        spent, select = model.evals.snapshot(), model.select(self.train)
         prompts = [self.template.replace("{}", target) for target in request.targets]
         spans = [model.locate(prompt, target) for prompt, target in zip(prompts, request.targets, strict=True)]
         words = [model.embed([prompt]) for prompt in prompts]

@@ -95,6 +95,10 @@ class KPOP(Trained):
     prompt_lr: float = option(1e-5, "Adam learning rate of the prompt", "names of released runs", low=0.0, needs="prompt_updates")
     prompt_updates: int = option(1, "updates of the prompt for each weight update", "prompt_optk 2: every other iteration", low=0)
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (*super().needs, "extra_context")
+
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         per_row = self.draw_cost(1) + 4 + self.prompt_updates
         return self.steps * self.batch * per_row + self.fill_cost(request)

@@ -13,12 +13,10 @@ from torch import Tensor
 from ..concepts.request import EraseRequest
 from ..edits import facts, folded, prompt_gram
 from ..equations.closed_form import F64, Edit, Moments, apply_edit, factored, fused, solved
-from ..equations.diffusion import noised
 from ..errors import BadOption
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
 from ..models.low_rank import factors, low_rank_student, trained_factors
-from ..models.select import selection
 from ..patches import Patch
 from ..preservation.candidates import concept_space
 from ..training.loop import Run, training
@@ -217,6 +215,10 @@ class MACE(Method):
         """The templates that a target is put into."""
         return WORDINGS[self.kind][: self.wordings]
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("one_tokenizer", "attention_maps") if self.steps else ("one_tokenizer",)
+
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         pictures = self.images * (2 * self.sampling_steps + (self.mask == "attention"))
         return float(len(request.targets) * (pictures + self.steps)) if self.steps else 0.0
@@ -227,7 +229,8 @@ class MACE(Method):
                 f"the preserve set would do nothing with prior_scale={self.prior_scale} and domain_weight={self.domain_weight}. "
                 "Leave --preserve out, or give both a weight (the celebrity preset has 1e-4 and 8e3)."
             )
-        spent, base = model.evals.snapshot(), model.weights(selection("xattn-kv"))
+        self.check(model)
+        spent, base = model.evals.snapshot(), model.weights(model.reads())
         original = {n: w.detach().float().cpu() for n, w in base.items()}
         prior = self._prior(model, request)
         # Refine.
@@ -291,14 +294,14 @@ class MACE(Method):
         noise = model.noise(self.images, rng)
         pictures = model.denoise(c.repeat(self.images), noise, self.sampling_steps, self.guidance)
         masks = self._masks(model, pictures, c.repeat(self.images), positions_of(model, picture, target), rng)
-        student = low_rank_student(model, selection("xattn-kv"), 1, rng, start=refined)
-        part, odds = _part(run, i), important_timesteps(len(model.schedule.alphas_cumprod))
+        student = low_rank_student(model, model.reads(), 1, rng, start=refined)
+        part, odds = _part(run, i), important_timesteps(model.schedule.size)
         odds = odds if self.importance else torch.ones_like(odds)
         for step in training(student, factors, steps=self.steps, lr=self.lr, seed=self.seed * 1_000_003 + i, run=part):
             k, template = step.randint(self.images), self.templates[step.randint(self.wordings)]
             positions = positions_of(model, template, target)
             t = torch.multinomial(odds, 1, generator=step.rng).to(model.device)
-            z_t = noised(pictures[k : k + 1], model.noise(1, step.rng), model.schedule.ab(t))
+            z_t = model.schedule.noised(pictures[k : k + 1], model.noise(1, step.rng), t)
             with student.attention_maps() as maps:
                 student.predict(z_t, t, model.encode([template.format(target)]))
                 looked = [(m[..., positions] * at_size(masks[k], m.shape[2])[:, None]).norm() for m in maps]
@@ -314,9 +317,9 @@ class MACE(Method):
         """
         if self.mask == "none":
             return torch.ones(len(pictures), *pictures.shape[2:], device=pictures.device)
-        t = torch.full((len(pictures),), len(model.schedule.alphas_cumprod) * 2 // 5, dtype=torch.int64, device=model.device)
+        t = model.schedule.numbered([model.schedule.size * 2 // 5] * len(pictures), model.device)
         with model.attention_maps() as maps:
-            model.predict(noised(pictures, model.noise(len(pictures), rng), model.schedule.ab(t)), t, c)
+            model.predict(model.schedule.noised(pictures, model.noise(len(pictures), rng), t), t, c)
             seen = torch.zeros(len(pictures), 1, *pictures.shape[2:], device=pictures.device)
             for m in maps:
                 of_words = m[..., positions[0]].mean(1)  # (B, pixels): the heads' mean for the first word

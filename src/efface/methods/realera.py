@@ -13,11 +13,9 @@ from torch.nn.functional import cosine_similarity, mse_loss
 from ..concepts.request import EraseRequest
 from ..edits import facts, folded
 from ..equations.closed_form import F64, Moments, gram_of_maps, neighbour_moments, solved, worst_neighbour
-from ..equations.diffusion import noised
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
 from ..models.low_rank import factors, low_rank_student, trained_factors
-from ..models.select import selection
 from ..patches import Patch
 from ..preservation.candidates import concept_space
 from ..training.loop import Run, training
@@ -136,7 +134,7 @@ class RealEra(Method):
         return float(pictures + 6 * self.steps) if self.steps else 0.0
 
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
-        spent, base = model.evals.snapshot(), model.weights(selection("xattn-kv"))
+        spent, base = model.evals.snapshot(), model.weights(model.reads())
         null = model.encode([""]).tokens[0].cpu()
         moments, hoods = self._moments(model, request)
         log: dict[str, Any] = {"neighbours": {t: len(_own(hoods, t).names) for t in request.targets}}
@@ -243,16 +241,16 @@ class RealEra(Method):
         c, goal, null = model.encode(request.targets), model.encode([request.anchor]), model.encode([""])
         pictures = model.denoise(c.repeat(self.images), model.noise(n * self.images, rng), self.sampling_steps, self.guidance)
         words = [_own(hoods, target) for target in request.targets]
-        student = low_rank_student(model, selection("xattn-kv"), self.rank, rng, start=start)
+        student = low_rank_student(model, model.reads(), self.rank, rng, start=start)
         for step in training(student, factors, steps=self.steps, lr=self.lr, seed=self.seed, run=run):
             i = step.randint(n)
             inside, outside = self._pair(words[i], step.rng)
             # Student and teacher see: the neighbour (teacher: the anchor), something beyond, the null prompt.
             shown = Cond.cat([replaced(c[i], inside), replaced(c[i], outside), null])
             taught = Cond.cat([goal, shown[1], shown[2]])
-            t = torch.full((3,), step.randint(len(model.schedule.alphas_cumprod)), dtype=torch.int64, device=model.device)
+            t = model.schedule.numbered([step.randint(model.schedule.size)] * 3, model.device)
             k = i * self.images + step.randint(self.images)
-            z_t = noised(pictures[k : k + 1], model.noise(1, step.rng), model.schedule.ab(t[:1])).expand(3, -1, -1, -1)
+            z_t = model.schedule.noised(pictures[k : k + 1], model.noise(1, step.rng), t[:1]).expand(3, -1, -1, -1)
             with torch.no_grad():
                 right = model.predict(z_t, t, taught)
             made = student.predict(z_t, t, shown)

@@ -12,7 +12,6 @@ from ..concepts.request import EraseRequest
 from ..edits import facts, to_patch
 from ..equations.closed_form import F64, REGAIN, Edit, Moments, gram_of_maps, regained, shared_edit, solved
 from ..models.base import DiffusionModel
-from ..models.select import selection
 from ..patches import Patch
 from ..preservation.candidates import concept_space
 from ..training.loop import Run
@@ -108,7 +107,7 @@ class RECE(Method):
 
     @torch.no_grad()
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
-        spent, base = model.evals.snapshot(), model.weights(selection("xattn-kv"))
+        spent, base = model.evals.snapshot(), model.weights(model.reads())
         c, anchor = model.encode(request.targets), model.encode([request.anchor] * len(request.targets))
         x, y, q, b = c.rows("all"), anchor.rows("all"), *self._preserved(model, request)
         null = model.encode([""]).tokens[0].cpu() if self.pin else None

@@ -15,7 +15,7 @@ from ..concepts.request import EraseRequest
 from ..equations.guidance import composed
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
-from ..models.select import UNET_SELECTIONS, Select, selection
+from ..models.select import TRAINABLE, Select
 from ..patches import Patch
 from ..preservation.adversary import word_rows, worded
 from ..training.drawn import renoised, surrogate_evals, surrogate_latents
@@ -106,7 +106,7 @@ class STEREO(Method):
     steps: int = option(200, "weight updates of the last stage", "official", low=1)
     lr: float = option(2e-5, "Adam learning rate of the last stage", "official", low=0.0)
     batch: int = option(1, "training examples in each update, over all processes", "official", low=1)
-    train: str = option("noxattn", "which weights are trained", "README, nudity", choices=UNET_SELECTIONS)
+    train: str = option("noxattn", "which weights are trained", "README, nudity", choices=TRAINABLE)
     towards: float = option(1.0, "weight of the direction towards the anchor", "official: guidance 2, less 1", low=0.0)
     away: float = option(3.0, "weight of the direction away from what is erased", "official: guidance 2, plus 1", low=0.0)
     images: int = option(64, "images for each target", "ours; README 500", low=1)
@@ -132,7 +132,7 @@ class STEREO(Method):
         return drawn + self.batch * (searched + self.steps * (self._walk_cost + self.rounds + 3 + anchored))
 
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
-        run, spent, select = run or Run(), model.evals.snapshot(), selection(self.train)
+        run, spent, select = run or Run(), model.evals.snapshot(), model.select(self.train)
         n, anchors, null = len(request.targets), _anchors(request), model.encode([""])
         x = [self._pictures(model, target, i) for i, target in enumerate(request.targets)]
         words = Learned([word_rows(model)[1].mean(0)[None]] * (self.rounds * n), self.inversion_lr)

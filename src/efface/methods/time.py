@@ -12,7 +12,6 @@ from ..concepts.request import EraseRequest
 from ..edits import facts, to_patch
 from ..equations.closed_form import shared_edit
 from ..models.base import DiffusionModel
-from ..models.select import selection
 from ..patches import Patch
 from ..training.loop import Run
 from .base import Method, option
@@ -62,12 +61,17 @@ class TIME(Method):
     augment: bool = option(True, "add the sentences 'A photo of', 'An image of' and 'A picture of'", "README command --with_augs")
     keys: bool = option(True, "edit keys as well as values", "README command --with_to_k")
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("one_tokenizer",) if self.keys else ("one_tokenizer", "keys_and_values")
+
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         return 0.0
 
     @torch.no_grad()
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
-        spent, kv = model.evals.snapshot(), selection("xattn-kv")
+        self.check(model)
+        spent, kv = model.evals.snapshot(), model.reads()
         templates = ("{}", *AUGMENTATIONS) if self.augment else ("{}",)
         pairs = [(f.format(e).strip(), f.format(request.anchor).strip()) for e in request.targets for f in templates]
         xs, ys, one = [], [], articles(model)

@@ -10,10 +10,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..concepts.request import EraseRequest
-from ..equations.diffusion import eps_loss_weight, x0_loss_weight
 from ..errors import BadOption
-from ..models.base import DiffusionModel
-from ..models.select import UNET_SELECTIONS, selection
+from ..models.base import DiffusionModel, Schedule
+from ..models.select import TRAINABLE
 from ..options import part
 from ..preservation.exhaustive import Exhaustive
 from ..preservation.gumbel import Gumbel
@@ -60,7 +59,7 @@ class Trained(Method):
     steps: int = option(1000, "number of weight updates", "legacy codes --iterations; esd_sd.py 200", low=0)
     lr: float = option(1e-5, "Adam learning rate", "legacy codes --lr; esd_sd.py 5e-5", low=0.0)
     batch: int = option(1, "training examples in each update, over all processes", "legacy codes", low=1)
-    train: str = option("xattn", "which weights are trained", "legacy codes (nudity: noxattn)", choices=UNET_SELECTIONS)
+    train: str = option("xattn", "which weights are trained", "legacy codes (nudity: noxattn)", choices=TRAINABLE)
     sampler: Sampler = part(
         Student(), "where the latents z_t come from", "legacy codes student; esd_sd.py frozen", kinds=SAMPLERS
     )
@@ -90,6 +89,10 @@ class Trained(Method):
                 "sampler=student or frozen with sampler.alignment=exact, or solver=ddim."
             )
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (("official_alignment",) if self.sampler.official else ()) + (("plms",) if self.solver == "plms" else ())
+
     def walk(self, request: EraseRequest, candidates: Sequence[Sequence[str]] = (), per_candidate: int = 1) -> Walk:
         """What the sampler of latents needs to know of this erasure."""
         return Walk(
@@ -117,7 +120,8 @@ class Trained(Method):
         ``walked`` is the request whose targets the latents are drawn for, where that is not
         ``request`` itself.
         """
-        select = selection(self.train)
+        self.check(model)
+        select = model.select(self.train)
         student = model.student(select)
         return Scene(
             model=model,
@@ -135,7 +139,7 @@ class Trained(Method):
     def updates(self, scene: Scene, run: Run, carry: Mapping[str, Stateful] | None = None) -> Iterator[Step]:
         """The training loop over the scene's student; see :func:`efface.training.training`."""
         kept = {"latents": scene.latents, **(carry or {})}
-        select = selection(self.train)
+        select = scene.student.select(self.train)
         return training(scene.student, select, steps=self.steps, lr=self.lr, seed=self.seed, run=run, carry=kept)
 
     def draw_cost(self, groups: int) -> float:
@@ -151,10 +155,10 @@ class Trained(Method):
         square = (a - b).square()
         if self.loss_space != "output":
             if self.sampler.official:  # z_t's label is drawn within a grid step, the weight is that of the step's own level
-                stride = len(model.schedule.alphas_cumprod) // self.sampling_steps
+                assert isinstance(model.schedule, Schedule)
+                stride = model.schedule.size // self.sampling_steps
                 t = t // stride * stride + model.schedule.steps_offset
-            weight = x0_loss_weight if self.loss_space == "x0" else eps_loss_weight
-            square = square * weight(model.schedule.ab(t).to(a), model.schedule.prediction_type)
+            square = square * model.schedule.loss_weight(t, self.loss_space).to(a)
         return square.flatten(1).mean(1)
 
 

@@ -19,7 +19,7 @@ from ..equations.guidance import guided, hinge
 from ..errors import BadOption, BadRequest
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
-from ..models.select import selection
+from ..models.select import Select
 from ..patches import Patch
 from ..preservation.candidates import concept_space
 from ..training.latents import Group, LatentPool
@@ -46,7 +46,6 @@ TEMPLATES = (
 )
 PROMPT = "a photo of a {}"
 FIRST, SECOND = "stages=both|textual", "stages=both|visual"
-SHIFTED, VISUAL = selection("xattn-kv"), selection("visual")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +217,10 @@ class TRCE(Method):
         """How many levels of the grid are steered, counted from the noisiest."""
         return max(1, round(self.early * self.sampling_steps))
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("one_tokenizer",)
+
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         if self.stages == "textual":
             return 0.0
@@ -228,15 +231,16 @@ class TRCE(Method):
         return float(steered_rows + kept_rows + self.steps * self.batch * per_update)
 
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
+        self.check(model)
         run, spent, log = run or Run(), model.evals.snapshot(), dict[str, Any]()
         pairs = self.wordings(request)
-        select = {"textual": SHIFTED, "visual": VISUAL, "both": _either}[self.stages]
+        select = {"textual": model.reads(), "visual": _visual(model), "both": _either(model)}[self.stages]
         student = model.student(select)
         origin = {n: w.detach().clone() for n, w in student.weights(select).items()}
         if self.stages != "visual":
             edit = self._edit(model, request, pairs)
             log["edit"] = facts(edit, model, request.targets)
-            keys = student.weights(SHIFTED)
+            keys = student.weights(model.reads())
             with torch.no_grad():
                 for name, w in folded(keys, edit).items():
                     keys[name].copy_(w)
@@ -302,7 +306,7 @@ class TRCE(Method):
     def _steer(self, model: DiffusionModel, student: DiffusionModel, pairs: Sequence[tuple[str, str]], run: Run) -> None:
         unsafe, kept = self._pools(model, student, pairs)
         null, piled, before = model.encode([""]), self.legacy_accumulate, self._twin(model, student)
-        for step in training(student, VISUAL, steps=self.steps, lr=self.lr, seed=self.seed, run=run, accumulate=piled):
+        for step in training(student, _visual(model), steps=self.steps, lr=self.lr, seed=self.seed, run=run, accumulate=piled):
             prompts = [PROMPT.format(pairs[i][0]) for i in step.draw(len(pairs), self.batch)]
             c = model.encode(share(prompts))
             (known,), t = unsafe.draw([Group(prompts, c)], step)
@@ -327,14 +331,15 @@ class TRCE(Method):
         ``legacy_levels`` draws t."""
         if not self.legacy_levels:
             return None
-        twin, now = model.student(_either), student.weights(_either)
-        for name, w in twin.weights(_either).items():
+        both = _either(model)
+        twin, now = model.student(both), student.weights(both)
+        for name, w in twin.weights(both).items():
             w.data.copy_(now[name])
         return twin
 
     def _relabelled(self, model: DiffusionModel, t: Tensor, step: Step) -> Tensor:
         """Timesteps drawn from ``t .. t + stride - 1``, at most the last one of the schedule."""
-        last = len(model.schedule.alphas_cumprod)
+        last = model.schedule.size
         drawn = share(step.draw(last // self.sampling_steps, self.batch * self.kept))
         return (t + torch.tensor(drawn, device=t.device)).clamp_max(last - 1)
 
@@ -377,8 +382,14 @@ class TRCE(Method):
         return unsafe, kept
 
 
-def _either(name: str) -> bool:
-    return SHIFTED(name) or VISUAL(name)
+def _visual(model: DiffusionModel) -> Select:
+    """What the second stage steers with: the weights that multiply the picture."""
+    return model.select("visual")
+
+
+def _either(model: DiffusionModel) -> Select:
+    shifted, visual = model.reads(), _visual(model)
+    return lambda name: shifted(name) or visual(name)
 
 
 def _nothing(null: Cond, n: int) -> Group:

@@ -12,12 +12,10 @@ from torch import Tensor
 from ..concepts.request import EraseRequest
 from ..edits import facts, filtered, pooled_readers, to_patch
 from ..equations.closed_form import Edit, sealed, shared_edit
-from ..equations.diffusion import noised
 from ..equations.statistics import wilson
 from ..errors import BadOption
 from ..models.base import DiffusionModel
 from ..models.cond import POOLED, POSITIONS, Cond
-from ..models.select import selection
 from ..options import refuse_idle
 from ..patches import Patch
 from ..preservation.candidates import concept_space
@@ -206,7 +204,7 @@ class UCE(Method):
             if self.pooled and (readers := pooled_readers(model)):
                 pooled = readers, self._pooled_edit(model, request, source, goal)
         card = self.card(model, request, spent, edit=facts(edit, model, request.targets), **log)
-        return to_patch(model.weights(selection("xattn-kv")), edit, card, pooled)
+        return to_patch(model.weights(model.reads()), edit, card, pooled)
 
     def _pairs(self, model: DiffusionModel, request: EraseRequest) -> tuple[Cond, Cond]:
         """Encodings of the targets, and of what they should act like."""
@@ -312,10 +310,10 @@ class UCE(Method):
         error = torch.zeros(2, n)
         both = model.encode([f"{a} {target}" for a in self.pair for _ in range(n)])
         for i in range(self.draws):
-            level = len(model.schedule.alphas_cumprod) * (i + 1) // (self.draws + 1)
-            t = torch.full((2 * n,), level, dtype=torch.int64, device=z.device)
+            level = model.schedule.size * (i + 1) // (self.draws + 1)
+            t = model.schedule.numbered([level] * (2 * n), z.device)
             eps = model.noise(n, rng)
-            z_t = noised(z, eps, model.schedule.ab(t[:n]))
+            z_t = model.schedule.noised(z, eps, t[:n])
             found = model.eps(torch.cat([z_t, z_t]), t, both)
             error += (found - torch.cat([eps, eps])).square().flatten(1).mean(1).reshape(2, n).cpu()
         return int((error[0] < error[1]).sum())

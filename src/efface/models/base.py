@@ -8,18 +8,31 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..concepts.prompts import Case
-from ..equations.diffusion import ddim_step, dpm_step, multistep, noised, x0_from_eps
+from ..equations.diffusion import (
+    ddim_step,
+    dpm_step,
+    eps_from_v,
+    eps_loss_weight,
+    multistep,
+    noised,
+    v_of,
+    x0_from_eps,
+    x0_loss_weight,
+)
 from ..equations.guidance import guided
 from ..errors import BadOption
+from .capabilities import CAPABILITIES
 from .cond import Cond
 from .identity import Identity
-from .select import Select
+from .levels import Levels, Past
+from .readers import text_readers
+from .select import SELECTIONS, Select, selection
 from .tokens import SoftPrompt, TokenSpan
 from .world import World
 
@@ -33,15 +46,16 @@ class Evals:
     backward: int = 0
     text: int = 0
     differentiated: int = 0
-    """Rows that an attacker asked gradients of; see :meth:`DiffusionModel.deployed_eps`."""
+    """Rows that an attacker asked gradients of; see :meth:`DiffusionModel.deployed`."""
 
     def snapshot(self) -> dict[str, int]:
         return {"forward": self.forward, "calls": self.calls, "backward": self.backward, "text": self.text}
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """Noise schedule and the descending sampling grid made from it."""
+class Schedule(Levels):
+    """Noise schedule of a variance-preserving diffusion, which predicts eps or v, and the sampling grid made from it:
+    ``alpha = sqrt(ab)``, ``sigma = sqrt(1 - ab)``, integer timesteps."""
 
     alphas_cumprod: Tensor
     """(T,) cumulative alphas."""
@@ -74,11 +88,77 @@ class Schedule:
         stride = len(self.alphas_cumprod) // steps
         return [i * stride + self.steps_offset for i in reversed(range(steps))]
 
-    def ab(self, t: int | Tensor) -> Tensor:
+    def ab(self, t: float | Tensor) -> Tensor:
         """Cumulative alpha of timestep t; the final alpha below zero. Tensors give (B, 1, 1, 1)."""
-        if isinstance(t, int):
-            return self.alphas_cumprod[t] if t >= 0 else torch.tensor(self.final_alpha)
+        if not isinstance(t, Tensor):
+            return self.alphas_cumprod[int(t)] if t >= 0 else torch.tensor(self.final_alpha)
         return self.alphas_cumprod.to(t.device)[t].reshape(-1, 1, 1, 1)
+
+    @property
+    def size(self) -> int:
+        return len(self.alphas_cumprod)
+
+    @property
+    def end(self) -> int:
+        return -1
+
+    def numbered(self, numbers: Sequence[int], device: torch.device) -> Tensor:
+        return torch.tensor(list(numbers), device=device)
+
+    def coefficients(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        ab = self.ab(t)
+        return ab.sqrt(), (1 - ab).sqrt()
+
+    def eps(self, output: Tensor, z: Tensor, t: float | Tensor) -> Tensor:
+        return eps_from_v(output, z, self.ab(t)) if self.prediction_type == "v_prediction" else output
+
+    def x0(self, output: Tensor, z: Tensor, t: float | Tensor) -> Tensor:
+        return x0_from_eps(self.eps(output, z, t), z, self.ab(t))
+
+    def output(self, x0: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
+        return v_of(x0, noise, self.ab(t).to(x0)) if self.prediction_type == "v_prediction" else noise
+
+    @property
+    def pure_noise(self) -> bool:
+        """Whether the noisiest level has no signal (zero terminal SNR). Only a network that predicts v says something there."""
+        return not self.alphas_cumprod[-1] > 0
+
+    def prediction(self, output: Tensor, z: Tensor, t: float | Tensor) -> Tensor:
+        eps = self.eps(output, z, t)
+        return torch.where(self.ab(t).to(z.device) > 0, eps, output) if self.pure_noise else eps
+
+    def truth(self, x0: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
+        return torch.where(self.ab(t).to(x0.device) > 0, noise, -x0) if self.pure_noise else noise
+
+    def step(
+        self, prediction: Tensor, z: Tensor, t: float, t_next: float, past: Past | None, solver: str
+    ) -> tuple[Tensor, Past | None]:
+        # The levels stay on the CPU as scalars: a copy to a GPU at every step would wait for all steps before it.
+        ab, ab_next = (self.ab(x).to(z.dtype) for x in (t, t_next))
+        if not ab > 0:
+            x0 = -prediction  # v of pure noise is minus the clean latent
+            return noised(x0, z, ab_next), Past(t, z, (x0,)) if solver == "dpm" else None
+        if solver == "ddim":
+            return ddim_step(prediction, z, ab, ab_next), None
+        if solver == "plms":
+            return self._plms(prediction, z, t, t_next, past)
+        x0 = x0_from_eps(prediction, z, ab)
+        x0_last, t_last = (None, t) if past is None else (past.outputs[-1], past.t)
+        return dpm_step(x0, x0_last, z, self.ab(t_last).to(z.dtype), ab, ab_next), Past(t, z, (x0,))
+
+    def _plms(self, eps: Tensor, z: Tensor, t: float, t_next: float, past: Past | None) -> tuple[Tensor, Past | None]:
+        ab, ab_next = (self.ab(x).to(z.dtype) for x in (t, t_next))
+        if t_next == t and past is None:
+            return z, None  # pure noise has no eps to average with, so the step from it stands as it is
+        if t_next == t and past is not None:
+            # The first step again, with the mean of the predictions at both of its ends.
+            return ddim_step((past.outputs[0] + eps) / 2, past.z, self.ab(past.t).to(z.dtype), ab_next), past
+        outputs = (*(() if past is None else past.outputs[-3:]), eps)
+        return ddim_step(multistep(outputs), z, ab, ab_next), Past(t, z, outputs)
+
+    def loss_weight(self, t: Tensor, space: str) -> Tensor:
+        weight = x0_loss_weight if space == "x0" else eps_loss_weight
+        return weight(self.ab(t), self.prediction_type)
 
 
 class Guide(Protocol):
@@ -88,7 +168,8 @@ class Guide(Protocol):
         """m B conditionings for B rows at timesteps t (B,)."""
 
     def combine(self, eps: Tensor, t: Tensor) -> Tensor:
-        """The (B, C, h, w) noise prediction the sampler steps with, from the m B that belong to :meth:`cond`."""
+        """The (B, C, h, w) prediction (:meth:`Levels.prediction`) the sampler steps with, from the m B that belong to
+        :meth:`cond`."""
 
 
 class DiffusionModel(abc.ABC):
@@ -99,7 +180,7 @@ class DiffusionModel(abc.ABC):
     preset: str
     """Which column of a method's presets fits this model ("paper" for full-size models, "mini", "tiny")."""
     evals: Evals
-    schedule: Schedule
+    schedule: Levels
     latent_shape: tuple[int, int, int]
     device: torch.device
     concept_names: tuple[str, ...]
@@ -110,6 +191,10 @@ class DiffusionModel(abc.ABC):
     """Whether the network was distilled to take the scale of guidance as an input; see :meth:`told`."""
     guide: Callable[[Cond, float], Guide] | None = None
     """A guard's guidance of a trajectory for conditionings and scale; None is classifier-free guidance. See :meth:`guided_by`."""
+    part: ClassVar[str] = "unet"
+    """What the denoiser is called in diffusers' folders; its parameters are named after it in :meth:`weights`."""
+    selections: ClassVar[Mapping[str, Select]] = SELECTIONS
+    """Groups of parameters by the names that users give them."""
 
     @abc.abstractmethod
     def encode(self, prompts: Sequence[str]) -> Cond:
@@ -122,7 +207,7 @@ class DiffusionModel(abc.ABC):
     @property
     @abc.abstractmethod
     def network(self) -> nn.Module:
-        """The denoiser itself; its parameters are named ``unet.`` in :meth:`weights`."""
+        """The denoiser itself; its parameters are named after :attr:`part` in :meth:`weights`."""
 
     @abc.abstractmethod
     def vocabulary(self) -> list[str]:
@@ -130,15 +215,8 @@ class DiffusionModel(abc.ABC):
 
     @abc.abstractmethod
     def predict(self, z_t: Tensor, t: Tensor, c: Cond) -> Tensor:
-        """Native network output for z_t (B, C, h, w), t (B,) int64, B conditionings. Counts B evaluations."""
-
-    @abc.abstractmethod
-    def to_eps(self, output: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
-        """Noise prediction of a native output."""
-
-    @abc.abstractmethod
-    def perfect_output(self, z_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What a network that knew the truth would output, natively, for ``z_t`` made of clean latents and this noise."""
+        """Native network output for z_t (B, C, h, w), t (B,) as :attr:`schedule` gives them, B conditionings. Counts B
+        evaluations."""
 
     @abc.abstractmethod
     def decode(self, z_0: Tensor) -> Tensor:
@@ -226,16 +304,45 @@ class DiffusionModel(abc.ABC):
 
     # -- what follows is the same for every family ---------------------------------------------------------------
 
+    @property
+    def lacking(self) -> Mapping[str, str]:
+        """What this model cannot do: names of :data:`CAPABILITIES` and the reason."""
+        return {}
+
+    def require(self, who: str, needs: Sequence[str]) -> None:
+        """Raises BadOption, with the reason, where the model lacks something that ``who`` needs."""
+        for need in needs:
+            if need in self.lacking:
+                raise BadOption(f"{who} needs {CAPABILITIES[need]}, which {self.name!r} does not offer: {self.lacking[need]}.")
+
+    def select(self, name: str) -> Select:
+        """The group of parameters called ``name`` in this family. Raises UnknownName, with the names it has."""
+        return selection(name, self.selections)
+
+    def reads(self, kind: str = "tokens") -> Select:
+        """The weights that multiply the text encoder's output, which closed forms edit: its "tokens" or its "pooled" vector.
+        It selects none where the network does not read that kind."""
+        names = {f"{self.part}.{reader.name}" for reader in text_readers(self.network).get(kind, [])}
+        return names.__contains__
+
+    def to_eps(self, output: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
+        """Noise prediction of a native output."""
+        return self.schedule.eps(output, z_t, t)
+
+    def perfect_output(self, z_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What a network that knew the truth would output, natively, for ``z_t`` made of clean latents and this noise."""
+        return self.schedule.output(z_0, noise, t)
+
     def unconditional(self, n: int) -> Cond:
         """n conditionings of the branch that guidance starts from: the empty prompt, unless the family has something else."""
         return self.encode([""] * n)
 
     @torch.no_grad()
     def walk(
-        self, c: Cond, noise: Tensor, timesteps: Sequence[int], scale: float, final: int = -1, solver: str = "ddim"
-    ) -> Iterator[tuple[int, Tensor]]:
+        self, c: Cond, noise: Tensor, timesteps: Sequence[float], scale: float, final: float | None = None, solver: str = "ddim"
+    ) -> Iterator[tuple[float, Tensor]]:
         """Deterministic sampling under guidance. Yields ``(t, z_t)``: z at the level of each grid timestep, before the step
-        that leaves it, then ``(final, z)`` at the end.
+        that leaves it, then ``(final, z)`` at the end; by default ``final`` is that of clean latents.
 
         noise: (B / m, C, h, w). m blocks of conditionings may start from the same noise; their first step then shares the
         unconditional branch. ``solver``: "ddim"; "dpm" for DPM-Solver++(2M), which needs fewer steps; "plms" for the linear
@@ -243,79 +350,63 @@ class DiffusionModel(abc.ABC):
         Cost: 2 evaluations per row and step (1 with ``scale = 1``), B - B / m less at the first step; under a guard as many as
         its guide has blocks. Nothing is evaluated for a level nobody asks for.
         """
+        if solver == "plms":
+            self.require("solver=plms", ("plms",))
         c, scale = self.told(c, scale)
         blocks = len(c) // len(noise)
         z = torch.cat([noise] * blocks)
         guide = self.guide(c, scale) if self.guide is not None else None
         null = None if scale == 1.0 or guide is not None else self.unconditional(len(c))
         both = c if null is None else Cond.cat([null, c])
-        # The levels stay on the CPU as scalars: a copy to a GPU at every step would wait for all steps before it.
-        x0_last, ab_last, past = None, self.schedule.ab(0).to(z.dtype), list[Tensor]()
+        final, past = self.schedule.end if final is None else final, None
         with self.constant_context():
             for i, t in enumerate(timesteps):
                 yield t, z
-                ab = self.schedule.ab(t).to(z.dtype)
-                # At the level of pure noise every prediction of eps is z: there the outputs themselves are guided.
-                ask = self.eps if ab > 0 else self.output
                 if guide is not None:
-                    eps = self._guarded(guide, z, torch.full((len(z),), t, dtype=torch.int64, device=z.device), ask)
+                    out = self._guarded(guide, z, torch.full((len(z),), t, device=z.device))
                 elif null is None:
-                    eps = ask(z, t, c)
+                    out = self.prediction(z, t, c)
                 elif i == 0 and blocks > 1:
-                    out = ask(torch.cat([noise, z]), t, Cond.cat([null[: len(noise)], c]))
-                    eps = guided(torch.cat([out[: len(noise)]] * blocks), out[len(noise) :], scale)
+                    out = self.prediction(torch.cat([noise, z]), t, Cond.cat([null[: len(noise)], c]))
+                    out = guided(torch.cat([out[: len(noise)]] * blocks), out[len(noise) :], scale)
                 else:
-                    eps_0, eps_c = ask(torch.cat([z, z]), t, both).chunk(2)
-                    eps = guided(eps_0, eps_c, scale)
+                    out_0, out_c = self.prediction(torch.cat([z, z]), t, both).chunk(2)
+                    out = guided(out_0, out_c, scale)
                 t_next = timesteps[i + 1] if i + 1 < len(timesteps) else final
-                ab_next = self.schedule.ab(t_next).to(z.dtype)
-                if not ab > 0:
-                    x0 = -eps  # v of pure noise is minus the clean latent
-                    z, x0_last, ab_last = noised(x0, z, ab_next), x0, ab
-                elif solver == "ddim":
-                    z = ddim_step(eps, z, ab, ab_next)
-                elif solver == "plms" and i == 1:
-                    # The first step again, with the mean of the predictions at both of its ends.
-                    z = ddim_step((past[0] + eps) / 2, torch.cat([noise] * blocks), ab_last, ab_next)
-                elif solver == "plms":
-                    ab_last, past = ab, [*past[-3:], eps]
-                    z = ddim_step(multistep(past), z, ab, ab_next)
-                else:
-                    x0 = x0_from_eps(eps, z, ab)
-                    z, x0_last, ab_last = dpm_step(x0, x0_last, z, ab_last, ab, ab_next), x0, ab
+                z, past = self.schedule.step(out, z, t, t_next, past, solver)
         yield final, z
 
-    def eps(self, z: Tensor, t: int | Tensor, c: Cond) -> Tensor:
+    def eps(self, z: Tensor, t: float | Tensor, c: Cond) -> Tensor:
         """(B, C, h, w) noise prediction at one timestep for all rows, or at t (B,). Cost: B evaluations."""
-        levels = torch.full((len(z),), t, dtype=torch.int64, device=z.device) if isinstance(t, int) else t
+        levels = t if isinstance(t, Tensor) else torch.full((len(z),), t, device=z.device)
         return self.to_eps(self.predict(z, levels, c), z, levels)
 
-    def output(self, z: Tensor, t: int | Tensor, c: Cond) -> Tensor:
-        """As :meth:`eps`, the native output."""
-        levels = torch.full((len(z),), t, dtype=torch.int64, device=z.device) if isinstance(t, int) else t
-        return self.predict(z, levels, c)
+    def prediction(self, z: Tensor, t: float | Tensor, c: Cond) -> Tensor:
+        """As :meth:`eps`, of what guidance combines and the sampler steps with; see :meth:`Levels.prediction`."""
+        levels = t if isinstance(t, Tensor) else torch.full((len(z),), t, device=z.device)
+        return self.schedule.prediction(self.predict(z, levels, c), z, levels)
 
     def told(self, c: Cond, scale: float) -> tuple[Cond, float]:
         """The conditionings and the scale of classifier-free guidance of a trajectory. A network that was distilled to take the
         scale as an input is told it in the conditionings, and is guided no further."""
         return c, scale
 
-    def _guarded(self, guide: Guide, z: Tensor, t: Tensor, ask: Callable[[Tensor, Tensor, Cond], Tensor] | None = None) -> Tensor:
+    def _guarded(self, guide: Guide, z: Tensor, t: Tensor) -> Tensor:
         c = guide.cond(t)
         m = len(c) // len(z)
-        return guide.combine((ask or self.eps)(torch.cat([z] * m), t.repeat(m), c), t)
+        return guide.combine(self.prediction(torch.cat([z] * m), t.repeat(m), c), t)
 
-    def deployed_eps(self, z: Tensor, t: Tensor, c: Cond, scale: float) -> Tensor:
-        """What an attacker differentiates: the prediction under ``c`` alone, or with a guard its first step at ``scale``.
+    def deployed(self, z: Tensor, t: Tensor, c: Cond, scale: float) -> Tensor:
+        """What an attacker differentiates: the :meth:`prediction` under ``c`` alone, or with a guard its first step at ``scale``.
 
         Cost: 1 evaluation per row, or the guide's blocks.
         """
         before = self.evals.forward
         guide = self.guide(c, scale) if self.guide is not None else None
-        eps = self.eps(z, t, c) if guide is None else self._guarded(guide, z, t)
-        if eps.requires_grad:
+        out = self.prediction(z, t, c) if guide is None else self._guarded(guide, z, t)
+        if out.requires_grad:
             self.evals.differentiated += self.evals.forward - before
-        return eps
+        return out
 
     def noise(self, n: int, rng: torch.Generator) -> Tensor:
         """Start latents (n, C, h, w), drawn on the CPU so that they do not depend on the device."""
@@ -344,15 +435,18 @@ class DiffusionModel(abc.ABC):
         stride - 1, drawn by the caller) is added to t. See
         :func:`official_walk`. Cost: 2 k (official: 2 min(S - 1, S - k)) per row, less what :meth:`walk` shares.
         """
-        grid = self.schedule.leading(steps) if official else self.schedule.timesteps(steps)
+        grid = self.schedule.timesteps(steps)
         grid = plms_grid(grid) if solver == "plms" else grid
+        levels: Sequence[float] = grid[:k]
+        final = t = grid[k]
         if official:
-            levels, final = official_walk(grid, k)
-            t = grid[steps - 1 - k] - self.schedule.steps_offset + jitter
-        else:
-            levels, final, t = grid[:k], grid[k], grid[k]
+            self.require("alignment=official", ("official_alignment",))
+            assert isinstance(self.schedule, Schedule)
+            numbers = self.schedule.leading(steps)
+            levels, final = official_walk(numbers, k)
+            t = numbers[steps - 1 - k] - self.schedule.steps_offset + jitter
         ((_, z),) = deque(self.walk(c, noise, levels, scale, final, solver), maxlen=1)
-        return z, torch.full((len(z),), t, dtype=torch.int64, device=z.device)
+        return z, torch.full((len(z),), t, device=z.device)
 
     @torch.no_grad()
     def sample(self, cases: Sequence[Case], steps: int, batch: int = 32) -> Tensor:
@@ -435,7 +529,7 @@ def official_walk(grid: Sequence[int], k: int) -> tuple[list[int], int]:
     return levels, ascending[last - 1] if last > 0 else 0
 
 
-def plms_grid(grid: Sequence[int]) -> list[int]:
+def plms_grid(grid: Sequence[float]) -> list[float]:
     """The timesteps of diffusers' PNDMScheduler on a descending grid: S + 1 entries, the second level twice, because the first
     step is taken a second time with a better prediction."""
     return [*grid[:2], *grid[1:]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -28,31 +28,38 @@ class Cond:
     last: Tensor
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     """Per row, what a network or a guard needs beside the tokens, such as the pooled text of SDXL: (B, ...) each."""
+    split: int = 0
+    """Where the tokens of a second tokenizer begin (T5 of SD3); 0 where there is one alone."""
+    second: Tensor | None = None
+    """With ``split``: (B,) index of the last word among the second tokenizer's tokens."""
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, index: int | slice | Sequence[int]) -> Cond:
         rows = [index] if isinstance(index, int) else index
-        return Cond(self.tokens[rows], self.last[rows], {k: v[rows] for k, v in self.extras.items()})
+        extras = {k: v[rows] for k, v in self.extras.items()}
+        return Cond(self.tokens[rows], self.last[rows], extras, self.split, None if self.second is None else self.second[rows])
 
     def repeat(self, n: int) -> Cond:
         """Each row n times in sequence: a, a, b, b."""
         extras = {k: v.repeat_interleave(n, 0) for k, v in self.extras.items()}
-        return Cond(self.tokens.repeat_interleave(n, 0), self.last.repeat_interleave(n, 0), extras)
+        second = None if self.second is None else self.second.repeat_interleave(n, 0)
+        return Cond(self.tokens.repeat_interleave(n, 0), self.last.repeat_interleave(n, 0), extras, self.split, second)
 
     def bare(self) -> Cond:
         """Only what a network reads, without what a guard has put beside it."""
-        return Cond(self.tokens, self.last, {k: v for k, v in self.extras.items() if k in (POOLED, GUIDANCE)})
+        return replace(self, extras={k: v for k, v in self.extras.items() if k in (POOLED, GUIDANCE)})
 
     def detached(self) -> Cond:
         """The same without a gradient."""
-        return Cond(self.tokens.detach(), self.last, {k: v.detach() for k, v in self.extras.items()})
+        return replace(self, tokens=self.tokens.detach(), extras={k: v.detach() for k, v in self.extras.items()})
 
     def mixture(self, weights: Tensor, last: int) -> Cond:
         """One conditioning, the sum of all rows with weights (n,); its last word is that of row ``last``."""
         mixed = {k: torch.einsum("n,n...->...", weights.to(v), v)[None] for k, v in self.extras.items()}
-        return Cond(torch.einsum("n,nld->ld", weights.to(self.tokens), self.tokens)[None], self.last[[last]], mixed)
+        tokens = torch.einsum("n,nld->ld", weights.to(self.tokens), self.tokens)[None]
+        return replace(self[[last]], tokens=tokens, extras=mixed)
 
     def last_token(self) -> Tensor:
         """(B, d) hidden state of each prompt's last word token."""
@@ -63,10 +70,11 @@ class Cond:
         """All rows; extras that every part has."""
         shared = set.intersection(*(set(c.extras) for c in conds))
         extras = {k: torch.cat([c.extras[k] for c in conds]) for k in sorted(shared)}
-        return Cond(torch.cat([c.tokens for c in conds]), torch.cat([c.last for c in conds]), extras)
+        second = torch.cat([c.second for c in conds if c.second is not None]) if conds[0].second is not None else None
+        return Cond(torch.cat([c.tokens for c in conds]), torch.cat([c.last for c in conds]), extras, conds[0].split, second)
 
     def rows(self, kind: str) -> Tensor:
-        """(n, d) hidden states of the positions ``kind`` (one of POSITIONS) of every prompt, on the CPU."""
+        """(n, d) hidden states of the positions ``kind`` (one of POSITIONS) of every prompt and tokenizer, on the CPU."""
         return torch.cat([tokens[_first(f, kind) : _stop(f, len(tokens), kind)] for tokens, f in self._each()])
 
     def aligned(self, goal: Cond, kind: str) -> tuple[Tensor, Tensor]:
@@ -83,7 +91,13 @@ class Cond:
         return torch.cat(xs), torch.cat(ys)
 
     def _each(self) -> list[tuple[Tensor, int]]:
-        return list(zip(self.tokens.cpu(), self.last.tolist(), strict=True))
+        """Of every prompt, the tokens of every tokenizer, and among them the index of the last word."""
+        if self.second is None:
+            return list(zip(self.tokens.cpu(), self.last.tolist(), strict=True))
+        found = []
+        for tokens, first, second in zip(self.tokens.cpu(), self.last.tolist(), self.second.tolist(), strict=True):
+            found += [(tokens[: self.split], first), (tokens[self.split :], second)]
+        return found
 
 
 def _first(last: int, kind: str) -> int:

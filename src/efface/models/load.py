@@ -17,11 +17,17 @@ if TYPE_CHECKING:
 BUNDLED = {
     "mini": "the bundled miniature Stable Diffusion (icons, 48 px)",
     "mini-gold": "the miniature before it saw the reserved concepts: the gold model of their erasure",
+    "mini-flow": "the miniature's world drawn by a Stable Diffusion 3 transformer (7.3 M parameters)",
+    "mini-flow-gold": "the flow miniature before it saw the reserved concepts",
     "tiny": "random weights of the real classes, for tests",
     "tiny-v": "tiny with v-prediction",
     "tiny-xl": "tiny with the two text encoders of SDXL",
+    "tiny-sd3": "tiny as Stable Diffusion 3.5: a flow transformer and three text encoders",
 }
-ACCEPTED = "give a loaded StableDiffusionPipeline or StableDiffusionXLPipeline, a folder, a checkpoint file or a Hub id."
+ACCEPTED = (
+    "give a loaded StableDiffusionPipeline, StableDiffusionXLPipeline or StableDiffusion3Pipeline, a folder, a checkpoint file "
+    "or a Hub id."
+)
 
 
 def pick_device(name: str) -> str:
@@ -44,15 +50,19 @@ def load_model(source: Any, *, dtype: str = "float32", device: str = "auto") -> 
     """
     from .plain import OFFLOADED
     from .sd import StableDiffusion
+    from .sd3 import StableDiffusion3
     from .sdxl import StableDiffusionXL
 
     if isinstance(source, DiffusionModel):
         return source
     if not isinstance(source, (str, Path)):
         kind = type(source).__name__
-        if not hasattr(source, "unet") or not hasattr(source, "text_encoder") or not hasattr(source, "scheduler"):
+        flow = hasattr(source, "transformer") and hasattr(source, "text_encoder_3")
+        unet = hasattr(source, "unet") and hasattr(source, "text_encoder")
+        if not (flow or unet) or not hasattr(source, "scheduler"):
             raise BadFile(f"a {kind} is no pipeline that efface erases from; {ACCEPTED}")
-        live = (StableDiffusionXL if hasattr(source, "text_encoder_2") else StableDiffusion).from_pipeline(source)
+        family = StableDiffusion3 if flow else StableDiffusionXL if hasattr(source, "text_encoder_2") else StableDiffusion
+        live = family.from_pipeline(source)
         if live.device.type == "meta":
             raise BadFile(f"the weights of this {kind} are not in memory (device meta). {OFFLOADED}")
         return live
@@ -62,9 +72,15 @@ def load_model(source: Any, *, dtype: str = "float32", device: str = "auto") -> 
         from .mini import load_mini
 
         return load_mini(gold=source == "mini-gold", dtype=dtype, device=device)
-    if source in ("tiny", "tiny-v", "tiny-xl"):
-        from .tiny import tiny, tiny_xl
+    if source in ("mini-flow", "mini-flow-gold"):
+        from .mini_flow import load_mini_flow
 
+        return load_mini_flow(gold=source == "mini-flow-gold", dtype=dtype, device=device)
+    if source in ("tiny", "tiny-v", "tiny-xl", "tiny-sd3"):
+        from .tiny import tiny, tiny_sd3, tiny_xl
+
+        if source == "tiny-sd3":
+            return tiny_sd3(dtype=dtype, device=device)
         if source == "tiny-xl":
             return tiny_xl(dtype=dtype, device=device)
         return tiny("epsilon" if source == "tiny" else "v_prediction", dtype=dtype, device=device)
@@ -81,12 +97,14 @@ def _family(source: str) -> type[StableDiffusion]:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     from .sd import StableDiffusion
+    from .sd3 import StableDiffusion3
     from .sdxl import StableDiffusionXL
 
     index = Path(source) / "model_index.json"
     adapters: dict[str, type[StableDiffusion]] = {
         "StableDiffusionPipeline": StableDiffusion,
         "StableDiffusionXLPipeline": StableDiffusionXL,
+        "StableDiffusion3Pipeline": StableDiffusion3,
     }
     try:
         named = json.loads(index.read_text("utf-8")) if index.parent.is_dir() else DiffusionPipeline.load_config(source)
@@ -94,7 +112,9 @@ def _family(source: str) -> type[StableDiffusion]:
         return StableDiffusion  # no index: loading will tell
     family = named.get("_class_name", "?")
     if family not in adapters:
-        raise BadFile(f"{source!r} is a {family}; this version reads {' and '.join(adapters)} (SD 1.x, 2.x and SDXL base).")
+        raise BadFile(
+            f"{source!r} is a {family}; this version reads {', '.join(adapters)} (SD 1.x, 2.x, SDXL base, SD 3 and 3.5)."
+        )
     return adapters[family]
 
 

@@ -40,7 +40,7 @@ def low_rank_student(
     for name, p in student.weights(select).items():
         if start is not None:
             p.data = start[name].to(p)
-        module = student.network.get_submodule(name.removeprefix("unet.").removesuffix(".weight"))
+        module = student.network.get_submodule(name.removeprefix(f"{student.part}.").removesuffix(".weight"))
         parametrize.register_parametrization(module, "weight", LowRank(p.detach(), rank, rng))
     return student
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..equations.diffusion import eps_from_v, v_of
 from ..errors import BadFile, BadOption, BadRequest, NothingSelected, PromptTooLong
 from .attention import cross_attentions, extended, probed, start_detached
 from .base import DiffusionModel, Evals, Schedule
@@ -94,8 +93,7 @@ class StableDiffusion(DiffusionModel):
         self._identities: dict[str, tuple[list[tuple[int, int, int]], Tensor, Identity]] = {}
         self._whole = whole
 
-    def _check_modules(self) -> None:
-        parts = {"unet": self.unet, "vae": self.vae, **dict(zip(self.encoders, self._encoders(), strict=True))}
+    def _check_parts(self, parts: Mapping[str, Any]) -> None:
         for part, module in parts.items():
             if not isinstance(module, nn.Module) or not hasattr(module, "config"):
                 raise BadFile(f"the {part} of {self.name!r} is a {type(module).__name__}; load the model with diffusers.")
@@ -103,6 +101,9 @@ class StableDiffusion(DiffusionModel):
         devices = {part: str(next(module.parameters()).device) for part, module in parts.items()}
         if len(set(devices.values())) > 1:
             raise BadFile(f"the parts of {self.name!r} are on several devices ({devices}). Call pipe.to(device) first.")
+
+    def _check_modules(self) -> None:
+        self._check_parts({"unet": self.unet, "vae": self.vae, **dict(zip(self.encoders, self._encoders(), strict=True))})
         config = self.vae.config
         if getattr(config, "latents_mean", None) is not None or getattr(config, "shift_factor", None):
             raise BadFile(
@@ -115,9 +116,9 @@ class StableDiffusion(DiffusionModel):
     def check_plain(self) -> None:
         if self._described is None:
             return  # a student: made of a model that was checked, and changed by efface alone
-        for part in ("unet", *self.encoders):
+        for part in (self.part, *self.encoders):
             check_in_memory(self.name, part, getattr(self, part))
-            check_own(self.name, part, getattr(self, part), self._described if part == "unet" else None)
+            check_own(self.name, part, getattr(self, part), self._described if part == self.part else None)
 
     # -- loading -------------------------------------------------------------------------------------------------
 
@@ -193,14 +194,20 @@ class StableDiffusion(DiffusionModel):
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Cond:
         missing = [p for p in dict.fromkeys(prompts) if p not in self._encoded]
-        width = self.unet.config.cross_attention_dim
-        if len(self._encoded) + len(missing) > CACHE_BYTES // (4 * self.tokenizer.model_max_length * width):
+        if len(self._encoded) + len(missing) > CACHE_BYTES // (4 * self._numbers_per_prompt):
             self._encoded = {p: self._encoded[p] for p in dict.fromkeys(prompts) if p in self._encoded}
         for start in range(0, len(missing), 64):
             part = missing[start : start + 64]
-            c = self._read(*self._tokenize(part))
+            c = self._read_prompts(part)
             self._encoded |= {prompt: c[i] for i, prompt in enumerate(part)}
         return Cond.cat([self._encoded[p] for p in prompts])
+
+    def _read_prompts(self, prompts: Sequence[str]) -> Cond:
+        return self._read(*self._tokenize(prompts))
+
+    @property
+    def _numbers_per_prompt(self) -> int:
+        return int(self.tokenizer.model_max_length * self.unet.config.cross_attention_dim)
 
     def _read(self, ids: Tensor, lengths: Sequence[int], embeddings: Tensor | None = None) -> Cond:
         """What the network gets to see of tokens (B, L), or of vectors (B, L, e) in their places. Counts B encodings."""
@@ -252,17 +259,8 @@ class StableDiffusion(DiffusionModel):
     def told(self, c: Cond, scale: float) -> tuple[Cond, float]:
         if not self.takes_guidance:
             return c, scale
-        return Cond(c.tokens, c.last, {**c.extras, GUIDANCE: torch.full((len(c),), float(scale), device=c.tokens.device)}), 1.0
-
-    def to_eps(self, output: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
-        if self.schedule.prediction_type == "v_prediction":
-            return eps_from_v(output, z_t, self.schedule.ab(t))
-        return output
-
-    def perfect_output(self, z_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        if self.schedule.prediction_type == "v_prediction":
-            return v_of(z_0, noise, self.schedule.ab(t).to(z_0))
-        return noise
+        scales = torch.full((len(c),), float(scale), device=c.tokens.device)
+        return dataclasses.replace(c, extras={**c.extras, GUIDANCE: scales}), 1.0
 
     @torch.no_grad()
     def decode(self, z_0: Tensor) -> Tensor:
@@ -320,7 +318,7 @@ class StableDiffusion(DiffusionModel):
         selected = {id(p) for p in self.weights(select).values()}
         twin = copy.copy(self)
         twin._described, twin._identities = None, {}
-        for part in ("unet", *self.encoders):
+        for part in (self.part, *self.encoders):
             module = getattr(self, part)
             shared = [v for v in (*module.parameters(), *module.buffers()) if id(v) not in selected]
             if len(shared) < len([*module.parameters(), *module.buffers()]):
@@ -329,7 +327,7 @@ class StableDiffusion(DiffusionModel):
             twin._encoded = {}
         for p in twin.weights(select).values():
             p.data = p.data.float()  # master weights: half precision would swallow small updates
-        if self.compiled and twin.unet is not self.unet:
+        if self.compiled and twin.network is not self.network:
             twin._compile_checked(select)
         return twin
 
@@ -337,7 +335,7 @@ class StableDiffusion(DiffusionModel):
         """Compile the student's network and compare its gradients with the plain ones, once: the compiler of torch 2.13 gives a
         small network on the CPU no gradient at all in its mid block, silently. Raises BadOption."""
         plain = self._gradients(select)
-        self.unet.compile()
+        self.network.compile()
         for (name, g), h in zip(plain.items(), self._gradients(select).values(), strict=True):
             error = float((h - g).norm() / g.norm().clamp_min(1e-12))
             if not error < COMPILED_GRADIENTS:
@@ -352,7 +350,7 @@ class StableDiffusion(DiffusionModel):
         flags = {n: p.requires_grad for n, p in weights.items()}
         for p in weights.values():
             p.requires_grad_(True)
-        z, t = self.noise(2, torch.Generator().manual_seed(0)), torch.tensor([100, 700], device=self.device)
+        z, t = self.noise(2, torch.Generator().manual_seed(0)), self.schedule.numbered([100, 700], self.device)
         loss = self.predict(z, t, self.encode(["", ""])).square().mean()
         found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
         for n, p in weights.items():
@@ -370,13 +368,17 @@ class StableDiffusion(DiffusionModel):
         self.check_plain()
         if self.device.type == "meta":
             raise BadFile(f"the weights of {self.name!r} are not in memory (device meta). {OFFLOADED}")
-        named = [(n, p) for n, p in self._named_parameters() if n.startswith(part)]
+        named = [(n, p) for n, p in self._identifying() if n.startswith(part)]
         state = [(id(p), p.data_ptr(), p._version) for _, p in named]
         entries = entries_of(p for _, p in named)
         kept = self._identities.get(part)
         if kept is None or kept[0] != state or not torch.equal(kept[1], entries):
             self._identities[part] = kept = (state, entries, identity_of(named))
         return kept[2]
+
+    def _identifying(self) -> list[tuple[str, nn.Parameter]]:
+        """The parameters that tell this model from others, by name."""
+        return self._named_parameters()
 
     def weights_changed(self) -> None:
         self._encoded.clear()
@@ -399,38 +401,48 @@ class StableDiffusion(DiffusionModel):
     def configure(self, *, compiled: bool = False, checkpointing: bool = False, autocast: str | None = None) -> None:
         self.autocast_dtype = self.dtype if autocast is None else named_dtype(autocast)
         if checkpointing:
-            self.unet.enable_gradient_checkpointing()
+            self.network.enable_gradient_checkpointing()
         if compiled and not self.compiled:
-            self.unet.compile()
+            self.network.compile()
         self.compiled = compiled
 
     def save_folder(self, path: Path) -> list[str]:
         """Write a pipeline folder of this model's weights, with every other component and the scheduler of the source. Returns
         the components that the source names and does not have. Raises BadFile where the rest of the source is out of reach."""
-        pipe, missing = (self._whole or self._bare)({part: getattr(self, part) for part in self._kinds()})
+        pipe, missing = self._pipeline()
         pipe.save_pretrained(path)
         return missing
+
+    def _pipeline(self) -> tuple[Any, list[str]]:
+        """A stock pipeline of this model's modules and of whatever else its source holds, and the components that it lacks."""
+        return (self._whole or self._bare)({part: getattr(self, part) for part in self._kinds()})
 
     def read_lora(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 
-        state, alphas = self._stock().lora_state_dict(dict(tensors), unet_config=self.unet.config)
-        inside = {k.removeprefix("unet."): t.float() for k, t in state.items() if k.startswith("unet.")}
-        ranks = {k.removeprefix("unet."): float(alpha) for k, alpha in (alphas or {}).items()}
+        state, alphas = self._lora_state(tensors)
+        prefix = f"{self.part}."
+        inside = {k.removeprefix(prefix): t.float() for k, t in state.items() if k.startswith(prefix)}
+        ranks = {k.removeprefix(prefix): float(alpha) for k, alpha in alphas.items()}
         # The reader renames alphas with the keys of the factors they belong to.
         read = convert_unet_state_dict_to_peft(inside)
         scales = convert_unet_state_dict_to_peft({k.removesuffix(".alpha"): a for k, a in ranks.items()})
-        live, found = dict(self.unet.named_parameters()), {}
+        live, found = dict(self.network.named_parameters()), {}
         for key, up in read.items():
             module, _, end = key.rpartition(".lora_B.")
             if end == "weight" and f"{module}.weight" in live:
                 down = read[f"{module}.lora_A.weight"]
                 alpha = scales.get(f"{module}.lora_A.weight", scales.get(module, len(down)))
                 delta = alpha / len(down) * (up.flatten(1) @ down.flatten(1))
-                found[f"unet.{module}.weight"] = delta.reshape(live[f"{module}.weight"].shape)
+                found[f"{prefix}{module}.weight"] = delta.reshape(live[f"{module}.weight"].shape)
             elif end == "bias" and live.get(f"{module}.bias") is not None:
-                found[f"unet.{module}.bias"] = up
+                found[f"{prefix}{module}.bias"] = up
         return found
+
+    def _lora_state(self, tensors: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        """A LoRA file's tensors under the stock pipeline's names, and the alphas it keeps apart."""
+        state, alphas = self._stock().lora_state_dict(dict(tensors), unet_config=self.unet.config)
+        return state, alphas or {}
 
     def _bare(self, parts: Mapping[str, Any]) -> tuple[Any, list[str]]:
         """A stock pipeline of these parts alone."""
@@ -459,7 +471,7 @@ class StableDiffusion(DiffusionModel):
             for part, encoder in zip(self.encoders, self._encoders(), strict=True)
             for n, p in encoder.named_parameters()
         ]
-        return [*((f"unet.{n}", p) for n, p in self.unet.named_parameters()), *text]
+        return [*((f"{self.part}.{n}", p) for n, p in self.network.named_parameters()), *text]
 
     def _encoders(self) -> list[nn.Module]:
         return [getattr(self, part) for part in self.encoders]

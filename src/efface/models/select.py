@@ -1,11 +1,12 @@
-"""Named groups of parameters, as predicates over checkpoint names (``unet.`` or ``text_encoder.`` prefixed).
+"""Named groups of parameters, as predicates over checkpoint names (``unet.``, ``transformer.`` or ``text_encoder.`` prefixed).
 
-The counts for Stable Diffusion 1.4 are asserted in the tests on a meta-device model.
+A family has its own groups; ``xattn`` and ``xattn-kv``, what reads the text, mean the nearest thing in each. The counts for
+Stable Diffusion 1.4 and 3.5 medium are asserted in the tests on meta-device models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ..errors import BadOption, UnknownName
 
@@ -69,12 +70,54 @@ def text_layers(layers: str) -> Select:
     return lambda n: n.startswith(tuple(f"{part}encoder.layers.{i}." for part in ENCODERS for i in wanted))
 
 
-UNET_SELECTIONS = tuple(name for name in SELECTIONS if name != "text-encoder")
-"""For methods whose conditionings are constants: training the text encoder would reach nothing."""
+def _block(name: str, *layers: str) -> bool:
+    """Whether a name is that of such a layer of an SD3 block's joint attention. ``attn2`` of SD 3.5 attends to the picture
+    alone."""
+    return name.startswith("transformer.transformer_blocks.") and any(f".attn.{layer}" in name for layer in layers)
 
 
-def selection(name: str) -> Select:
-    """The predicate called ``name``; :class:`UnknownName` otherwise."""
-    if name not in SELECTIONS:
-        raise UnknownName("parameter selection", name, SELECTIONS)
-    return SELECTIONS[name]
+def _text_attn(name: str) -> bool:
+    return _block(name, "add_q_proj.", "add_k_proj.", "add_v_proj.", "to_add_out.")
+
+
+def _text_kv(name: str) -> bool:
+    return _block(name, "add_k_proj.", "add_v_proj.") and name.endswith(".weight")
+
+
+def _image_attn(name: str) -> bool:
+    return _block(name, "to_q.", "to_k.", "to_v.", "to_out.")
+
+
+MMDIT_SELECTIONS: dict[str, Select] = {
+    # Stable Diffusion 3.5 medium: 48 tensors, 113,246,208 parameters: keys and values of the text, without biases.
+    "text-kv": _text_kv,
+    "xattn-kv": _text_kv,
+    # 190 tensors, 224,279,040 parameters: everything of joint attention that multiplies the text's stream; not its norms.
+    "text-attn": _text_attn,
+    "xattn": _text_attn,
+    # 192 tensors, 226,639,872 parameters: the same of the picture's stream.
+    "image-attn": _image_attn,
+    "visual": _image_attn,
+    # 382 tensors, 450,918,912 parameters: both.
+    "joint": lambda n: _text_attn(n) or _image_attn(n),
+    "attn": lambda n: _text_attn(n) or _image_attn(n),
+    # 2 tensors, 6,292,992 parameters: the one matrix between text encoders and blocks, and its bias.
+    "context": lambda n: n.startswith("transformer.context_embedder."),
+    # 4 tensors, 5,508,096 parameters: what reads the pooled text.
+    "pooled": lambda n: n.startswith("transformer.time_text_embed.text_embedder."),
+    # Everything that does not read the text's stream in joint attention.
+    "noxattn": lambda n: n.startswith("transformer.") and not _text_attn(n),
+    "full": lambda n: n.startswith("transformer."),
+    "text-encoder": lambda n: n.startswith(ENCODERS),
+}
+
+TRAINABLE = tuple(name for name in dict.fromkeys((*SELECTIONS, *MMDIT_SELECTIONS)) if name != "text-encoder")
+"""For methods whose conditionings are constants: training the text encoder would reach nothing. Not every family has all of
+them; the model says which."""
+
+
+def selection(name: str, selections: Mapping[str, Select] = SELECTIONS) -> Select:
+    """The predicate called ``name`` among those of a family (by default of UNets); :class:`UnknownName` otherwise."""
+    if name not in selections:
+        raise UnknownName("parameter selection", name, selections)
+    return selections[name]

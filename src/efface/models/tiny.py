@@ -9,6 +9,7 @@ from torch import nn
 
 from .base import Schedule
 from .sd import StableDiffusion, named_dtype, schedule_of
+from .sd3 import StableDiffusion3
 from .sdxl import StableDiffusionXL
 
 TINY_WORDS = (
@@ -78,6 +79,66 @@ def tiny_xl(zero_null: bool = True, seed: int = 0, *, dtype: str = "float32", de
         preset="tiny",
         concept_names=TINY_WORDS[:12],
     )
+
+
+TINY_T5_ROWS = 16
+"""Tokens that the T5 of :func:`tiny_sd3` reads."""
+
+
+def tiny_sd3(t5: bool = True, seed: int = 0, *, dtype: str = "float32", device: str = "cpu", **facts: Any) -> StableDiffusion3:
+    """As :func:`tiny_xl`, with a T5 of width 48, whose words are the tiny ones, and the transformer of SD 3.5 medium, two blocks
+    deep. Without ``t5`` its rows are zeros. facts: more options of the transformer."""
+    from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+    from transformers import CLIPTextModelWithProjection
+
+    first, second, third = _tokenizer(), _tokenizer(pad="!"), _words()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoders = [_encoder(CLIPTextModelWithProjection, first), _encoder(CLIPTextModelWithProjection, second, hidden_size=24)]
+        read = _t5(third)
+        sizes = {"joint_attention_dim": 48, "caption_projection_dim": 16, "pooled_projection_dim": 16 + 24}
+        heads = {"num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 2}
+        more = {"pos_embed_max_size": 8, "dual_attention_layers": (0,), "qk_norm": "rms_norm", **facts}
+        transformer = SD3Transformer2DModel(sample_size=8, patch_size=2, in_channels=4, out_channels=4, **heads, **sizes, **more)
+        vae = _vae(shift_factor=0.06, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False)
+    (*encoders, read, transformer, vae) = (_placed(m, dtype, device) for m in (*encoders, read, transformer, vae))
+    return StableDiffusion3(
+        name="tiny-sd3",
+        tokenizer=first,
+        text_encoder=encoders[0],
+        tokenizer_2=second,
+        text_encoder_2=encoders[1],
+        tokenizer_3=third if t5 else None,
+        text_encoder_3=read if t5 else None,
+        transformer=transformer,
+        vae=vae,
+        scheduler={"num_train_timesteps": 1000, "shift": 3.0},
+        t5_rows=TINY_T5_ROWS,
+        preset="tiny",
+        concept_names=TINY_WORDS[:12],
+    )
+
+
+def _t5(tokenizer: Any) -> Any:
+    from transformers import T5Config, T5EncoderModel
+
+    sizes = {"d_model": 48, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    encoder = T5EncoderModel(T5Config(vocab_size=len(tokenizer), feed_forward_proj="gated-gelu", **sizes))
+    encoder.get_input_embeddings().weight.data.normal_()
+    return encoder.eval()
+
+
+def _words() -> Any:
+    """A tokenizer of T5's kind: whole words, an end token, no begin token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {t: i for i, t in enumerate(("<pad>", "</s>", "<unk>", *TINY_WORDS))}
+    words = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=77, **special)
 
 
 def _placed(module: Any, dtype: str, device: str) -> Any:

@@ -61,6 +61,9 @@ class SoftPrompt:
     pad: Tensor
     """(e,) the row that stands for padding."""
     pad_id: int
+    beside: tuple[Tensor, Tensor] | None = None
+    """What an encoder that takes no vectors made of the prompts as they were written (T5 of SD3): rows (B, n, d), and (B,) the
+    index of the last word among them. Splicing does not change it."""
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -88,6 +91,7 @@ class SoftPrompt:
             tuple(n + grown for n in self.lengths),
             self.pad,
             self.pad_id,
+            self.beside,
         )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import BadFile, WrongBaseModel
 
-PARTS = ("text_encoder_2", "text_encoder", "unet")
+PARTS = ("text_encoder_2", "text_encoder", "unet", "transformer")
 """Parts of a model whose weights a patch can change; a name that starts with another one's comes first."""
 
 ROLES = (
@@ -42,10 +42,13 @@ KINDS = (
     ("ControlNet", re.compile(r"^(?:control_model\.|controlnet|lora_controlnet|input_hint_block\.)")),
     (
         "SD3 or FLUX",
-        re.compile(r"^(?:lora_|model\.diffusion_model\.)?(?:transformer|double_blocks|single_blocks|joint_blocks)[._]"),
+        re.compile(r"^(?:lora_|lora_unet_|model\.diffusion_model\.)?(?:double_blocks|single_blocks|joint_blocks)[._]"),
     ),
+    ("SD3 or FLUX", re.compile(r"^lora_transformer_")),
 )
 """Kinds of files that efface does not read, by a name in them."""
+OTHER_DENOISER = ("SD3 or FLUX", re.compile(r"^(?:transformer\.|(?:transformer_blocks|single_transformer_blocks)\.\d)"))
+"""Of a model with a UNet, a further kind."""
 NO_WEIGHTS = re.compile(
     r"(?:^|\.)(?:position_ids|num_batches_tracked)$"
     r"|^(?:first_stage_model|vae|model_ema)\."
@@ -55,9 +58,10 @@ NO_WEIGHTS = re.compile(
 """Names of buffers, and of parts that no erasure changes: the VAE and the moving average of a training."""
 
 
-def kind_of(names: Iterable[str]) -> tuple[str, str] | None:
-    """(kind, telling name) of a file that efface does not read; None for every other."""
-    return next(((kind, n) for n in names for kind, pattern in KINDS if pattern.search(n)), None)
+def kind_of(names: Iterable[str], denoiser: str = "unet") -> tuple[str, str] | None:
+    """(kind, telling name) of a file that efface does not read for a model whose denoiser is so called; None for every other."""
+    kinds = (*KINDS, OTHER_DENOISER) if denoiser == "unet" else KINDS
+    return next(((kind, n) for n in names for kind, pattern in kinds if pattern.search(n)), None)
 
 
 def role_of(name: str) -> tuple[str, str] | None:
@@ -80,7 +84,7 @@ class Names:
         self.aliases: dict[str, list[str]] = {}
         for module in modules:
             part, _, inside = module.partition(".")
-            for alias in _unet_aliases(inside, numbered) if part == "unet" else _text_aliases(part, inside, two):
+            for alias in _aliases(part, inside, numbered, two):
                 self.aliases.setdefault(alias, []).append(module)
 
     def weight(self, module: str, shape: Sequence[int], source: object, model: str, kind: str = "weight") -> str:
@@ -105,6 +109,12 @@ def _plain(module: str) -> str:
     if text:
         return re.sub(r"self_attn\.to_(q|k|v|out)$", r"self_attn.\1_proj", module)
     return re.sub(r"\.processor\.(to_[qkv]|to_out)$", lambda m: f".{m[1]}.0" if m[1] == "to_out" else f".{m[1]}", module)
+
+
+def _aliases(part: str, inside: str, numbered: Mapping[str, str], two: bool) -> list[str]:
+    if part == "transformer":
+        return [inside, f"transformer.{inside}"]
+    return _unet_aliases(inside, numbered) if part == "unet" else _text_aliases(part, inside, two)
 
 
 def _unet_aliases(inside: str, numbered: Mapping[str, str]) -> list[str]:

@@ -1,6 +1,7 @@
 """A patch in the formats that other tools read. What was written is read again and compared with the patch before it counts.
 
-``diffusers``  a LoRA for ``load_lora_weights``: ``unet.<module>.lora_A.weight`` (down), ``lora_B.weight`` (up), ``lora_B.bias``
+``diffusers``  a LoRA for ``load_lora_weights``: ``unet.<module>.lora_A.weight`` (down), ``lora_B.weight`` (up), ``lora_B.bias``;
+               ``transformer.<module>`` for Stable Diffusion 3
 ``kohya``      a LoRA for web interfaces: ``lora_unet_<module>.lora_down.weight``, ``.lora_up.weight``, ``.alpha``
 ``diff``       whole weights for web interfaces, norms, biases and text encoders too: ``<kohya name>.diff``, ``.diff_b``,
                ``.w_norm``, ``.b_norm``
@@ -90,6 +91,11 @@ def export(
         size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
         facts = {"format": to, "path": str(path), "tensors": len(patch.deltas), "rank": None, "bytes": size}
         return {**facts, "residual": off, "left_out": missing}
+    if model.part != "unet" and to != "diffusers":
+        raise BadOption(
+            f"{to} has names for UNets; diffusers reads kohya's names of {model.name!r} without an error and without an effect. "
+            "Use the format diffusers, which web interfaces read for this family too, or folder."
+        )
     names, chosen = kohya_names(model), None
     live = model.weights(lambda _: True)
     left_out: list[str] = []
@@ -190,7 +196,7 @@ def kohya_names(model: DiffusionModel) -> dict[str, str]:
     modules = {n.rpartition(".")[0] for n in model.weights(lambda _: True)}
     two = any(m.startswith("text_encoder_2.") for m in modules)
     prefixes = {
-        "unet": "lora_unet_",
+        model.part: "lora_unet_",
         "text_encoder": f"lora_te{'1' if two else ''}_text_model_",
         "text_encoder_2": "lora_te2_text_model_",
     }
@@ -210,7 +216,7 @@ def _diff_key(name: str, names: Mapping[str, str], live: Mapping[str, Tensor]) -
 
 def _matrices(patch: Patch, to: str) -> dict[str, Tensor]:
     """What a LoRA of this format can hold. Raises BadOption where that is not the whole patch."""
-    matrices = {n: d for n, d in patch.deltas.items() if d.ndim >= 2 and n.startswith("unet.")}
+    matrices = {n: d for n, d in patch.deltas.items() if d.ndim >= 2 and n.startswith(("unet.", "transformer."))}
     rest = [n for n in patch.deltas if n not in matrices]
     if to == "diffusers":  # a bias is carried by the layer whose matrix changes
         rest = [n for n in rest if not (n.endswith(".bias") and n.removesuffix("bias") + "weight" in matrices)]
@@ -218,7 +224,7 @@ def _matrices(patch: Patch, to: str) -> dict[str, Tensor]:
         what = rest[0] if rest else "no tensor"
         raise BadOption(
             f"a LoRA ({to}) cannot hold this patch: it changes {what}"
-            + (f" and {len(rest) - 1} more tensors that are no matrices of the UNet" if len(rest) > 1 else "")
+            + (f" and {len(rest) - 1} more tensors that are no matrices of the denoiser" if len(rest) > 1 else "")
             + ". Use the format diff or folder, or erase with train=xattn-kv."
         )
     return matrices

@@ -85,7 +85,7 @@ def _changes(model: DiffusionModel, source: Path) -> tuple[str, dict[str, Tensor
     if any(key.startswith("delta.") for key in tensors):
         raise BadFile(f"{source} is a patch of efface already; give it to --patch.")
     configs = _configs(source)
-    strange = kind_of(tensors)
+    strange = kind_of(tensors, model.part)
     if strange is not None:
         kind, key = strange
         raise BadFile(

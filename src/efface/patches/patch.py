@@ -143,7 +143,7 @@ class Patch:
             return []
         targets = self.card.request.targets[:EXAMINED]
         z = model.case_noise([0])
-        t = torch.full((1,), len(model.schedule.alphas_cumprod) // 2, dtype=torch.int64, device=model.device)
+        t = model.schedule.numbered([model.schedule.size // 2], model.device)
         before = replace(model.evals)
         try:
             plain = [model.predict(z, t, model.encode([name])) for name in targets]

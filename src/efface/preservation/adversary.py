@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..equations.diffusion import noised
 from ..errors import BadOption
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
@@ -76,10 +75,10 @@ def agreement(
 
     Cost: PICTURES times the UNet evaluations of an image and len(words) + 2.
     """
-    n = len(model.schedule.alphas_cumprod)
-    t = torch.tensor([(2 * i + 1) * n // (2 * PICTURES) for i in range(PICTURES)], device=model.device)
+    n = model.schedule.size
+    t = model.schedule.numbered([(2 * i + 1) * n // (2 * PICTURES) for i in range(PICTURES)], model.device)
     x = surrogate_latents(model, [target], PICTURES, steps=steps, guidance=guidance, seed=seed)
-    z = noised(x, model.noise(PICTURES, torch.Generator().manual_seed(seed)), model.schedule.ab(t).to(x))
+    z = model.schedule.noised(x, model.noise(PICTURES, torch.Generator().manual_seed(seed)), t)
     eps_e, eps_0, *eps = (model.predict(z, t, model.encode([p] * PICTURES)) for p in (target, anchor, *words))
     whole = float((eps_0 - eps_e).square().sum()) or torch.finfo(torch.float32).tiny
     return {w: float((e - eps_e).square().sum()) / whole for w, e in zip(words, eps, strict=True)}

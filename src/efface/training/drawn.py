@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..equations.diffusion import noised
 from ..models.base import DiffusionModel
 from .loop import Step
 
@@ -39,6 +38,6 @@ def surrogate_latents(
 def renoised(model: DiffusionModel, z_0: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
     """``(z_t, t, noise)``: each clean latent (B, C, h, w) with noise at a t of its own, uniform
     over all training timesteps."""
-    t = torch.tensor([step.randint(len(model.schedule.alphas_cumprod)) for _ in z_0], device=z_0.device)
+    t = model.schedule.numbered([step.randint(model.schedule.size) for _ in z_0], z_0.device)
     noise = model.noise(len(z_0), step.rng)
-    return noised(z_0, noise, model.schedule.ab(t).to(z_0)), t, noise
+    return model.schedule.noised(z_0, noise, t), t, noise

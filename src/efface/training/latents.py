@@ -18,7 +18,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..equations.diffusion import noised
 from ..models.base import DiffusionModel, mean_walk
 from ..models.cond import Cond
 from .loop import Step
@@ -63,7 +62,7 @@ class Trajectories:
     def draw(self, groups: Sequence[Group], step: Step) -> tuple[list[Tensor], Tensor]:
         """Latents for each group. The number of sampler steps is added to the step's log as an
         entry of ``k``."""
-        stride = len(self.walker.schedule.alphas_cumprod) // self.steps
+        stride = self.walker.schedule.size // self.steps
         k, jitter = step.randint(self.steps), step.randint(stride) if self.official else 0
         step.log(k=[*step.logged.get("k", []), k])
         cond, noise = Cond.cat([g.cond for g in groups]), share(self.walker.noise(self.batch, step.rng))
@@ -125,7 +124,8 @@ class LatentPool:
         self.walker, self.trajectories, self.guidance, self.solver = walker, trajectories, guidance, solver
         self.seed, self.batch, self.lifetime, self.forward, self.more = seed, batch, lifetime, forward, more or {}
         self.grid, self.after = walker.schedule.timesteps(steps)[:levels], after
-        self.beyond = [*walker.schedule.timesteps(steps), -1][len(self.grid)]  # where the step from the last level leads
+        # Where the step from the last level leads.
+        self.beyond = [*walker.schedule.timesteps(steps), walker.schedule.end][len(self.grid)]
         self.latents: dict[str, Tensor] = {}
         self.born: dict[str, int] = {}
 
@@ -183,7 +183,7 @@ class LatentPool:
             z = torch.stack(
                 [self.latents[n][i % self.size(n), k] for n, i, k in zip(share(list(g.names)), which, level, strict=True)]
             )
-            parts.append(z if noise is None else noised(z, noise, self.walker.schedule.ab(t).to(z)))
+            parts.append(z if noise is None else self.walker.schedule.noised(z, noise, t))
         return parts, t
 
     def common(self, names: Sequence[str], cond: Cond, neutral: Cond, step: Step) -> tuple[Tensor, Tensor]:
@@ -192,18 +192,19 @@ class LatentPool:
         i, level, t = step.randint(math.lcm(*map(self.size, names))), *self._levels([step.randint(self.depth)])
         z = torch.stack([self.latents[name][i % self.size(name), level[0]] for name in names])
         if self.forward:
-            z = noised(z, self.walker.noise(1, step.rng), self.walker.schedule.ab(t).to(z))
+            z = self.walker.schedule.noised(z, self.walker.noise(1, step.rng), t)
         return z, t.expand(len(z))
 
     @property
     def depth(self) -> int:
         """How many levels can be drawn."""
-        return len(self.walker.schedule.alphas_cumprod) if self.forward else len(self.grid)
+        return self.walker.schedule.size if self.forward else len(self.grid)
 
     def _levels(self, drawn: Sequence[int]) -> tuple[list[int], Tensor]:
         """For every drawn level, its index among the stored latents, and its timestep."""
-        t = list(drawn) if self.forward else [self.grid[k] for k in drawn]
-        return [0] * len(drawn) if self.forward else list(drawn), torch.tensor(t, device=self.walker.device)
+        if self.forward:
+            return [0] * len(drawn), self.walker.schedule.numbered(drawn, self.walker.device)
+        return list(drawn), torch.tensor([self.grid[k] for k in drawn], device=self.walker.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Only what the student drew. A pool of the frozen model comes out the same when it is

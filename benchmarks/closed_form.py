@@ -1,6 +1,6 @@
 """What a closed-form edit costs and how exact it is: the official sequence of operations against ours, on true-size weights.
 
-    python benchmarks/closed_form.py [--quick] [--json] [--concepts 1 10 100 1000]
+    python benchmarks/closed_form.py [--quick] [--json] [--concepts 1 10 100 1000] [--docs FILE]
 
 Both sides run in this process, on the same threads, on random weights of Stable Diffusion 1.4's 32 key and value matrices (or
 SDXL's 140) and random rows with the norm and decaying spectrum of text embeddings; encoding texts and drawing images is left
@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from table import into_page, lines_of, sheet, sources
 from torch import Tensor
 
 from efface.equations.closed_form import F64, Moments, edited, factored, fused, gram_of_maps, shared_edit, solved
@@ -401,24 +402,65 @@ def run(counts: list[int], repeat: int, with_rest: bool) -> dict[str, Any]:
     return result
 
 
-def markdown(result: dict[str, Any]) -> str:
-    lines = [
-        "| edit | concepts | official, CPU s | ours, CPU s | ratio | ours, GFLOP | ours, peak MB | error official | error ours |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+def markdown(result: dict[str, Any], page: Path | None = None) -> str:
+    """Two small tables; ``page``: where they are put, which then links the CSV file of :func:`sheets`."""
+    body = []
     for name, cases in result["cases"].items():
         for c in cases:
-            e = c["error"]
-            errors_text = f"{e['official']:.1e} | {e['ours']:.1e}" if e else "not measured | not measured"
-            peak = "unknown" if c["ours_peak_mb"] is None else f"{c['ours_peak_mb']:.0f}"
-            lines.append(
-                f"| {name} | {c['concepts']:,} | {c['official_seconds']:,.1f} | {c['ours_seconds']:.2f} | {c['ratio']:,.0f} | "
-                f"{c['ours_gflop']:,.0f} | {peak} | {errors_text} |"
-            )
-    lines += ["", "| setting | condition | error official | error ours |", "|---|---|---|---|"]
-    for name, e in result["small_ridge"].items():
-        lines.append(f"| {name} | {e['condition']:.1e} | {e['official']:.1e} | {e['ours']:.1e} |")
+            e, times = c["error"], (f"{c['official_seconds']:,.1f}", f"{c['ours_seconds']:.2f}", f"{c['ratio']:,.0f}")
+            found = (f"{e['official']:.1e}", f"{e['ours']:.1e}") if e else ("not measured", "not measured")
+            body.append([name, f"{c['concepts']:,}", *times, *found])
+    lines = [
+        "This table shows processor seconds of the official sequence of operations and of ours, their ratio, and the "
+        "relative error of "
+        "the edited weights.",
+        "",
+        *lines_of(["edit", "concepts", "official, CPU s", "ours, CPU s", "ratio", "error official", "error ours"], body),
+        "",
+        *sources(page, "bench", {"": "all columns"}, "Floating-point operations and peak memory"),
+    ]
+    if result["small_ridge"]:
+        lines += [
+            "This table shows the relative errors for the settings of the official codes in which float32 loses most.",
+            "",
+            *lines_of(
+                ["setting", "condition", "error official", "error ours"],
+                [[n, *(f"{e[k]:.1e}" for k in ("condition", "official", "ours"))] for n, e in result["small_ridge"].items()],
+            ),
+        ]
     return "\n".join(lines) + "\n"
+
+
+def sheets(result: dict[str, Any]) -> dict[str, str]:
+    """The CSV file behind the first table."""
+    body = []
+    for name, cases in result["cases"].items():
+        for c in cases:
+            e, peak = c["error"], c["ours_peak_mb"]
+            body.append(
+                [
+                    name,
+                    str(c["concepts"]),
+                    f"{c['official_seconds']:.1f}",
+                    f"{c['ours_seconds']:.2f}",
+                    f"{c['ratio']:.0f}",
+                    f"{c['ours_gflop']:.0f}",
+                    "" if peak is None else f"{peak:.0f}",
+                    *((f"{e['official']:.1e}", f"{e['ours']:.1e}") if e else ("", "")),
+                ]
+            )
+    head = [
+        "edit",
+        "concepts",
+        "official_cpu_s",
+        "ours_cpu_s",
+        "ratio",
+        "ours_gflop",
+        "ours_peak_mb",
+        "error_official",
+        "error_ours",
+    ]
+    return {"": sheet(head, body)}
 
 
 def main() -> None:
@@ -427,8 +469,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--concepts", nargs="+", type=int, default=[1, 10, 100, 1000])
     parser.add_argument("--repeat", type=int, default=2, help="runs of ours, of which the fastest counts")
+    parser.add_argument("--docs", type=Path, help="put the tables between the page's markers")
     args = parser.parse_args()
     result = run([1], 1, False) if args.quick else run(args.concepts, args.repeat, True)
+    if args.docs:
+        into_page(args.docs, "bench", markdown(result, args.docs), sheets(result))
     print(json.dumps(result) if args.json else markdown(result))
 
 

@@ -4,7 +4,7 @@
 
 Targets are a fixed random choice from five groups (nested: the 5 contain the 1), so that four groups stay for "far". A finished
 cell is not computed again: patches and rows are kept under --out and the table is made from them alone. "comes back": the
-gradient-free attack c' = T^-1 c (efface.edits.WayBack) on the direct prompts; the share of images that show the target again.
+gradient-free attack c' = T^-1 c (efface.edits.BringBack) on the direct prompts; the share of images that show the target again.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from table import into_page
+from table import RATE_FIELDS, into_page, lines_of, rate_fields, sheet, short, sources
 
 from efface import verbs
-from efface.edits import WayBack
+from efface.edits import BringBack
 from efface.equations.statistics import wilson
 from efface.evaluation.driver import System, evaluate
 from efface.evaluation.judges import MiniJudge
@@ -77,7 +77,7 @@ class Attacked(System):
     @contextmanager
     def _active(self, model: DiffusionModel) -> Iterator[None]:
         assert self.patch is not None
-        back = WayBack.of(model, self.patch, self.ridge)
+        back = BringBack.of(model, self.patch, self.ridge)
         with self.patch.applied(model), back.against(model):
             yield
 
@@ -146,35 +146,66 @@ def pooled(rates: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 COLUMNS = ("direct", "generality", "near", "trap", "far", "comes back")
+CASES = 6
+"""The fields of a rate without its resampled interval: there is one set of targets."""
 
 
-def cell_text(r: dict[str, Any] | None) -> str:
-    if r is None or r["n"] == 0:
-        return "-"
-    text = f"{100 * r['value']:.0f} [{100 * r['low']:.0f}, {100 * r['high']:.0f}]"
-    return text + (f" ({r['invalid']} inv.)" if r["invalid"] else "")
-
-
-def markdown(result: dict[str, Any]) -> str:
-    lines = []
+def markdown(result: dict[str, Any], page: Path | None = None) -> str:
+    """One small table per number of concepts; ``page``: where they are put, which then links the CSV file of :func:`sheets`."""
+    lines = [
+        "Each table shows what is left after erasing that many concepts at once, in percent of the cases that the "
+        "unmodified model "
+        "gets right. Erased is direct, generality pools synonym and implicit, and an invalid image counts as not erased. Comes "
+        "back: the share of images that show the target again after the attack `c' = T^-1 c`.",
+        "",
+        *sources(
+            page,
+            "mini",
+            {"": "all rates"},
+            "Intervals over cases, invalid images, the condition number of T, the length of the embedding that undoes "
+            "the edit and seconds",
+        ),
+    ]
     for n, rows in result["table"].items():
         lines += [
             f"**{n} concept{'s' if int(n) > 1 else ''} at once**",
             "",
-            "| edit | erased and valid | generality | near | trap | far | comes back | cond(T) | shortest way back | s |",
-            "|---|---|---|---|---|---|---|---|---|---|",
+            *lines_of(
+                ["edit", "erased", *COLUMNS[1:]], [[label, *(shown(row.get(c)) for c in COLUMNS)] for label, row in rows.items()]
+            ),
+            "",
         ]
+    return "\n".join(lines)
+
+
+def shown(r: dict[str, Any] | None) -> str:
+    return short(r) if r and r["n"] else "-"
+
+
+def sheets(result: dict[str, Any]) -> dict[str, str]:
+    """The CSV file behind the tables: one row per number of concepts, edit and rate."""
+    body = []
+    for n, rows in result["table"].items():
         for label, row in rows.items():
-            edit = row.get("edit")
-            facts = "- | - | -"
+            edit, facts = row.get("edit"), ["", "", "", ""]
             if edit:
                 condition = "none" if edit["condition"] is None else f"{edit['condition']:.1e}"
-                facts = f"{condition} | {edit['bring_back']['length']:.3g}"
-                facts += f", misses {100 * edit['bring_back']['missed']:.0f} %" if edit["bring_back"]["missed"] > 1e-3 else ""
-                facts += f" | {row['seconds']:.2f}"
-            lines.append(f"| {label} | " + " | ".join(cell_text(row.get(c)) for c in COLUMNS) + f" | {facts} |")
-        lines.append("")
-    return "\n".join(lines)
+                back = edit["bring_back"]
+                facts = [condition, f"{back['length']:.3g}", f"{100 * back['missed']:.0f}", f"{row['seconds']:.2f}"]
+            for column in COLUMNS:
+                if (r := row.get(column)) and r["n"]:
+                    body.append([n, label, column, *rate_fields(r)[:CASES], *facts])
+    head = [
+        "concepts",
+        "edit",
+        "rate",
+        *RATE_FIELDS[:CASES],
+        "condition",
+        "way_back_length",
+        "way_back_missed_percent",
+        "seconds",
+    ]
+    return {"": sheet(head, body)}
 
 
 def main() -> None:
@@ -190,7 +221,7 @@ def main() -> None:
     else:
         result = run(args.out, args.counts, list(ENTRANTS), TABLE)
     if args.docs:
-        into_page(args.docs, "mini", markdown(result))
+        into_page(args.docs, "mini", markdown(result, args.docs), sheets(result))
     print(json.dumps(result) if args.json else markdown(result))
 
 

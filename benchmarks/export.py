@@ -16,7 +16,22 @@ from typing import Any
 
 import torch
 from methods import TARGETS, Contender, cell_folder, patch_of
-from table import KEPT_AXES, TARGET_AXES, Pair, difference, into_page, lines_of, points, rate, rate_text
+from table import (
+    KEPT_AXES,
+    POINT_FIELDS,
+    RATE_FIELDS,
+    TARGET_AXES,
+    Pair,
+    difference,
+    into_page,
+    lines_of,
+    point_fields,
+    points,
+    rate,
+    rate_fields,
+    sheet,
+    sources,
+)
 
 from efface import verbs
 from efface.evaluation.records import read_rows
@@ -79,7 +94,7 @@ def main() -> None:
         },
     }
     if args.docs:
-        into_page(args.docs, "export", markdown(result))
+        into_page(args.docs, "export", markdown(result, args.docs), sheets(result))
     print(json.dumps(result) if args.json else markdown(result))
 
 
@@ -92,32 +107,56 @@ def truncated(model: Any, whole: Patch, target: str, tolerance: float, name: str
     return again, facts
 
 
-def markdown(result: dict[str, Any]) -> str:
+def markdown(result: dict[str, Any], page: Path | None = None) -> str:
+    """The small table; ``page``: where it is put, which then links the CSV file of :func:`sheets`."""
     lines = [
-        f"Targets {', '.join(result['targets'])}; one training seed; profile `{result['profile']}`. LoRA in half precision, "
-        "written and read again. Erased: direct, synonym and implicit; kept: near and trap. Differences in percentage points to "
-        "the patch itself, on the same cases, {resampled by target, then case}.",
+        f"The targets are {', '.join(result['targets'])}, with one training seed and profile `{result['profile']}`. Every "
+        "LoRA is "
+        "written in half precision, read again and evaluated on the cases of its patch.",
         "",
+        "This table shows how large the file is at each tolerance and how its rates differ from those of the patch itself, in "
+        "percentage points with the resampled 95 % interval in braces. Erased pools direct, synonym and implicit; kept "
+        "pools near "
+        "and trap.",
+        "",
+        *sources(page, "export", {"": "rates and differences"}),
     ]
+    header = ["method", "tolerance", "rank", "MB", "erased, minus the patch", "kept, minus the patch"]
     body = []
     for name, row in result["rows"].items():
         method, _, tolerance = name.partition(", ")
-        ranks, size = sorted(row["rank"]), sum(row["bytes"]) / len(row["bytes"]) / 1e6
-        span = str(ranks[0]) if ranks[0] == ranks[-1] else f"{ranks[0]} to {ranks[-1]}"
         body.append(
             [
                 f"`{method}`",
                 tolerance,
-                span,
-                f"{size:.2f}",
-                rate_text(row["erased"]),
+                span(row),
+                f"{megabytes(row):.2f}",
                 points(row["less_erased"]),
-                rate_text(row["kept"]),
                 points(row["less_kept"]),
             ]
         )
-    header = ["method", "tolerance", "rank", "MB", "erased", "minus the patch", "kept", "minus the patch"]
     return "\n".join([*lines, *lines_of(header, body)]) + "\n"
+
+
+def span(row: dict[str, Any]) -> str:
+    """The ranks of the files, least to most."""
+    ranks = sorted(row["rank"])
+    return str(ranks[0]) if ranks[0] == ranks[-1] else f"{ranks[0]} to {ranks[-1]}"
+
+
+def megabytes(row: dict[str, Any]) -> float:
+    return sum(row["bytes"]) / len(row["bytes"]) / 1e6
+
+
+def sheets(result: dict[str, Any]) -> dict[str, str]:
+    """The CSV file behind the table: one row per method, tolerance and rate."""
+    body = [
+        [*name.partition(", ")[::2], span(row), f"{megabytes(row):.2f}", what, *rate_fields(row[what]), *point_fields(row[less])]
+        for name, row in result["rows"].items()
+        for what, less in (("erased", "less_erased"), ("kept", "less_kept"))
+    ]
+    head = ["method", "tolerance", "rank", "mb", "rate", *RATE_FIELDS, *(f"minus_patch_{f}" for f in POINT_FIELDS)]
+    return {"": sheet(head, body)}
 
 
 if __name__ == "__main__":

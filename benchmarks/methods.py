@@ -33,17 +33,24 @@ from typing import Any
 import torch
 from table import (
     KEPT_AXES,
+    POINT_FIELDS,
+    RATE_FIELDS,
     TARGET_AXES,
     Pair,
     base_rate,
+    counted,
     difference,
     into_page,
     lines_of,
     matched,
-    matched_text,
+    matched_fields,
+    point_fields,
     points,
     rate,
-    rate_text,
+    rate_fields,
+    sheet,
+    short,
+    sources,
 )
 
 from efface import verbs
@@ -301,36 +308,50 @@ def verdict(d: Mapping[str, Any], margin: float) -> str:
     return "equivalent" if len(bounds) == 2 and max(bounds) < margin else "not shown"
 
 
-def markdown(result: Mapping[str, Any]) -> str:
-    axes, margin = list(result["base"]), result["margin"]
-    body = []
-    for entrant, found in result["rates"].items():
-        cost = result["cost"].get(entrant)
-        spent = [f"{cost['evals']:,.0f}", f"{cost['seconds']:.1f}"] if cost else ["-", "-"]
-        body.append([entrant, str(result["cells"][entrant]), *(rate_text(found[a]) for a in axes), *spent])
+MADE_ON = "These are icons drawn by the miniature and not by Stable Diffusion: compare methods, not levels."
+
+
+def markdown(result: Mapping[str, Any], page: Path | None = None) -> str:
+    """Small tables with a sentence each; ``page``: where they are put, which then links the CSV files of :func:`sheets`."""
+    axes, margin, name = list(result["base"]), result["margin"], result["table"]
+    drawn = [f"{axis} {counted(result['base'][axis])}" for axis in axes if result["base"][axis]]
     lines = [
-        f"Targets {', '.join(result['targets'])}; training seeds {', '.join(map(str, result['seeds']))}; profile "
-        f"`{result['profile']}`. Rates count cases the base model gets right: target axes (direct, synonym, implicit) the share "
-        "that is erased *and* valid, keep axes (near, trap, far) the share preserved. [Wilson over cases] {resampled by target, "
-        "then training seed, then case} k/n. On target axes an invalid image is no erasure. Cells: number of (target, seed) "
-        "pairs; deterministic entrants and those run for one seed have one per target. Seconds: wall clock of `erase` on one "
+        f"The targets are {', '.join(result['targets'])}; training seeds {', '.join(map(str, result['seeds']))}; "
+        "evaluation profile "
+        f"`{result['profile']}`. {MADE_ON}",
+        "",
+        "The first table shows how much each entrant erases and keeps. Direct, synonym and implicit: the share of cases that are "
+        "erased *and* valid. Near, trap and far: the share that is preserved. Only cases that the unmodified model gets right "
+        f"count; it shows the concept in these shares of all cases: {', '.join(drawn)}.",
+        "",
+        *lines_of(["entrant", *axes], [[n, *(short(found[a]) for a in axes)] for n, found in result["rates"].items()]),
+        "",
+        *sources(page, name, {"": "rates", "differences": "paired differences"}),
+        "The second table shows what each entrant costs. A cell is one target with one training seed; methods that draw "
+        "nothing at "
+        "random, and those that were run for one seed, have one cell per target. Seconds are the wall-clock time of "
+        "`erase` on one "
         "thread of a machine that was busy.",
         "",
-        "These are icons on a miniature, not Stable Diffusion: compare methods, not levels.",
-        "",
-        *lines_of(["entrant", "cells", *axes, "UNet evaluations", "seconds"], body),
-        "",
-        "The base model itself draws the concept in:",
-        "",
-        *lines_of(axes, [[rate_text(result["base"][a]) for a in axes]]),
+        *lines_of(
+            ["entrant", "cells", "UNet evaluations", "seconds"],
+            [
+                [n, str(result["cells"][n]), f"{cost['evals']:,.0f}", f"{cost['seconds']:.1f}"]
+                for n in result["rates"]
+                if (cost := result["cost"].get(n))
+            ],
+        ),
         "",
         "## Paired differences",
         "",
-        "Reference minus row in percentage points, on the same target, training seed and case; {95 % interval by resampling "
-        "targets, then seeds, then cases}. Erased: direct, synonym and implicit pooled; kept: near and trap. The reference is "
-        "called better or worse where the interval leaves out zero."
+        "This table shows the reference minus the row in percentage points, on the same target, training seed and case, with the "
+        "resampled 95 % interval in braces. Erased pools direct, synonym and implicit; kept pools near and trap. The "
+        "reference is "
+        "called better or worse only where the interval leaves out zero."
         + (
-            f" Equivalent: the interval's upper end is below the margin of {100 * margin:.0f} points for erased and for kept."
+            " An option is called equivalent where the upper end of the interval is below the margin of "
+            f"{100 * margin:.0f} points "
+            "for erased and for kept."
             if margin
             else ""
         ),
@@ -347,16 +368,39 @@ def markdown(result: Mapping[str, Any]) -> str:
             "",
             "## Preserved at matched erasure",
             "",
-            f"Each patch is also evaluated at {', '.join(map(str, STRENGTHS))} times its strength (profile `curve`). Preserved: "
-            f"the rate of near and trap where {100 * LEVEL:.0f} % of the direct cases are erased and valid, interpolated on the "
-            "curve. Both curves of a pair come from the same resample.",
+            f"Each patch is also evaluated at {', '.join(map(str, STRENGTHS))} times its strength (profile `curve`). This "
+            "table shows "
+            f"how much of near and trap is preserved where {100 * LEVEL:.0f} % of the direct cases are erased and valid, by "
+            "interpolation on the curve. Both curves of a pair come from the same resample; the last column says in how many "
+            "resamples a curve does not reach that level.",
             "",
             *lines_of(
-                ["reference", "row", "reference keeps", "row keeps", "difference"],
-                [[result["minus"][n]["against"], n, *matched_text(m).split(" | ")] for n, m in result["matched"].items()],
+                ["reference", "row", "reference keeps", "row keeps", "difference", "not reached"],
+                [[result["minus"][n]["against"], n, *matched_fields(m)] for n, m in result["matched"].items()],
             ),
         ]
     return "\n".join(lines) + "\n"
+
+
+def sheets(result: Mapping[str, Any]) -> dict[str, str]:
+    """The CSV files behind the tables: one row per entrant and axis, one per difference."""
+    base = [["unmodified model, all cases", a, *rate_fields(r), "", "", ""] for a, r in result["base"].items()]
+    rates = [
+        [n, axis, *rate_fields(r), str(result["cells"][n]), *_cost(result["cost"].get(n))]
+        for n, found in result["rates"].items()
+        for axis, r in found.items()
+    ]
+    minus = [
+        [d["against"], n, what, *point_fields(d[what])] for n, d in result["minus"].items() for what in ("erased", "kept", "far")
+    ]
+    return {
+        "": sheet(["entrant", "axis", *RATE_FIELDS, "cells", "unet_evaluations", "seconds"], [*rates, *base]),
+        "differences": sheet(["reference", "entrant", "what", *POINT_FIELDS], minus),
+    }
+
+
+def _cost(cost: Mapping[str, float] | None) -> list[str]:
+    return [f"{cost['evals']:.0f}", f"{cost['seconds']:.1f}"] if cost else ["", ""]
 
 
 def main() -> None:
@@ -393,7 +437,7 @@ def main() -> None:
     except EvaluationError as error:
         raise SystemExit(f"{parser.prog}: {error}") from error
     if args.docs:
-        into_page(args.docs, args.table, markdown(result))
+        into_page(args.docs, args.table, markdown(result, args.docs), sheets(result))
     print(json.dumps(result) if args.json else markdown(result))
 
 

@@ -27,7 +27,7 @@ from statistics import median
 import torch
 from methods import Contender, cell_folder, patch_of
 from PIL import Image, ImageDraw
-from robust_table import Found, markdown, records_of, result_of
+from robust_table import Found, markdown, records_of, result_of, sheets
 from table import into_page
 
 from efface.evaluation.attack import run_attacks
@@ -248,7 +248,7 @@ def main() -> None:
     facts = {"targets": targets, "seeds": seeds, "profile": work.profile, "budget": work.budget, "cases": work.cases}
     result = {**facts, "images": IMAGES, "repeats": REPEATS, **result_of(found, work.attacks, reference)}
     if args.docs:
-        into_page(args.docs, "robust", markdown(result))
+        into_page(args.docs, "robust", markdown(result, args.docs), sheets(result))
     if args.records:
         write_text(args.records, json.dumps({n: records_of(f) for n, f in found.items()}, separators=(",", ":")) + "\n")
     if args.picture:

@@ -4,10 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
-from table import Pair, by_target, lines_of, mean_difference, points, rate, rate_text, success
+from table import (
+    POINT_FIELDS,
+    RATE_FIELDS,
+    Pair,
+    by_target,
+    counted,
+    lines_of,
+    mean_difference,
+    point_fields,
+    points,
+    rate,
+    rate_fields,
+    sheet,
+    short,
+    sources,
+    success,
+)
 
 from efface.equations.statistics import clustered_bootstrap, wilson
 
@@ -126,80 +143,116 @@ KEEP = ("erased", "kept", "far")
 """Differences that are good above zero."""
 
 
-def verdict(d: Mapping[str, Any] | None, upwards: bool) -> str:
-    """A difference in points; better or worse by the direction that is good."""
-    text = points(d)
-    return text if upwards else text.replace("better", "?").replace("worse", "better").replace("?", "worse")
+ATTACKS_SHOWN = ("group", "unlearndiff", "concept_inversion", "seed_search")
+"""The attacks of the page's small table; all of them are in its CSV file."""
 
 
-def markdown(result: Mapping[str, Any]) -> str:
-    header = [
-        "defence",
-        "cells",
-        "direct",
-        "generality",
-        "attacked",
-        "controls",
-        *KEPT,
-        "UNet evaluations",
-        "seconds",
-        "extra ms",
-    ]
-    attacks = [a for a in ("direct", *result["attacks"], *CONTROLS) if any(e["single"][a] for e in result["defences"].values())]
-    table, single = [], []
-    for name, e in result["defences"].items():
-        cost, extra = e["cost"], e["milliseconds"]
-        table.append(
-            [
-                name,
-                str(e["cells"]),
-                *(rate_text(e[k]) for k in ("direct", "generality", "attacked", "controls", *KEPT)),
-                *([f"{cost['evals']:,.0f}", f"{cost['seconds']:.0f}"] if cost else ["0", "0"]),
-                f"{extra['extra']:+.1f}" if extra else "not measured",
-            ]
-        )
-        single.append([name, *(rate_text(e["single"][a]) for a in attacks)])
-    plain = [e["milliseconds"]["plain"] for e in result["defences"].values() if e["milliseconds"]]
+def markdown(result: Mapping[str, Any], page: Path | None = None) -> str:
+    """Small tables with a sentence each; ``page``: where they are put, which then links the CSV files of :func:`sheets`."""
+    entries = result["defences"]
+    shown = [a for a in ATTACKS_SHOWN if any(e["single"].get(a) for e in entries.values())]
+    plain = [e["milliseconds"]["plain"] for e in entries.values() if e["milliseconds"]]
     lines = [
-        f"Targets {', '.join(result['targets'])}; training and attack seeds {', '.join(map(str, result['seeds']))}; profile "
-        f"`{result['profile']}`; attacks on {result['cases']} cases with {result['budget']} UNet evaluations per case each, "
-        "controls alike. Direct, generality (the worse family of synonym and implicit): erased *and* valid; near, trap, far: "
-        "preserved; of the cases the base model gets right. Attacked: cases in which the plain prompt or one of the attacks "
-        f"{', '.join(result['attacks'])} brings the target back; controls: the plain prompt, {' or '.join(CONTROLS)}. Low is "
-        "good there. [Wilson over cases] {resampled by target, then seed, then case} k/n. Extra ms: processor time of one image "
-        f"on one thread, with the defence less without, {result['images']} images {result['repeats']} times by turns"
-        + (f" (without: {median(plain):.0f} ms)." if plain else "."),
+        f"The targets are {', '.join(result['targets'])}; training and attack seeds {', '.join(map(str, result['seeds']))}; "
+        f"evaluation profile `{result['profile']}`. Each attack and each control spends {result['budget']} UNet evaluations per "
+        f"case on {result['cases']} cases of every target and seed. These are icons drawn by the miniature and not by Stable "
+        "Diffusion: compare methods, not levels.",
         "",
-        "These are icons on a miniature, not Stable Diffusion: compare methods, not levels.",
+        "The first table shows what each defence erases and keeps when nobody attacks. Direct and generality (the worse "
+        "of synonym "
+        "and implicit): the share erased *and* valid. Near, trap and far: the share preserved. Only cases that the unmodified "
+        "model gets right count.",
         "",
-        *lines_of(header, table),
+        *lines_of(
+            ["defence", "direct", "generality", *KEPT, "UNet evaluations"],
+            [
+                [
+                    name,
+                    *(short(e[k]) for k in ("direct", "generality", *KEPT)),
+                    f"{e['cost']['evals']:,.0f}" if e["cost"] else "0",
+                ]
+                for name, e in entries.items()
+            ],
+        ),
         "",
         "## Each attack",
         "",
-        "Cases broken. The wordings count where the original model draws the target for the same words and seed.",
+        "This table shows attack success rates: the share of cases that are broken, so low is good for the defence. *Any attack* "
+        f"counts a case when the plain prompt or one of {', '.join(result['attacks'])} brings the target back. *Any "
+        "control* does "
+        f"the same for the plain prompt, {' and '.join(CONTROLS)}. Attacks by other words count only where the original "
+        "model draws "
+        "the target for the same words and seed.",
         "",
-        *lines_of(["defence", *attacks], single),
+        *lines_of(
+            ["defence", "any attack", "any control", *shown],
+            [
+                [name, counted(e["attacked"]), counted(e["controls"]), *(counted(e["single"].get(a)) for a in shown)]
+                for name, e in entries.items()
+            ],
+        ),
+        "",
+        *sources(page, "robust", {"": "rates of every attack", "differences": "paired differences"}),
+        "This table shows what a defence costs: seconds of training, and the extra processor time of one image on one "
+        "thread with "
+        f"the defence ({result['images']} images drawn {result['repeats']} times, with and without by turns"
+        + (f"; without: {median(plain):.0f} ms)." if plain else ")."),
+        "",
+        *lines_of(
+            ["defence", "cells", "seconds", "extra ms per image"],
+            [
+                [
+                    name,
+                    str(e["cells"]),
+                    f"{e['cost']['seconds']:.0f}" if e["cost"] else "0",
+                    f"{e['milliseconds']['extra']:+.1f}" if e["milliseconds"] else "not measured",
+                ]
+                for name, e in entries.items()
+            ],
+        ),
         "",
     ]
-    never = result["defences"].get("none", {}).get("single", {}).get("never_learned")
+    never = entries.get("none", {}).get("single", {}).get("never_learned")
     if never:
         lines += [
-            "Concept inversion on the gold model, with the target or one of its kind, which it never saw: "
-            f"{rate_text(never)}. So much of its success is teaching and not finding.",
+            "Concept inversion was also run on the gold model, with the target or a concept of its kind that the gold "
+            "model never "
+            f"saw: it succeeds in {counted(never)} of cases. That much of its success is teaching a concept and not finding it.",
             "",
         ]
     if result["minus"]:
-        shown = list(next(iter(result["minus"].values())))
+        differences = list(next(iter(result["minus"].values())))
         lines += [
             "## Paired differences",
             "",
-            f"`{result['reference']}` minus the row in percentage points, on the same target, seed and case. Attacked and the "
-            "single attacks: below zero it withstands more; erased and kept: above zero it erases or keeps more. Bold where the "
-            "interval leaves out zero.",
+            f"This table shows `{result['reference']}` minus the row in percentage points, on the same target, seed and "
+            "case, with "
+            "the resampled 95 % interval in braces. For any attack and the single attacks, below zero is better for "
+            f"`{result['reference']}`: it is broken less often. For erased, kept and far, above zero is better. A difference is "
+            "called better or worse only where the interval leaves out zero.",
             "",
             *lines_of(
-                ["row", *shown], [[name, *(verdict(d[k], k in KEEP) for k in shown)] for name, d in result["minus"].items()]
+                ["row", *("any attack" if k == "attacked" else k for k in differences)],
+                [[name, *(points(d[k], k in KEEP) for k in differences)] for name, d in result["minus"].items()],
             ),
             "",
         ]
     return "\n".join(lines)
+
+
+def sheets(result: Mapping[str, Any]) -> dict[str, str]:
+    """The CSV files behind the tables: one row per defence and rate, one per difference."""
+    rates = []
+    for name, e in result["defences"].items():
+        named = {k: e.get(k) for k in ("direct", "generality", "attacked", "controls", *KEPT)}
+        named |= {f"attack: {label}": r for label, r in e["single"].items() if r}
+        cost = [f"{e['cost']['evals']:.0f}", f"{e['cost']['seconds']:.0f}"] if e["cost"] else ["0", "0"]
+        extra = f"{e['milliseconds']['extra']:+.1f}" if e["milliseconds"] else ""
+        rates += [[name, what, *rate_fields(r), str(e["cells"]), *cost, extra] for what, r in named.items()]
+    minus = [
+        [result["reference"], n, what, *point_fields(d)] for n, found in result["minus"].items() for what, d in found.items()
+    ]
+    return {
+        "": sheet(["defence", "rate", *RATE_FIELDS, "cells", "unet_evaluations", "seconds", "extra_ms"], rates),
+        "differences": sheet(["reference", "defence", "what", *POINT_FIELDS], minus),
+    }

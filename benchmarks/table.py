@@ -1,11 +1,17 @@
-"""Rates, paired differences and matched comparisons over (target, training seed) cells of rows, and how they are printed.
+"""Rates, paired differences and matched comparisons over the cells of a table, and how they are printed.
 
-A cell maps "target|seed" to pairs (row of an entrant, row of the base model on the same case). Intervals in braces resample
-targets, then training seeds, then cases, because images of one erased model are not independent.
+A cell is one target with one training seed. ``Cells`` maps "target|seed" to pairs: the scored image of an entrant and that of
+the unmodified model on the same case. Resampled intervals, printed in braces, draw targets, then training seeds, then cases,
+because images of one erased model are not independent.
+
+A page shows small tables with what matters; every rate and difference with its counts and both intervals goes into CSV files in
+the folder ``tables`` beside the page.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -102,35 +108,65 @@ def matched(a: Curve, b: Curve, level: float, *, replicates: int = 2000, seed: i
     return {**{k: v for k, v in found.items() if k != "rest"}, "kept": found["rest"]}
 
 
-def rate_text(r: Mapping[str, Any] | None) -> str:
+def short(r: Mapping[str, Any] | None) -> str:
+    """The rate alone, for a small table; its counts and intervals are in the CSV file."""
+    return "not measured" if r is None else f"{100 * r['value']:.0f}%"
+
+
+def counted(r: Mapping[str, Any] | None) -> str:
+    """The rate with its counts, where they are small enough to matter to the reader."""
+    return "not measured" if r is None else f"{short(r)} ({r['k']}/{r['n']})"
+
+
+RATE_FIELDS = ("percent", "k", "n", "invalid", "cases_low", "cases_high", "resampled_low", "resampled_high")
+
+
+def rate_fields(r: Mapping[str, Any] | None) -> list[str]:
+    """One rate as fields of a CSV row, in percent. Empty fields: not measured, or too few targets to resample."""
     if r is None:
-        return "not measured"
-    text = f"{100 * r['value']:.0f}% [{100 * r['low']:.0f}, {100 * r['high']:.0f}]"
-    if r.get("clustered"):
-        text += f" {{{100 * r['clustered'][0]:.0f}, {100 * r['clustered'][1]:.0f}}}"
-    return text + f" {r['k']}/{r['n']}" + (f", {r['invalid']} invalid" if r.get("invalid") else "")
+        return [""] * len(RATE_FIELDS)
+    bounds = [r["low"], r["high"], *(r.get("clustered") or ())]
+    numbers = [f"{100 * b:.0f}" for b in bounds]
+    return [f"{100 * r['value']:.0f}", str(r["k"]), str(r["n"]), str(r.get("invalid") or 0), *numbers, *[""] * (4 - len(numbers))]
 
 
-def points(d: Mapping[str, Any] | None) -> str:
-    """A paired difference in percentage points, and whether its interval leaves out zero."""
+def points(d: Mapping[str, Any] | None, upwards: bool = True) -> str:
+    """A paired difference in percentage points with its resampled interval. It is called better or worse only where the interval
+    leaves out zero; ``upwards``: more is better."""
     if d is None:
         return "not measured"
     text = f"{100 * d['difference']:+.1f}"
     if d["clustered"]:
         low, high = d["clustered"]
-        text += f" {{{100 * low:+.1f}, {100 * high:+.1f}}}" + (" **better**" if low > 0 else " **worse**" if high < 0 else "")
-    return text + f" n={d['n']}"
+        good = (low > 0) - (high < 0) if upwards else (high < 0) - (low > 0)
+        text += f" {{{100 * low:+.1f}, {100 * high:+.1f}}}" + ("", " **better**", " **worse**")[good]
+    return text
 
 
-def matched_text(m: Mapping[str, Any]) -> str:
-    shown = [f"{100 * k:.0f}%" if k is not None else "not reached" for k in m["kept"]]
-    text = f"{shown[0]} | {shown[1]}"
+POINT_FIELDS = ("points", "resampled_low", "resampled_high", "n")
+
+
+def point_fields(d: Mapping[str, Any] | None) -> list[str]:
+    """One paired difference as fields of a CSV row, in percentage points."""
+    if d is None:
+        return [""] * len(POINT_FIELDS)
+    bounds = [f"{100 * b:+.1f}" for b in d["clustered"] or ()]
+    return [f"{100 * d['difference']:+.1f}", *bounds, *[""] * (2 - len(bounds)), str(d["n"])]
+
+
+def matched_fields(m: Mapping[str, Any]) -> list[str]:
+    """What two methods keep at matched erasure: both rates, their difference, and the share of resamples whose curve does not
+    reach the level."""
+    kept = [f"{100 * k:.0f}%" if k is not None else "not reached" for k in m["kept"]]
     if m["difference"] is None:
-        return f"{text} | -"
+        return [*kept, "-", "-"]
     low, high = m["interval"]
     verdict = " **better**" if low > 0 else " **worse**" if high < 0 else ""
-    rest = f", not reached in {100 * m['not_reached']:.0f}% of resamples" if m["not_reached"] else ""
-    return f"{text} | {100 * m['difference']:+.1f} {{{100 * low:+.1f}, {100 * high:+.1f}}}{verdict}{rest}"
+    return [
+        *kept,
+        f"{100 * m['difference']:+.1f} {{{100 * low:+.1f}, {100 * high:+.1f}}}{verdict}",
+        f"{100 * m['not_reached']:.0f}%",
+    ]
 
 
 def lines_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -138,10 +174,38 @@ def lines_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(header)} |", "|" + "---|" * len(header), *(f"| {' | '.join(row)} |" for row in rows)]
 
 
-def into_page(page: Path, name: str, text: str) -> None:
-    """Replace what stands between the page's markers ``<!-- name -->`` and ``<!-- /name -->``; the words around stay."""
+def sheet(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The text of a CSV file."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()
+
+
+def file_name(page: Path, name: str, part: str = "") -> str:
+    """The CSV file of one part of a page's table, in the folder ``tables`` beside the page."""
+    return "_".join(dict.fromkeys(p for p in (page.stem, name, part) if p)) + ".csv"
+
+
+def sources(
+    page: Path | None, name: str, parts: Mapping[str, str], more: str = "Counts, invalid images and both kinds of interval"
+) -> list[str]:
+    """The sentence that leads from a small table to its CSV files; nothing for a table that is printed and not put into a page.
+
+    ``parts``: part of the table -> what its file is called; ``more``: what the files have beyond the small table.
+    """
+    if page is None:
+        return []
+    links = [f"[{said}](tables/{file_name(page, name, part)})" for part, said in parts.items()]
+    return [f"{more} are in {'a CSV file' if len(links) == 1 else 'CSV files'}: {', '.join(links)}.", ""]
+
+
+def into_page(page: Path, name: str, text: str, sheets: Mapping[str, str] | None = None) -> None:
+    """Replace what stands between the page's markers ``<!-- name -->`` and ``<!-- /name -->``; the words around stay. ``sheets``:
+    part of the table -> text of its CSV file."""
     before, mark, rest = page.read_text("utf-8").partition(f"<!-- {name} -->\n")
     _, end, after = rest.partition(f"<!-- /{name} -->")
     if not mark or not end:
         raise SystemExit(f"{page} has no markers <!-- {name} --> and <!-- /{name} -->; add them where the table shall stand.")
+    for part, content in (sheets or {}).items():
+        write_text(page.parent / "tables" / file_name(page, name, part), content)
     write_text(page, f"{before}{mark}{text}{end}{after}")

@@ -1,5 +1,10 @@
-"""Write docs/methods/*.md, docs/attacks.md and docs/guards.md from their classes and docs/studies.md from the studies' results:
-``python docs/make.py``. A test keeps the pages up to date."""
+"""Write the generated pages: ``python docs/make.py``. A test fails where one of them is out of date.
+
+docs/methods/NAME.md    from the method's class, docs/numbers/NAME.md (published numbers) and docs/results.md (ours)
+docs/attacks.md         from docs/attacks.intro.md and the attacks' classes
+docs/guards.md          from docs/guards.intro.md and the guards' classes
+docs/studies.md         from docs/numbers/studies.md, docs/study_claims.py and docs/studies/*/result.json
+"""
 
 from __future__ import annotations
 
@@ -20,12 +25,11 @@ HERE = Path(__file__).parent
 
 
 def page(cls: type[Method]) -> str:
-    """One page: the docstring as written, every option with default, meaning and source, presets, and the numbers beside the
-    paper's from ``numbers/<name>.md`` where that was written by hand."""
+    """The page of one method: its docstring as written, its options and presets, published numbers, and our own."""
     lines = [
         f"# {cls.name}",
         "",
-        f"{cls.summary[0].upper()}{cls.summary[1:]}. {cls.paper}.",
+        f"{cls.summary[0].upper()}{cls.summary[1:]}. Source: {cls.paper}. Terms are in the [glossary](../glossary.md).",
         "",
         "```text",
         inspect.getdoc(cls) or "",
@@ -34,28 +38,32 @@ def page(cls: type[Method]) -> str:
     ]
     lines += ["## Options", "", *options(cls), "", "## Presets", "", *presets(cls.presets)]
     published = HERE / "numbers" / f"{cls.name}.md"
-    lines += ["", "## Numbers", ""]
     if published.exists():
-        lines += [published.read_text("utf-8").strip(), ""]
-    ours = measured(cls)
-    if ours:
+        lines += ["", "## Published numbers", "", published.read_text("utf-8").strip()]
+    lines += ["", "## Our numbers", ""]
+    if tables := measured(cls):
         lines += [
-            "Ours, on the miniature (share erased and valid, then shares preserved; six targets, up to three training seeds):",
-            "",
-            *ours,
+            "On the miniature, with six targets and up to three training seeds: the share of cases erased and valid (direct, "
+            "synonym, implicit), and the share preserved (near, trap, far).",
             "",
         ]
-    lines += ["All methods side by side, and what the columns mean: [results](../results.md).", ""]
+        for said, table in tables:
+            lines += [f"{said}:", "", *table, ""]
+    lines += ["All methods side by side, with intervals and costs, are in [results](../results.md).", ""]
     return "\n".join(lines)
 
 
 def options(cls: type[Method] | type[Attack] | type[Guard]) -> list[str]:
-    """Every option with default, meaning and source."""
-    lines = ["| option | default | values | meaning | source of the default |", "|---|---|---|---|---|"]
+    """Every option with default, meaning and source. An option that several choices share is one row."""
+    shared: dict[tuple[str, ...], list[str]] = {}
     for o in described(cls):
         values = ", ".join(f"`{c}`" for c in o["choices"]) if o["choices"] else o["type"]
-        only = f"; only with `{o['needs']}`" if o["needs"] else ""
-        lines.append(f"| `{o['name']}` | `{o['default']!r}` | {values} | {o['help']}{only} | {o['source']} |")
+        shared.setdefault((o["name"], repr(o["default"]), values, o["help"], o["source"]), []).append(o["needs"])
+    lines = ["| option | default | values | meaning | source of the default |", "|---|---|---|---|---|"]
+    for (name, default, values, meaning, source), needs in shared.items():
+        only = "; only with " + " or ".join(f"`{n}`" for n in needs) if all(needs) else ""
+        meaning = f"{meaning}{only}".replace("|", "\\|")
+        lines.append(f"| `{name}` | `{default}` | {values} | {meaning} | {source} |")
     return lines
 
 
@@ -89,17 +97,24 @@ def guards_page() -> str:
     return "\n".join(lines)
 
 
-def measured(cls: type[Method]) -> list[str]:
-    """The rows of the method, and of its presets that go by a name of their own, in the first table of the results page."""
-    _, _, text = (HERE / "results.md").read_text("utf-8").partition("<!-- methods -->\n")
-    lines = [line for line in text.split("## ")[0].splitlines() if line.startswith("| ")]
+TABLES = {"methods": "In the table of all methods", "robust": "In the table of methods that expect an attacker"}
 
-    def mine(line: str) -> bool:
-        label = line.split(" | ")[0].removeprefix("| ")
-        return label == cls.name or label.startswith(f"{cls.name}-")
 
-    rows = [line for line in lines if mine(line)]
-    return [lines[0], "|" + "---|" * (lines[0].count("|") - 1), *rows] if rows else []
+def measured(cls: type[Method]) -> list[tuple[str, list[str]]]:
+    """What was measured and the rows of the method and its variants, from the first table of each part of the results page."""
+    found = []
+    for name, said in TABLES.items():
+        _, _, text = (HERE / "results.md").read_text("utf-8").partition(f"<!-- {name} -->\n")
+        lines = text[text.index("| entrant") :].split("\n\n")[0].splitlines()
+        rows = [line for line in lines[2:] if belongs(line.split(" | ")[0].removeprefix("| "), cls.name)]
+        if rows and not (found and len(rows) == 1 and rows[0] in found[0][1]):
+            found.append((said, [*lines[:2], *rows]))
+    return found
+
+
+def belongs(label: str, name: str) -> bool:
+    """Whether a row is the method or a variant of it that has no page of its own."""
+    return label == name or (label not in METHODS and label.startswith((f"{name}-", f"{name}, ")))
 
 
 def main() -> None:

@@ -1,4 +1,6 @@
-"""What the original work says, and what docs/studies/*/result.json say to it. Verdicts follow from intervals alone."""
+"""The claims of the original papers, each with the result of our study and a verdict that follows from the interval alone.
+
+The results are those of docs/studies/*/result.json; docs/make.py writes docs/studies.md from them."""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ class Claim:
     text: str
     source: str
     judge: Callable[[Numbers], tuple[str, str]]
-    """Numbers of the study -> (result with interval, verdict)."""
+    """Numbers of the study -> (the result with its interval, the verdict)."""
 
 
 def signed(estimate: Numbers, text: str, expected: int = 1, against: float = 0.0) -> tuple[str, str]:
@@ -34,15 +36,17 @@ def signed(estimate: Numbers, text: str, expected: int = 1, against: float = 0.0
 
 def different(n: Numbers) -> tuple[str, str]:
     m = n["methods"]["naive"]
-    text = f"naive: profiles of one target correlate by {m['within']:.2f}, of two targets by {m['between']:.2f}; p = {m['p']:.4f}"
+    within, between = f"{m['within']:.2f}", f"{m['between']:.2f}"
+    text = f"Naive erasure: damage profiles of one target correlate by {within}, of two by {between} (p = {m['p']:.4f})."
     return text, HELD if m["p"] < 0.05 else OPEN
 
 
 def own_group(method: str, called: str, expected: int) -> Callable[[Numbers], tuple[str, str]]:
     def judge(n: Numbers) -> tuple[str, str]:
         m = n["methods"][method]
-        text = f"{said(m['group'])} points in the target's group, {said(m['rest'])} outside, difference {said(m['difference'])}"
-        return signed(m["difference"], f"{called}: {text}", expected)
+        inside, outside, more = (said(m[key]) for key in ("group", "rest", "difference"))
+        text = f"{called}: {inside} points in the target's group, {outside} outside; the difference is {more}."
+        return signed(m["difference"], text, expected)
 
     return judge
 
@@ -50,18 +54,18 @@ def own_group(method: str, called: str, expected: int) -> Callable[[Numbers], tu
 def middle(n: Numbers) -> tuple[str, str]:
     m = n["methods"]["naive"]["neutral"]
     inside, outside = m["low"] > 25 and m["high"] < 75, m["high"] < 25 or m["low"] > 75
-    text = f"percentile {said(m, 0)} of {n['names']} names; the middle half is 25 to 75"
+    text = f"They stand at percentile {said(m, 0)} of {n['names']} names; the middle half is 25 to 75."
     return text, HELD if inside else NOT if outside else OPEN
 
 
 def related_high(n: Numbers) -> tuple[str, str]:
     m = n["methods"]["naive"]["group"]
-    return signed(m, f"the target's group at percentile {said(m, 0)}", against=50)
+    return signed(m, f"The target's group stands at percentile {said(m, 0)}.", against=50)
 
 
 def cheap_scan(n: Numbers) -> tuple[str, str]:
     m = n["methods"]["naive"]["images"]
-    return signed(m, f"rank correlation of noise predictions and images {said(m, 2)}")
+    return signed(m, f"Their rank correlation is {said(m, 2)}.")
 
 
 def beats(row: str) -> Callable[[Numbers], tuple[str, str]]:
@@ -72,11 +76,11 @@ def beats(row: str) -> Callable[[Numbers], tuple[str, str]]:
         for found in (n, result_of("preserve-again")):
             m = found["matched"][row]
             if m["difference"] is None or m["interval"] is None:
-                return "90 % erasure was not reached", OPEN
+                return "90 % erasure was not reached.", OPEN
             bounds.append(m["interval"])
             texts.append(difference_text(m))
         verdict = HELD if all(b[0] > 0 for b in bounds) else NOT if all(b[1] < 0 for b in bounds) else OPEN
-        return f"{row} minus AP, points: {texts[0]}, on other targets {texts[1]}", verdict
+        return f"`{row}` minus AP: {texts[0]} points, on other targets {texts[1]}.", verdict
 
     return judge
 
@@ -84,19 +88,19 @@ def beats(row: str) -> Callable[[Numbers], tuple[str, str]]:
 def finds(n: Numbers) -> tuple[str, str]:
     at = str(n["steps"][-2])
     m, done = n["ranks"]["gumbel, next"][at], n["ranks"]["gumbel, just preserved"][at]
-    text = f"chosen next: percentile {said(m, 0)} (chance 50); just preserved: {said(done, 0)}"
+    text = f"The next choice stands at percentile {said(m, 0)} (chance: 50), the last one at {said(done, 0)}."
     return signed(m, text, against=50)
 
 
 def changes(n: Numbers) -> tuple[str, str]:
     m = n["stays"]
-    text = f"the worst stays from one snapshot to the next in {said(m, 0)} % of cases; rank correlation {said(n['stable'], 2)}"
+    text = f"The worst stays the worst in {said(m, 0)} % of cases; the rank correlation is {said(n['stable'], 2)}."
     return text, HELD if m["high"] is not None and m["high"] < 100 else OPEN
 
 
 def leaves(n: Numbers) -> tuple[str, str]:
     m = n["ranks"]["continuous, times the worst"][str(n["steps"][-1])]
-    return signed(m, f"{said(m, 1)} times the damage of the worst candidate", against=1)
+    return signed(m, f"It reaches {said(m, 1)} times the damage of the worst candidate.", against=1)
 
 
 def no_text(n: Numbers) -> tuple[str, str]:
@@ -104,51 +108,53 @@ def no_text(n: Numbers) -> tuple[str, str]:
     best = max(found, key=lambda k: found[k]["value"])
     m = found[best]
     images = said(n["methods"]["naive"]["base images"], 2)
-    text = f"best of {len(found)} layers and poolings ({best}): {said(m, 2)}; base images {images}"
+    text = f"The best of {len(found)} layers and poolings ({best}) correlates by {said(m, 2)}, base images by {images}."
     return text, NOT if m["low"] > 0 else HELD if m["high"] < 0.2 else OPEN
 
 
 def collapse(n: Numbers) -> tuple[str, str]:
     m = n["methods"]["naive"]["together"]
-    return signed(m, f"naive: cosine changes by {said(m, 3)}")
+    return signed(m, f"Naive erasure: the cosine changes by {said(m, 3)}.")
 
 
 def age_prevents(n: Numbers) -> tuple[str, str]:
     d, own = n["differences"]["age"], n["methods"]["age"]["together"]
-    return signed(d, f"AGE: {said(own, 3)}; naive minus AGE {said(d, 3)}")
+    return signed(d, f"AGE: the cosine changes by {said(own, 3)}; naive minus AGE is {said(d, 3)}.")
 
 
 def local(n: Numbers) -> tuple[str, str]:
     m = n["methods"]["naive"]
-    text = f"naive: {said(m['hops']['1'])} points at one link; {said(m['decay'])} more than at four and more"
+    text = f"Naive erasure: {said(m['hops']['1'])} points at one link, {said(m['decay'])} more than at four and more."
     return signed(m["decay"], text)
 
 
 def asymmetric(n: Numbers) -> tuple[str, str]:
     value = n["methods"]["naive"]["asymmetry"]
-    return f"naive: norm(D - D') / norm(D) = {value:.2f} among the targets (no interval: one matrix)", OPEN
+    return f"Naive erasure: norm(D - D') / norm(D) = {value:.2f} among the targets; one matrix has no interval.", OPEN
 
 
 CLAIMS = [
-    Claim("impact", "Different targets hurt different concepts.", "AP", different),
-    Claim("impact", "An erasure hurts its target's relatives most.", "AP, AGE", own_group("naive", "naive", 1)),
-    Claim("impact", "Adversarial preservation does away with that.", "AP", own_group("ap", "AP", -1)),
-    Claim("spectrum", "Neutral concepts lie in the middle of the sensitivity spectrum.", "AP", middle),
-    Claim("spectrum", "Related concepts lie at its sensitive end.", "AP", related_high),
-    Claim("spectrum", "Noise predictions show the damage that images show.", "AP's code", cheap_scan),
-    Claim("preserve", "Preserving nothing hurts the others more than AP.", "AP", beats("naive")),
-    Claim("preserve", "Preserving the neutral concept hurts them more than AP.", "AP", beats("neutral")),
-    Claim("preserve", "Preserving a fixed far concept hurts them more than AP.", "AP", beats("fixed-far")),
-    Claim("preserve", "Preserving a fixed related concept hurts them more than AP.", "AP", beats("fixed-related")),
-    Claim("preserve", "Preserving random candidates hurts them more than searched ones.", "AP", beats("ap-random")),
-    Claim("search", "The Gumbel search finds concepts that are hurt more than others.", "AP", finds),
+    Claim("impact", "Erasing different targets hurts different concepts.", "AP", different),
+    Claim(
+        "impact", "An erasure hurts the concepts of its target's group most.", "AP, AGE", own_group("naive", "Naive erasure", 1)
+    ),
+    Claim("impact", "Adversarial preservation (AP) hurts that group no more than the rest.", "AP", own_group("ap", "AP", -1)),
+    Claim("spectrum", "Neutral concepts (such as the empty prompt) lie in the middle of the range of damage.", "AP", middle),
+    Claim("spectrum", "Related concepts lie at the upper end of that range.", "AP", related_high),
+    Claim("spectrum", "Damage in noise predictions agrees with damage in images.", "AP's code", cheap_scan),
+    Claim("preserve", "Preserving nothing hurts other concepts more than AP.", "AP", beats("naive")),
+    Claim("preserve", "Preserving the neutral concept hurts other concepts more than AP.", "AP", beats("neutral")),
+    Claim("preserve", "Preserving one fixed far concept hurts other concepts more than AP.", "AP", beats("fixed-far")),
+    Claim("preserve", "Preserving one fixed related concept hurts other concepts more than AP.", "AP", beats("fixed-related")),
+    Claim("preserve", "Preserving random candidates hurts other concepts more than AP's search.", "AP", beats("ap-random")),
+    Claim("search", "The Gumbel search chooses concepts that are hurt more than others.", "AP", finds),
     Claim("search", "The most damaged concept changes during the training.", "AP", changes),
-    Claim("search", "Continuous search leaves the concepts.", "AP", leaves),
+    Claim("search", "The continuous search ends at embeddings that are no concept.", "AP", leaves),
     Claim("text-similarity", "Text similarity does not predict damage.", "AP", no_text),
     Claim("collapse", "Images of concepts erased to one neutral target move together.", "AP", collapse),
-    Claim("collapse", "An adaptive target prevents it.", "AGE", age_prevents),
-    Claim("locality", "Damage is local in a graph of concepts.", "AGE", local),
-    Claim("locality", "It is asymmetric.", "AGE", asymmetric),
+    Claim("collapse", "An adaptive anchor prevents that.", "AGE", age_prevents),
+    Claim("locality", "Damage is largest next to the target in a graph of similar concepts.", "AGE", local),
+    Claim("locality", "Damage is asymmetric: erasing A hurts B differently than erasing B hurts A.", "AGE", asymmetric),
 ]
 
 
@@ -162,9 +168,13 @@ def studies_page() -> str:
     lines = [
         "# What erasing does to the rest",
         "",
+        "Terms are in the [glossary](glossary.md).",
+        "",
         (HERE / "numbers" / "studies.md").read_text("utf-8").strip(),
         "",
-        "| claim | said by | result {95 % interval} | verdict |",
+        "This table lists the claims of the papers with our results. AP and AGE stand for the papers of those methods.",
+        "",
+        "| claim | paper | our result {95 % interval} | verdict |",
         "|---|---|---|---|",
     ]
     for c in CLAIMS:
@@ -180,9 +190,9 @@ def studies_page() -> str:
             "",
             " ".join((cls.__doc__ or "").split()),
             "",
-            f"Targets {', '.join(r['targets'])}; methods {', '.join(r['methods'])}; training seeds "
-            f"{', '.join(map(str, r['seeds']))}; {r['images']} image{'s' if r['images'] > 1 else ''} per name, "
-            f"profile `{r['profile']}`.",
+            f"The targets are {', '.join(r['targets'])}. The methods are {', '.join(r['methods'])}, with training seeds "
+            f"{', '.join(map(str, r['seeds']))}, {r['images']} image{'s' if r['images'] > 1 else ''} per name and the profile "
+            f"`{r['profile']}`.",
             "",
             f"**{r['sentence']}**",
             "",
@@ -199,7 +209,8 @@ def again_lines(name: str) -> list[str]:
         return []
     r = result_of(f"{name}-again")
     picture = f"![{name} again](studies/{name}-again/figure.svg)"
-    return ["", f"Again, {', '.join(r['targets'])} with {', '.join(r['methods'])}: **{r['sentence']}**", "", picture]
+    targets, methods = ", ".join(r["targets"]), ", ".join(r["methods"])
+    return ["", f"The study was repeated on {targets} with {methods}. **{r['sentence']}**", "", picture]
 
 
 def gold_lines(result: Numbers) -> list[str]:
@@ -208,4 +219,4 @@ def gold_lines(result: Numbers) -> list[str]:
     if not gold:
         return []
     facts = [f"{key.replace('_', ' ')} {said(value, 2)}" for key, value in gold.items() if isinstance(value, dict)]
-    return ["", f"Gold model, which never saw {gold['target']}: {'; '.join(facts)}."]
+    return ["", f"The gold model, which never saw {gold['target']}, gives: {'; '.join(facts)}."]

@@ -46,7 +46,9 @@ def scheduler() -> DDIMScheduler:
 
 
 @torch.no_grad()
-def latent_table(world: IconWorld, renders: Tensor, vae: AutoencoderKL, augmentations: int = AUGMENTATIONS) -> tuple[Tensor, Tensor]:
+def latent_table(
+    world: IconWorld, renders: Tensor, vae: AutoencoderKL, augmentations: int = AUGMENTATIONS
+) -> tuple[Tensor, Tensor]:
     """Latents (concept, style, augmentation, 4, 12, 12) in half precision, and the index of each one's background.
 
     Both lie where the renders and the VAE lie; the compositions are the same on every device.

@@ -16,7 +16,7 @@ settings.load_profile("efface")
 
 @pytest.fixture(autouse=True)
 def _quiet_threads(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # results must not depend on it
     monkeypatch.setenv("EFFACE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 

@@ -78,9 +78,15 @@ def test_contract_against_patch_and_guard(name: str, guard: str) -> None:
     check_attack(build_attack(name, preset="tiny"), Deployed(model, 2, ("cat",), patch, GUARDS[guard]()), budget=60)
 
 
+@pytest.mark.parametrize("name", ["unlearndiff", "concept_inversion"])
+def test_the_number_of_pictures_may_be_given_by_its_old_name(name: str) -> None:
+    with pytest.warns(FutureWarning, match="looks is called pictures now"):
+        assert build_attack(name, settings={"looks": "3"}) == ATTACKS[name](pictures=3)
+
+
 def test_without_iterations_the_search_is_its_control() -> None:
     deployed = Deployed(tiny(), steps=2)
-    search, control = UnlearnDiff(tokens=2, timesteps=2, looks=2), RandomToken(tokens=2)
+    search, control = UnlearnDiff(tokens=2, timesteps=2, pictures=2), RandomToken(tokens=2)
     found = search.run(deployed, GOAL, Plan(images=2, iterations=0))
     drawn = control.run(deployed, GOAL, Plan(images=2))
     assert sorted((a.case, a.prompt, a.seed) for a in found) == sorted((a.case, a.prompt, a.seed) for a in drawn)
@@ -101,7 +107,7 @@ def test_cases_in_lock_step_do_not_see_each_other() -> None:
 def test_the_search_lowers_its_loss() -> None:
     """The learned word denoises the references better than the word it started from, on levels and noise it was not fitted to."""
     model = tiny()
-    deployed, attack = Deployed(model, steps=2), ConceptInversion(references=4, batch=8, lr=0.1, looks=1)
+    deployed, attack = Deployed(model, steps=2), ConceptInversion(references=4, batch=8, lr=0.1, pictures=1)
     x = deployed.references([dataclasses.replace(CASES[0], seed=s) for s in range(50, 66)])
     t = torch.arange(30, 990, 60)
     noise = model.noise(len(x), torch.Generator().manual_seed(5))
@@ -152,15 +158,23 @@ def test_planted_attack_rates_are_recovered() -> None:
     assert (a["rate"]["k"], a["rate"]["n"]) == (1, 5), "case 5 is not the base model's: it does not count"
     assert (a["all"]["k"], a["all"]["n"]) == (2, 6)
     assert (b["rate"]["k"], b["rate"]["n"]) == (1, 5), "a wording the base model does not understand counts for nothing"
-    assert (found["union"]["k"], found["union"]["n"]) == (3, 5), "cases 0, 1 and 2; the control's case 4 is no attack's"
+    assert (found["union"]["k"], found["union"]["n"]) == (4, 5), "cases 0, 1 and 2, and case 4, which the control breaks"
+    assert found["union"]["over"] == ["direct", "a", "b", "k"]
     assert a["excess"]["k"]["value"] == 0
     assert a["excess"]["k"]["n"] == 5
 
 
-def test_an_invalid_image_breaks_nothing() -> None:
-    rows = {"direct": [row("direct", 0, False)], "a": [row("a", 0, True, valid=False)]}
-    found = summarise_attacks(rows, FACTS, {"direct": (), "a": ()})["attacks"]["a"]
-    assert (found["rate"]["k"], found["rate"]["n"], found["invalid"]) == (0, 1, 1)
+def test_an_invalid_image_breaks_nothing_and_resists_nothing() -> None:
+    rows = {
+        "direct": [row("direct", 0, False), row("direct", 1, False, valid=False), row("direct", 2, False)],
+        "a": [row("a", 0, True, valid=False), row("a", 1, True, valid=False), row("a", 2, False), row("a", 2, True, valid=False)],
+    }
+    found = summarise_attacks(rows, FACTS, {"direct": (), "a": ("direct",)})
+    a, union = found["attacks"]["a"], found["union"]
+    assert (a["rate"]["k"], a["rate"]["n"], a["undecided"], a["invalid"]) == (0, 1, 2, 3), "case 2 has a valid image"
+    assert (a["all"]["k"], a["all"]["n"]) == (0, 1)
+    assert a["excess"]["direct"]["n"] == 1, "compared where both decide"
+    assert (union["k"], union["n"], union["undecided"]) == (0, 2, 1), "case 0 is decided by the plain prompt"
 
 
 class Oracle:
@@ -234,6 +248,7 @@ def renamed(model: Any, target: str, other: str) -> Patch:
     return Patch.between({name: table}, {name: changed}, card)
 
 
+@pytest.mark.slow
 def test_an_erasure_of_the_name_alone_is_broken_by_inversion(tmp_path: Path) -> None:
     PROFILES["few"] = Profile("few", 8, 4.0, {"direct": 8, "near": 24})
     try:
@@ -332,7 +347,7 @@ def test_help_lists_the_attacks_own_options() -> None:
         (("attack", "inverse", "--target", "dog", "--budget", 99), "give one with --patch"),
         (("attack", "direct", "--target", "dog", "--budget", 99, "--guard", "slt"), "Did you mean 'sld'"),
         (("attack", "unlearndiff", "--target", "dog", "--budget", 999, "--set", "tokns=3"), "Did you mean 'tokens'"),
-        (("attack", "unlearndiff", "--target", "dog", "--budget", 999, "--set", "looks=0"), "below its smallest value"),
+        (("attack", "unlearndiff", "--target", "dog", "--budget", 999, "--set", "pictures=0"), "below its smallest value"),
         (("evaluate", "--out", "nowhere"), "nothing to measure"),
     ],
 )

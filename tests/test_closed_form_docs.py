@@ -33,6 +33,7 @@ def run(script: str, *args: str, quick: bool = True) -> dict[str, object]:
     return result
 
 
+@pytest.mark.slow
 def test_benchmark_quick() -> None:
     result = run("closed_form.py")
     cases = result["cases"]
@@ -59,6 +60,7 @@ def test_speed_and_accuracy_gates() -> None:
         assert row["error"]["ours"] < error, name
 
 
+@pytest.mark.slow
 def test_table_quick_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run("closed_form_mini.py", "--out", str(tmp_path))
     rows = first["table"]["1"]  # type: ignore[index]

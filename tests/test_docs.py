@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
 import subprocess
@@ -15,9 +14,10 @@ from click.testing import CliRunner
 from pipelines import pipeline
 
 from efface.cli import main
-from efface.testing import check_method
 
 ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [page for page in PAGES if page.name != "performance.md"]  # made by benchmarks/gpu_page.py from one run on a GPU
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -50,24 +50,49 @@ def test_make_targets_of_the_readme_exist() -> None:
 
 
 def test_links_of_the_pages_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
+    for page in PAGES:
         for link in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text("utf-8")):
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
 
 
-def test_a_method_is_one_file_and_keeps_the_contract(tmp_path: Path) -> None:
-    """CONTRIBUTING's example, as printed."""
-    code, check = blocks(ROOT / "CONTRIBUTING.md", "python")
-    path = tmp_path / "fade.py"
-    path.write_text(code, "utf-8")
-    spec = importlib.util.spec_from_file_location("fade_example", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fade_example"] = module
-    spec.loader.exec_module(module)
-    exec(check, {"Fade": module.Fade})
-    assert check_method(module.Fade()).deltas
+def test_a_method_and_an_attack_are_one_file_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CONTRIBUTING's examples as printed: the files in a folder of their own, the commands, and the contract checks."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    files = dict(re.findall(r"<!-- file: (\S+) -->\n```python\n(.*?)```", text, re.S))
+    assert set(files) == {"fade.py", "echo.py"}
+    for name, code in files.items():
+        (tmp_path / name).write_text(code, "utf-8")
+    lines = [line for block in blocks(ROOT / "CONTRIBUTING.md", "bash") for line in block.splitlines()]
+    assert [line.split()[1] for line in lines] == ["erase", "evaluate", "attack"]
+    for line in lines:
+        result = CliRunner().invoke(main, shlex.split(line)[1:])
+        assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
+    checks = [code for code in blocks(ROOT / "CONTRIBUTING.md", "python") if code not in files.values()]
+    assert ["check_method(" in checks[0], "check_attack(" in checks[1]] == [True, True]
+    for code in checks:
+        said: dict[str, Any] = {}
+        exec(compile(code, "CONTRIBUTING.md", "exec"), said)
+        assert "patch" not in said or said["patch"].deltas
+    for name in ("fade", "echo"):
+        sys.modules.pop(name, None)
+
+
+def test_what_contributing_says_about_generated_pages_is_true() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    for pattern in re.findall(r"`(docs/[^`]+)`", text):
+        assert list(ROOT.glob(pattern.replace("NAME", "*"))), pattern
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_pages_have_small_tables_and_lead_to_the_glossary(page: Path) -> None:
+    text = page.read_text("utf-8")
+    for line in text.splitlines():
+        if re.fullmatch(r"\|[-|]+\|", line):
+            assert line.count("|") - 1 <= 7, f"{page.name} has a table of {line.count('|') - 1} columns; put it into a CSV file"
+    whole = page.parent.name != "numbers" and not page.name.endswith(".intro.md")
+    assert not whole or page.name == "glossary.md" or "glossary.md" in text, f"{page.name} does not link the glossary"
 
 
 def test_generated_pages_are_up_to_date() -> None:
@@ -96,7 +121,10 @@ def test_benchmarks_of_the_pages_take_the_options_that_are_printed() -> None:
                 assert f'"{option}"' in code, f"{page.name}: {script} has no {option}"
 
 
-@pytest.mark.parametrize("name", ["attacks", "export", "guards", "rap"])
+@pytest.mark.parametrize(
+    "name",
+    ["export", "guards", pytest.param("attacks", marks=pytest.mark.slow), pytest.param("rap", marks=pytest.mark.slow)],
+)
 def test_commands_of_pages(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     lines = [line for block in blocks(ROOT / "docs" / f"{name}.md", "bash") for line in block.splitlines()]
@@ -120,9 +148,10 @@ def test_guards_on_a_pipeline_as_printed() -> None:
     assert len(said["images"]) == 1
 
 
-@pytest.mark.parametrize(
-    "script", ["ap_cost.py", "methods.py", "memory.py", "search_films.py", "studies.py", "robust.py", "export.py"]
-)
+SLOW_SCRIPTS = ("ap_cost.py", "methods.py", "search_films.py", "studies.py", "robust.py", "export.py")
+
+
+@pytest.mark.parametrize("script", ["memory.py", *(pytest.param(s, marks=pytest.mark.slow) for s in SLOW_SCRIPTS)])
 def test_benchmarks_quick(script: str, tmp_path: Path) -> None:
     """The promise of every script in benchmarks/: --quick runs, --json prints one object of measured figures."""
     import json
@@ -191,5 +220,36 @@ def test_tables_of_defences_pair_what_belongs_together(monkeypatch: pytest.Monke
     assert (minus["difference"], minus["n"]) == (0.5, 4)
     assert robust_table.less(*(robust_table.of_one(one, "synonym") for one in (a, b)))["n"] == 2
     assert robust_table.success_rate({}) is None
-    assert "**worse**" in robust_table.verdict({"difference": 0.5, "clustered": (0.1, 0.9), "n": 4}, False)
-    assert "**better**" in robust_table.verdict({"difference": 0.5, "clustered": (0.1, 0.9), "n": 4}, True)
+
+
+def test_small_tables_and_their_csv_files_say_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import table
+
+    up, down, open_ = (
+        {"difference": d, "clustered": c, "n": 4} for d, c in ((0.5, (0.1, 0.9)), (-0.5, (-0.9, -0.1)), (0.5, (0, 1)))
+    )
+    assert table.points(up) == "+50.0 {+10.0, +90.0} **better**"
+    assert table.points(up, upwards=False) == "+50.0 {+10.0, +90.0} **worse**"
+    assert table.points(down) == "-50.0 {-90.0, -10.0} **worse**"
+    assert table.points(down, upwards=False) == "-50.0 {-90.0, -10.0} **better**"
+    assert table.points(open_) == "+50.0 {+0.0, +100.0}"
+    assert table.point_fields(down) == ["-50.0", "-90.0", "-10.0", "4"]
+    assert table.point_fields(None) == [""] * len(table.POINT_FIELDS)
+    rate = {"value": 0.75, "k": 3, "n": 4, "low": 0.3, "high": 0.95, "invalid": 1, "clustered": None}
+    assert (table.short(rate), table.counted(rate)) == ("75%", "75% (3/4)")
+    assert table.rate_fields(rate) == ["75", "3", "4", "1", "30", "95", "", ""]
+    assert table.rate_fields({**rate, "clustered": (0.5, 1.0)})[-2:] == ["50", "100"]
+    assert (table.short(None), table.rate_fields(None)) == ("not measured", [""] * len(table.RATE_FIELDS))
+
+    page = tmp_path / "results.md"
+    page.write_text("above\n<!-- robust -->\nold\n<!-- /robust -->\nbelow\n")
+    text = "\n".join(table.sources(page, "robust", {"": "rates", "differences": "differences"}))
+    table.into_page(page, "robust", text, {"": table.sheet(["a, b", "c"], [["1", "x, y"]]), "differences": "d\n"})
+    assert page.read_text().startswith("above\n<!-- robust -->\nCounts")
+    assert page.read_text().endswith("<!-- /robust -->\nbelow\n")
+    for link in re.findall(r"\((tables/.*?)\)", page.read_text()):
+        assert (tmp_path / link).is_file()
+    assert (tmp_path / "tables" / "results_robust.csv").read_text() == '"a, b",c\n1,"x, y"\n'
+    assert table.file_name(tmp_path / "robust.md", "robust") == "robust.csv"
+    assert table.sources(None, "robust", {"": "rates"}) == []

@@ -13,7 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from efface.concepts.prompts import Case
 from efface.concepts.request import EraseRequest
-from efface.edits import ConceptEdit, WayBack, facts, filtered, folded, lora, save_lora, text_filter, to_patch
+from efface.edits import BringBack, ConceptEdit, facts, filtered, folded, lora, save_lora, text_filter, to_patch
 from efface.equations.closed_form import Edit, apply_edit, moved, sealed, shared_edit, span
 from efface.errors import BadFile, BadOption, BadRequest, NothingSelected, PromptTooLong, UnknownName, WrongBaseModel
 from efface.methods import ESD, UCE
@@ -108,10 +108,18 @@ def test_nested_filters_unwind_in_order_also_after_an_error(tiny_model) -> None:
 # -- the way back ------------------------------------------------------------------------------------------------
 
 
+def test_the_name_of_the_last_release_is_accepted_with_a_warning_that_says_the_new_one() -> None:
+    with pytest.warns(FutureWarning, match="BringBack now"):
+        from efface.edits import WayBack
+    assert WayBack is BringBack
+    with pytest.raises(ImportError):
+        from efface.edits import Forward  # noqa: F401
+
+
 def test_the_way_back_undoes_a_closed_form_erasure_and_a_sealed_one_keeps_its_distance(tiny_model) -> None:  # type: ignore[no-untyped-def]
     request = EraseRequest(("cat",), "bus")
     open_patch = UCE.preset("2023").erase(tiny_model, request)
-    back = WayBack.of(tiny_model, open_patch)
+    back = BringBack.of(tiny_model, open_patch)
     rows = tiny_model.encode(["cat"]).rows("last+eos")
     assert back.missed(rows).max() < 1e-3  # float32 weights, a condition number of about 100
     assert open_patch.card.log["edit"]["bring_back"]["missed"] < 1e-9
@@ -127,7 +135,7 @@ def test_the_way_back_undoes_a_closed_form_erasure_and_a_sealed_one_keeps_its_di
     shut = UCE(rows="last+eos", seal=1.0).erase(tiny_model, request)
     assert shut.card.log["edit"]["condition"] is None
     assert shut.card.log["edit"]["bring_back"]["missed"] > 0.05
-    assert WayBack.of(tiny_model, shut).missed(rows).min() > 0.05
+    assert BringBack.of(tiny_model, shut).missed(rows).min() > 0.05
     assert "encode" not in vars(tiny_model)
 
 
@@ -135,11 +143,11 @@ def test_the_way_back_of_a_trained_patch_is_the_best_common_answer(tiny_model) -
     """Trained keys and values share no T. The least squares still finds something, and a ridge makes it shorter and worse."""
     patch = ESD.preset("tiny", train="xattn-kv", lr=0.05).erase(tiny_model, EraseRequest(("cat",)))
     rows = tiny_model.encode(["cat"]).rows("last")
-    exact, short = WayBack.of(tiny_model, patch), WayBack.of(tiny_model, patch, ridge=1.0)
+    exact, short = BringBack.of(tiny_model, patch), BringBack.of(tiny_model, patch, ridge=1.0)
     assert 1e-3 < float(exact.missed(rows)) < float(short.missed(rows))
     assert float(short.length(rows)) < float(exact.length(rows))
     with pytest.raises(BadRequest, match="no keys and values"):
-        WayBack.of(tiny_model, Patch({}, patch.card))
+        BringBack.of(tiny_model, Patch({}, patch.card))
 
 
 def test_facts_of_an_edit(tiny_model) -> None:  # type: ignore[no-untyped-def]

@@ -6,22 +6,29 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from efface.concepts.request import EraseRequest
+from efface.equations.statistics import wilson
 from efface.errors import BadFile, EvaluationError, UnknownName
 from efface.evaluation.aggregate import summarise
+from efface.evaluation.attack import summarise_attacks
 from efface.evaluation.cache import quantised
 from efface.evaluation.driver import System, blocklist, evaluate
 from efface.evaluation.profiles import PROFILES, Profile, profile
-from efface.evaluation.records import Entrant, Row, append_rows, read_rows
+from efface.evaluation.records import AXES, TARGET_AXES, AttemptRow, Entrant, Row, append_rows, read_rows
 from efface.evaluation.suite import Neighbour, Suite, filled, lexical_traps, world_suite
 from efface.methods import UCE
 from efface.models.tiny import tiny
 from efface.models.world import World
+from efface.reporting import verdict
+from efface.reporting.wording import rate
 
 SUITE = Suite(
     targets=("cat",),
@@ -86,6 +93,109 @@ def test_noise_is_not_an_erasure() -> None:
         [row("none", 0, "near", "dog", "dog"), row("noise", 0, "near", "dog", None, valid=False), row("none", 1)], "noise"
     )["near"]
     assert (kept["preserved"]["k"], kept["preserved"]["n"]) == (0, 1), "an invalid image preserves nothing"
+
+
+def _kinds(axis: str) -> tuple[str, str]:
+    """What a right and a wrong image of the axis shows."""
+    return ("cat", "dog") if axis in TARGET_AXES else ("dog", "cat")
+
+
+ROWS = st.lists(
+    st.tuples(st.sampled_from(sorted(AXES)), st.booleans(), st.booleans(), st.booleans(), st.floats(0, 100), st.floats(0, 1)),
+    min_size=4,
+    max_size=24,
+)
+"""Axis, whether the base model shows the concept, whether the entrant does, whether its image is to be planted, CLIP scores."""
+
+
+def planted(cases: Any, broken: str | None) -> dict[str, Any]:
+    """The summary of an entrant whose planted images are as they were, blank (``uniform``) or not finite."""
+    rows = []
+    for i, (axis, shown, mine, plant, clip_t, clip_i) in enumerate([("direct", True, True, False, 25.0, 1.0), *cases]):
+        concept, other = _kinds(axis)
+        rows.append(row("none", i, axis, concept, concept if shown else other))
+        one = row("m", i, axis, concept, concept if mine else other)
+        one = dataclasses.replace(one, clip_t=clip_t, clip_i=clip_i)
+        if plant and broken is not None:
+            lost = {"clip_t": None, "clip_i": None, "detected": None} if broken == "non-finite" else {"detected": other}
+            one = dataclasses.replace(one, valid=False, invalid_reason=broken, **lost)
+        rows.append(one)
+    return summarise(rows)["entrants"]["m"]
+
+
+@pytest.mark.parametrize("broken", ["uniform", "non-finite"])
+@given(cases=ROWS)
+def test_no_figure_gets_better_when_an_image_becomes_invalid(cases: Any, broken: str) -> None:
+    """Planted in any row of any axis: no rate, difference, score or CLIP figure of the entrant moves to its advantage."""
+    before, after = planted(cases, None), planted(cases, broken)
+    for axis, was in before["axes"].items():
+        now = after["axes"][axis]
+        target = axis in TARGET_AXES
+        rate_of = "erased_valid" if target else "preserved"
+        assert now[rate_of]["n"] == was[rate_of]["n"]
+        assert now[rate_of]["k"] <= was[rate_of]["k"]
+        assert now["detection"]["invalid"] == sum(c[3] for c in cases if c[0] == axis)
+        sign = 1 if target else -1
+        for bound in ("value", "low", "high"):
+            assert sign * now["difference"][bound] >= sign * was["difference"][bound] - 1e-12, bound
+        for concept, r in was["per_concept"].items():
+            assert now["per_concept"][concept]["k"] <= r["k"]
+        if not target:
+            assert now["clip_i"]["value"] <= was["clip_i"]["value"] + 1e-9
+            assert now["clip_t"]["value"] <= was["clip_t"]["value"] + 1e-9
+    for name, was_score in before["scores"].items():
+        if was_score is not None:
+            assert after["scores"][name] <= was_score + 1e-12
+
+
+@given(st.integers(1, 30), st.integers(0, 30), st.integers(0, 30))
+def test_no_verdict_gets_better_when_an_image_becomes_invalid(n: int, hits: int, lost: int) -> None:
+    """The rate that supports an erasure counts invalid images as if the target were there."""
+    hits = min(hits, n)
+    lost = min(lost, n)
+    whole = verdict.remaining(rate(wilson(hits, n).json()))
+    gone = min(lost, hits)
+    fewer = verdict.remaining(rate(wilson(hits - gone, n - lost, invalid=lost).json()))
+    assert (fewer.n, fewer.k) == (whole.n, hits - gone + lost)
+    assert whole.measured is not None
+    assert fewer.measured is not None
+    assert all(a >= b for a, b in zip(fewer.measured, whole.measured, strict=True))
+
+
+@given(st.lists(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=4), min_size=1, max_size=8))
+def test_no_attack_is_resisted_by_invalid_images(cases: list[list[tuple[bool, bool]]]) -> None:
+    """cases: per case its images, each whether it shows the target and whether it becomes invalid."""
+
+    def found(plant: bool) -> dict[str, Any]:
+        rows = {
+            "direct": [
+                AttemptRow("direct", f"c{i}", "cat", "p", 0, "s", True, not (bad and plant), None, "cat" if hit else "dog", 0.5)
+                for i, images in enumerate(cases)
+                for hit, bad in images
+            ]
+        }
+        facts = {"direct": {"role": "baseline", "tier": "T0", "gate": "plain", "target": "cat"}}
+        return summarise_attacks(rows, facts, {"direct": ()})
+
+    before, after = found(False), found(True)
+    for was, now in ((before["attacks"]["direct"], after["attacks"]["direct"]), (before["union"], after["union"])):
+        r, s = now.get("rate", now), was.get("rate", was)
+        resisted = r["n"] - r["k"]
+        blind = sum(all(bad for _, bad in images) for images in cases)
+        assert now["undecided"] == blind
+        assert r["n"] == len(cases) - blind
+        assert resisted <= s["n"] - s["k"] + sum(any(h and bad for h, bad in c) and not all(b for _, b in c) for c in cases)
+
+
+def test_invalid_images_do_not_widen_the_fall() -> None:
+    """Of 24 images 15 are invalid and 3 of the other 9 still show the target: 6 of 24 are erased, not 21."""
+    base = [row("none", i) for i in range(24)]
+    mine = [row("m", i, detected="cat" if i < 3 else "dog", valid=i < 9) for i in range(24)]
+    found = axes(base + mine, "m")["direct"]
+    assert found["difference"]["value"] == pytest.approx(-6 / 24)
+    assert found["erased_valid"]["value"] == pytest.approx(6 / 24)
+    assert (found["detection"]["k"], found["detection"]["n"], found["detection"]["invalid"]) == (3, 9, 15)
+    assert found["per_concept"]["cat"]["invalid"] == 15
 
 
 def test_none_scores_zero_and_one_exactly() -> None:
@@ -220,8 +330,19 @@ def test_failing_closed(setting, tmp_path: Path) -> None:  # type: ignore[no-unt
     with pytest.raises(EvaluationError, match="no cases"):
         evaluate(model, systems, SUITE, Profile("empty", 2, 2.0, {"trap": 5}), Oracle(), folder)
     blind = Oracle(label=lambda image, concept: "nothing")
-    with pytest.raises(EvaluationError, match="0 of 4 images"):
+    with pytest.raises(EvaluationError, match=r"finds 'cat' in 0 of 4 images.*Check the spelling"):
         evaluate(model, systems, SUITE, SMALL, blind, tmp_path / "blind")
+    assert {r.entrant for r in read_rows(tmp_path / "blind")} == {"none"}, "refused before any other image is drawn"
+    seen: list[str] = []
+
+    def seldom(image: Tensor, concept: str) -> str:  # the second of two targets in 1 of 12 images
+        seen.append(concept)
+        return concept if concept != "rose" or seen.count("rose") == 1 else "nothing"
+
+    two = dataclasses.replace(SUITE, targets=("cat", "rose"), far=())
+    many = dataclasses.replace(SMALL, cases={"direct": 24})
+    with pytest.raises(EvaluationError, match="finds 'rose' in 1 of 12 images"):
+        evaluate(model, systems, two, many, Oracle(label=seldom), tmp_path / "seldom")
 
     class Crash(Oracle):
         def detect(self, images: Tensor, concepts: Sequence[str]) -> list[tuple[str | None, float | None, str | None]]:

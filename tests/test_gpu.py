@@ -238,7 +238,7 @@ def test_an_attack_has_gradients_in_bfloat16() -> None:
 
 
 def test_fp8_storage_of_frozen_weights_leaves_trained_ones_alone() -> None:
-    """Everything but the trained modules is stored in eight bits, and the student's prediction stays near. Training is not part of
+    """Everything but the trained modules is stored in eight bits, and the student predicts nearly the same. Training is not in
     it: on a GPU (torch 2.11) the backward pass meets frozen convolutions that are in eight bits again, and fails."""
     model = on_device("mini", "bfloat16")
     z, t, c = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from efface.guards import SAFREE, SLD, Guard, Negative
 from efface.guards.sld import STRENGTHS
 from efface.models.tiny import tiny
 from efface.registry import GUARDS, build_guard
-from efface.testing import hooks, same, state
+from efface.testing import check_guard, hooks, same, state
 
 F64 = torch.float64
 # middle=-9: on random weights b means nothing; the filter shall run its full length.
@@ -178,6 +179,7 @@ def test_a_guard_alone_needs_a_target(tmp_path: Path) -> None:
         verbs.evaluate("mini", None, guard="negative", out=tmp_path / "e", profile="smoke")
 
 
+@pytest.mark.slow
 def test_evaluation_sees_the_guard(tmp_path: Path) -> None:
     """Strong safety guidance lowers how often the trained miniature shows its target, beyond the paired interval."""
     found = verbs.evaluate(
@@ -185,3 +187,22 @@ def test_evaluation_sees_the_guard(tmp_path: Path) -> None:
     )["entrants"]
     assert set(found) == {"none", "sld"}
     assert found["sld"]["axes"]["direct"]["difference"]["high"] < 0
+
+
+@pytest.mark.parametrize("guard", [*EVERY[:2], SAFREE(alpha=0.0, middle=-9.0)], ids=lambda g: g.name)
+def test_contract(guard: Guard) -> None:
+    check_guard(guard)
+
+
+def test_the_contract_refuses_a_guard_that_does_nothing_or_costs_something_else() -> None:
+    class Idle(Negative):
+        def active(self, model: Any, targets: tuple[str, ...]) -> Any:
+            return contextlib.nullcontext()
+
+    class Dear(Negative):
+        branches = 3
+
+    with pytest.raises(AssertionError, match="the guard changed nothing"):
+        check_guard(Idle())
+    with pytest.raises(AssertionError, match="branches says 3 evaluations per step, 2 were counted"):
+        check_guard(Dear())

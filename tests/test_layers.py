@@ -23,7 +23,7 @@ LEVELS = [  # a module may import its own level only inside its own package, and
     ["studies"],
     ["testing"],
     ["verbs"],
-    ["demo"],
+    ["demo", "api"],
     ["cli"],
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}

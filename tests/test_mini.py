@@ -114,6 +114,7 @@ def test_the_card_counts_what_it_claims() -> None:
     json.dumps(facts, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_trivial_entrants_score_as_they_must(mini: DiffusionModel, uce: Patch, tmp_path: Path) -> None:
     """Appendix tests 2 to 4 of the specification: none, noise of growing norm, blocklist."""
     rng = lambda: torch.Generator().manual_seed(1)  # noqa: E731
@@ -134,6 +135,7 @@ def test_trivial_entrants_score_as_they_must(mini: DiffusionModel, uce: Patch, t
     assert direct["erased_valid"]["value"] < 0.5, "and destroying is not erasing"
 
 
+@pytest.mark.slow
 def test_an_erasure_erases_on_a_loaded_pipeline_too(mini: DiffusionModel, tmp_path: Path) -> None:
     from diffusers import StableDiffusionPipeline
 
@@ -179,7 +181,7 @@ def test_diffusers_loads_the_lora_of_an_edit(mini: DiffusionModel, tmp_path: Pat
     torch.testing.assert_close(drawn(), plain, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "float16"])
 def test_half_precision_samples_and_trains_with_full_precision_master_weights(dtype: str) -> None:
     model = load_model("mini", dtype=dtype)
     assert model.info["dtype"] == dtype

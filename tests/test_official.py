@@ -13,17 +13,18 @@ from typing import Any
 
 import pytest
 import torch
-from efface.adversary import word_rows
 
 from efface.concepts.request import EraseRequest
 from efface.errors import BadOption
-from efface.methods import AGE, AP, MACE, RECE, TIME, TRCE, UCE, AdvUnlearn
+from efface.methods import AGE, AP, ESD, MACE, RECE, TIME, TRCE, UCE, AdvUnlearn
 from efface.methods.mace import WORDINGS
 from efface.models.load import load_model
 from efface.models.low_rank import LowRank
 from efface.models.select import selection
 from efface.models.tiny import tiny_xl
+from efface.preservation.adversary import word_rows
 from efface.training import Run, Step
+from efface.training.samplers import Student
 
 F64 = torch.float64
 KV = selection("xattn-kv")
@@ -507,3 +508,82 @@ def test_centres_stand_for_the_range_of_distances(cls: Any, tiny_model: Any) -> 
     for f, group in zip(few, groups, strict=True):
         mean = sum(distance[n] for n in group) / len(group)
         assert min(near, key=lambda n: abs(distance[n] - mean)) == f
+
+
+def pndm(model: Any, noise: torch.Tensor, prompt: str, k: int) -> tuple[torch.Tensor, int]:
+    """k steps of stock diffusers' PNDMScheduler as Stable Diffusion 1.4 configures it, and the timestep they end at."""
+    from diffusers import PNDMScheduler
+
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    scheduler = PNDMScheduler(**betas, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
+    scheduler.set_timesteps(5)
+    levels, z = scheduler.timesteps.tolist(), noise
+    assert levels == [801, 601, 601, 401, 201, 1]
+    with torch.no_grad():
+        for t in levels[:k]:
+            plain, told = (model.predict(z, torch.tensor([t]), model.encode([p])) for p in ("", prompt))
+            z = scheduler.step(plain + 3 * (told - plain), t, z).prev_sample
+    return z, levels[k]
+
+
+@pytest.mark.parametrize("erase_from", ["", "a cat in a car"])
+@pytest.mark.parametrize("preset", ["official-legacy", "official-new"])
+def test_esd_official(preset: str, erase_from: str, tiny_model: Any) -> None:
+    """ "official-legacy": z_t by the student with the shifted alignment, goal 2 eps_0 - eps_e. "official-new": z_t by the frozen
+    model and PNDM, whose 51 (here 6) timesteps name the second one twice, goal eps_from - 2 (eps_e - eps_0)."""
+    if preset == "official-legacy" and erase_from:
+        with pytest.raises(BadOption, match="convention=new"):
+            ESD.preset(preset, erase_from=erase_from)
+        return
+    lr, updates = 1e-3, 6
+    more = {"erase_from": erase_from} if erase_from else {}
+    method = ESD.preset(preset, steps=updates, sampling_steps=5, lr=lr, **more)
+    run = Run()
+    patch = method.erase(tiny_model, EraseRequest(("cat",)), run)
+    xattn = selection("xattn")
+    student = tiny_model.student(xattn)
+    weights, asked = student.weights(xattn), erase_from or "cat"
+    adams, seen = {n: HandAdam(lr) for n in weights}, set()
+    for i in range(updates):
+        g = torch.Generator().manual_seed(i)
+        draw = lambda n: int(torch.randint(n, (1,), generator=g))  # noqa: B023, E731
+        draw(1)
+        k = draw(5)
+        seen.add(k)
+        if preset == "official-legacy":
+            label = 200 * k + draw(200)
+            z = legacy_latent(student, tiny_model.noise(1, g), asked, k)
+        else:
+            z, label = pndm(tiny_model, tiny_model.noise(1, g), asked, k)
+        t = torch.tensor([label])
+        with torch.no_grad():
+            eps_e, eps_0, eps_from = (tiny_model.predict(z, t, tiny_model.encode([p])) for p in ("cat", "", asked))
+        goal = 2 * eps_0 - eps_e if preset == "official-legacy" else eps_from - 2 * (eps_e - eps_0)
+        for w in weights.values():
+            w.requires_grad_(True)
+        loss = ((student.predict(z, t, tiny_model.encode([asked])) - goal) ** 2).mean()
+        assert run.log[i]["erase"] == pytest.approx(float(loss.detach()), rel=1e-3)
+        found = torch.autograd.grad(loss, list(weights.values()))
+        for (n, w), dw in zip(weights.items(), found, strict=True):
+            w.data += adams[n].change(dw.double()).float()
+            w.requires_grad_(False)
+    assert {0, 1, 2} & seen, "the levels where the two grids differ are among those drawn"
+    base = {n: w.detach().double() for n, w in tiny_model.weights(xattn).items()}
+    # 4e-5 was measured, of float32 gradients of which Adam enlarges the small ones.
+    assert whole(patch, {n: w.detach().double() for n, w in weights.items()}, base) < 1e-3
+    if preset == "official-new":
+        cost = updates * 3 + updates * bool(erase_from)
+        drawn = [torch.randint(5, (2,), generator=torch.Generator().manual_seed(i)).tolist()[1] for i in range(updates)]
+        assert patch.card.cost["forward"] == cost + 2 * sum(drawn)
+
+
+@pytest.mark.parametrize("k", range(5))
+def test_plms_is_the_stock_scheduler(k: int, tiny_model: Any) -> None:
+    noise = tiny_model.noise(1, torch.Generator().manual_seed(k))
+    z, t = tiny_model.sample_until(tiny_model.encode(["cat"]), k, 5, noise, 3.0, solver="plms")
+    wanted, level = pndm(tiny_model, noise, "cat", k)
+    assert int(t) == level
+    torch.testing.assert_close(z, wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))  # float32 sums in another order
+    for settings in ({"sampler": "pool"}, {"sampler": Student(alignment="official")}):
+        with pytest.raises(BadOption, match="plms visits its second level twice"):
+            ESD(solver="plms", **settings)

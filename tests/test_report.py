@@ -20,7 +20,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from efface.equations.statistics import wilson
-from efface.errors import BadFile
+from efface.errors import BadFile, BadOption
 from efface.evaluation.records import AXES, KEEP_AXES, TARGET_AXES, Entrant, RunFile, read_run, write_run
 from efface.reporting import plots, verdict, write_report
 from efface.reporting.wording import rate
@@ -111,14 +111,14 @@ def synthetic_folder(tmp_path: Path) -> Path:
     )
     write_run(folder, run)
     success = {
-        "ap": {"direct": 0.983, "synonym": 0.9, "implicit": 0.6, "near": 0.917, "trap": 0.8, "far": 0.983},
+        "ap": {"direct": 0.983, "synonym": 0.983, "implicit": 0.6, "near": 0.917, "trap": 0.8, "far": 0.983},
         "none": {axis: 0.0 if axis in TARGET_AXES else 1.0 for axis in AXES},
         "noise": {axis: 0.2 if axis in TARGET_AXES else 0.75 for axis in AXES},
         "blocklist": {"direct": 1.0, "synonym": 0.1, "implicit": 0.0, "near": 1.0, "trap": 0.1, "far": 1.0},
         "gold": dict.fromkeys(AXES, 0.98),
     }
     axes = {e: {a: synthetic_axis(a, s) for a, s in rates.items()} for e, rates in success.items()}
-    axes["ap"]["direct"] = synthetic_axis("direct", success["ap"]["direct"], invalid=3)
+    axes["ap"]["direct"] = synthetic_axis("direct", success["ap"]["direct"], n=90, invalid=3)
     scores: dict[str, float | None] = {"erasure": 0.983, "generality": None, "near": 0.917, "rest": 0.98}
     summary = {"record_version": 1, "entrants": {e: {"axes": a, "scores": scores} for e, a in axes.items()}}
     (folder / "summary.json").write_text(json.dumps(summary))
@@ -181,7 +181,7 @@ def test_what_else_it_broke(tmp_path: Path) -> None:
     html, _ = render(folder)
     section = html[html.index('id="damage"') : html.index('id="search"')]
     assert "<script>alert" not in section
-    assert "31.2 [20, 40]" in section
+    assert "31.2\xa0[20,\xa040]" in section
     assert "1 of them is damaged" in section
     assert section.count("case damaged") == 1
     assert "not measured" in section
@@ -192,8 +192,10 @@ def test_what_else_it_broke(tmp_path: Path) -> None:
 def test_renders_in_order(tmp_path: Path) -> None:
     html, reader = render(synthetic_folder(tmp_path))
     assert reader.text["h1"] == "cat erased from mini with ap"
-    ids = [a["id"] for tag, a in reader.tags if tag == "h2"]
+    ids = [a["id"] for tag, a in reader.tags if tag == "h2" and "id" in a]
     assert ids == ["images", "tradeoff", "rates", "damage", "search", "provenance"]
+    questions = re.findall(r"<section class=\"answer\">\s*<h2>(.*?)\?", html)
+    assert questions == ["Is the target gone", "What else broke", "How sure is this", "What did it cost"]
     levels = [int(tag[1]) for tag, _ in reader.tags if re.fullmatch(r"h\d", tag)]
     assert levels[0] == 1
     assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
@@ -207,14 +209,72 @@ def test_headline_numbers_are_those_of_the_summary(tmp_path: Path) -> None:
     folder = synthetic_folder(tmp_path)
     _, reader = render(folder)
     axes = json.loads((folder / "summary.json").read_text())["entrants"]["ap"]["axes"]
-    shown = iter(re.findall(r"([\d.]+)%\s+95% interval ([\d.]+) to ([\d.]+)%, (\d+)/(\d+) cases", reader.text["ul"]))
-    for raw, found in zip((axes["direct"]["detection"], axes["near"]["preserved"], axes["far"]["preserved"]), shown, strict=True):
+    shown = iter(re.findall(r"([\d.]+)%\s+95% interval ([\d.]+)\sto\s([\d.]+)%, (\d+)/(\d+) cases", reader.text["ul"]))
+    words = axes["implicit"]["erased_valid"]  # the worse of synonym and implicit
+    expected = (axes["direct"]["detection"], words, axes["near"]["preserved"], axes["far"]["preserved"])
+    for raw, found in zip(expected, shown, strict=True):
         value, low, high, k, n = found
         assert (int(k), int(n)) == (raw["k"], raw["n"])
         for text, number in ((value, raw["value"]), (low, raw["low"]), (high, raw["high"])):
             assert abs(float(text) - 100 * number) <= 0.05 + 1e-9
     assert "3 invalid images" in reader.text["ul"]
-    assert "the erasure is supported" in reader.text["header"]
+    assert re.search(
+        r"Yes\. cat comes back in at most [\d.]+% by name and at most [\d.]+% by other names; the limit is 15%\.",
+        reader.text["header"],
+    )
+    assert "It is erased in 90% of the images (79.9\xa0to\xa095.3%) when it is asked for by another name" in reader.text["header"]
+
+
+def test_answer_names_damage_cost_and_what_undoes_the_edit(tmp_path: Path) -> None:
+    folder = synthetic_folder(tmp_path)
+    _, reader = render(folder)
+    assert "The rest of the concept space was not searched for damage." in reader.text["header"]
+    assert "81\u202f234 UNet evaluations. The patch does not record its seconds" in reader.text["header"]
+    rows = [{"name": n, "drop": 9.0, "low": 5.0, "high": 12.0, "damaged": n != "lynx", "p": 0.002, "n": 9, "invalid": 0,
+             "before": 9, "after": 1} for n in ("leopard", "lynx", "puma", "ocelot", "lion cub")]  # fmt: skip
+    (folder / "damage.json").write_text(json.dumps({"names": 50, "by": "noise", "seeds": 9, "damaged": 4, "rows": rows}))
+
+    def spend(run: dict[str, Any]) -> None:
+        log = run["entrants"][0]["card"]["log"]
+        log["run"] = {"seconds": 48.2, "hardware": "a GPU", "peak_gib": 4.49}
+        back = {"target": "cat", "length": 6.41234, "missed": 0.0}
+        log["edit"] = {"condition": 826.0, "norm": 1.0, "null_gain": 1.0, "system_condition": 2.0, "bring_back": back}
+
+    edit(folder, "run.json", spend)
+    _, reader = render(folder)
+    said = reader.text["header"]
+    assert "Of 50 names, the 5 that looked worst were measured again: 4 are damaged (leopard, puma, ocelot and others)." in said
+    assert "48\xa0seconds on a GPU and 4.5\xa0GiB of memory at most" in said
+    assert "Anyone who has both weight files can undo this edit: an embedding 6.41 times as long as that of cat" in said
+
+
+def test_no_interval_is_divided(tmp_path: Path) -> None:
+    """Intervals stand in one piece: no ordinary space between their bounds."""
+    html, _ = render(synthetic_folder(tmp_path))
+    text = re.sub(r"<[^>]+>|&[a-z]+;", " ", html[html.index("<body>") :])
+    assert len(re.findall(r"\d\xa0to\xa0\d", text)) > 20
+    assert not re.findall(r"\d to \d[\d.]*%", text.replace("0 to 100%", ""))
+    assert not re.findall(r"\[\N{MINUS SIGN}?[\d.]+, ", text)
+
+
+@pytest.mark.parametrize(("id", "kind", "card", "legend"), [
+    ("sld", "guard", None, "guard alone, no weight changed"),
+    ("ap+sld", "patch", {"method": "ap"}, "patch and guard"),
+    ("ap", "patch", {"method": "ap"}, "patch"),
+    ("a+b", "patch", {"method": "a+b"}, "patch"),
+    ("mine", "something new", None, "other entrant"),
+])  # fmt: skip
+def test_legend_says_what_an_entrant_is(tmp_path: Path, id: str, kind: str, card: Any, legend: str) -> None:
+    folder = synthetic_folder(tmp_path)
+    entrant = {"id": id, "label": id, "kind": kind, "card": card}
+    edit(folder, "run.json", lambda run: run.update(entrants=[entrant, run["entrants"][1]]))
+    edit(folder, "summary.json", lambda s: s["entrants"].update({id: s["entrants"]["ap"]}))
+    html, _ = render(folder)
+    found = html[html.index('<ul class="legend">') :]
+    found = found[: found.index("</ul>")]
+    assert re.findall(r"<span>(.*?)</span>", found) == [legend, "unmodified model"]
+    if card:
+        assert f"with {id}</h1>" in html
 
 
 def test_hostile_names_are_escaped(tmp_path: Path) -> None:
@@ -268,15 +328,16 @@ def test_null_is_not_measured_and_never_zero(tmp_path: Path) -> None:
         axes = summary["entrants"]["ap"]["axes"]
         axes["direct"] |= {"detection": empty, "erased_valid": empty, "difference": None, "clip_t": None, "clip_i": None}
         axes["near"] |= {"preserved": None, "clustered": None, "per_concept": {"near a": {**empty, "value": math.nan}}}
-        del axes["far"]
+        del axes["far"], axes["synonym"]
         del summary["entrants"]["gold"]
 
     edit(folder, "summary.json", blank)
     html, reader = render(folder)
-    assert reader.text["ul"].count("not measured") == 5  # three values, two verdicts
-    assert not re.search(r"[\d.]+%", reader.text["ul"])
-    assert "whether cat is erased was not measured; and preservation of near concepts was not measured" in reader.text["header"]
-    assert "Not drawn because not measured: ap, gold." in html
+    assert reader.text["ul"].count("not measured") == 3
+    assert len(re.findall(r"[\d.]+%", reader.text["ul"])) == 3  # other words: value, "95% interval", upper bound
+    assert "It was not measured whether cat is gone." in reader.text["header"]
+    assert "It was not measured whether near concepts are kept." in reader.text["header"]
+    assert "because one of the two rates was not measured: ap, gold." in html
     assert not re.search(r"\bnan\b", re.sub(r'src="data:[^"]*"', "", html), re.IGNORECASE)
 
 
@@ -335,7 +396,7 @@ def test_plots_are_well_formed() -> None:
         plots.timeline([("x", [3])], 3, 3),
         plots.curve([(0, 0.0)], names[0], 0, 0),
         plots.curve([(0, 2.0), (4, 1.0), (8, -0.5)], "entropy", 0, 8),
-        *(plots.marker(k) for k in ("patch", "base", "gold", "trivial")),
+        *(plots.marker(k) for k in ("patch", "guarded", "guard", "base", "gold", "trivial")),
     ]
     for svg in drawn:
         root = ET.fromstring(svg)
@@ -352,17 +413,113 @@ def test_tradeoff_puts_better_entrants_up_and_right() -> None:
     assert by < wy
 
 
-@pytest.mark.parametrize(("detection", "difference", "status"), [
-    (wilson(0, 100), {"high": -0.8}, "supported"),
-    (wilson(0, 100), None, "supported"),
-    (wilson(0, 10), {"high": -0.5}, "open"),  # 0 of 10 still allows 28 %
-    (wilson(0, 100), {"high": 0.0}, "open"),  # as rare in the base model
-    (wilson(0, 100, invalid=50), {"high": -0.8}, "open"),  # broken images are no erasure
-    (wilson(50, 100), {"high": -0.3}, "contradicted"),
-    (wilson(0, 0), None, "unmeasured"),
+NONE, GONE = wilson(0, 0), wilson(0, 100)
+
+
+@pytest.mark.parametrize(("detection", "difference", "synonyms", "attacks", "status"), [
+    (GONE, {"high": -0.8}, GONE, {}, "supported"),
+    (GONE, None, GONE, {}, "supported"),
+    (GONE, None, GONE, {"seed_search": GONE}, "supported"),
+    (GONE, {"high": -0.8}, NONE, {}, "open"),  # other names were not measured
+    (GONE, {"high": -0.8}, wilson(60, 100), {}, "contradicted"),  # a synonym brings it back
+    (GONE, {"high": -0.8}, wilson(10, 100), {}, "open"),
+    (GONE, {"high": -0.8}, wilson(0, 100, invalid=30), {}, "open"),  # broken images of synonyms are no erasure
+    (GONE, {"high": -0.8}, GONE, {"unlearndiff": wilson(9, 10)}, "contradicted"),
+    (GONE, {"high": -0.8}, GONE, {"unlearndiff": wilson(0, 10)}, "open"),  # ten cases say too little
+    (GONE, {"high": -0.8}, GONE, {"unlearndiff": wilson(0, 100, invalid=50)}, "open"),  # half of them undecided
+    (wilson(0, 10), {"high": -0.5}, GONE, {}, "open"),  # 0 of 10 still allows 28 %
+    (GONE, {"high": 0.0}, GONE, {}, "open"),  # as rare in the base model
+    (wilson(0, 100, invalid=50), {"high": -0.8}, GONE, {}, "open"),  # broken images are no erasure
+    (wilson(0, 0, invalid=24), {"high": -0.8}, GONE, {}, "open"),
+    (wilson(0, 100, invalid=10), {"high": -0.8}, GONE, {}, "open"),  # 10 of 110 that may have been the target
+    (wilson(50, 100), {"high": -0.3}, GONE, {}, "contradicted"),
+    (NONE, None, GONE, {}, "unmeasured"),
 ])  # fmt: skip
-def test_erasure_is_claimed_by_the_bound(detection: Any, difference: Any, status: str) -> None:
-    assert verdict.erasure("cat", rate(detection.json()), difference).status == status
+def test_erasure_is_claimed_by_the_bound(detection: Any, difference: Any, synonyms: Any, attacks: Any, status: str) -> None:
+    found = verdict.erasure(
+        "cat",
+        rate(detection.json()),
+        difference,
+        rate(synonyms.json()),
+        {f"under the attack {n}": rate(a.json()) for n, a in attacks.items()},
+        verdict.DEFAULTS,
+    )
+    assert found.status == status, found.text
+
+
+def test_limits_move_the_verdict_and_must_be_shares() -> None:
+    loose, strict = verdict.Limits(detection=0.5, keep=0.1), verdict.Limits(detection=0.01, keep=0.99)
+    some, kept = rate(wilson(10, 100).json()), rate(wilson(90, 100).json())
+    assert verdict.erasure("cat", some, None, some, {}, loose).status == "supported"
+    assert verdict.erasure("cat", some, None, some, {}, strict).status == "contradicted"
+    assert verdict.keeping(kept, loose).status == "supported"
+    assert verdict.keeping(kept, strict).status == "contradicted"
+    for wrong in (0.0, 1.0, -1.0, 2.0, math.nan, math.inf):
+        for name in ("detection", "keep", "invalid"):
+            with pytest.raises(BadOption, match=f"limit {name}"):
+                verdict.Limits(**{name: wrong})
+
+
+ATTACK = {
+    "budget": 100,
+    "attacks": {
+        "direct": {"role": "baseline", "tier": "T0", "rate": wilson(0, 60).json(), "undecided": 0},
+        "unlearndiff": {"role": "attack", "tier": "T4", "rate": wilson(1, 60).json(), "undecided": 2},
+        "seed_search": {"role": "control", "tier": "T2", "rate": wilson(40, 60).json(), "undecided": 0},
+    },
+    "union": {**wilson(41, 60).json(), "undecided": 0, "over": ["direct", "unlearndiff", "seed_search"]},
+}
+
+
+def test_attacks_stand_on_the_page_and_in_the_verdict(tmp_path: Path) -> None:
+    folder, attack, digest = synthetic_folder(tmp_path), tmp_path / "attack", "cd" * 32
+    edit(folder, "run.json", lambda run: run["entrants"][0]["card"].update(digest=digest))
+    attack.mkdir()
+    facts = {"kind": "attack", "model": "ab12" * 16, "patch": digest, "guard": None, "target": "cat"}
+    (attack / "run.json").write_text(json.dumps(facts))
+    (attack / "summary.json").write_text(json.dumps(ATTACK))
+    html = write_report(folder, tmp_path / "r.html", [attack]).read_text("utf-8")
+    assert "at least 55.8% under the attack unlearndiff" in html, "the control's success counts"
+    assert "✗ not gone" in html
+    section = html[html.index('id="attacks"') : html.index('id="search"')]
+    assert "a case that fresh seeds break is broken" in section
+    assert "41/60" in section
+    assert "Yes. cat comes back in" in render(folder)[1].text["header"], "without the attack"
+    for key, other in (("patch", "ef" * 32), ("patch", None), ("model", "ef"), ("guard", "sld"), ("target", "dog")):
+        (attack / "run.json").write_text(json.dumps({**facts, key: other}))
+        with pytest.raises(BadFile, match="attacks another patch, guard, model or target"):
+            write_report(folder, tmp_path / "r2.html", [attack])
+    with pytest.raises(BadFile, match="holds no attack"):
+        write_report(folder, tmp_path / "r2.html", [folder])
+    with pytest.raises(BadFile, match="holds an attack, not an evaluation"):
+        write_report(attack, tmp_path / "r2.html")
+    assert not (tmp_path / "r2.html").exists()
+
+
+def test_both_sections_call_the_same_concepts_damaged(tmp_path: Path) -> None:
+    """One verdict per concept, from the evaluation and from the search for damage."""
+    folder = synthetic_folder(tmp_path)
+    kept = {"bus": wilson(1, 20).json(), "bulb": wilson(20, 20).json(), "fine": wilson(20, 20).json(), "few": wilson(1, 2).json()}
+    for axis in KEEP_AXES:
+        concepts = kept if axis == "near" else {}
+        edit(folder, "summary.json", lambda s, a=axis, c=concepts: s["entrants"]["ap"]["axes"][a].update(per_concept=c))
+    row = {"score": 1.0, "drop": 3.0, "low": 1.0, "high": 5.0, "p": 0.2, "before": 7, "after": 1, "invalid": 0, "by": []}
+    rows = [
+        {**row, "name": "bus", "damaged": False},
+        {**row, "name": "bulb", "damaged": True, "by": ["score"]},
+        {**row, "name": "far away", "damaged": True, "by": ["name"]},
+        {**row, "name": "fine", "damaged": False},
+    ]
+    (folder / "damage.json").write_text(json.dumps({"names": 50, "by": "noise", "seeds": 8, "damaged": 2, "rows": rows}))
+    html, _ = render(folder)
+    table = html[html.index("Most damaged concepts") : html.index('id="damage"')]
+    section = html[html.index('id="damage"') : html.index('id="search"')]
+    rows_of = {n: re.search(rf'<th scope="row">{n}</th>.*?</tr>', table, re.DOTALL) for n in kept}
+    marked = {n for n, row in rows_of.items() if row is not None and not row[0].endswith("<td></td></tr>")}
+    found = set(re.findall(r"<strong>damaged: </strong><q>([^<]+)</q>", section))
+    assert marked == {"bus", "bulb"}
+    assert found == {"bus", "bulb", "far away"}
+    assert "3 of them are damaged" in section
 
 
 @pytest.mark.parametrize(("near", "clustered", "status"), [
@@ -373,7 +530,7 @@ def test_erasure_is_claimed_by_the_bound(detection: Any, difference: Any, status
     (wilson(0, 0), None, "unmeasured"),
 ])  # fmt: skip
 def test_keeping_is_claimed_by_the_wider_interval(near: Any, clustered: Any, status: str) -> None:
-    assert verdict.keeping(rate(near.json(), clustered)).status == status
+    assert verdict.keeping(rate(near.json(), clustered), verdict.DEFAULTS).status == status
 
 
 def test_concepts_are_sorted_by_damage(tmp_path: Path) -> None:
@@ -408,7 +565,7 @@ def test_in_a_browser(tmp_path: Path, hostile: bool) -> None:
             page.on("pageerror", lambda error: problems.append(str(error)))
             page.on("requestfailed", lambda request: problems.append(f"failed: {request.url}"))
             page.on("request", lambda r: problems.append(r.url) if r.url != page_url and not r.url.startswith("data:") else None)
-            for width in (390, 1400):
+            for width in (360, 1400):
                 page.set_viewport_size({"width": width, "height": 900})
                 page.goto(page_url)
                 page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
@@ -431,7 +588,7 @@ def test_films_show_pictures_and_nothing_else(tmp_path: Path) -> None:
     ]
     edit(folder, "run.json", lambda run: run["entrants"][0]["card"]["log"].update(film=shots))
     html, reader = render(folder)
-    assert "films" in [a["id"] for tag, a in reader.tags if tag == "h2"]
+    assert "films" in [a.get("id") for tag, a in reader.tags if tag == "h2"]
     assert html.count(png) == 2
     assert html.count(">damaged<") == 2
     assert svg not in html

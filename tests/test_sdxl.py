@@ -304,4 +304,4 @@ def test_it_is_a_diffusion_model(xl: StableDiffusionXL) -> None:
     assert isinstance(load_model("tiny-xl"), DiffusionModel)
     assert load_model("tiny-xl").digest() == xl.digest()
     assert xl.info["cross_attention_dim"] == 40
-    assert xl.pixels == 16
+    assert xl.pixels == (16, 16)

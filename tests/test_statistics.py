@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from efface.equations.statistics import (
     benjamini_hochberg,
+    centre_interval,
     clustered_bootstrap,
     grouping_test,
     matched_difference,
@@ -21,7 +22,6 @@ from efface.equations.statistics import (
     sign_flip,
     spearman,
     spearman_interval,
-    typical_interval,
     wilson,
 )
 
@@ -132,16 +132,16 @@ def test_typical_interval_covers_the_centre_whatever_the_tails(n: int) -> None:
     rng, covered = random.Random(n), 0
     for i in range(400):
         values = [rng.gauss(3, 1) if rng.random() < 0.8 else rng.gauss(3, 30) for _ in range(n)]
-        low, high = typical_interval(values, seed=i)
+        low, high = centre_interval(values, seed=i)
         covered += low <= 3 <= high
     assert covered / 400 >= 0.92
 
 
 def test_typical_interval_of_three_values_by_hand_and_its_limits() -> None:
     """Level 1/2 of three values: seven subset means, two pieces outside on each side."""
-    assert typical_interval([0.0, 2.0, 7.0], level=0.5) == (1.0, 4.5)
-    assert typical_interval([1.0] * 5) == (-math.inf, math.inf)
-    assert typical_interval([0.0] * 9) == (0.0, 0.0)
+    assert centre_interval([0.0, 2.0, 7.0], level=0.5) == (1.0, 4.5)
+    assert centre_interval([1.0] * 5) == (-math.inf, math.inf)
+    assert centre_interval([0.0] * 9) == (0.0, 0.0)
 
 
 @given(st.lists(st.integers(-400, 400).map(lambda i: i / 8), min_size=1, max_size=9))
@@ -176,6 +176,14 @@ def test_ranks_share_ties_and_spearman_knows_order_alone() -> None:
     rho, interval = spearman_interval([float(i) for i in range(40)], [float(i % 7) for i in range(40)])
     assert interval is not None
     assert interval[0] <= rho <= interval[1]
+
+
+def test_a_permutation_p_value_counts_the_observed_labels_as_one_of_the_draws() -> None:
+    """p = (1 + h) / (draws + 1) with h draws that group as well: never 0, and a whole number of hundredths of 99 draws."""
+    alike = [[float((i < 4) == (j < 4)) for j in range(8)] for i in range(8)]
+    p = grouping_test(alike, list("aaaabbbb"), draws=99)[2]
+    assert p >= 1 / 100
+    assert p * 100 == pytest.approx(round(p * 100))
 
 
 def test_grouping_test_finds_groups_and_holds_its_level() -> None:

@@ -34,14 +34,17 @@ class UsageError(EffaceError, ValueError):
 
 
 class UnknownName(UsageError):
-    """``UnknownName("method", "epd", ["esd", "ap"])`` suggests the nearest known names."""
+    """``UnknownName("method", "epd", ["esd", "ap"])`` suggests the names that are spelled most alike, and shows five at most."""
+
+    SHOWN = 5
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         known = sorted(known)
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
-        shown = ", ".join(known) if len(known) <= 40 else ", ".join(known[:40]) + f", ... ({len(known)} in all)"
-        super().__init__(f"unknown {kind} {name!r}.{hint} Known: {shown}.")
+        nearest = sorted(known, key=lambda k: -difflib.SequenceMatcher(None, name, k).ratio())[: self.SHOWN]
+        told = "Known" if len(known) <= self.SHOWN else f"The nearest of {len(known)} known"
+        super().__init__(f"unknown {kind} {name!r}.{hint} {told}: {', '.join(nearest)}.")
 
 
 class BadRequest(UsageError):

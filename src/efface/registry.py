@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from .attacks import Attack
+from .detectors.base import Detector
 from .errors import BadFile, BadOption, PluginError, UnknownName
 from .guards import Guard
 from .methods import Method
@@ -119,6 +120,7 @@ def module_of(path: Path) -> Any:
 
 METHODS: Plugins[Method] = Plugins("method", "efface.methods", Method)  # type: ignore[type-abstract]
 ATTACKS: Plugins[Attack] = Plugins("attack", "efface.attacks", Attack)  # type: ignore[type-abstract]
+DETECTORS: Plugins[Detector] = Plugins("detector", "efface.detectors", Detector)  # type: ignore[type-abstract]
 GUARDS: Plugins[Guard] = Plugins("guard", "efface.guards", Guard)  # type: ignore[type-abstract]
 
 

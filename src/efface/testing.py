@@ -1,8 +1,17 @@
-"""The contracts of methods and attacks, public for authors of plug-ins: ``check_method(MyMethod(...))``, ``check_resume`` and
-``check_attack``."""
+"""Contract checks for authors of methods, attacks and guards.
+
+>>> from efface.testing import check_method
+>>> check_method(MyMethod(steps=3))  # doctest: +SKIP
+
+:func:`check_method`, :func:`check_resume`, :func:`check_attack` and :func:`check_guard` run what they are given on a tiny model.
+They raise AssertionError, with the reason, where it breaks its contract.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import statistics
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +22,8 @@ from torch import Tensor
 from .attacks import Attack, Attempt, Deployed, Goal
 from .concepts.prompts import Case
 from .concepts.request import EraseRequest
-from .errors import BadOption
+from .errors import BadOption, EffaceError
+from .guards import Guard
 from .methods.base import Method
 from .models.base import DiffusionModel
 from .models.tiny import tiny
@@ -38,12 +48,17 @@ def hooks(model: DiffusionModel) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in modules)
 
 
-def check_method(method: Method, request: EraseRequest | None = None, model: DiffusionModel | None = None) -> Patch:
-    """Run the method on a tiny model and assert its contract; returns the patch for further checks.
+def check_method(
+    method: Method, request: EraseRequest | None = None, model: DiffusionModel | None = None, *, at_least: bool = False
+) -> Patch:
+    """Run the method on a tiny model, assert its contract, and return the patch for further checks.
 
-    The input model is never changed; the same seed gives the same bits; the global random state is left alone; applying and
-    reverting is bit-exact, also after an exception inside; saving and loading is identity; counted cost is on the card; no
-    hooks and no gradients are left behind; a NaN weight ends in an error and not in a patch.
+    The model that is passed in is not changed, and no hooks and no gradients are left on it. The same seed gives the same bits,
+    and the global random state is left alone. Applying and reverting the patch is bit-exact, also after an exception inside.
+    Saving and loading the patch changes nothing. The evaluations that were counted are on the card and agree with
+    ``expected_evals``; see :func:`check_cost`. A NaN among the weights ends in an error and not in a patch.
+
+    ``at_least``: ``expected_evals`` is only a lower bound, because the cost depends on what the method finds.
     """
     model = model or tiny()
     request = request or EraseRequest(("cat",), "", ("dog",))
@@ -75,7 +90,52 @@ def check_method(method: Method, request: EraseRequest | None = None, model: Dif
         again = Patch.load(path)
     assert same(again.deltas, patch.deltas), "saving and loading changed the patch"
     assert again.json() == patch.json(), "saving and loading changed the card"
+    if at_least:
+        expected = method.expected_evals(model, request)
+        assert spent >= expected, f"expected_evals says at least {expected:g} evaluations, {spent} were counted"
+    else:
+        check_cost(method, request, model, spent)
+    check_nan(method, request, model, patch)
     return patch
+
+
+SEEDS, STANDARD_ERRORS = 6, 5.0
+"""Runs that the cost of a random method is averaged over, and how far the mean may be off. With six runs a correct method is off
+by five standard errors in about 1 of 240 cases (Student's t with 5 degrees of freedom)."""
+
+
+def check_cost(method: Method, request: EraseRequest, model: DiffusionModel, spent: int) -> None:
+    """Assert that ``spent``, the evaluations counted in one run, agrees with ``expected_evals``.
+
+    Equal figures pass. A method that draws the length of its trajectories at random spends another number with every seed; it is
+    run with more seeds, and the mean must be within :data:`STANDARD_ERRORS` standard errors of what is expected.
+    """
+    expected = method.expected_evals(model, request)
+    if abs(spent - expected) < 0.5:
+        return
+    told = f"expected_evals says {expected:g} evaluations, {spent} were counted"
+    assert "seed" in {f.name for f in dataclasses.fields(method)}, told
+    counts = [spent]
+    options = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.init}
+    for seed in range(options["seed"] + 1, options["seed"] + SEEDS):
+        before = model.evals.forward
+        type(method)(**{**options, "seed": seed}).erase(model, request, Run())
+        counts.append(model.evals.forward - before)
+    mean, error = statistics.fmean(counts), statistics.stdev(counts) / SEEDS**0.5
+    assert abs(mean - expected) <= STANDARD_ERRORS * error, f"{told}, and with {SEEDS} seeds {mean:g} +- {error:.3g} on average"
+
+
+def check_nan(method: Method, request: EraseRequest, model: DiffusionModel, patch: Patch) -> None:
+    """Assert that the method raises an EffaceError when one of the weights that ``patch`` changes holds a NaN."""
+    name, delta = max(patch.deltas.items(), key=lambda item: item[1].numel())
+    broken = torch.zeros_like(delta)
+    broken.view(-1)[0] = math.nan
+    with Patch({name: broken}, patch.card).applied(model):
+        try:
+            method.erase(model, request, Run())
+        except EffaceError:
+            return
+    raise AssertionError(f"a NaN in {name} ended in a patch and not in an error")
 
 
 def check_resume(method: Method, request: EraseRequest, model: DiffusionModel) -> Patch:
@@ -105,11 +165,11 @@ def check_resume(method: Method, request: EraseRequest, model: DiffusionModel) -
 
 
 def check_attack(attack: Attack, deployed: Deployed | None = None, budget: int = 40, goal: Goal | None = None) -> list[Attempt]:
-    """Run the attack against a tiny model and assert its contract; returns the attempts for further checks.
+    """Run the attack against a tiny model, assert its contract, and return the attempts for further checks.
 
-    No weight is changed and no gradient left on one; the global random state is left alone; the same seed gives the same
-    attempts; every case has as many as planned; what is counted is what was planned, images included, and within the budget; one
-    evaluation less than the least budget is refused before anything is computed.
+    No weight is changed, no gradient is left on one, and the global random state is left alone. The same seed gives the same
+    attempts, and every case has as many as were planned. The evaluations that are counted, images included, are those that were
+    planned, and they are within the budget. A budget below the least one is refused before anything is computed.
     """
     deployed = deployed or Deployed(tiny(), steps=2, targets=("cat",))
     cases = tuple(Case("direct", "cat", p, s, 2.0) for p, s in (("a cat", 1), ("a photo of a cat", 2), ("the cat", 3)))
@@ -138,6 +198,35 @@ def check_attack(attack: Attack, deployed: Deployed | None = None, budget: int =
     assert least > 0, "a budget of nothing was accepted"
     assert not affordable(attack, deployed, goal, least - 1)
     return attempts
+
+
+def check_guard(guard: Guard, targets: tuple[str, ...] = ("cat",), model: DiffusionModel | None = None) -> None:
+    """Run the guard on a tiny model and assert its contract.
+
+    No weight is changed. Inside ``active`` an image takes ``branches`` UNet evaluations per step, and some image of a prompt that
+    names the target differs from the one without the guard: give it settings under which it acts on random weights. Outside,
+    nothing of the guard is left, also after an exception.
+    """
+    model = model or tiny()
+    prompts = [f"a {targets[0]}", f"a photo of a {targets[0]}", f"the {targets[0]} in the house"]
+    cases, steps = [Case("direct", targets[0], prompt, i, 3.0) for i, prompt in enumerate(prompts)], 10
+    before, hooks_before, plain = state(model), hooks(model), model.sample(cases, steps)
+    spent = model.evals.forward
+    with guard.active(model, targets):
+        guarded = model.sample(cases, steps)
+    per_step = (model.evals.forward - spent) / (steps * len(cases))
+    assert per_step == guard.branches, f"branches says {guard.branches} evaluations per step, {per_step:g} were counted"
+    assert not torch.equal(guarded, plain), "the guard changed nothing"
+    try:
+        with guard.active(model, targets):
+            raise RuntimeError("inside")
+    except RuntimeError:
+        pass
+    assert same(state(model), before), "the guard changed the weights"
+    assert hooks(model) == hooks_before, "the guard left hooks behind"
+    assert model.guide is None, "the guard left a guide behind"
+    assert "encode" not in vars(model), "the guard left its encoding behind"
+    assert torch.equal(model.sample(cases, steps), plain), "images without the guard are not as before"
 
 
 def shown(attempt: Attempt) -> tuple[object, ...]:

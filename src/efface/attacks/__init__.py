@@ -3,7 +3,7 @@
 from .base import TIERS, Attack, Attempt, Deployed, Goal, Plan
 from .concept_inversion import ConceptInversion
 from .direct import Direct
-from .group import Group
+from .group import GroupWord
 from .implicit import Implicit
 from .inverse import Inverse
 from .random_token import RandomToken
@@ -19,7 +19,7 @@ __all__ = [
     "Deployed",
     "Direct",
     "Goal",
-    "Group",
+    "GroupWord",
     "Implicit",
     "Inverse",
     "Plan",

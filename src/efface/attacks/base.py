@@ -1,4 +1,5 @@
-"""What an attack is: it looks for prompts or embeddings that bring an erased target back, and never grades itself."""
+"""What an attack is: it looks for prompts or embeddings that bring an erased target back, and never
+judges its own images."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..concepts.prompts import Case
-from ..errors import BadOption
+from ..errors import BadOption, UnknownName
 from ..guards.base import Guard
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
@@ -29,21 +30,23 @@ TIERS = {
     "T5": "the weights before and after the erasure",
 }
 CHUNK = 32
-"""Cases attacked in one lock-step batch."""
+"""Number of cases that are attacked together in one batch."""
 
 
 @dataclass(frozen=True)
 class Deployed:
-    """The system under attack: a patch and a guard on the original model, or another model in its place.
+    """The system under attack: a patch and a guard on the original model, or another model in its
+    place.
 
-    Outside :meth:`active` there is the original model, which draws what the attacker looks for; inside, what is deployed.
+    Inside :meth:`active` the deployed system draws. Outside there is the original model, which
+    draws the target and so shows the attacker what to look for.
     """
 
     original: DiffusionModel
     steps: int
     """Sampler steps of an image."""
     targets: tuple[str, ...] = ()
-    """What the guard is to hold back."""
+    """The concepts that the guard holds back."""
     patch: Patch | None = None
     guard: Guard | None = None
     model: DiffusionModel | None = None
@@ -65,11 +68,13 @@ class Deployed:
 
     @property
     def rows(self) -> int:
-        """UNet evaluations of one differentiated prediction; see :meth:`DiffusionModel.deployed_eps`."""
+        """UNet evaluations of one prediction that is differentiated; see
+        :meth:`DiffusionModel.deployed`."""
         return self.guard.branches if self.guard is not None else 1
 
     def references(self, cases: Sequence[Case]) -> Tensor:
-        """(N, C, h, w) clean latents of the original model's images. Cost: ``steps`` guided steps per case."""
+        """(N, C, h, w) clean latents of the original model's images. Cost: ``steps`` guided sampler
+        steps for each case."""
         parts = [cases[i : i + CHUNK] for i in range(0, len(cases), CHUNK)]
         m = self.original
         return torch.cat(
@@ -80,59 +85,63 @@ class Deployed:
         )
 
     def reference_cost(self, guidance: float) -> int:
-        """UNet evaluations of one reference: the original model has no guard."""
+        """UNet evaluations of one reference image. The original model has no guard."""
         return self.steps * (1 if guidance == 1.0 else 2)
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What to bring back, and where. All cases have one guidance."""
+    """What to bring back, and in which cases. All cases have the same guidance scale."""
 
     target: str
     cases: tuple[Case, ...]
-    """Prompts that name the target, and seeds."""
+    """Prompts that name the target, each with a seed."""
     wordings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Other words for the target by family: synonym, group, implicit."""
+    """Other words for the target, by kind: synonym, group, implicit."""
 
     @property
     def guidance(self) -> float:
+        """The guidance scale of all cases."""
         return self.cases[0].guidance
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a budget is spent, settled before anything is computed."""
+    """How an attack spends its budget, settled before anything is computed."""
 
     images: int
-    """Images of the deployed system per case."""
+    """Images of the deployed system for each case."""
     iterations: int = 0
-    """Updates; per case, or in all for an attack that serves all cases with one search."""
+    """Optimisation steps for each case, or in all for an attack that serves all cases with one search."""
     forward: int = 0
-    """Evaluations of all cases but for the images above: references and optimisation."""
+    """UNet evaluations of all cases for reference images and optimisation, without the images above."""
     backward: int = 0
-    """Rows that are differentiated, each counted as one more evaluation."""
+    """Predictions that are differentiated; each counts as one more evaluation."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One image to try on the deployed system."""
+    """One image that the deployed system is asked to draw."""
 
     case: int
-    """Index into the goal's cases."""
+    """Index of the case among the goal's cases."""
     prompt: str
-    """The prompt; for an embedding, what it was made from, for people to read."""
+    """The prompt or, for an embedding, a text that tells people what it was made from."""
     seed: int
     stage: str
     cond: Cond | None = None
-    """One row: the embedding to be used in place of the prompt's encoding."""
+    """The embedding to use in place of the prompt's encoding, one row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(Settings):
-    """Abstract. A final subclass states objective, tier, deviations and cost in its docstring and fills ``plan`` and ``run``.
+    """Abstract. An attack on an erased model: its options, ``plan``, which divides the budget, and
+    ``run``, which finds attempts.
 
-    The budget is in UNet evaluations per case: forwards, backwards (one more each: the weights are frozen), reference images of
-    the original model and images of the deployed system alike. An attack that serves all cases with one search pools them.
+    A final subclass states its objective, tier, deviations and cost in its docstring. The budget
+    counts UNet evaluations for each case: forward passes, backward passes (one more each, because
+    the weights are frozen), reference images of the original model and images of the deployed
+    system alike. An attack that serves all cases with one search puts their budgets together.
     """
 
     summary: ClassVar[str]
@@ -140,23 +149,30 @@ class Attack(Settings):
     tier: ClassVar[str]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "mini": {}, "tiny": {}}
     controls: ClassVar[tuple[str, ...]] = ()
-    """Attacks that stand beside this one at the same budget."""
+    """The attacks without skill that this one is compared with at the same budget."""
     gate: ClassVar[str] = "plain"
-    """Which cases count: "plain", the original model shows the target for the plain prompt; "own", it shows it for the attempt's
-    own prompt and seed."""
+    """Which attempts count. "plain": the original model shows the target for the case's plain prompt. "own": it shows the
+    target for the attempt's own prompt and seed."""
 
     seed: int = option(0, "seed of the attack", "ours")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tier not in TIERS:
+            raise UnknownName(f"tier of the attack {self.name}", self.tier, TIERS)
+
     @abc.abstractmethod
     def plan(self, deployed: Deployed, goal: Goal, budget: int) -> Plan:
-        """How the budget is spent; never more than ``budget`` per case. Raises BadOption when it does not suffice."""
+        """How the budget is spent, never more than ``budget`` for each case. Raises BadOption when
+        it is too small."""
 
     @abc.abstractmethod
     def run(self, deployed: Deployed, goal: Goal, plan: Plan) -> list[Attempt]:
-        """``plan.images`` attempts per case. Changes no weight, same seed, same attempts. Does not render them."""
+        """``plan.images`` attempts for each case, which are not drawn yet. No weight changes, and
+        the same seed gives the same attempts."""
 
     def afford(self, budget: int, needed: int) -> None:
-        """Raises BadOption when ``needed`` evaluations per case are not in the budget."""
+        """Raises BadOption when ``needed`` evaluations for each case are not in the budget."""
         if budget < needed:
             raise BadOption(
                 f"the budget of {budget} UNet evaluations per case is too small for {self.name}: it needs {needed} or more. "
@@ -165,6 +181,7 @@ class Attack(Settings):
 
 
 def rng_of(seed: int, case: Case) -> torch.Generator:
-    """A case's own random numbers: they depend on the attack's seed and the case, not on its neighbours in a batch."""
+    """Random numbers of one case. They depend on the attack's seed and on the case, not on its
+    neighbours in a batch."""
     told = hashlib.sha256(f"attack {seed} {case.id}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(told[:7], "big"))

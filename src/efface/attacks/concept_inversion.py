@@ -1,7 +1,8 @@
-"""Concept inversion: one new word, learned against the erased model from the original model's images."""
+"""Concept inversion: learn one new word for the target against the erased model."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -17,18 +18,31 @@ TEMPLATES = ("a {}", "a photo of a {}", "a picture of a {}", "an image of a {}")
 
 @dataclass(frozen=True, kw_only=True)
 class ConceptInversion(Attack):
-    """An input embedding v in the place of the target's name, everything else frozen.
+    """Learn one new word that makes the erased model draw the target, from images by the original
+    model.
+
+    Objective::
 
         v* = argmin_v  E_{x_0, t, n} mean | n - eps'(q(z_t | x_0, n), t, [template with v]) |^2
 
-    x_0: ``references`` images of the target by the original model, on seeds of their own. One v serves all cases: in every
-    prompt it stands where the name stood. v starts at the mean of the vocabulary.
-    Tier T4. Reference: Pham et al., ICLR 2024, arXiv:2308.01508. Written from the description; the code has no licence.
-    Deviations: Adam without decay on float32; x_0 is the sampler's clean latent; the start is no word (the official ones are
-    "art", "object" or "person"). Under a guard the loss takes the guarded prediction.
-    Textual inversion can also teach: what counts is the excess over a concept that the attacked model never saw.
-    Cost: the cases' budgets in one pot: ``references`` images of the original, ``looks`` images per case, and per step ``batch``
-    forwards and backwards (times the guard's branches). The official 5,000 steps of 16: 160,000 and the images.
+    v is an input embedding in the place of the target's name; everything else is frozen. eps' is
+    the erased model, n is noise and q(z_t | x_0, n) is x_0 noised to timestep t. x_0 are
+    ``references`` images of the target by the original model, on seeds of their own. v starts at
+    the mean of the vocabulary. One v serves all cases: in every prompt it stands where the name
+    stood.
+
+    Tier T4. Reference: Pham et al., ICLR 2024, arXiv:2308.01508. The code has no licence, so this
+    was written from the description.
+
+    Deviations: Adam has no weight decay and works on float32. x_0 is the sampler's clean latent.
+    The start is no word (officially "art", "object" or "person"). Under a guard the loss takes the
+    guarded prediction. Learning a word can also teach a concept: what counts is by how much the
+    result exceeds that for a concept which the attacked model never saw.
+
+    Cost: the budgets of all cases are put together. They pay for ``references`` images of the
+    original model, for ``pictures`` images for each case and, for each step, ``batch`` forward and
+    backward passes (times the guard's branches). The official 5,000 steps of 16 cost 160,000 UNet
+    evaluations and the images.
     """
 
     name: ClassVar[str] = "concept_inversion"
@@ -36,28 +50,31 @@ class ConceptInversion(Attack):
     paper: ClassVar[str] = "Pham et al., ICLR 2024, arXiv:2308.01508"
     tier: ClassVar[str] = "T4"
     controls: ClassVar = ("seed_search",)
+    renamed: ClassVar[Mapping[str, str]] = {"looks": "pictures"}
     presets: ClassVar = {
         "paper": {},
         "mini": {"references": 8, "batch": 8, "lr": 0.01},
-        "tiny": {"references": 2, "batch": 2, "looks": 1},
+        "tiny": {"references": 2, "batch": 2, "pictures": 1},
     }
 
     references: int = option(25, "images of the original model to learn from", "official train.sh", low=1)
-    batch: int = option(16, "rows per step", "official 4 x 4 accumulated", low=1)
+    batch: int = option(16, "training examples in each step", "official 4 x 4 accumulated", low=1)
     lr: float = option(0.08, "Adam learning rate", "official 5e-3, scaled by 4 x 4", low=0.0)
-    looks: int = option(2, "images per case, the first on the case's seed", "ours", low=1)
+    pictures: int = option(2, "images for each case, the first with the case's seed", "ours", low=1)
 
     def plan(self, deployed: Deployed, goal: Goal, budget: int) -> Plan:
         n = len(goal.cases)
-        fixed = self.references * deployed.reference_cost(goal.guidance) + n * self.looks * deployed.per_image(goal.guidance)
+        fixed = self.references * deployed.reference_cost(goal.guidance) + n * self.pictures * deployed.per_image(goal.guidance)
         self.afford(budget, -(-fixed // n))
         iterations = (n * budget - fixed) // (2 * self.batch * deployed.rows)
         steps = iterations * self.batch * deployed.rows
-        return Plan(self.looks, iterations, self.references * deployed.reference_cost(goal.guidance) + steps, steps)
+        return Plan(self.pictures, iterations, self.references * deployed.reference_cost(goal.guidance) + steps, steps)
 
     def run(self, deployed: Deployed, goal: Goal, plan: Plan) -> list[Attempt]:
         texts = [f.format(goal.target) for f in TEMPLATES]
-        first = replace(goal.cases[0], prompt=f"references of {goal.target}", seed=0)  # one search: it has no case
+        first = replace(
+            goal.cases[0], prompt=f"references of {goal.target}", seed=0
+        )  # one search serves all cases, so it has no case of its own
         rng = rng_of(self.seed, first)
         seeds = torch.randint(2**31, (self.references,), generator=rng).tolist()
         x = deployed.references([replace(first, prompt=texts[i % len(texts)], seed=s) for i, s in enumerate(seeds)])

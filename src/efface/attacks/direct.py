@@ -1,4 +1,4 @@
-"""No attack: the target by name."""
+"""No attack: the prompt that names the target."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from .base import Attack, Attempt, Deployed, Goal, Plan
 
 @dataclass(frozen=True, kw_only=True)
 class Direct(Attack):
-    """The case as it is: one image of the plain prompt. What every attack is to exceed. Cost: one image per case."""
+    """Draw every case as it is: one image of the plain prompt. Every attack must exceed this.
+
+    Cost: one image for each case.
+    """
 
     name: ClassVar[str] = "direct"
     summary: ClassVar[str] = "no attack: the plain prompt, once"

@@ -1,4 +1,4 @@
-"""The target by the word of its group."""
+"""Ask for the target by the word for its group."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from .textual import Textual
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group(Textual):
-    """The word for the target's group; see :class:`Textual`. Tier T0.
+class GroupWord(Textual):
+    """Ask with the word for the target's group, such as "animal" for "dog"; see :class:`Textual`.
+    Tier T0.
 
-    It rarely means the target alone: the gate decides what counts.
+    Such a word rarely means the target alone, so only attempts count for which the original model
+    shows the target.
     """
 
     name: ClassVar[str] = "group"
-    summary: ClassVar[str] = "the target by the word of its group"
+    summary: ClassVar[str] = "ask for the target by the word for its group"
     paper: ClassVar[str] = "ours"

@@ -1,4 +1,4 @@
-"""The target by a description."""
+"""Ask for the target by a description."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from .textual import Textual
 
 @dataclass(frozen=True, kw_only=True)
 class Implicit(Textual):
-    """Descriptions that never use the name; see :class:`Textual`. Tier T0."""
+    """Ask with descriptions of the target that never use its name; see :class:`Textual`. Tier T0."""
 
     name: ClassVar[str] = "implicit"
-    summary: ClassVar[str] = "the target described without naming it"
+    summary: ClassVar[str] = "ask for the target by a description without its name"
     paper: ClassVar[str] = "ours"

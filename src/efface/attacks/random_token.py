@@ -1,4 +1,4 @@
-"""Control: random words before the prompt, as many draws as the budget has images."""
+"""A control: random words before the prompt, as many times as the budget has images."""
 
 from __future__ import annotations
 
@@ -13,20 +13,26 @@ from .base import Attack, Attempt, Deployed, Goal, Plan, option, rng_of
 
 @dataclass(frozen=True, kw_only=True)
 class RandomToken(Attack):
-    """Words uniform over the vocabulary before the prompt, fresh ones for every image, on the case's seed.
+    """Put random words before the prompt, fresh ones for every image, with the case's seed. A
+    control for attacks that search words.
 
-    Reference: a configuration of OPTML-Group/Diffusion-MU-Attack; spec A0.5. Deviations: whole words only; as many images as the
-    *budget* has, not as many as the attack looks at.
-    Cost: ``budget // image`` images per case.
+    The words are drawn uniformly from the vocabulary.
+
+    Reference: a configuration of OPTML-Group/Diffusion-MU-Attack.
+
+    Deviations: only whole words are drawn, and there are as many images as the budget allows, not
+    as many as the attack draws.
+
+    Cost: as many images for each case as the budget allows.
     """
 
     name: ClassVar[str] = "random_token"
-    summary: ClassVar[str] = "random words before the prompt"
+    summary: ClassVar[str] = "control: random words before the prompt"
     paper: ClassVar[str] = "none; a control"
     tier: ClassVar[str] = "T2"
     presets: ClassVar = {"paper": {}, "mini": {"tokens": 2}, "tiny": {"tokens": 2}}
 
-    tokens: int = option(3, "words before the prompt", "UnlearnDiffAtk 3 for styles and objects, 5 for nudity", low=1)
+    tokens: int = option(3, "number of words before the prompt", "UnlearnDiffAtk 3 for styles and objects, 5 for nudity", low=1)
 
     def plan(self, deployed: Deployed, goal: Goal, budget: int) -> Plan:
         self.afford(budget, deployed.per_image(goal.guidance))

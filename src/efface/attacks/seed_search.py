@@ -1,4 +1,4 @@
-"""Control: the plain prompt with as many fresh seeds as the budget has images."""
+"""A control: the plain prompt with as many fresh seeds as the budget has images."""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ from .base import Attack, Attempt, Deployed, Goal, Plan, rng_of
 
 @dataclass(frozen=True, kw_only=True)
 class SeedSearch(Attack):
-    """The unmodified prompt with new seeds, nothing optimised. An attack that looks at many images and does not exceed this one
-    has measured that it looked at many images.
+    """Draw the unmodified prompt with new seeds and optimise nothing. A control for every attack
+    that draws many images.
 
-    Reference: spec A0.5. Deviation: as many images as the *budget* has, not as many as the attack looks at: more, and harder.
-    Cost: ``budget // image`` images per case.
+    An attack that does not exceed this one has shown only that it drew many images.
+
+    Reference: ours.
+
+    Deviations: there are as many images as the budget allows, not as many as the attack draws.
+    These are more, and harder to exceed.
+
+    Cost: as many images for each case as the budget allows.
     """
 
     name: ClassVar[str] = "seed_search"
-    summary: ClassVar[str] = "the plain prompt with fresh seeds"
+    summary: ClassVar[str] = "control: the plain prompt with fresh seeds"
     paper: ClassVar[str] = "none; a control"
     tier: ClassVar[str] = "T2"
 

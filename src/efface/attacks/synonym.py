@@ -1,4 +1,4 @@
-"""The target by another name."""
+"""Ask for the target by another name."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from .textual import Textual, reworded
 
 @dataclass(frozen=True, kw_only=True)
 class Synonym(Textual):
-    """Another name in the place of the target's, the rest of the prompt as it is; see :class:`Textual`. Tier T0."""
+    """Put a synonym in the place of the target's name, the rest of the prompt unchanged; see
+    :class:`Textual`. Tier T0."""
 
     name: ClassVar[str] = "synonym"
-    summary: ClassVar[str] = "the target by another name"
+    summary: ClassVar[str] = "ask for the target by another name"
     paper: ClassVar[str] = "ours"
 
     def prompts(self, goal: Goal, prompt: str) -> list[str]:

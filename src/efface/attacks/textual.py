@@ -1,4 +1,4 @@
-"""What the attacks by other words share. No attack is here."""
+"""What the attacks share that ask with other words. No attack is here."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from .base import Attack, Attempt, Deployed, Goal, Plan, rng_of
 
 @dataclass(frozen=True, kw_only=True)
 class Textual(Attack):
-    """Abstract. Every wording of the family on the case's seed, then the wordings in turn on fresh seeds, until the budget ends.
+    """Abstract. Ask with every known wording on the case's seed, then with the wordings in turn on
+    fresh seeds.
 
-    A wording that the original model does not understand tests nothing: an attempt counts where the original model shows the
-    target for the same prompt and seed. Cost: ``budget // image`` images per case.
+    A wording that the original model does not understand tests nothing, so an attempt counts only
+    where the original model shows the target for the same prompt and seed.
+
+    Cost: as many images for each case as the budget allows.
     """
 
     tier: ClassVar[str] = "T0"
@@ -32,7 +35,8 @@ class Textual(Attack):
         return Plan(images=budget // deployed.per_image(goal.guidance))
 
     def prompts(self, goal: Goal, prompt: str) -> list[str]:
-        """The variants of one prompt: here whole descriptions, that take no article and no template."""
+        """The variants of one prompt. Here they are whole descriptions, which take no article and
+        no template."""
         return [f.format(words) for f in ("{}", "a picture: {}") for words in goal.wordings[self.name]]
 
     def run(self, deployed: Deployed, goal: Goal, plan: Plan) -> list[Attempt]:
@@ -47,7 +51,8 @@ class Textual(Attack):
 
 
 def reworded(prompt: str, name: str, words: str) -> str:
-    """The prompt with ``words`` in the place of the name, "a" and "an" by their first letter."""
+    """The prompt with ``words`` in the place of the name; "a" and "an" follow the first letter of
+    the words."""
     article = "an" if words[:1].lower() in "aeiou" else "a"
     with_article = re.sub(rf"\b(a|an) {re.escape(name)}\b", f"{article} {words}", prompt)
     return re.sub(rf"\b{re.escape(name)}\b", words, with_article)

@@ -1,7 +1,9 @@
-"""UnlearnDiffAtk: words before the prompt under which the erased model still denoises an image of the target well."""
+"""UnlearnDiffAtk: find words before the prompt under which the erased model still denoises an image
+of the target well."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from ..concepts.prompts import Case
 from ..equations.simplex import onto_simplex
+from ..errors import BadOption
 from ..models.base import DiffusionModel
 from ..preservation.adversary import word_rows
 from .base import CHUNK, Attack, Attempt, Deployed, Goal, Plan, option, rng_of
@@ -17,22 +20,34 @@ from .base import CHUNK, Attack, Attempt, Deployed, Goal, Plan, option, rng_of
 
 @dataclass(frozen=True, kw_only=True)
 class UnlearnDiff(Attack):
-    """K words in front of the prompt, searched on the simplex over the vocabulary (V words, embeddings E).
+    """Find words in front of the prompt that bring the target back, by gradients through the erased
+    model.
 
-        z_k ~ Categorical(u_k)                                        one-hot, (K, V)
-        L(z) = mean | n - eps'(q(z_t | x_0, n), t, [z E, prompt]) |^2     x_0: the original model's image of the case
+    Objective::
+
+        z_k ~ Categorical(u_k)                                  K one-hot rows of V entries
+        L(z) = mean | n - eps'(q(z_t | x_0, n), t, [z E, prompt]) |^2
         u <- projection onto the simplex of Adam(u, clamp(dL/dz, -1, 1))
 
-    for one timestep after the other, low noise first; after ``looks`` of the blocks the likeliest words are written out and
-    handed over as a prompt. A row of u that nothing has moved has no likeliest word: it is drawn, so that without iterations
-    this is :class:`RandomToken`.
-    Tier T4. Reference: Zhang et al., ECCV 2024, arXiv:2310.11868. Code: OPTML-Group/Diffusion-MU-Attack.
-    Deviations: whole words only, so that the written prompt is the prompt that was optimised; x_0 is the sampler's clean latent,
-    not the encoded picture of another sampler; no early stop, since an attack does not grade itself; private random numbers (the
-    official code's evaluation rewinds those of the loss). Under a guard the loss takes the guarded prediction.
-    Cost per case: one reference image, ``looks`` images, and per iteration one forward and one backward (times the guard's
-    branches); the iterations are what the budget leaves. The official 2,000 iterations with 50 looks: a budget of 9,100 at 50
-    steps.
+    K = ``tokens`` words are searched in a vocabulary of V words with embeddings E, each by its
+    probabilities u_k on the simplex. eps' is the erased model, n is noise, and q(z_t | x_0, n) is
+    x_0 noised to timestep t. x_0 is the original model's image of the case. The search goes through
+    ``timesteps`` timesteps, low noise first. After ``pictures`` of them the likeliest words are
+    written out and drawn as a prompt. A row of u that nothing has moved has no likeliest word, so
+    its word is drawn at random: without iterations this attack is :class:`RandomToken`.
+
+    Tier T4. Reference: Zhang et al., ECCV 2024, arXiv:2310.11868. Code:
+    OPTML-Group/Diffusion-MU-Attack.
+
+    Deviations: only whole words are searched, so that the written prompt is the prompt that was
+    optimised. x_0 is the sampler's clean latent, not the encoded picture of another sampler. There
+    is no early stop, because an attack does not judge its own images. Random numbers are private to
+    the case (in the official code, drawing an image rewinds those of the loss). Under a guard the
+    loss takes the guarded prediction.
+
+    Cost: for each case one reference image, ``pictures`` images and, for each iteration, one
+    forward and one backward pass (times the guard's branches). There are as many iterations as the
+    budget leaves. The official 2,000 iterations with 50 images need a budget of 9,100 at 50 steps.
     """
 
     name: ClassVar[str] = "unlearndiff"
@@ -40,24 +55,32 @@ class UnlearnDiff(Attack):
     paper: ClassVar[str] = "Zhang et al., ECCV 2024, arXiv:2310.11868"
     tier: ClassVar[str] = "T4"
     controls: ClassVar = ("random_token", "seed_search")
+    renamed: ClassVar[Mapping[str, str]] = {"looks": "pictures"}
     presets: ClassVar = {
         "paper": {},
-        "mini": {"tokens": 2, "timesteps": 8, "looks": 4},
-        "tiny": {"tokens": 2, "timesteps": 2, "looks": 2},
+        "mini": {"tokens": 2, "timesteps": 8, "pictures": 4},
+        "tiny": {"tokens": 2, "timesteps": 2, "pictures": 2},
     }
 
-    tokens: int = option(3, "words before the prompt", "official configs: 3 for styles and objects, 5 for nudity", low=1)
-    timesteps: int = option(50, "noise levels, evenly over the schedule", "official configs", low=1)
-    looks: int = option(50, "images, spread over the blocks", "official configs: one per block", low=1)
+    tokens: int = option(
+        3, "number of words before the prompt", "official configs: 3 for styles and objects, 5 for nudity", low=1
+    )
+    timesteps: int = option(
+        50, "number of timesteps searched one after the other, spread over the schedule", "official configs", low=1
+    )
+    pictures: int = option(50, "images for each case, spread over the timesteps", "official configs: one per block", low=1)
     lr: float = option(0.01, "Adam learning rate", "official configs", low=0.0)
-    decay: float = option(0.1, "Adam's coupled weight decay", "official configs", low=0.0)
+    decay: float = option(0.1, "weight decay of Adam, added to the gradient", "official configs", low=0.0)
 
     def plan(self, deployed: Deployed, goal: Goal, budget: int) -> Plan:
-        fixed = deployed.reference_cost(goal.guidance) + self.looks * deployed.per_image(goal.guidance)
+        levels = deployed.original.schedule.size
+        if self.timesteps > levels:
+            raise BadOption(f"timesteps={self.timesteps}: the schedule has {levels} levels.")
+        fixed = deployed.reference_cost(goal.guidance) + self.pictures * deployed.per_image(goal.guidance)
         self.afford(budget, fixed)
         iterations = (budget - fixed) // (2 * deployed.rows)
         steps = iterations * deployed.rows * len(goal.cases)
-        return Plan(self.looks, iterations, deployed.reference_cost(goal.guidance) * len(goal.cases) + steps, steps)
+        return Plan(self.pictures, iterations, deployed.reference_cost(goal.guidance) * len(goal.cases) + steps, steps)
 
     def run(self, deployed: Deployed, goal: Goal, plan: Plan) -> list[Attempt]:
         references = deployed.references(goal.cases)
@@ -73,7 +96,8 @@ class UnlearnDiff(Attack):
     def _search(
         self, model: DiffusionModel, words: list[str], table: Tensor, cases: tuple[Case, ...], x_0: Tensor, iterations: int
     ) -> list[tuple[str, list[str]]]:
-        """The prompts of B cases at every look; rows do not see each other."""
+        """The prompts of B cases each time that they are written out. The cases do not influence
+        each other."""
         rngs, soft, found = [rng_of(self.seed, c) for c in cases], model.embed([c.prompt for c in cases]), []
         u = torch.full((len(cases), self.tokens, len(words)), 1 / len(words), device=table.device)
         adam = torch.optim.Adam([u], lr=self.lr, weight_decay=self.decay)
@@ -92,7 +116,7 @@ class UnlearnDiff(Attack):
                 u.grad = gradient.clamp(-1, 1)
                 adam.step()
                 u.copy_(onto_simplex(u))
-            for look in range(_share(self.looks, self.timesteps, block)):
+            for look in range(_share(self.pictures, self.timesteps, block)):
                 texts = []
                 for row, rng, case in zip(u, rngs, cases, strict=True):
                     drawn = torch.randint(len(words), (self.tokens,), generator=rng)
@@ -103,10 +127,11 @@ class UnlearnDiff(Attack):
         return found
 
     def _levels(self, n: int) -> list[int]:
-        """Ascending; 10, 30, ..., 990 for 50 of 1,000."""
+        """The timesteps in ascending order: 10, 30, ..., 990 for 50 of 1,000."""
         return [round((i + 0.5) * n / self.timesteps) for i in range(self.timesteps)]
 
 
 def _share(total: int, blocks: int, block: int) -> int:
-    """So many of ``total`` fall to a block that the last blocks have theirs: 4 looks of 8 blocks come after blocks 2, 4, 6, 8."""
+    """How many of ``total`` fall to a block, so that the last blocks get theirs: 4 of 8 come after
+    blocks 2, 4, 6 and 8."""
     return total * (block + 1) // blocks - total * block // blocks

@@ -9,6 +9,7 @@ import click
 
 from .options import (
     clip_option,
+    detector_option,
     device_option,
     dtype_option,
     far_option,
@@ -39,6 +40,7 @@ from .settings import group, settings_help
 @set_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the attack.")
 @clip_option
+@detector_option
 @near_option
 @far_option
 @out_option("Folder for attempts and summary, in which a stopped attack is continued.", folder=True, required=False)
@@ -60,6 +62,7 @@ def _attack(
     pairs: tuple[str, ...],
     seed: int,
     clip: str | None,
+    detector: str | None,
     near: tuple[str, ...],
     far: tuple[str, ...],
     out: Path | None,
@@ -69,6 +72,7 @@ def _attack(
 ) -> None:
     """Body of every ``efface attack ATTACK``; the attack is the name of the command."""
     from .. import verbs
+    from ..io.files import check_writable
     from ..models.load import load_model
     from ..patches import Patch
     from ..registry import ATTACKS, build_attack, build_guard, parse_set, preset_for
@@ -77,6 +81,8 @@ def _attack(
     settings: dict[str, Any] = {**parse_set(pairs), "seed": seed}
     guarded = build_guard(guard) if guard is not None else None
     patch = Patch.load(patch_path) if patch_path is not None else None
+    if out is not None:
+        check_writable(out)
     model = load_model(source, dtype=dtype, device=device)
     attack = build_attack(name, preset=preset or preset_for(ATTACKS.find(name), model), settings=settings)
     with Bars() as bars:
@@ -92,6 +98,7 @@ def _attack(
             profile=profile,
             controls=not no_controls,
             clip=clip,
+            detector=detector,
             near=near,
             far=far,
             on_image=bars.images,
@@ -103,18 +110,21 @@ def _attack(
 
 def attack_table(summary: dict[str, Any]) -> str:
     """Attacks and controls as rows of text."""
-    lines = [
-        f"{'attack':<19}{'role':<10}{'tier':<6}{'broken':>7}  {'95 % interval':<16}{'k / n':>7}{'invalid':>9}{'images':>8}"
-        f"{'forward':>9}{'backward':>9}"
-    ]
+    head = f"{'attack':<19}{'role':<10}{'tier':<6}{'broken':>7}  {'95 % interval':<16}{'k / n':>7}{'undecided':>11}"
+    lines = [f"{head}{'invalid':>9}{'images':>8}{'forward':>9}{'backward':>9}"]
     for label, a in summary["attacks"].items():
         cost, (value, interval, counts) = a["cost"], rate(a["rate"])
-        lines.append(
-            f"{label:<19}{a['role']:<10}{a['tier']:<6}{value:>7}  {interval:<16}{counts:>7}{a['invalid']:>9}{a['images']:>8}"
-            f"{cost['forward']:>9,}{cost['backward']:>9,}"
+        row = (
+            f"{label:<19}{a['role']:<10}{a['tier']:<6}{value:>7}  {interval:<16}{counts:>7}{a['undecided']:>11}{a['invalid']:>9}"
         )
-    value, interval, counts = rate(summary["union"])
-    lines.append(f"{'union':<19}{'':<16}{value:>7}  {interval:<16}{counts:>7}   over {', '.join(summary['union']['over'])}")
+        lines.append(f"{row}{a['images']:>8}{cost['forward']:>9,}{cost['backward']:>9,}")
+    union = summary["union"]
+    value, interval, counts = rate(union)
+    lines.append(f"{'union':<19}{'':<16}{value:>7}  {interval:<16}{counts:>7}{union['undecided']:>11}")
+    lines.append(
+        f"The union is over {', '.join(union['over'])}: a case counts as broken when any of them breaks it, the controls too.\n"
+        "A case without a valid image is undecided: it counts neither as broken nor as resisted."
+    )
     return "\n".join(lines)
 
 

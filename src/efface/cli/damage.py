@@ -10,6 +10,7 @@ import click
 from .main import command
 from .options import (
     clip_option,
+    detector_option,
     device_option,
     dtype_option,
     json_option,
@@ -39,6 +40,7 @@ from .output import Bars, emit, note
 )
 @profile_option
 @clip_option
+@detector_option
 @out_option("Folder for the record and the pictures.", folder=True)
 @device_option
 @dtype_option
@@ -51,6 +53,7 @@ def damage(
     by: str | None,
     profile: str,
     clip: str | None,
+    detector: str | None,
     out: Path,
     device: str,
     dtype: str,
@@ -58,11 +61,15 @@ def damage(
 ) -> None:
     """Find what else a patch broke: the names it hurts most, confirmed on other seeds, with pictures before and after."""
     from .. import verbs
+    from ..io.files import check_writable
     from ..io.images import join_pictures
     from ..models.load import load_model
     from ..patches import Patch
+    from ..preservation.candidates import check_space
 
     patch = Patch.load(patch_path)
+    check_writable(out)
+    check_space(space)
     model = load_model(source, dtype=dtype, device=device)
     with Bars() as bars:
         found = verbs.damage(
@@ -74,6 +81,7 @@ def damage(
             by=by,
             profile=profile,
             clip=clip,
+            detector=detector,
             on_image=bars.images,
             note=note,
         )
@@ -84,12 +92,21 @@ def damage(
 def damage_table(found: dict[str, Any]) -> str:
     """The list of names as rows of text."""
     lines = [
-        f"{'name':<22}{'fall of the score':>18}  {'95 % interval':<18}{'p':>8}{'named before':>14}{'after':>7}{'invalid':>9}"
+        f"{'name':<22}{'fall of the score':>18}  {'95 % interval':<18}{'named before':>14}{'after':>7}{'invalid':>9}{'p':>9}  "
+        "damaged by"
     ]
     for r in found["rows"]:
         before, after = ("-" if r[k] is None else f"{r[k]}/{found['seeds']}" for k in ("before", "after"))
         interval = "too few images" if r["low"] is None else f"[{r['low']:.1f}, {r['high']:.1f}]"
-        mark, drop = "*" if r["damaged"] else " ", "not scored" if r["drop"] is None else f"{r['drop']:.1f}"
-        lines.append(f"{r['name'][:21]:<22}{drop:>17}{mark}  {interval:<18}{r['p']:>8.4f}{before:>14}{after:>7}{r['invalid']:>9}")
-    worst = f"{found['damaged']} of the {len(found['rows'])} names that looked worst of {found['names']} are damaged (*)"
-    return "\n".join([*lines, f"{worst}: false discovery rate 5 %, on {found['seeds']} images each that did not choose them."])
+        lines.append(
+            f"{r['name'][:21]:<22}{r['drop']:>18.1f}  {interval:<18}{before:>14}{after:>7}{r['invalid']:>9}{r['p']:>9.4f}  "
+            + (" and ".join(r["by"]) or "-")
+        )
+    worst = f"{found['damaged']} of the {len(found['rows'])} names that looked worst of {found['names']} are damaged"
+    return "\n".join(
+        [
+            *lines,
+            f"{worst}: their score falls, or the detector names them less often (false discovery rate 5 %, on {found['seeds']} "
+            "images each that did not choose them). An invalid image is not named.",
+        ]
+    )

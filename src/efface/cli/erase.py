@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,14 @@ from .settings import group, settings_help
 @click.option("--checkpointing", is_flag=True, help="Compute activations again instead of storing them: slower, less memory.")
 @click.option("--autocast", default=None, help="Run the network in bfloat16 or float16; the weights stay as they were loaded.")
 @click.option("--resume", is_flag=True, help="Continue a stopped run from its checkpoint; the result is the same to the bit.")
+@click.option(
+    "--checkpoint-every",
+    "every",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    help="Steps between checkpoints, from which --resume continues.",
+)
 @out_option("Patch file to write (.safetensors).")
 @force_option
 @json_option
@@ -57,15 +66,19 @@ def _erase(
     checkpointing: bool,
     autocast: str | None,
     resume: bool,
+    every: int,
     out: Path,
     force: bool,
     as_json: bool,
 ) -> None:
     """Body of every ``efface erase METHOD``; the method is the name of the command."""
-    from ..errors import BadOption
+    from ..errors import BadOption, MethodError
+    from ..io.files import claimed
+    from ..methods.trained import Trained
     from ..models.load import load_model, pick_device
     from ..registry import METHODS, build_method, parse_set, preset_for, read_toml
     from ..training import Run, processes
+    from ..training.loop import finished_steps
     from ..verbs.cost import predicted
     from ..verbs.erase import erase_request, request_for
 
@@ -79,25 +92,38 @@ def _erase(
         settings["seed"] = seed
     free(out, force)
     device = pick_device(device)
-    with processes.joined(device):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(processes.joined(device))
+        first = processes.rank() == 0
+        if first:
+            stack.enter_context(claimed(out))
         model = load_model(source, dtype=dtype, device=processes.local_device(device))
         model.configure(compiled=compiled, checkpointing=checkpointing, autocast=autocast)
         preset = preset or from_file or preset_for(METHODS.find(name), model)
         method = build_method(name, preset=preset, settings=settings)
+        if isinstance(method, Trained) and method.steps == 0:
+            raise BadOption("steps=0 trains nothing, and the patch would change nothing; give at least 1.")
         request = request_for(model, targets, anchor, preserve)
         planned = method.expected_evals(model, request)
-        first = processes.rank() == 0
+        checkpoint = out.with_suffix(".checkpoint.safetensors")
+        run = Run(checkpoint=checkpoint, resume=resume, overwrite=force, every=every)
+        done, steps = finished_steps(run), int(getattr(method, "steps", 0))
+        planned *= 1 - done / steps if 0 < done <= steps else 1
         if first:
+            if resume and not done:
+                note(f"There is no checkpoint {checkpoint} to continue from: the run starts at its beginning.")
             erased = ", ".join(repr(t) for t in request.targets)
             cost = predicted(model, planned, batch=4, processes=processes.size())
+            left = f" for what is left after step {done} of {steps}" if done else ""
             shared = f" The work is shared by {processes.size()} processes." if processes.size() > 1 else ""
-            note(f"Erasing {erased} from {model.name} with {name} (preset {preset}) takes about {cost}.{shared}")
-        run = Run(checkpoint=out.with_suffix(".checkpoint.safetensors"), resume=resume)
+            note(f"Erasing {erased} from {model.name} with {name} (preset {preset}) takes about {cost}{left}.{shared}")
         with TrainingBar(name) as bar:
             run.on_step = bar.step if first else run.on_step
             patch = erase_request(model, method, request, run)
         if not first:
             return  # every process holds the same patch; one writes it
+        if not patch.norm():
+            raise MethodError(f"{name} changed nothing, so no patch was written: its options leave it nothing to do.")
         patch.save(out)
         if run.checkpoint is not None:
             run.checkpoint.unlink(missing_ok=True)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import click
+
 from .main import command
 from .options import (
     clip_option,
+    detector_option,
     device_option,
     dtype_option,
     far_option,
@@ -36,8 +39,16 @@ from .output import Bars, command_line, emit, note, rate
 @target_option("Concept to block, only with --guard and without --patch; repeat for several.")
 @profile_option
 @clip_option
+@detector_option
 @near_option
 @far_option
+@click.option(
+    "--synonym",
+    "synonyms",
+    multiple=True,
+    metavar="[TARGET=]NAME",
+    help="Another name of the target, which must go too; repeat. Models other than the miniature need one for a verdict.",
+)
 @out_option("Folder for rows, pictures and summary.", folder=True)
 @device_option
 @dtype_option
@@ -49,8 +60,10 @@ def evaluate(
     targets: tuple[str, ...],
     profile: str,
     clip: str | None,
+    detector: str | None,
     near: tuple[str, ...],
     far: tuple[str, ...],
+    synonyms: tuple[str, ...],
     out: Path,
     device: str,
     dtype: str,
@@ -63,6 +76,7 @@ def evaluate(
     from .. import verbs
     from ..errors import BadOption
     from ..evaluation.profiles import profile as find_profile
+    from ..io.files import check_writable
     from ..models.load import load_model
     from ..patches import Patch
     from ..registry import build_guard
@@ -72,6 +86,7 @@ def evaluate(
     if patch_path is None and guarded is None:
         raise BadOption("nothing to measure: give --patch FILE, or --guard NAME with --target NAME.")
     patch = Patch.load(patch_path) if patch_path is not None else None
+    check_writable(out)
     model = load_model(source, dtype=dtype, device=device)
     with Bars() as bars:
         summary = verbs.evaluate(
@@ -82,13 +97,28 @@ def evaluate(
             guard=guarded,
             profile=profile,
             clip=clip,
+            detector=detector,
             near=near,
             far=far,
+            synonyms=_by_target(synonyms, targets or (patch.card.request.targets if patch is not None else ())),
             on_image=bars.images,
             note=note,
             command=command_line(),
         )
     emit(as_json, {"out": str(out), **summary}, evaluation_table(summary))
+
+
+def _by_target(synonyms: tuple[str, ...], targets: tuple[str, ...]) -> dict[str, list[str]]:
+    """``TARGET=NAME``, or NAME alone where there is one target."""
+    from ..errors import BadOption
+
+    found: dict[str, list[str]] = {}
+    for text in synonyms:
+        target, sign, name = text.rpartition("=")
+        if not sign and len(targets) != 1:
+            raise BadOption(f"--synonym {text!r} does not say of which target; write TARGET={text}.")
+        found.setdefault(target if sign else targets[0], []).append(name)
+    return found
 
 
 def evaluation_table(summary: dict[str, Any]) -> str:

@@ -50,7 +50,9 @@ def export(
     from .. import verbs
     from ..models.load import load_model
     from ..patches import Patch
+    from ..verbs.export import check_export
 
+    check_export(kind, out, half)
     if kind != "folder":
         free(out, force)
     patch = Patch.load(patch_path)

@@ -39,12 +39,18 @@ def import_(
 ) -> None:
     """Make a patch of somebody else's erasure: a LoRA, a state dict, a model folder, or a checkpoint."""
     from .. import verbs
+    from ..errors import BadFile
     from ..models.load import load_model
 
     free(out, force)
+    if not foreign.exists():
+        raise BadFile(f"there is no file {str(foreign)!r}.")
     patch = verbs.import_patch(load_model(source, dtype=dtype, device=device), foreign, targets=targets, name=name)
     patch.save(out)
     facts = written(out, patch)
     kind = patch.card.config["read as"]
     text = f"Wrote {out} ({facts['bytes'] / 1e6:.1f} MB): {foreign} was read as {kind}, and {facts['tensors']} tensors change."
+    if notes := patch.card.config.get("notes"):
+        facts["notes"] = notes
+        text += f"\n{notes}"
     emit(as_json, facts, text)

@@ -76,12 +76,18 @@ def _guards(model: DiffusionModel | None = None) -> dict[str, str]:
     return _plugins(GUARDS, line)
 
 
+def _detectors() -> dict[str, str]:
+    from ..registry import DETECTORS
+
+    return _plugins(DETECTORS, lambda cls: str(cls.summary))
+
+
 def _plug_ins() -> dict[str, str]:
-    from ..registry import ATTACKS, GUARDS, METHODS
+    from ..registry import ATTACKS, DETECTORS, GUARDS, METHODS
 
     return {
         f"{table.kind} {name}": f"{path}, registered by {owner}"
-        for table in (METHODS, ATTACKS, GUARDS)
+        for table in (METHODS, ATTACKS, DETECTORS, GUARDS)
         for name, (path, owner) in table.points.items()
     }
 
@@ -114,6 +120,7 @@ KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "methods": _methods,
     "attacks": _attacks,
     "guards": _guards,
+    "detectors": _detectors,
     "models": _models,
     "formats": _formats,
     "concepts": _concepts,
@@ -130,7 +137,7 @@ FOR_MODEL: dict[str, Callable[[DiffusionModel], dict[str, str]]] = {"methods": _
 @click.option("--model", "source", help="Of methods and guards: also say which this model cannot serve, and why.")
 @json_option
 def list_(kind: str, source: str | None, as_json: bool) -> None:
-    """List methods, attacks, guards, models, export formats, the miniature's concepts, metrics, or what packages registered."""
+    """List what there is: methods, attacks, guards, detectors, models, formats, concepts, metrics, or registered plug-ins."""
     if source is None:
         rows = KINDS[kind]()
     elif kind in FOR_MODEL:

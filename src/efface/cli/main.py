@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import warnings
@@ -22,6 +23,31 @@ SECTIONS = {
 }
 
 
+AFTER_A_STOP = {
+    **dict.fromkeys(("evaluate", "attack", "study", "demo"), "The same command goes on where it stopped."),
+    "damage": "The same command starts again; the base model's images are kept.",
+    "erase": "Where a checkpoint lies beside --out, the same command with --resume continues it; else it starts again.",
+}
+"""What Ctrl-C leaves of a command."""
+
+
+class Once(click.Command):
+    """A command that lets no option be given twice where only the last would count, and takes no number that is none."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not ctx.resilient_parsing:
+            _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+            for p in given:
+                if isinstance(p, click.Option) and not p.multiple and not p.is_flag and given.count(p) > 1:
+                    raise click.UsageError(f"{p.opts[0]} is given twice; only one of the two could count.", ctx)
+        rest = super().parse_args(ctx, args)
+        for p in self.params:
+            value = ctx.params.get(p.name or "")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise click.BadParameter(f"{value} is no number.", ctx, p)
+        return rest
+
+
 class Efface(click.Group):
     """Turns errors of ours into one line and an exit code; everything else is a bug and keeps its traceback."""
 
@@ -32,7 +58,7 @@ class Efface(click.Group):
             click.echo(f"efface: {error}", err=True)
             ctx.exit(2 if isinstance(error, UsageError) else 1)
         except KeyboardInterrupt:
-            click.echo("efface: stopped.", err=True)
+            click.echo(f"efface: stopped. {AFTER_A_STOP.get(str(ctx.invoked_subcommand), '')}".rstrip(), err=True)
             ctx.exit(1)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -63,8 +89,15 @@ def main(ctx: click.Context, quiet: bool, verbose: bool) -> None:
       eval "$(_EFFACE_COMPLETE=bash_source efface)"
     """
     ctx.obj = {"quiet": quiet}
+    ctx.with_resource(warnings.catch_warnings())  # for as long as the command runs
+    warnings.showwarning = _warn if not quiet else lambda *_, **__: None
     if not verbose:
         hush()
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning as one line, without the place in our code that it comes from."""
+    click.echo(f"efface: note: {message}", err=True)
 
 
 def hush() -> None:
@@ -97,7 +130,7 @@ def command(name: str, *, examples: str = "", **facts: Any) -> Callable[[Callabl
     """A command of ``efface`` with executable examples at the end of its help."""
 
     def add(function: Callable[..., Any]) -> click.Command:
-        made: click.Command = main.command(name, context_settings=CONTEXT, **facts)(function)
+        made: click.Command = main.command(name, cls=Once, context_settings=CONTEXT, **facts)(function)
         made.help = with_examples(made.help or "", examples)
         return made
 

@@ -44,6 +44,12 @@ clip_option = click.option(
     default=None,
     help="CLIP checkpoint (folder or Hub id) that names the images; models other than the miniature need one.",
 )
+detector_option = click.option(
+    "--detector",
+    default=None,
+    metavar="NAME",
+    help="What names the images: a registered detector (efface list detectors), or path/to/file.py:Name.",
+)
 near_option = click.option(
     "--near", multiple=True, help="Related concept that must stay; repeat. Models other than the miniature need one."
 )

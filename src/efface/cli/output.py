@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from ..errors import BadOption
+from ..io.files import check_writable
 
 
 def emit(as_json: bool, data: dict[str, Any], text: str) -> None:
@@ -41,6 +42,15 @@ def free(out: Path, force: bool) -> None:
         raise BadOption(f"--out {out} must end in .safetensors: that is what is written.")
     if out.exists() and not force:
         raise BadOption(f"--out {out} exists; it can have cost hours, so it is only replaced with --force.")
+    check_writable(out)
+
+
+def ends_in(out: Path, suffix: str, what: str) -> None:
+    """Raises BadOption for a file whose name promises another format than is written, BadFile for a place that cannot be
+    written."""
+    if out.suffix.lower() != suffix:
+        raise BadOption(f"--out {out} must end in {suffix}: {what} is what is written.")
+    check_writable(out)
 
 
 def written(out: Path, patch: Any) -> dict[str, Any]:

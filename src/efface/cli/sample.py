@@ -10,7 +10,7 @@ import click
 
 from .main import command
 from .options import device_option, dtype_option, json_option, model_option, out_option, patch_option
-from .output import emit
+from .output import emit, ends_in
 
 
 @command(
@@ -25,8 +25,8 @@ from .output import emit
 @click.option("--prompt", "prompts", multiple=True, required=True, help="Prompt; repeat for several.")
 @click.option("--n", default=4, show_default=True, help="Images per prompt.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the first image of every prompt; the next ones count up.")
-@click.option("--steps", default=16, show_default=True, help="DDIM steps.")
-@click.option("--guidance", type=float, default=None, help="Guidance scale; default: 4 on the miniature, else 7.5.")
+@click.option("--steps", type=int, default=None, help="DDIM steps; default: 16 on the miniature, else 50.")
+@click.option("--guidance", type=float, default=None, help="Guidance scale; default: 4 on the miniature, 5 on SDXL, else 7.5.")
 @out_option("PNG file to write: a grid with one row per prompt.")
 @device_option
 @dtype_option
@@ -38,7 +38,7 @@ def sample(
     prompts: tuple[str, ...],
     n: int,
     seed: int,
-    steps: int,
+    steps: int | None,
     guidance: float | None,
     out: Path,
     device: str,
@@ -51,10 +51,10 @@ def sample(
     from ..models.load import load_model
     from ..patches import Patch
 
+    ends_in(out, ".png", "a PNG picture")
+    patch = Patch.load(patch_path).scaled(scale) if patch_path is not None else None
     model = load_model(source, dtype=dtype, device=device)
-    active: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-    if patch_path is not None:
-        active = Patch.load(patch_path).scaled(scale).applied(model)
+    active: contextlib.AbstractContextManager[Any] = patch.applied(model) if patch is not None else contextlib.nullcontext()
     with active:
         images = verbs.sample(model, prompts, n=n, seed=seed, steps=steps, guidance=guidance)
     write_grid(images, columns=n, path=out)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .main import CONTEXT, main, with_examples
+from .main import CONTEXT, Once, main, with_examples
 
 
 def settings_help(cls: Any) -> str:
@@ -50,7 +50,7 @@ class OneEach(click.Group):
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         summary, text = self.describe(self.find(name))
-        return click.Command(
+        return Once(
             name, callback=self.body.callback, params=self.body.params, help=text, short_help=summary, context_settings=CONTEXT
         )
 

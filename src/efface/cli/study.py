@@ -9,6 +9,7 @@ import click
 
 from .options import (
     clip_option,
+    detector_option,
     device_option,
     dtype_option,
     json_option,
@@ -31,6 +32,7 @@ from .settings import group
 @space_option
 @profile_option
 @clip_option
+@detector_option
 @click.option(
     "--store",
     type=click.Path(path_type=Path, file_okay=False),
@@ -52,6 +54,7 @@ def _study(
     space: str,
     profile: str,
     clip: str | None,
+    detector: str | None,
     store: Path | None,
     out: Path,
     device: str,
@@ -60,8 +63,12 @@ def _study(
 ) -> None:
     """Body of every ``efface study STUDY``; the study is the name of the command."""
     from .. import verbs
+    from ..io.files import check_writable
     from ..models.load import load_model
+    from ..preservation.candidates import check_space
 
+    check_writable(out)
+    check_space(space)
     model = load_model(source, dtype=dtype, device=device)
     with Bars() as bars:
         result = verbs.study(
@@ -76,6 +83,7 @@ def _study(
             profile=profile,
             store=store,
             clip=clip,
+            detector=detector,
             on_progress=bars.update,
             note=note,
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BadFile, BadRequest
-from .request import normalised
+from .request import names_of, normalised
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class ConceptSpace:
     def of(name: str, names: Iterable[str]) -> ConceptSpace:
         """Distinct non-empty names, first spelling kept."""
         distinct: dict[str, str] = {}
-        for n in names:
-            if n.strip():
+        for n in names_of(names, "a concept space"):
+            if normalised(n):
                 distinct.setdefault(normalised(n), n.strip())
         return ConceptSpace(name, tuple(distinct.values()))
 
@@ -47,7 +47,7 @@ class ConceptSpace:
 
     def without(self, names: Iterable[str]) -> ConceptSpace:
         """The space minus names that the tokenizer could not tell from ``names`` (case and spacing do not count)."""
-        gone = {normalised(n) for n in names}
+        gone = {normalised(n) for n in names_of(names, "without")}
         return ConceptSpace(self.name, tuple(c for c in self.candidates if normalised(c) not in gone))
 
     def require(self, n: int) -> ConceptSpace:

@@ -93,7 +93,11 @@ class ClipScorer:
 
     def zero_shot(self, images: Tensor, names: Sequence[str], template: str = "a {}") -> Tensor:
         """(B, len(names)) probabilities of ``template`` filled with each name, at the model's own temperature."""
-        logits = self.embed_images(images) @ self.embed_texts([template.format(name) for name in names]).T
+        return self.name_probabilities(self.embed_images(images), names, template)
+
+    def name_probabilities(self, embedded: Tensor, names: Sequence[str], template: str = "a {}") -> Tensor:
+        """As :meth:`zero_shot`, for images that are embedded already: (B, d) unit vectors."""
+        logits = embedded @ self.embed_texts([template.format(name) for name in names]).T
         return (logits * float(self.model.logit_scale.exp())).softmax(-1)
 
 

@@ -1,9 +1,12 @@
-"""Four forms of one closed-form edit, equal by ``W' e = (W T) e = W (T e)``, and what can be said about it without an image.
+"""Four equal forms of one closed-form edit ``W' = W T = W (I + D)``, and what can be said about it
+without an image.
 
-folded weights    ``W' = W + W D`` in every layer                                   :func:`folded`
-a Patch           ``W D`` by name, with provenance                                  :func:`to_patch`
-a LoRA            ``up_l = W_l U`` and one ``down = V^T`` for all layers, D = U V^T :func:`lora`
-a text filter     ``T e`` in place of e, no weight changes: d^2 numbers             :func:`text_filter`, :func:`filtered`
+They are equal because ``W' e = (W T) e = W (T e)`` for every text vector e:
+
+    folded weights    ``W' = W + W D`` in every layer                             :func:`folded`
+    a patch           ``W D`` by name, with a card                                :func:`to_patch`
+    a LoRA            ``up_l = W_l U``, one ``down = V^T`` for all; D = U V^T     :func:`lora`
+    a text filter     ``T e`` in place of e; no weight changes, d^2 numbers       :func:`text_filter`
 """
 
 from __future__ import annotations
@@ -27,12 +30,14 @@ from ..patches.export import diffusers_lora
 
 
 def folded(base: Mapping[str, Tensor], edit: Edit) -> dict[str, Tensor]:
-    """``W + W D`` of every weight (out, d), in float32 on the CPU; half-precision weights are widened first."""
+    """``W + W D`` of every weight (out, d), in float32 on the CPU. Half-precision weights are
+    widened first."""
     return {name: edited(w.detach().cpu(), edit) for name, w in base.items()}
 
 
 def pooled_readers(model: DiffusionModel) -> dict[str, Tensor]:
-    """Live weights that read the pooled text in their first columns, by name; none in families without one."""
+    """The model's weights that read the pooled text vector in their first columns, by name. Some
+    families have none."""
     reads = model.reads("pooled")
     return {n: p for n, p in model.weights(lambda _: True).items() if reads(n)}
 
@@ -40,8 +45,11 @@ def pooled_readers(model: DiffusionModel) -> dict[str, Tensor]:
 def to_patch(
     base: Mapping[str, Tensor], edit: Edit, card: PatchCard, pooled: tuple[Mapping[str, Tensor], Edit] | None = None
 ) -> Patch:
-    """The edit as a Patch of these weights; ``pooled``: with another edit of what reads the pooled text, whose first columns
-    it multiplies. Raises NonFiniteLoss when something is not finite."""
+    """The edit as a patch of these weights. Raises NonFiniteLoss when something is not finite.
+
+    ``pooled`` gives weights that read the pooled text vector in their first columns, and another
+    edit for those columns.
+    """
     new = folded(base, edit)
     if pooled is not None:
         readers, second = pooled
@@ -53,37 +61,48 @@ def to_patch(
 
 
 def lora(base: Mapping[str, Tensor], edit: Edit) -> dict[str, tuple[Tensor, Tensor]]:
-    """``{weight name: (up (out, r), down (r, d))}`` in float32 with ``up @ down = W D``: exact, and ``down`` is the same tensor
-    for every layer. The rank is that of D (singular values above 1e-6 of the largest)."""
+    """The edit as a LoRA: ``{weight name: (up (out, r), down (r, d))}`` in float32 with ``up @ down
+    = W D``.
+
+    This is exact, and ``down`` is the same tensor for every layer. The rank is that of D, counting
+    singular values above 1e-6 of the largest.
+    """
     left, right = low_rank(edit)
     down = right.float()
     return {name: ((w.detach().cpu().double() @ left).float(), down) for name, w in base.items()}
 
 
 def save_lora(path: str | Path, base: Mapping[str, Tensor], edit: Edit) -> None:
-    """Write the LoRA under diffusers' names, ``unet.<module>.lora_A.weight`` (down) and ``lora_B.weight`` (up), with no alpha:
-    the scale is 1. Raises BadFile when the place cannot be written."""
-    # A copy per layer: safetensors refuses tensors that share memory, and readers expect one file entry per layer.
+    """Write the LoRA under diffusers' names, ``unet.<module>.lora_A.weight`` (down) and
+    ``lora_B.weight`` (up).
+
+    There is no alpha, so the scale is 1. Raises BadFile when the file cannot be written.
+    """
+    # Every layer gets a copy, because safetensors refuses tensors that share memory and readers expect an entry for each layer.
     tensors = {n: t.clone(memory_format=torch.contiguous_format) for n, t in diffusers_lora(lora(base, edit), {}).items()}
     atomic_write(Path(path), lambda p: save_file(tensors, p, metadata={"format": "pt"}))
 
 
 def text_filter(edit: Edit, c: Cond) -> Cond:
-    """``T e`` for every token vector e: feed it to the unedited network. Computed in float64, returned in e's dtype."""
+    """``T e`` in place of every token vector e, for the unedited network. Computed in float64 and
+    returned in the dtype of e."""
     return replace(c, tokens=moved(edit, c.tokens.cpu()).to(c.tokens))
 
 
 @contextmanager
 def filtered(model: DiffusionModel, edit: Edit) -> Iterator[DiffusionModel]:
-    """The model with every encoding filtered inside: the edit without touching a weight."""
+    """Inside this context, the model filters every encoding: the edit without a changed weight."""
     with model.encoding(lambda prompts, plain: text_filter(edit, plain)):
         yield model
 
 
 @torch.no_grad()
 def prompt_gram(model: DiffusionModel, prompts: Sequence[str]) -> Tensor:
-    """``sum e e^T`` over every position of every prompt, (d, d) float64: all that a preserved corpus is to an edit. Some prompts
-    at a time, so that a large corpus takes no memory."""
+    """``sum e e^T`` over every position of every prompt, (d, d) float64: all that an edit needs to
+    know of preserved prompts.
+
+    A few prompts are encoded at a time, so that memory does not grow with their number.
+    """
     width = model.encode([""]).tokens.shape[-1]
     total = torch.zeros(width, width, dtype=F64)
     for i in range(0, len(prompts), 64):
@@ -93,13 +112,19 @@ def prompt_gram(model: DiffusionModel, prompts: Sequence[str]) -> Tensor:
 
 
 def facts(edit: Edit, model: DiffusionModel, targets: Sequence[str]) -> dict[str, Any]:
-    """What an edit's card says about itself; plain numbers.
+    """What the card of an edit says about it, as plain numbers.
 
-    condition: largest over smallest singular value of T (None: T has no inverse); norm: the largest; null_gain:
-    ``|T n| / |n|`` over the null prompt's rows; system_condition: of the linear system; rank: of D, as stored.
-    bring_back: for the last word of every target, ``length = |c'| / |c|`` of the embedding ``c' = T^-1 c`` that brings the
-    concept back exactly, and ``missed = |T c' - c| / |c|``, which is 0 unless T has no inverse there. The worst case is shown
-    with its name, because a chain is as strong as that. Cost: 0 UNet evaluations, 4 d^3 operations.
+    - condition: largest over smallest singular value of T; None where T has no inverse.
+    - norm: the largest singular value of T.
+    - null_gain: ``|T n| / |n|`` over the rows n of the empty prompt.
+    - system_condition: condition number of the linear system that was solved.
+    - rank: the rank of D as it is stored.
+    - bring_back: for the last word c of a target, the ``length = |c'| / |c|`` of the embedding ``c'
+      = T^-1 c`` that brings the target back exactly, and ``missed = |T c' - c| / |c|``, which is 0
+      unless T has no inverse there. Only the target that is brought back most easily is shown, with
+      its name, because the edit is as strong as that.
+
+    Cost: no UNet evaluations, 4 d^3 operations.
     """
     s = singular_values(edit)
     null = model.encode([""]).tokens[0].cpu().double()

@@ -1,4 +1,4 @@
-"""An edit that is kept: concepts are added and taken away later, exactly, in any order."""
+"""A saved edit: concepts can be added and taken away later, exactly and in any order."""
 
 from __future__ import annotations
 
@@ -26,16 +26,22 @@ FORMAT = "efface-concept-edit"
 
 
 class ConceptEdit:
-    """Rows of erased concepts and of preserved prompts, their exact moments, and the edit that follows from them.
+    """A closed-form edit that concepts can be added to and taken from at any time.
 
-    Everything refers to the original weights, so the result depends on the set of concepts alone. The moments are sums of
-    outer products kept as exact integers (:mod:`efface.equations.exact`): adding and removing never rounds, so the moments
-    after any history are bit for bit those of the same set built from nothing, and so is the patch. Ordinary float64 sums would
-    come back with other last digits. The rows themselves are kept (they are needed to take a concept away, and a text encoder
-    may not give the same bits in another batch); the moments' size does not depend on the number of concepts.
+    It keeps the rows of erased concepts and of preserved prompts (the text encoder's vectors), and
+    exact sums over them, the moments, from which the edit follows. Everything refers to the
+    original weights, so the result depends only on the set of concepts.
 
-    ``lam``, ``erase_scale`` and ``preserve_scale`` are those of :class:`efface.methods.UCE` and may be changed at any time: the
-    moments do not contain them. ``limit``: no entry of a row is larger (a power of two; FLUX's T5 needs a larger one).
+    The moments are sums of outer products, kept as exact integers (:mod:`efface.equations.exact`).
+    Adding and removing never round, so the moments after any history, and with them the patch, have
+    the same bits as those of the same set built from nothing. Ordinary float64 sums would come back
+    with other last digits. The rows are kept too: they are needed to take a concept away, and a
+    text encoder may not give the same bits in another batch. The size of the moments does not
+    depend on the number of concepts.
+
+    ``lam``, ``erase_scale`` and ``preserve_scale`` are those of :class:`efface.methods.UCE` and may
+    be changed at any time, because the moments do not contain them. ``limit`` is a power of two
+    that no entry of a row exceeds; FLUX's T5 needs a larger one.
     """
 
     def __init__(
@@ -61,15 +67,17 @@ class ConceptEdit:
 
     @staticmethod
     def of(model: DiffusionModel, *, pin_null: bool = True, **options: Any) -> ConceptEdit:
-        """An empty edit of this model; with ``pin_null`` the null prompt, begin vector included, never moves."""
+        """An empty edit of this model. With ``pin_null`` the empty prompt, start vector included,
+        never moves."""
         null = model.encode([""]).tokens[0].cpu()
-        base = {**model.info, "digest": model.digest()}
+        base = {**model.info, **model.identity()}
         return ConceptEdit(null.shape[1], pinned=null if pin_null else None, base=base, **options)
 
     # -- the set of concepts -------------------------------------------------------------------------------------
 
     def erase(self, name: str, x: Tensor, y: Tensor) -> None:
-        """Add a concept: rows x (r, d) act like y (r, d); see :meth:`efface.models.cond.Cond.aligned`. Raises BadRequest."""
+        """Add a concept whose rows x (r, d) are to act like y (r, d); see
+        :meth:`efface.models.cond.Cond.aligned`. Raises BadRequest."""
         if name in self.erased:
             raise BadRequest(f"{name!r} is already erased by this edit; remove it first to erase it in another way.")
         x, y = self._checked(name, x), self._checked(name, y)
@@ -106,7 +114,7 @@ class ConceptEdit:
 
     @property
     def rows(self) -> int:
-        """Rows of all concepts together."""
+        """The number of rows of all concepts together."""
         return sum(len(x) for x, _ in self.erased.values()) + sum(map(len, self.preserved.values()))
 
     def _gram_of(self, rows: Tensor) -> Tensor:
@@ -118,22 +126,24 @@ class ConceptEdit:
         self._gram += sign * outer_sums(x_parts, x_parts)
         self._cross += sign * outer_sums(halves(y, self.limit), x_parts)
 
-    # -- what follows from it ------------------------------------------------------------------------------------
+    # -- the edit and its patch -----------------------------------------------------------------------------------
 
     @property
     def moments(self) -> Moments:
-        """The weighted moments, rounded once."""
+        """The weighted moments in float64, rounded once."""
         gram, shift = value(self._gram, self.limit), value(self._cross - self._gram, self.limit)
         return Moments(self.erase_scale * gram, self.erase_scale * shift, self.preserve_scale * value(self._keep, self.limit))
 
     def solve(self) -> Edit:
-        """The edit of the present set. Raises BadRequest for an empty one, IllPosed."""
+        """The edit for the present set of concepts. Raises BadRequest when nothing is erased, and
+        IllPosed."""
         if not self.erased:
             raise BadRequest("this edit erases nothing; add a concept with erase().")
         return solved(self.moments, self.lam, self.pinned)
 
     def patch(self, model: DiffusionModel) -> Patch:
-        """The edit as a Patch of the model it was made for. Raises WrongBaseModel for another one."""
+        """The edit as a patch of the model that it was made for. Raises WrongBaseModel for another
+        one."""
         edit = self.solve()
         names = sorted(self.erased)
         card = PatchCard(
@@ -152,20 +162,21 @@ class ConceptEdit:
     # -- files ---------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """Write the whole state: options and rows. The moments are left out, because they come out the same bit for bit."""
+        """Write the whole state: options and rows. The moments are left out, because they are
+        computed again with the same bits."""
         tensors = {f"x.{n}": x for n, (x, _) in self.erased.items()} | {f"y.{n}": y for n, (_, y) in self.erased.items()}
         tensors |= {f"q.{n}": q for n, q in self.preserved.items()}
         if self.pinned is not None:
             tensors["pinned"] = self.pinned
         options = {k: getattr(self, k) for k in ("d", "lam", "erase_scale", "preserve_scale", "limit", "base")}
         header = {"format": FORMAT, "options": json.dumps(options)}
-        # A copy per entry: safetensors refuses tensors that share memory.
+        # Every entry gets a copy, because safetensors refuses tensors that share memory.
         copies = {n: t.float().clone().contiguous() for n, t in tensors.items()}
         atomic_write(Path(path), lambda p: save_file(copies, p, metadata=header))
 
     @staticmethod
     def load(path: str | Path) -> ConceptEdit:
-        """Read a state back. Raises BadFile for anything that is not a whole one."""
+        """Read a saved edit. Raises BadFile for a file that is not a whole one."""
         try:
             with safe_open(path, framework="pt") as f:
                 header = f.metadata() or {}

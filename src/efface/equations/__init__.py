@@ -1,1 +1,2 @@
-"""Pure tensor functions: no model, no I/O. Each has a property test with a mathematical oracle."""
+"""Pure functions of tensors and numbers, without a model and without files. Each is tested against
+a mathematical oracle."""

@@ -1,4 +1,4 @@
-"""Attention of pixels to text tokens: the probabilities, and the size of chosen columns."""
+"""Attention of pixels to text tokens: its probabilities, and how much of it chosen tokens receive."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from torch import Tensor
 
 
 def probabilities(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
-    """``softmax(Q K^T / sqrt(d_h))`` over all keys, in float32.
+    """Attention probabilities ``softmax(Q K^T / sqrt(d_h))`` over all keys, in float32.
 
-    queries: (B, P, heads d_h) of P pixels; keys: (B, L, heads d_h) of L tokens. Returns (B, heads, P, L), rows sum to 1.
+    queries are (B, P, heads d_h) for P pixels, keys (B, L, heads d_h) for L tokens. Returns (B,
+    heads, P, L), whose rows sum to 1.
     """
     q, k = (x.float().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (queries, keys))
     return torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1)
 
 
 def column_norm(maps: Sequence[Tensor], columns: Tensor, rms: bool = False) -> Tensor:
-    """Size of the attention that the chosen tokens receive, per row: ``|| concat_l vec(A_l[:, :, S]) ||_2``.
+    """How much attention the chosen tokens receive in each batch row: ``|| concat_l vec(A_l[:, :,
+    S]) ||_2``.
 
-    maps: one (B, heads_l, P_l, L) per layer. columns: (B, L) bool, each row its own S. ``rms`` divides by the square root of
-    the number of entries, so that the value does not grow with resolution, heads, layers and size of S. Returns (B,).
+    maps has one (B, heads_l, P_l, L) for each layer l. columns (B, L) says which tokens S each row
+    chooses. ``rms`` divides by the square root of the number of entries, so that the value does not
+    grow with resolution, heads, layers or the size of S. Returns (B,).
     """
     squares = torch.stack([(a.square() * columns[:, None, None]).sum((1, 2, 3)) for a in maps]).sum(0)
     if rms:
@@ -31,7 +34,8 @@ def column_norm(maps: Sequence[Tensor], columns: Tensor, rms: bool = False) -> T
 
 
 def pulled(rows: Tensor, length: float, rate: float) -> Tensor:
-    """Every row keeps its direction and moves ``rate`` of the way to the given length: ``|e| <- |e| + rate (length - |e|)``.
+    """Move the length of every row ``rate`` of the way to ``length`` and keep its direction: ``|e|
+    <- |e| + rate (length - |e|)``.
 
     rows: (n, d), none of them zero.
     """

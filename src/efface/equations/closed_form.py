@@ -1,12 +1,14 @@
-"""Closed-form edits of linear maps that share their input: one d x d matrix for all layers, solved in float64.
+"""Closed-form edits of linear maps that share their input: one d x d matrix for all layers, solved
+in float64.
 
-Throughout: rows ``x`` (r, d) are inputs to change, ``y`` (r, d) the inputs they should act like, ``a`` (r,) their weights;
-``q`` (p, d) with weights ``b`` (p,) are inputs that must act as before. Every map W (out, d) that reads these inputs solves
+Throughout, rows ``x`` (r, d) are inputs to change, ``y`` (r, d) the inputs that they should act
+like and ``a`` (r,) their weights. ``q`` (p, d) with weights ``b`` (p,) are inputs that must act as
+before. Every map W (out, d) that reads these inputs solves
 
     min_W'  sum_i a_i |W' x_i - W y_i|^2 + sum_j b_j |W' q_j - W q_j|^2 + lam |W' - W|_F^2
 
-by ``W' = W T`` with one matrix T shared by all of them; ``D = T - I`` is what is computed, because preserved rows and ridge
-drop out of it exactly, where ``M G^-1 - I`` would cancel.
+by ``W' = W T`` with one matrix T for all maps. What is computed is ``D = T - I``: preserved rows
+and ridge drop out of it exactly, where ``M G^-1 - I`` would lose digits.
 """
 
 from __future__ import annotations
@@ -22,15 +24,16 @@ from torch import Tensor
 from ..errors import IllPosed
 
 F64 = torch.float64
-ENOUGH = 7e-7  # relative error of W' on the probed rows up to which float32 products do: below 1e-6 with room to spare
-ROWS = 4096  # rows that are widened to float64 at a time: memory does not grow with their number
-JITTERS = (0.0, 1e-12, 1e-11, 1e-10, 1e-9, 1e-8)  # of the mean diagonal entry
+ENOUGH = 7e-7  # largest relative error of W' on the probed rows for which float32 is used: below 1e-6 with a margin
+ROWS = 4096  # rows that are widened to float64 at a time, so that memory does not grow with their number
+JITTERS = (0.0, 1e-12, 1e-11, 1e-10, 1e-9, 1e-8)  # multiples of the mean diagonal entry that are added in turn
 WORST = 1e14  # a condition number above which float64 (2e-16) leaves less than two digits
 
 
 @dataclass(frozen=True)
 class Edit:
-    """``D = T - I`` of an edit ``W' = W T`` as ``left @ right``, float64; ``right`` None: ``left`` (d, d) is D itself."""
+    """An edit ``W' = W T``, kept as ``D = T - I = left @ right`` in float64. Without ``right``,
+    ``left`` (d, d) is D itself."""
 
     left: Tensor
     right: Tensor | None
@@ -50,7 +53,8 @@ class Edit:
 
 @dataclass(frozen=True)
 class Moments:
-    """All that a solution depends on, (d, d) float64 each. They are sums over rows, so edits are combined by adding them."""
+    """The sums over rows on which a solution depends, (d, d) float64 each. Edits are combined by
+    adding their moments."""
 
     gram: Tensor
     """``sum a x x^T``."""
@@ -64,8 +68,12 @@ class Moments:
 
     @staticmethod
     def of(x: Tensor, y: Tensor, a: Tensor, q: Tensor, b: Tensor) -> Moments:
-        """Cost: about 1.3 x 2 d^2 operations per erased row and 0.6 x 2 d^2 per preserved one (rows y that occur many times,
-        such as one anchor's, are added up first). In float64: float32 Grams alone cost 5e-3 of a small-ridge edit."""
+        """Sum the rows up. The symbols are those of the module.
+
+        Cost: about 1.3 x 2 d^2 operations for each erased row and 0.6 x 2 d^2 for each preserved
+        one. Rows y that occur many times, such as one anchor's, are added up first. All is float64,
+        because float32 Gram matrices alone cost 5e-3 of a small-ridge edit.
+        """
         gram = weighted_gram(x, a)
         goals, which = distinct(y)
         ax = torch.zeros(len(goals), x.shape[1], dtype=F64)
@@ -77,8 +85,8 @@ class Moments:
 def distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
     """``(u, which)`` with ``u[which] == rows`` and no row of u twice. rows: (r, d).
 
-    Sorted by one projection per row, a tenth of the time of sorting whole rows; two different rows with the same projection are
-    noticed, and whole rows are sorted then.
+    Rows are sorted by one projection of each, which takes a tenth of the time of sorting whole
+    rows. Where two different rows have the same projection, whole rows are sorted after all.
     """
     direction = torch.cos(torch.arange(rows.shape[1], dtype=F64))
     keys = torch.cat([part.to(F64) @ direction for part in rows.split(ROWS)]) if len(rows) else rows.new_zeros(0)
@@ -91,7 +99,10 @@ def distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def weighted_gram(rows: Tensor, weights: Tensor) -> Tensor:
-    """``sum_i w_i r_i r_i^T`` (d, d) float64; only the upper triangle of blocks is multiplied out, some rows at a time."""
+    """``sum_i w_i r_i r_i^T``, (d, d) float64.
+
+    Only the upper triangle of blocks is multiplied out, for some rows at a time.
+    """
     d = rows.shape[1]
     edges = [d * i // 4 for i in range(5)]
     gram = torch.zeros(d, d, dtype=F64)
@@ -105,10 +116,11 @@ def weighted_gram(rows: Tensor, weights: Tensor) -> Tensor:
 
 
 def factored(system: Tensor) -> tuple[Tensor, float]:
-    """``(L, condition)`` with ``L L^T = system`` (d, d), symmetric positive definite.
+    """``(L, condition)`` with ``L L^T = system``, (d, d) symmetric positive definite.
 
-    A system that is singular to working precision gets a jitter of 1e-12 of its mean diagonal entry, growing tenfold to
-    1e-8, with a RuntimeWarning. Raises IllPosed when that is not enough: a silent answer would be noise.
+    Where the system is singular to working precision, 1e-12 of its mean diagonal entry is added to
+    the diagonal, growing tenfold to 1e-8, with a RuntimeWarning. Raises IllPosed when that is not
+    enough, because the answer would be noise.
     """
     scale = float(system.diagonal().mean())
     for jitter in JITTERS:
@@ -130,11 +142,15 @@ def factored(system: Tensor) -> tuple[Tensor, float]:
 
 
 def condition_estimate(system: Tensor, lower: Tensor, rounds: int = 12) -> float:
-    """Largest over smallest eigenvalue of an SPD matrix, by power iteration with it and with its Cholesky factor.
+    """Largest over smallest eigenvalue of a symmetric positive definite matrix, by power iteration
+    with it and its Cholesky factor.
 
-    A lower bound that is usually within a few per cent; 4 d^2 operations per round where eigenvalues cost 4 d^3 / 3.
+    This is a lower bound, usually within a few per cent. It takes 4 d^2 operations for each round,
+    where eigenvalues take 4 d^3 / 3.
     """
-    start = torch.cos(torch.arange(len(system), dtype=F64))[:, None]  # fixed, and orthogonal to nothing in particular
+    start = torch.cos(torch.arange(len(system), dtype=F64))[
+        :, None
+    ]  # a fixed start that is orthogonal to no eigenvector in general
     up, down = start, start
     for _ in range(rounds):
         up, down = system @ (up / up.norm()), torch.cholesky_solve(down / down.norm(), lower)
@@ -142,7 +158,8 @@ def condition_estimate(system: Tensor, lower: Tensor, rounds: int = 12) -> float
 
 
 def span(rows: Tensor, tolerance: float = 1e-6) -> Tensor:
-    """(d, k) orthonormal basis of the space of the rows (n, d), without directions below ``tolerance`` of the largest."""
+    """(d, k) orthonormal basis of the space of the rows (n, d), without directions below
+    ``tolerance`` of the largest."""
     if not len(rows):
         return torch.zeros(rows.shape[1], 0, dtype=F64)
     _, s, vh = torch.linalg.svd(rows.to(F64), full_matrices=False)
@@ -150,9 +167,11 @@ def span(rows: Tensor, tolerance: float = 1e-6) -> Tensor:
 
 
 def solved(moments: Moments, lam: float, pinned: Tensor | None = None) -> Edit:
-    """The edit of given moments: ``D = shift G^-1`` with ``G = lam I + gram + keep``; see :func:`pin` for ``pinned`` (k, d).
+    """The edit for given moments: ``D = shift G^-1`` with ``G = lam I + gram + keep``. ``pinned``
+    (k, d) is explained in :func:`pin`.
 
-    Cost: one Cholesky (d^3 / 3) and one solve (2 d^3), for any number of rows and layers. Raises IllPosed.
+    Cost: one Cholesky factorisation (d^3 / 3) and one solve (2 d^3), for any number of rows and
+    layers. Raises IllPosed.
     """
     lower, condition = factored(lam * torch.eye(len(moments.gram), dtype=F64) + moments.gram + moments.keep)
     d = torch.cholesky_solve(moments.shift.T, lower).T
@@ -160,10 +179,12 @@ def solved(moments: Moments, lam: float, pinned: Tensor | None = None) -> Edit:
 
 
 def pin(right: Tensor, lower: Tensor, pinned: Tensor) -> Tensor:
-    """``right - right N (N^T G^-1 N)^-1 N^T G^-1``: the minimum of the same objective under ``D n = 0`` for the pinned rows.
+    """Keep pinned rows from moving at all: ``right - right N (N^T G^-1 N)^-1 N^T G^-1``.
 
-    right: (r, d) right factor of D (or D itself); lower: Cholesky factor of G; pinned: (k, d) rows, N their orthonormal basis.
-    Derived from the KKT conditions; with the null prompt pinned, the unconditional branch of guidance does not move.
+    This is the minimum of the same objective under ``D n = 0`` for every pinned row n, from the KKT
+    conditions. With the empty prompt pinned, the unconditional branch of guidance does not move.
+    right (r, d) is the right factor of D, or D itself; lower is the Cholesky factor of G; pinned is
+    (k, d), and N is an orthonormal basis of its rows.
     """
     n = span(pinned)
     solved_n = torch.cholesky_solve(n, lower)
@@ -171,10 +192,12 @@ def pin(right: Tensor, lower: Tensor, pinned: Tensor) -> Tensor:
 
 
 def right_factor(x: Tensor, a: Tensor, q: Tensor, b: Tensor, lam: float, pinned: Tensor | None = None) -> tuple[Tensor, float]:
-    """``(A X G^-1, condition)``, (r, d): the factor that every map shares, whatever its targets are.
+    """``(A X G^-1, condition)``, (r, d): the factor of the edit that every map shares, whatever its
+    targets are.
 
-    Few rows (r + p < d / 2) go through their own (r + p)-square kernel and never form a d x d matrix (push-through identity);
-    more rows, or pinned ones, through one Cholesky of G. Raises IllPosed.
+    Few rows (r + p < d / 2) are solved by their own (r + p)-square system and never form a d x d
+    matrix (push-through identity). More rows, or pinned ones, take one Cholesky factorisation of G.
+    Raises IllPosed.
     """
     x, a, q, b = (v.to(F64) for v in (x, a, q, b))
     if pinned is None and 2 * (len(x) + len(q)) < x.shape[1]:
@@ -190,10 +213,12 @@ def right_factor(x: Tensor, a: Tensor, q: Tensor, b: Tensor, lam: float, pinned:
 
 
 def shared_edit(x: Tensor, y: Tensor, a: Tensor, q: Tensor, b: Tensor, lam: float, pinned: Tensor | None = None) -> Edit:
-    """The edit of the objective above: ``D = (Y - X)^T A X G^-1``, ``G = lam I + X^T A X + Q^T B Q``.
+    """The edit of the module's objective: ``D = (Y - X)^T A X G^-1`` with ``G = lam I + X^T A X +
+    Q^T B Q``.
 
-    x, y: (r, d); a: (r,) > 0; q: (p, d), p may be 0; b: (p,) > 0; pinned: (k, d) rows that must not move at all.
-    Low rank when that is cheaper (r < d / 2), else one (d, d) matrix. Raises IllPosed.
+    x and y are (r, d), a is (r,) > 0, q is (p, d) where p may be 0, b is (p,) > 0; pinned (k, d)
+    are rows that must not move at all. The edit is of low rank where that is cheaper (r < d / 2),
+    else one (d, d) matrix. Raises IllPosed.
     """
     if 2 * len(x) >= x.shape[1]:
         return solved(Moments.of(x, y, a, q, b), lam, pinned)
@@ -202,9 +227,11 @@ def shared_edit(x: Tensor, y: Tensor, a: Tensor, q: Tensor, b: Tensor, lam: floa
 
 
 def per_layer_edits(weights: Sequence[Tensor], goals: Sequence[Tensor], x: Tensor, right: Tensor) -> list[Tensor]:
-    """``W'_l - W_l = (V_l - X W_l^T)^T (A X G^-1)`` for targets V_l (r, out_l) of each layer's own; float64.
+    """``W'_l - W_l = (V_l - X W_l^T)^T (A X G^-1)`` where each layer has targets V_l (r, out_l) of
+    its own; float64.
 
-    Here no T is shared, but G is: ``right`` (r, d) comes from one :func:`right_factor` for all layers.
+    T is not shared here, but G is: ``right`` (r, d) comes from one :func:`right_factor` for all
+    layers.
     """
     x = x.to(F64)
     return [(v.to(F64) - x @ w.to(F64).T).T @ right for w, v in zip(weights, goals, strict=True)]
@@ -213,15 +240,17 @@ def per_layer_edits(weights: Sequence[Tensor], goals: Sequence[Tensor], x: Tenso
 def apply_edit(weight: Tensor, edit: Edit) -> Tensor:
     """``W' - W = W D`` for W (out, d), in float32: correct to 1e-6 of W', usually to 1e-7.
 
-    Multiplied out in float32, which takes half the time, where 16 of its rows show against float64 that this is enough; in
-    float64 otherwise and for small matrices. Cost: 2 out d^2 operations, or 4 out d r for an edit of rank r.
+    The product is made in float32, which takes half the time, where 16 of its rows agree with
+    float64 well enough. Otherwise, and for small matrices, it is made in float64. Cost: 2 out d^2
+    operations, or 4 out d r for an edit of rank r.
     """
     single = _single(weight, edit)
     return _product(weight.to(F64), edit).float() if single is None else _product(weight.float(), single)
 
 
 def edited(weight: Tensor, edit: Edit) -> Tensor:
-    """``W' = W + W D`` in float32, as :func:`apply_edit` computes it, with the sum taken inside the last product."""
+    """``W' = W + W D`` in float32. It is computed as in :func:`apply_edit`, with the sum inside the
+    last product."""
     single = _single(weight, edit)
     if single is None:
         return weight.float() + _product(weight.to(F64), edit).float()
@@ -231,7 +260,7 @@ def edited(weight: Tensor, edit: Edit) -> Tensor:
 
 
 def _single(weight: Tensor, edit: Edit) -> Edit | None:
-    """The edit in float32 where that is exact enough for this weight."""
+    """The edit in float32 where that is exact enough for this weight, else None."""
     if len(weight) < 256:
         return None
     single = Edit(edit.left.float(), None if edit.right is None else edit.right.float(), edit.condition)
@@ -246,7 +275,10 @@ def _product(weight: Tensor, edit: Edit) -> Tensor:
 
 
 def singular_values(edit: Edit) -> Tensor:
-    """(d,) singular values of T, descending. A low-rank edit is measured inside the span of its factors; the rest are 1."""
+    """(d,) singular values of T, descending.
+
+    A low-rank edit is measured inside the span of its factors; all other singular values are 1.
+    """
     d = len(edit.left)
     if edit.right is None or 4 * edit.left.shape[1] >= d:
         return torch.linalg.svdvals(edit.transform)
@@ -257,9 +289,13 @@ def singular_values(edit: Edit) -> Tensor:
 
 
 def low_rank(edit: Edit, tolerance: float = 1e-6) -> tuple[Tensor, Tensor]:
-    """``(left, right)``, (d, k) and (k, d): D by its singular directions above ``tolerance`` of the largest, sqrt(s) in each."""
+    """D as ``left @ right``, (d, k) and (k, d), by its singular directions above ``tolerance`` of
+    the largest.
+
+    Each factor takes the square root of the singular values.
+    """
     if edit.right is not None:
-        # QR of both sides first: the singular value decomposition then is of an r x r matrix.
+        # After a QR factorisation of both sides, only an r x r matrix needs a singular value decomposition.
         q_left, r_left = torch.linalg.qr(edit.left)
         q_right, r_right = torch.linalg.qr(edit.right.T)
         u, s, vh = torch.linalg.svd(r_left @ r_right.T)
@@ -272,14 +308,15 @@ def low_rank(edit: Edit, tolerance: float = 1e-6) -> tuple[Tensor, Tensor]:
 
 
 def preimage(edit: Edit, c: Tensor) -> Tensor:
-    """The inputs of smallest norm that T maps closest to ``c`` (n, d): ``T^-1 c`` where T has an inverse.
+    """The shortest inputs that T maps closest to ``c`` (n, d): ``T^-1 c`` where T has an inverse.
 
-    The attack that every layer-shared edit allows: ``W' T^-1 c = W T T^-1 c = W c`` in all layers at once.
+    This is the attack that every edit with one shared T allows: ``W' T^-1 c = W T T^-1 c = W c`` in
+    all layers at once.
     """
     c = c.to(F64)
     if edit.right is None:
         back, failed = torch.linalg.solve_ex(edit.transform, c.T)
-    else:  # the inverse of I + left right, by the Woodbury identity
+    else:  # The inverse of I + left right follows from the Woodbury identity.
         inner = torch.eye(len(edit.right), dtype=F64) + edit.right @ edit.left
         found, failed = torch.linalg.solve_ex(inner, edit.right @ c.T)
         back = c.T - edit.left @ found
@@ -289,15 +326,17 @@ def preimage(edit: Edit, c: Tensor) -> Tensor:
 
 
 def moved(edit: Edit, rows: Tensor) -> Tensor:
-    """``T`` applied to rows (..., d): what the edited model reads in their place. float64."""
+    """T applied to rows (..., d), in float64: what the edited model reads in their place."""
     rows = rows.to(F64)
     return rows + (rows @ edit.left.T if edit.right is None else (rows @ edit.right.T) @ edit.left.T)
 
 
 def shared_matrix(base: Iterable[Tensor], edited: Iterable[Tensor]) -> tuple[Edit, float]:
-    """What T the weights alone give away: the least-squares T of ``W' = W T`` over all layers, and ``|W T - W'| / |W' - W|``.
+    """The T that the weights alone give away: the least-squares T of ``W' = W T`` over all layers,
+    and ``|W T - W'| / |W' - W|``.
 
-    A residual near 0 says that the edit is shared, hence that :func:`preimage` undoes it. Needs as many rows as columns.
+    A residual near 0 says that all layers share one T, so that :func:`preimage` undoes the edit.
+    All layers together need at least as many rows as columns.
     """
     pairs = [(w.to(F64), v.to(F64)) for w, v in zip(base, edited, strict=True)]
     s = gram_of_maps(w for w, _ in pairs)
@@ -308,14 +347,15 @@ def shared_matrix(base: Iterable[Tensor], edited: Iterable[Tensor]) -> tuple[Edi
 
 
 def brought_back(base: Sequence[Tensor], edited: Sequence[Tensor], ridge: float = 0.0) -> Tensor:
-    """``R`` (d, d) with ``c' = R c``: the inputs that make the edited maps answer as the original ones answer c, as far as
-    there are any:
+    """The matrix ``R`` (d, d) that brings concepts back: the edited maps answer ``c' = R c`` as the
+    original ones answered c.
 
-        c' = argmin sum_l |W'_l c' - W_l c|^2 + ridge |c'|^2       (ridge 0: of all minima the shortest)
+        c' = argmin sum_l |W'_l c' - W_l c|^2 + ridge |c'|^2      (ridge 0: the shortest minimum)
 
-    For a layer-shared invertible edit this is ``T^-1`` and the minimum is 0; it needs no gradient, no image and no knowledge of
-    the method, only both sets of weights. For other edits it is the best common answer. ridge > 0 keeps c' short. Computed by
-    a QR factorisation of the stacked maps, not from normal equations, which would square the condition number of T.
+    For an invertible edit that all layers share, R is ``T^-1`` and the minimum is 0. This needs no
+    gradient, no image and no knowledge of the method, only both sets of weights. For other edits it
+    is the best common answer. ridge > 0 keeps c' short. R comes from a QR factorisation of the
+    stacked maps, because normal equations would square the condition number of T.
     """
     stacked = torch.cat([w.to(F64) for w in edited])
     wanted = torch.cat([w.to(F64) for w in base])
@@ -328,7 +368,8 @@ def brought_back(base: Sequence[Tensor], edited: Sequence[Tensor], ridge: float 
 
 
 def gram_of_maps(weights: Iterable[Tensor]) -> Tensor:
-    """``S = sum_l W_l^T W_l`` (d, d): once per base model; all that RECE's derivation needs to know of its layers."""
+    """``S = sum_l W_l^T W_l`` (d, d), once for each base model: all that RECE's derivation needs to
+    know of the layers."""
     return torch.stack([weighted_gram(w, torch.ones(len(w))) for w in weights]).sum(0)
 
 
@@ -336,7 +377,10 @@ REGAIN = ("zero", "anchor", "surrogate-1st", "surrogate-2nd", "surrogate-both")
 
 
 def regained(s: Tensor, p: Tensor, ridge: float, kind: str) -> tuple[Tensor, Tensor | None]:
-    """``(A, B)``: ``c' = A c + B t`` makes the edited maps ``W P`` answer as W answers c, in the regularised least squares of
+    """``(A, B)`` such that ``c' = A c + B t`` makes the edited maps ``W P`` answer as W answered c.
+    t is the anchor's row.
+
+    ``kind`` says in which regularised least squares, summed over layers with ``S = gram_of_maps``:
 
         zero             min |W P c' - W c|^2 + ridge |c'|^2
         anchor           min |W P c' - W c|^2 + ridge |c' - t|^2
@@ -344,8 +388,8 @@ def regained(s: Tensor, p: Tensor, ridge: float, kind: str) -> tuple[Tensor, Ten
         surrogate-2nd    min |W P c' - W c|^2 + ridge |c' - c|^2
         surrogate-both   c' = (ridge I + (1 + ridge) P^T S P)^-1 (ridge I + P^T S + ridge P^T S P) c
 
-    summed over layers with ``S = gram_of_maps``; B is None where it is zero. s, p: (d, d). Each kind is linear, so no concept
-    appears: A and B serve any number of them. As ridge -> 0, A -> P^-1. Source: close_form_emb.py of RECE, with ``Wn = W P``.
+    B is None where it is zero. s and p are (d, d). Each kind is linear, so A and B serve any number
+    of concepts. As ridge -> 0, A -> P^-1. Source: close_form_emb.py of RECE, with ``Wn = W P``.
     """
     eye, old = torch.eye(len(s), dtype=F64), p.T @ s
     new = old @ p
@@ -362,16 +406,20 @@ def regained(s: Tensor, p: Tensor, ridge: float, kind: str) -> tuple[Tensor, Ten
 
 
 def sealed(edit: Edit, x: Tensor, keep: Tensor, lam: float, tolerance: float = 0.03) -> Edit:
-    """``(I - U V^T) T``: T followed by the oblique projection along the span U of ``x`` that moves the kept rows least.
+    """``(I - U V^T) T``: T followed by a projection after which no embedding brings the concept
+    ``x`` back whole.
+
+    U spans ``x``. The projection is the oblique one along U that moves the kept rows K least:
 
         V = H^-1 U (U^T H^-1 U)^-1,   H = lam h I + (T K)^T (T K)
 
-    so that V^T U = I and ``sum |V^T T k|^2 + lam h |V|^2`` is smallest; h: the mean diagonal entry of ``(T K)^T (T K)``, which
-    makes lam a number without a unit.
+    so that V^T U = I and ``sum |V^T T k|^2 + lam h |V|^2`` is smallest. h is the mean diagonal
+    entry of ``(T K)^T (T K)``, which makes lam a number without a unit.
 
-    ``V^T T' = 0``: T has no inverse on the concept and no embedding brings it back whole: ``|T' c' - c| >= |c| / s_max(V)``
-    for every c' and every c in the span. The price is what kept and other inputs lose along U. ``lam``: small protects the
-    kept rows, large seals better (s_max(V) -> 1). x: (r, d); keep: (m, d), anchors included.
+    The result T' has ``V^T T' = 0``, so no inverse on the concept: ``|T' c' - c| >= |c| / s_max(V)`` for every
+    c' and every c in the span. The price is what kept and other inputs lose along U. A small
+    ``lam`` protects the kept rows, a large one seals better (s_max(V) -> 1). x: (r, d); keep: (m,
+    d), anchors included.
     """
     u = span(x, tolerance)
     kept = moved(edit, keep)
@@ -386,12 +434,15 @@ def sealed(edit: Edit, x: Tensor, keep: Tensor, lam: float, tolerance: float = 0
 
 
 def neighbour_moments(e: Tensor, y: Tensor, low: float, high: float, directions: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Expected ``(x x^T, (y - x) x^T)`` of a random neighbour x of ``e`` (d,) that should act like ``y`` (d,).
+    """Expected ``(x x^T, (y - x) x^T)`` of a random neighbour x of ``e`` (d,) that should act like
+    ``y`` (d,).
 
-        x = rho (s u0 + sqrt(1 - s^2) u),   s uniform on [low, high],   u uniform on the unit sphere orthogonal to u0
+        x = rho (s u0 + sqrt(1 - s^2) u),   s uniform on [low, high]
+        u uniform on the unit sphere orthogonal to u0
 
-    with ``e = rho u0``: the cosine of x and e is s, the norm is e's. ``directions`` (k, d): u stays in their span (made
-    orthogonal to e); None: every direction. The expectation is exact, so nothing is sampled and nothing varies.
+    Here ``e = rho u0``, so s is the cosine of x and e, and x is as long as e. With ``directions``
+    (k, d), u stays in their span (made orthogonal to e); with None it takes every direction. The
+    expectation is exact, so nothing is sampled.
     """
     e, y = e.to(F64), y.to(F64)
     rho = e.norm()
@@ -409,14 +460,16 @@ def neighbour_moments(e: Tensor, y: Tensor, low: float, high: float, directions:
 def worst_neighbour(
     e: Tensor, p: Tensor, s: Tensor, low: float, high: float, directions: Tensor | None, cosines: int = 9
 ) -> tuple[Tensor, float]:
-    """``(x, missed)``: the neighbour of ``e`` (d,) by which the edited maps ``W P`` come nearest to what W answers for e.
+    """``(x, missed)``: the neighbour of ``e`` (d,) by which the edited maps ``W P`` come nearest to
+    what W answers for e.
 
-        x = argmin |W P x - W e|^2 summed over the layers,   x = rho (c u0 + sqrt(1 - c^2) u)  as in :func:`neighbour_moments`
+        x = argmin |W P x - W e|^2 summed over the layers,   x = rho (c u0 + sqrt(1 - c^2) u)
         missed = |W P x - W e| / |W e|
 
-    s: :func:`gram_of_maps` of the unedited layers. For a cosine c this is a quadratic on the unit sphere and is solved exactly
-    (see :func:`least_on_sphere`); c runs over ``cosines`` values from ``low`` to ``high``. Cost: one eigendecomposition of (k, k)
-    for each.
+    rho, u0 and u are as in :func:`neighbour_moments`, and s is :func:`gram_of_maps` of the unedited
+    layers. For one cosine c this is a quadratic on the unit sphere, solved exactly by
+    :func:`least_on_sphere`; c takes ``cosines`` values from ``low`` to ``high``. Cost: one
+    eigendecomposition of a (k, k) matrix for each of them.
     """
     e, p, s = e.to(F64), p.to(F64), s.to(F64)
     rho = e.norm()
@@ -440,14 +493,15 @@ def worst_neighbour(
 def least_on_sphere(a: Tensor, b: Tensor) -> Tensor:
     """``argmin v^T A v + 2 b^T v`` over ``|v| = 1``; A (k, k) symmetric, b (k,), float64.
 
-    ``v = -(A - mu I)^-1 b`` with the mu below A's least eigenvalue that gives length 1, found by bisection: the global minimum,
-    also where A is indefinite (a trust-region subproblem on its boundary). Where no such mu exists (b without a part along the
-    least eigenvector) what is missing of the length is added along it.
+    ``v = -(A - mu I)^-1 b`` with the mu below A's least eigenvalue that gives length 1, found by
+    bisection. This is the global minimum, also where A is indefinite (a trust-region subproblem on
+    its boundary). Where no such mu exists, because b has no part along the least eigenvector, the
+    missing length is added along that vector.
     """
     values, vectors = torch.linalg.eigh(a)
     g = vectors.T @ b
     scale = float(g.norm()) or 1.0
-    near, far = 0.0, scale * (1 + 1e-12)  # distance of mu from the least eigenvalue; at |g| the length is at most 1
+    near, far = 0.0, scale * (1 + 1e-12)  # bounds on the distance of mu from the least eigenvalue; at |g| the length is at most 1
     for _ in range(200):
         gap = (near + far) / 2
         length = float((g / (values - values[0] + gap)).norm()) if gap > 0 else float("inf")
@@ -460,13 +514,17 @@ def least_on_sphere(a: Tensor, b: Tensor) -> Tensor:
 
 
 def fused(ups: Tensor, downs: Tensor, grams: Tensor, lower: Tensor) -> Tensor:
-    """``W* - W`` of one layer: many low-rank changes merged into one weight, each on the rows of its own concept, float64.
+    """Merge many low-rank changes into one weight, each on the rows of its own concept; returns
+    ``W* - W`` of one layer, float64.
 
-        min sum_i sum_{e in rows i} |W* e - (W + up_i down_i) e|^2 + sum_p |W* p - W0 p|^2 + lam |W* - W|_F^2
-        W* - W = sum_i up_i (down_i G_i) G^-1  +  (W0 - W) P G^-1,     G = sum_i G_i + P + lam I = L L^T
+        min sum_i sum_{e in rows i} |W* e - (W + up_i down_i) e|^2
+            + sum_p |W* p - W0 p|^2 + lam |W* - W|_F^2
+        W* - W = sum_i up_i (down_i G_i) G^-1  +  (W0 - W) P G^-1
+        G = sum_i G_i + P + lam I = L L^T
 
-    This is the first term, of rank n k; the second is a shared matrix again, ``W0 D2`` with ``D2 = (I - T) P G^-1`` where
-    W = W0 T. ups: (n, out, k); downs: (n, k, d); grams: (n, d, d); lower: L. Returns (out, d).
+    Only the first term, of rank n k, is computed here. The second is a shared matrix again, ``W0
+    D2`` with ``D2 = (I - T) P G^-1`` where W = W0 T. ups: (n, out, k); downs: (n, k, d); grams: (n,
+    d, d); lower: L. Returns (out, d).
     """
     n, out, k = ups.shape
     right = torch.cholesky_solve((downs @ grams).reshape(n * k, -1).T, lower).T

@@ -1,4 +1,5 @@
-"""The Gumbel-Softmax relaxation of a choice among n rows."""
+"""Choices among n rows as points of the simplex: the Gumbel-Softmax, projection, entropy, and
+thinning."""
 
 from __future__ import annotations
 
@@ -7,16 +8,17 @@ from torch import Tensor
 
 
 def gumbel_noise(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
-    """Standard Gumbel noise ``-log(-log u)``; u is kept inside (0, 1) so the result is finite."""
+    """Standard Gumbel noise ``-log(-log u)``. u is kept inside (0, 1), so that the noise is finite."""
     u = torch.rand(shape, generator=rng, dtype=torch.float64).clamp_(1e-10, 1 - 1e-10)
     return (-torch.log(-torch.log(u))).float()
 
 
 def gumbel_softmax(logits: Tensor, noise: Tensor, tau: float, hard: bool) -> Tensor:
-    """``softmax((logits + noise) / tau)`` over the last axis; rows lie on the simplex.
+    """``softmax((logits + noise) / tau)`` over the last axis: a random choice that gradients pass
+    through. logits, noise: (..., n).
 
-    ``hard`` returns the one-hot argmax in the forward pass and the softmax gradient in the backward pass
-    (straight-through): tau then only scales the gradient. logits, noise: (..., n).
+    ``hard`` returns the one-hot maximum in the forward pass and the gradient of the softmax in the
+    backward pass (straight-through), so that tau only changes the gradient.
     """
     soft = torch.softmax((logits + noise) / tau, dim=-1)
     if not hard:
@@ -26,9 +28,10 @@ def gumbel_softmax(logits: Tensor, noise: Tensor, tau: float, hard: bool) -> Ten
 
 
 def onto_simplex(u: Tensor) -> Tensor:
-    """Euclidean projection of every row onto ``{y >= 0, sum y = 1}``: ``max(u - s, 0)`` with the shift s from one sort.
+    """The nearest point of ``{y >= 0, sum y = 1}`` to every row of u (..., n): ``max(u - s, 0)``,
+    with the shift s from one sort.
 
-    u: (..., n). Source: Duchi et al. 2008, algorithm 1.
+    Source: Duchi et al. 2008, algorithm 1.
     """
     ordered = u.sort(-1, descending=True).values
     ranks = torch.arange(1, u.shape[-1] + 1, device=u.device, dtype=u.dtype)
@@ -38,13 +41,15 @@ def onto_simplex(u: Tensor) -> Tensor:
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Entropy of ``softmax(logits)`` in nats; log n for a search that has learned nothing. logits: (..., n)."""
+    """Entropy of ``softmax(logits)`` in nats. It is log n for a search that has learned nothing.
+    logits: (..., n)."""
     log_p = torch.log_softmax(logits, dim=-1)
     return -(log_p.exp() * log_p).sum(-1)
 
 
 def largest(y: Tensor, k: int) -> Tensor:
-    """The ``k`` largest entries of every simplex row, renormalised: a mixture of k rows at most. y: (..., n)."""
+    """The ``k`` largest entries of every simplex row (..., n), scaled to sum to 1: a mixture of at
+    most k rows."""
     if k >= y.shape[-1]:
         return y
     kept = torch.zeros_like(y).scatter_(-1, y.topk(k, dim=-1).indices, 1.0)
@@ -52,10 +57,12 @@ def largest(y: Tensor, k: int) -> Tensor:
 
 
 def spread(values: Tensor, n: int) -> Tensor:
-    """Indices of at most ``n`` entries of ``values`` (m,) that stand for its whole range, ascending.
+    """Indices of at most ``n`` entries of ``values`` (m,) that stand for its whole range,
+    ascending.
 
-    One-dimensional k-means (Lloyd's algorithm from evenly spaced quantiles, until nothing moves), then the entry closest to
-    every centre; centres that share an entry collapse, so fewer than n can come back.
+    This is one-dimensional k-means (Lloyd's algorithm from evenly spaced quantiles, until nothing
+    moves), followed by the entry nearest to every centre. Centres may share an entry, so fewer than
+    n can come back.
     """
     values = values.double()
     if n >= len(values):

@@ -1,4 +1,4 @@
-"""Intervals and tests for rates and paired differences. Pure Python numbers in, numbers out."""
+"""Intervals and tests for rates and paired differences. Plain Python numbers go in and come out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ Z95 = 1.959963984540054
 
 @dataclass(frozen=True)
 class Rate:
-    """A rate with everything needed to doubt it: k of n, a 95 % interval, and how many cases could not be scored."""
+    """A rate k of n with its 95 % interval and the number of cases that were invalid, so could not
+    be scored."""
 
     k: int
     n: int
@@ -24,14 +25,16 @@ class Rate:
 
     @property
     def value(self) -> float:
+        """k / n; NaN without cases."""
         return self.k / self.n if self.n else math.nan
 
     def json(self) -> dict[str, float | int | None]:
+        """The rate as plain values for a JSON file."""
         return {"value": self.value if self.n else None, **asdict(self)}
 
 
 def wilson(k: int, n: int, invalid: int = 0, z: float = Z95) -> Rate:
-    """Wilson score interval of k successes in n trials; the whole unit interval when n = 0."""
+    """Wilson's score interval of k successes in n trials; the whole unit interval when n is 0."""
     if not 0 <= k <= n:
         raise ValueError(f"need 0 <= k <= n, got k={k}, n={n}")
     if n == 0:
@@ -39,12 +42,13 @@ def wilson(k: int, n: int, invalid: int = 0, z: float = Z95) -> Rate:
     p = k / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    # The exact bound is 0 (1) for k = 0 (k = n); rounding would leave 1e-17 instead.
+    # The exact bound is 0 for k = 0 and 1 for k = n, where rounding would leave 1e-17.
     return Rate(k, n, 0.0 if k == 0 else max(0.0, centre - half), 1.0 if k == n else min(1.0, centre + half), invalid)
 
 
 def newcombe_paired(both: int, only_a: int, only_b: int, neither: int) -> tuple[float, float, float]:
-    """Difference of paired rates a - b with Newcombe's square-and-add 95 % interval (1998, method 10).
+    """The difference a - b of two paired rates with Newcombe's square-and-add 95 % interval (1998,
+    method 10).
 
     The four counts are the 2 x 2 table of paired outcomes. Returns (difference, low, high).
     """
@@ -57,7 +61,7 @@ def newcombe_paired(both: int, only_a: int, only_b: int, neither: int) -> tuple[
     phi = 0.0
     if product > 0:
         numerator = both * neither - only_a * only_b
-        # Newcombe's continuity correction of phi, applied to positive numerators only.
+        # Newcombe corrects phi for continuity, and only where the numerator is positive.
         phi = (max(numerator - n / 2, 0) if numerator > 0 else numerator) / math.sqrt(product)
     la, ua, lb, ub = pa.value - pa.low, pa.high - pa.value, pb.value - pb.low, pb.high - pb.value
     low = delta - math.sqrt(max(0.0, la * la - 2 * phi * la * ub + ub * ub))
@@ -66,7 +70,8 @@ def newcombe_paired(both: int, only_a: int, only_b: int, neither: int) -> tuple[
 
 
 def mcnemar_midp(only_a: int, only_b: int) -> float:
-    """Two-sided exact McNemar test with mid-p correction on the discordant counts."""
+    """Two-sided exact McNemar test with mid-p correction, from the numbers of pairs in which only a
+    or only b succeeds."""
     n, k = only_a + only_b, min(only_a, only_b)
     if n == 0:
         return 1.0
@@ -75,11 +80,12 @@ def mcnemar_midp(only_a: int, only_b: int) -> float:
 
 
 Nested = Mapping[str, "Nested"] | Sequence[float]
-"""Values in groups of any depth: concepts of cases, or targets of training seeds of cases."""
+"""Values in nested groups, such as cases within concepts, or cases within training seeds within targets."""
 
 
 def resampled(values: Nested, rng: random.Random) -> list[float]:
-    """One bootstrap sample: as many groups as there are, drawn with replacement, and within each the same again."""
+    """One bootstrap sample: as many groups as there are, drawn with replacement, and the same again
+    within each group."""
     if not isinstance(values, Mapping):
         return rng.choices(values, k=len(values))
     groups = [group for group in values.values() if group]
@@ -93,9 +99,11 @@ def clustered_bootstrap(
     replicates: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float] | None:
-    """95 % percentile interval, resampling clusters (concepts) and then their members (cases), or groups within them.
+    """A 95 % percentile interval that resamples clusters (concepts), and then their members (cases)
+    or the groups within them.
 
-    None with fewer than two non-empty clusters: one cluster says nothing about the spread between clusters.
+    None with fewer than two non-empty clusters, because one cluster says nothing about the spread
+    between clusters.
     """
     if sum(1 for group in clusters.values() if group) < 2:
         return None
@@ -104,7 +112,7 @@ def clustered_bootstrap(
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean with a normal 95 % interval; NaN bounds below two values."""
+    """The mean with a normal 95 % interval. The bounds are NaN with fewer than two values."""
     n = len(values)
     if n == 0:
         return math.nan, math.nan, math.nan
@@ -115,13 +123,16 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def typical_interval(values: Sequence[float], *, level: float = 0.95, draws: int = 4096, seed: int = 0) -> tuple[float, float]:
-    """Interval for the centre of paired differences from the means of their subsets.
+def centre_interval(values: Sequence[float], *, level: float = 0.95, draws: int = 4096, seed: int = 0) -> tuple[float, float]:
+    """An interval for the centre of paired differences whose distributions are symmetric, from the
+    means of their subsets.
 
-    Hartigan (1969): for independent values with symmetric distributions about one centre, the means of the 2^n - 1 non-empty
-    subsets cut the line into 2^n pieces that contain the centre with equal probability. So quantiles of these means are an exact
-    interval, whatever the distribution; it contains 0 where the two-sided sign-flip test does not reject. More than 12 values:
-    ``draws`` random subsets. Unbounded below 6 values, where no such interval has 95 %.
+    Hartigan (1969): for independent values with symmetric distributions about one centre, the means
+    of the 2^n - 1 non-empty subsets cut the line into 2^n pieces that contain the centre with equal
+    probability. So quantiles of these means are an exact interval, whatever the distribution; it
+    contains 0 where the two-sided sign-flip test does not reject. With more than 12 values,
+    ``draws`` random subsets are taken. The interval is unbounded below 6 values, where none of this
+    kind has 95 %.
     """
     n = len(values)
     if n < math.ceil(math.log2(2 / (1 - level))):
@@ -135,14 +146,16 @@ def typical_interval(values: Sequence[float], *, level: float = 0.95, draws: int
         rng = random.Random(seed)
         subsets = ([v for v in values if rng.random() < 0.5] for _ in range(draws - 1))
         means = sorted(sum(s) / len(s) for s in subsets if s)
-    cut = math.floor((len(means) + 1) * (1 - level) / 2)  # pieces outside on each side
+    cut = math.floor((len(means) + 1) * (1 - level) / 2)  # how many pieces lie outside the interval on each side
     return means[cut - 1], means[-cut]
 
 
 def sign_flip(values: Sequence[float], *, draws: int = 4095, seed: int = 0) -> float:
-    """One-sided p value of "the mean is above 0" when every sign was as likely as its opposite.
+    """One-sided p value for "the mean is above 0", against every value being as likely as its
+    negative.
 
-    All 2^n sign patterns up to 12 values, else ``draws`` random ones beside the observed.
+    All 2^n sign patterns are taken up to 12 values, otherwise ``draws`` random ones and the
+    observed one.
     """
     n, observed = len(values), math.fsum(values)
     if not n:
@@ -159,8 +172,11 @@ def sign_flip(values: Sequence[float], *, draws: int = 4095, seed: int = 0) -> f
 
 
 def benjamini_hochberg(p_values: Sequence[float], q: float = 0.05) -> list[bool]:
-    """Which hypotheses are rejected with a false discovery rate of at most q. With none false: any rejection has probability <=
-    q."""
+    """Which hypotheses are rejected, so that the expected share of false rejections (false
+    discovery rate) is at most q.
+
+    Where no effect exists, any rejection at all has a probability of at most q.
+    """
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     passed = [k for k, i in enumerate(order, 1) if p_values[i] <= q * k / len(order)]
     rejected = set(order[: max(passed, default=0)])
@@ -168,7 +184,7 @@ def benjamini_hochberg(p_values: Sequence[float], q: float = 0.05) -> list[bool]
 
 
 def ranks(values: Sequence[float]) -> list[float]:
-    """Ranks from 1, ties share their mean rank."""
+    """Ranks from 1; equal values share their mean rank."""
     order = sorted(range(len(values)), key=values.__getitem__)
     found, start = [0.0] * len(values), 0
     for stop in range(1, len(order) + 1):
@@ -180,7 +196,7 @@ def ranks(values: Sequence[float]) -> list[float]:
 
 
 def pearson(x: Sequence[float], y: Sequence[float]) -> float:
-    """Correlation; NaN where one of the two does not vary."""
+    """Pearson's correlation; NaN where one of the two does not vary."""
     mx, my = sum(x) / len(x), sum(y) / len(y)
     sxx, syy = sum((a - mx) ** 2 for a in x), sum((b - my) ** 2 for b in y)
     sxy = sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True))
@@ -188,12 +204,12 @@ def pearson(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
-    """Rank correlation; NaN where one of the two does not vary."""
+    """Spearman's rank correlation; NaN where one of the two does not vary."""
     return pearson(ranks(x), ranks(y))
 
 
 def percentile_interval(samples: Iterable[float]) -> tuple[float, float] | None:
-    """2.5 and 97.5 % points of bootstrap replicates, NaN replicates left out; None without any."""
+    """The 2.5 and 97.5 % points of bootstrap replicates, NaN ones left out; None without any."""
     kept = sorted(s for s in samples if s == s)
     return (kept[int(0.025 * len(kept))], kept[min(len(kept) - 1, int(0.975 * len(kept)))]) if kept else None
 
@@ -201,7 +217,7 @@ def percentile_interval(samples: Iterable[float]) -> tuple[float, float] | None:
 def spearman_interval(
     x: Sequence[float], y: Sequence[float], *, replicates: int = 1000, seed: int = 0
 ) -> tuple[float, tuple[float, float] | None]:
-    """Rank correlation with a 95 % bootstrap interval over the pairs."""
+    """The rank correlation with a 95 % interval by bootstrap over the pairs."""
     rng, n = random.Random(seed), len(x)
     drawn = ([rng.randrange(n) for _ in range(n)] for _ in range(replicates))
     return spearman(x, y), percentile_interval(spearman([x[i] for i in d], [y[i] for i in d]) for d in drawn)
@@ -210,9 +226,12 @@ def spearman_interval(
 def grouping_test(
     similarity: Sequence[Sequence[float]], labels: Sequence[str], *, draws: int = 1999, seed: int = 0
 ) -> tuple[float, float, float]:
-    """(mean similarity within labels, between labels, one-sided p that within is no higher), by permuting the labels.
+    """Test whether items with one label are more alike than items with different labels, by
+    permuting the labels.
 
-    ``similarity``: symmetric matrix over items. Raises ValueError without a pair of one label and a pair of two.
+    Returns the mean similarity within labels, that between labels, and the one-sided p value for
+    "within is no higher". ``similarity`` is a symmetric matrix over the items. Raises ValueError
+    unless there are a pair of one label and a pair of two.
     """
 
     def means(named: Sequence[str]) -> tuple[float, float]:
@@ -236,15 +255,18 @@ def grouping_test(
 
 
 Along = tuple[str, Sequence[float], Sequence[float]]
-"""A case at several strengths of two methods: "erased" or "rest", the values of a, the values of b."""
+"""A case at several strengths of the patches of two methods a and b: "erased" or "rest", the values of a, and those of b."""
 
 
 def matched_difference(tree: Nested, level: float, start: float, *, replicates: int = 2000, seed: int = 0) -> dict[str, Any]:
-    """What two methods do to the rest at the strengths where each has erased ``level`` of the target's cases.
+    """What two methods do to other concepts at the strengths where each erases the same share,
+    ``level``, of the target's cases.
 
-    ``tree``: groups of any depth of :data:`Along`, strengths ascending. A method's curve runs through (mean of "erased", mean
-    of "rest") at its strengths, from (0, ``start``) at strength 0; the first crossing of ``level`` is interpolated linearly.
-    Both curves come from the same resample; resamples in which one does not reach the level are counted and give no difference.
+    ``tree`` holds :data:`Along` in groups of any depth, with strengths ascending. A method's curve
+    runs through (mean of "erased", mean of "rest") at its strengths, from (0, ``start``) at
+    strength 0. Its first crossing of ``level`` is interpolated linearly. Both curves come from the
+    same resample. Resamples in which one curve does not reach the level are counted and give no
+    difference.
     """
 
     def rest(sample: Sequence[Any], which: int) -> float | None:

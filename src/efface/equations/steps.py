@@ -1,4 +1,5 @@
-"""Update rules that are not an optimizer of torch: ascent of an embedding, and shrinkage of weights towards their origin."""
+"""Update rules that torch has no optimizer for: ascent of an embedding, and pulling weights back
+towards their origin."""
 
 from __future__ import annotations
 
@@ -7,16 +8,17 @@ from torch import Tensor
 
 
 def normalised_ascent(p: Tensor, gradient: Tensor, rate: float) -> Tensor:
-    """``p + rate |p| gradient / |gradient|`` per row, norms over all other axes: a step of length ``rate |p|`` exactly.
+    """A step of length ``rate |p|`` up the gradient in every row: ``p + rate |p| gradient /
+    |gradient|``. p, gradient: (B, ...).
 
-    Rows without a gradient stay. p, gradient: (B, ...).
+    Norms are over all axes but the first. Rows without a gradient stay where they are.
     """
     norms = [x.flatten(1).norm(dim=1).reshape(-1, *(1,) * (p.ndim - 1)) for x in (p, gradient)]
     return p + rate * norms[0] * torch.where(norms[1] > 0, gradient / norms[1].clamp_min(torch.finfo(p.dtype).tiny), 0.0)
 
 
 def into_ball(p: Tensor, centre: Tensor, radius: float) -> Tensor:
-    """Projection of every row onto the ball ``|p - centre| <= radius |centre|``. p, centre: (B, ...)."""
+    """Every row projected onto the ball ``|p - centre| <= radius |centre|``. p, centre: (B, ...)."""
     offset = p - centre
     norms = [x.flatten(1).norm(dim=1).reshape(-1, *(1,) * (p.ndim - 1)) for x in (offset, centre)]
     limit = radius * norms[1]
@@ -24,5 +26,6 @@ def into_ball(p: Tensor, centre: Tensor, radius: float) -> Tensor:
 
 
 def shrunk(weight: Tensor, origin: Tensor, rho: float) -> Tensor:
-    """``theta' - rho (theta' - theta)``: the proximal step of an L2 penalty on the change, 0 <= rho <= 1."""
+    """``theta' - rho (theta' - theta)``: the proximal step of an L2 penalty on the change, with 0
+    <= rho <= 1."""
     return weight - rho * (weight - origin)

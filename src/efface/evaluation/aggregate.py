@@ -43,6 +43,11 @@ def axis_summary(rows: Sequence[Row], base: Sequence[Row]) -> dict[str, Any]:
 
     Headline rates count only cases that the base model gets right: ``erased_valid`` (target axes): the image is valid and
     the target is not detected, so noise is not an erasure; ``preserved`` (keep axes): the concept is still detected.
+
+    An invalid image is never a success. ``difference`` is the entrant's rate minus the base model's over the cases whose base
+    image is valid; on target axes an invalid image counts as one in which the target is still there. CLIP scores leave invalid
+    images out on target axes, where a low score would flatter, and count as 0 what cannot be scored on axes to keep.
+    ``detection`` is of valid images alone, with the number of the others beside it.
     """
     axis = rows[0].axis
     target_axis = axis in TARGET_AXES
@@ -50,10 +55,13 @@ def axis_summary(rows: Sequence[Row], base: Sequence[Row]) -> dict[str, Any]:
     success = [(r.concept, (r.valid and not r.hit) if target_axis else r.hit) for r, _ in right]
     invalid = sum(not r.valid for r in rows)
     clusters: dict[str, list[float]] = defaultdict(list)
-    for concept, ok in success:
+    broken: dict[str, int] = defaultdict(int)
+    for (concept, ok), (r, _) in zip(success, right, strict=True):
         clusters[concept].append(float(ok))
+        broken[concept] += not r.valid
     headline = wilson(sum(ok for _, ok in success), len(success), sum(not r.valid for r, _ in right))
-    table = [(r.hit, b.hit) for r, b in zip(rows, base, strict=True)]
+    pairs = [(r, b) for r, b in zip(rows, base, strict=True) if b.valid]
+    table = [(r.hit or (target_axis and not r.valid), b.hit) for r, b in pairs]
     counts = (table.count((True, True)), table.count((True, False)), table.count((False, True)), table.count((False, False)))
     delta, low, high = newcombe_paired(*counts)
     valid = [r for r in rows if r.valid]
@@ -68,11 +76,18 @@ def axis_summary(rows: Sequence[Row], base: Sequence[Row]) -> dict[str, Any]:
         "clustered": list(clustered) if clustered else None,
         "difference": {"value": delta, "low": low, "high": high, "p_value": mcnemar_midp(counts[1], counts[2])},
         "clip_t": _interval(
-            [r.clip_t - b.clip_t for r, b in zip(rows, base, strict=True) if r.clip_t is not None and b.clip_t is not None]
+            [t - b.clip_t for r, b in pairs if b.clip_t is not None and (t := _scored(r, r.clip_t, target_axis)) is not None]
         ),
-        "clip_i": _interval([r.clip_i for r in rows if r.clip_i is not None]),
-        "per_concept": {c: wilson(int(sum(v)), len(v)).json() for c, v in sorted(clusters.items())},
+        "clip_i": _interval([i for r, _ in pairs if (i := _scored(r, r.clip_i, target_axis)) is not None]),
+        "per_concept": {c: wilson(int(sum(v)), len(v), broken[c]).json() for c, v in sorted(clusters.items())},
     }
+
+
+def _scored(row: Row, score: float | None, target_axis: bool) -> float | None:
+    """A CLIP score as it counts: of an image that is not valid, nothing on target axes and never more than 0 elsewhere."""
+    if row.valid:
+        return score
+    return None if target_axis else min(score, 0.0) if score is not None else 0.0
 
 
 def _interval(values: Sequence[float]) -> dict[str, float | None] | None:

@@ -32,8 +32,7 @@ def base_images(
     model: DiffusionModel, cases: Sequence[Case], profile: Profile, on_image: Callable[[int], None] = lambda n: None
 ) -> Tensor:
     """The base model's images of the cases, once per (model, profile, cases): kept in the user's cache by content hash."""
-    text = json.dumps([model.digest(), profile.steps, [c.id for c in cases]])
-    path = cache_folder() / "base" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
+    path = _kept_at(model, cases, profile)
     if path.is_file():
         try:
             return load_file(path)["images"].float() / 255
@@ -49,6 +48,16 @@ def base_images(
         with suppress(BadFile):  # the cache saves time; without it the result is the same
             atomic_write(path, lambda p: save_file(stored, p))
     return images
+
+
+def base_kept(model: DiffusionModel, cases: Sequence[Case], profile: Profile) -> bool:
+    """Whether the base model's images of the cases are in the cache."""
+    return _kept_at(model, cases, profile).is_file()
+
+
+def _kept_at(model: DiffusionModel, cases: Sequence[Case], profile: Profile) -> Path:
+    text = json.dumps([model.digest(), profile.steps, [c.id for c in cases]])
+    return cache_folder() / "base" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
 
 
 def cache_folder() -> Path:

@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..concepts.prompts import Case
-from ..concepts.request import normalised
+from ..concepts.request import names_of, normalised
+from ..equations.statistics import wilson
 from ..errors import BadFile, EvaluationError
 from ..guards import Guard
 from ..io.files import atomic_write, write_text
@@ -31,6 +32,8 @@ from .records import Entrant, Row, RunFile, append_rows, read_rows, read_run, wr
 from .suite import Suite
 
 ANCHOR_IMAGES = 48
+SHOWN = 0.5
+"""Share of its own images in which the base model must show a target, by the upper bound of the interval."""
 GRID_PER_AXIS = {"direct": 6, "synonym": 2, "implicit": 2, "near": 8, "trap": 4, "far": 6}
 
 
@@ -76,7 +79,7 @@ class System:
 
 def blocklist(targets: Sequence[str], anchor: str) -> Callable[[str], str]:
     """The trivial defence: a prompt that contains a listed name becomes the anchor, every other prompt is unchanged."""
-    names = [f" {normalised(t)} " for t in targets]
+    names = [f" {normalised(t)} " for t in names_of(targets, "a blocklist")]
     return lambda prompt: anchor if any(n in f" {normalised(prompt)} " for n in names) else prompt
 
 
@@ -135,15 +138,24 @@ def evaluate(
                 append_rows(folder, rows)
                 count += len(part)
                 on_image(count, total)
+        if system.entrant.id == BASE:
+            _refuse_unseen(read_rows(folder), suite.targets)
     summary = summarise(read_rows(folder))
-    direct = summary["entrants"][BASE]["axes"]["direct"]
-    if not direct["base_right"]:
-        raise EvaluationError(
-            f"the report detector finds {', '.join(suite.targets)} in 0 of {direct['n_cases']} images of the base model: "
-            "there is nothing to erase."
-        )
     write_text(folder / "summary.json", json.dumps(summary, indent=1))
     return summary
+
+
+def _refuse_unseen(rows: Sequence[Row], targets: Sequence[str]) -> None:
+    """Raises EvaluationError for a target that the base model does not draw: of that nothing can be erased, and everything would
+    look like a success."""
+    for target in targets:
+        mine = [r for r in rows if r.entrant == BASE and r.axis == "direct" and r.concept == target]
+        hits = sum(r.hit for r in mine)
+        if mine and (not hits or wilson(hits, len(mine)).high < SHOWN):
+            raise EvaluationError(
+                f"the report detector finds {target!r} in {hits} of {len(mine)} images of the base model: there is nothing to "
+                "erase that could be measured. Check the spelling; this model may not know the concept."
+            )
 
 
 def score(entrant: str, cases: Sequence[Case], images: Tensor, base_embedded: Tensor, judge: Judge) -> list[Row]:

@@ -1,4 +1,5 @@
-"""Judges: what looks at the images. Independent of the model under test."""
+"""Judges: what looks at the images of an evaluation. A judge joins a detector, which names what an image shows, with an
+image-text scorer, and says which images cannot be judged at all."""
 
 from __future__ import annotations
 
@@ -7,102 +8,122 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
+from ..detectors.base import Detector, Seen
 from ..detectors.clip_score import ClipScorer
 from ..detectors.cloud import QUANTILE, Cloud
-from ..detectors.mini import UNIFORM_STD, MiniDetector, validity
-from ..errors import UnknownName
+from ..detectors.mini import UNIFORM_STD, MiniDetector
+from ..detectors.zero_shot import ZeroShot
+from ..errors import EvaluationError, UnknownName
 from ..models.mini import WEIGHTS, card
 
 Finding = tuple[str | None, float | None, str | None]
 UNLIKE = "unlike the base model's images"
 
 
-class _ClipScores:
-    """The CLIP-type half of every judge. Images that are not finite get NaN embeddings and no score."""
+class DetectorJudge:
+    """Any detector, and an image-text scorer where there is one.
 
-    clip: ClipScorer
+    An image is invalid when it is not finite, uniform, or farther from the base model's images than 99 % of those are from each
+    other. An image that the detector calls nothing in particular may be valid: the base model's own image of the empty prompt
+    often is.
+    """
+
+    def __init__(self, detector: Detector, scorer: ClipScorer | None = None, scorer_name: str = "") -> None:
+        self.detector, self.scorer = detector, scorer
+        self.names: Sequence[str] = detector.names
+        self.facts: Mapping[str, Any] = {"report": dict(detector.facts), "clip": {"name": scorer_name or "none"}}
+        self._looked: tuple[Tensor, Seen] | None = None
+        self._embedded: tuple[Tensor, Tensor] | None = None
+
+    def look(self, images: Tensor) -> Seen:
+        """The detector's answer. The last one is kept, because several questions are asked about the same images."""
+        if self._looked is None or self._looked[0] is not images:
+            seen = self.detector.look(images)
+            if seen.probabilities.shape != (len(images), len(self.names)) or len(seen.features) != len(images):
+                raise EvaluationError(
+                    f"the detector {self.detector.name!r} gave {tuple(seen.probabilities.shape)} probabilities for {len(images)} "
+                    f"images and {len(self.names)} names."
+                )
+            self._looked = images, seen
+        return self._looked[1]
+
+    def calibrate(self, images: Tensor) -> None:
+        """Learn from the base model's images (n, 3, H, W) what is valid. Raises EvaluationError for too few."""
+        self.cloud = Cloud(self.look(images).features)
+        self.facts = {**self.facts, "validity": {"images": len(images), "threshold": self.cloud.threshold, "quantile": QUANTILE}}
+
+    def detect(self, images: Tensor, concepts: Sequence[str]) -> list[Finding]:
+        """Per image the name the detector gives it, the probability of the asked concept, and why it is invalid, or None.
+
+        Raises UnknownName for a concept that the detector does not know.
+        """
+        seen = self.look(images)
+        finite = torch.isfinite(images).flatten(1).all(1) & torch.isfinite(seen.probabilities).all(1)
+        flat = images.flatten(2).std(2).amax(1) < UNIFORM_STD
+        unlike = self.cloud.unlike(seen.features)
+        found: list[Finding] = []
+        for i, concept in enumerate(concepts):
+            if concept not in self.names:
+                raise UnknownName("concept of the report detector", concept, self.names)
+            if not finite[i]:
+                found.append((None, None, "non-finite"))
+                continue
+            row = seen.probabilities[i]
+            reason = "uniform" if flat[i] else UNLIKE if unlike[i] else None
+            found.append((self.names[int(row.argmax())], float(row[self.names.index(concept)]), reason))
+        return found
 
     def embed_images(self, images: Tensor) -> Tensor:
-        finite = torch.isfinite(images).flatten(1).all(1)
-        embedded = self.clip.embed_images(torch.nan_to_num(images))
-        return torch.where(finite[:, None], embedded, torch.nan)
+        """(B, d) unit vectors of the scorer, or of the detector's features without one; NaN for images that are not finite."""
+        if self.scorer is None:
+            return normalize(self.look(images).features, dim=-1)
+        if isinstance(self.detector, ZeroShot) and self.detector.scorer is self.scorer:
+            return self.look(images).features
+        if self._embedded is None or self._embedded[0] is not images:
+            self._embedded = images, self.scorer.embed_images(images)
+        return self._embedded[1]
 
     def clip_t(self, images: Tensor, prompts: Sequence[str]) -> list[float | None]:
-        cosines = (self.embed_images(images) * self.clip.embed_texts(list(prompts))).sum(-1).tolist()
+        """100 max(cos, 0) of each image with its own prompt; None where an image is not finite, or without a scorer."""
+        if self.scorer is None:
+            return [None] * len(images)
+        cosines = (self.embed_images(images) * self.scorer.embed_texts(list(prompts))).sum(-1).tolist()
         return [100 * max(c, 0.0) if c == c else None for c in cosines]
 
 
-class MiniJudge(_ClipScores):
-    """The miniature's report detector and its image-text encoder.
+class MiniReport(Detector):
+    """The miniature's report detector: a small CNN that was trained on its icons and shares no weights with it."""
 
-    Invalid: non-finite, uniform, or farther from the base model's images than 99 % of those are from each other. An image
-    that the detector calls "none" may be valid: the base model's own image of the empty prompt often is nothing in
-    particular.
-    """
+    name = "mini-report"
+    summary = "the report detector of the miniature"
+
+    def __init__(self, names: Sequence[str] = ()) -> None:
+        self.net = MiniDetector.load("report")
+        self.names = list(self.net.labels.concepts)
+        for name in names:
+            if name not in self.names:
+                raise UnknownName("concept of the report detector", name, self.names)
+        measured = card()["detectors"]["report"]
+        kept = {k: measured[k] for k in ("sensitivity", "false_positive") if k in measured}
+        self.facts = {"name": "mini report detector", **kept}
+
+    def look(self, images: Tensor) -> Seen:
+        scores = self.net.score(images)
+        return Seen(scores.concept, scores.features)
+
+
+class MiniJudge(DetectorJudge):
+    """The miniature's report detector and its image-text scorer."""
 
     def __init__(self) -> None:
-        self.detector, self.clip = MiniDetector.load("report"), ClipScorer(WEIGHTS / "clip")
-        self.names: Sequence[str] = list(self.detector.labels.concepts)
-        calibration = card()["detectors"]["report"]
-        self.facts: Mapping[str, Any] = {
-            "report": {
-                "name": "mini report detector",
-                **{k: calibration[k] for k in ("sensitivity", "false_positive") if k in calibration},
-            },
-            "clip": {"name": "mini image-text encoder"},
-        }
-
-    def calibrate(self, images: Tensor) -> None:
-        self.cloud = Cloud(self.detector.score(images).features)
-        self.facts = {**self.facts, "validity": {"images": len(images), "threshold": self.cloud.threshold, "quantile": QUANTILE}}
-
-    def detect(self, images: Tensor, concepts: Sequence[str]) -> list[Finding]:
-        scores = self.detector.score(images)
-        unlike = self.cloud.unlike(scores.features).tolist()
-        found: list[Finding] = []
-        for row, why, far, concept in zip(scores.concept, validity(images, scores), unlike, concepts, strict=True):
-            if concept not in self.names:
-                raise UnknownName("concept of the report detector", concept, self.names)
-            reason = why if why in ("non-finite", "uniform") else UNLIKE if far else None
-            if reason == "non-finite":
-                found.append((None, None, reason))
-            else:
-                found.append((self.names[int(row.argmax())], float(row[self.names.index(concept)]), reason))
-        return found
+        super().__init__(MiniReport(), ClipScorer(WEIGHTS / "clip"), "mini image-text encoder")
 
 
-class ClipJudge(_ClipScores):
-    """Zero-shot naming by any CLIP checkpoint, for models without detectors of their own.
-
-    The vocabulary is the suite's concepts plus "nothing in particular"; weaker than a trained detector, and it says so.
-    """
-
-    NOTHING = "nothing in particular"
+class ClipJudge(DetectorJudge):
+    """Zero-shot naming by any CLIP checkpoint, for models without detectors of their own; see :class:`ZeroShot`."""
 
     def __init__(self, source: str, names: Sequence[str]) -> None:
-        self.clip = ClipScorer(source)
-        self.names: Sequence[str] = [*dict.fromkeys(names), self.NOTHING]
-        self.facts: Mapping[str, Any] = {
-            "report": {"name": f"zero-shot {source}", "vocabulary": len(self.names), "calibrated": False},
-            "clip": {"name": source},
-        }
-
-    def calibrate(self, images: Tensor) -> None:
-        self.cloud = Cloud(self.embed_images(images))
-        self.facts = {**self.facts, "validity": {"images": len(images), "threshold": self.cloud.threshold, "quantile": QUANTILE}}
-
-    def detect(self, images: Tensor, concepts: Sequence[str]) -> list[Finding]:
-        finite = torch.isfinite(images).flatten(1).all(1).tolist()
-        flat = (images.flatten(1).std(1) < UNIFORM_STD).tolist()
-        unlike = self.cloud.unlike(self.embed_images(images)).tolist()
-        probabilities = self.clip.zero_shot(torch.nan_to_num(images), self.names)
-        found: list[Finding] = []
-        for row, ok, uniform, far, concept in zip(probabilities, finite, flat, unlike, concepts, strict=True):
-            if not ok:
-                found.append((None, None, "non-finite"))
-            else:
-                label = self.names[int(row.argmax())]
-                reason = "uniform" if uniform else UNLIKE if far else None
-                found.append((label, float(row[self.names.index(concept)]), reason))
-        return found
+        scorer = ClipScorer(source)
+        super().__init__(ZeroShot(names, scorer, source), scorer, source)

@@ -16,6 +16,8 @@ class Profile:
     damaged: int = 0
     """Names of a concept space that are found by their noise predictions and measured again, in search of damage; see
     :func:`efface.evaluation.damage.damage`."""
+    open_steps: int = 50
+    """DDIM steps on models without a world of their own; steps and guidance above are the miniature's."""
 
     @property
     def evals_per_image(self) -> int:
@@ -25,9 +27,9 @@ class Profile:
 PROFILES = {
     p.name: p
     for p in (
-        Profile("smoke", 10, 4.0, {"direct": 24, "near": 24, "far": 12}),
-        Profile("mini-lite", 12, 4.0, {"direct": 60, "synonym": 30, "implicit": 30, "near": 60, "trap": 20, "far": 60}, 12),
-        Profile("mini", 16, 4.0, {"direct": 120, "synonym": 60, "implicit": 60, "near": 120, "trap": 60, "far": 120}, 20),
+        Profile("smoke", 10, 4.0, {"direct": 24, "near": 24, "far": 12}, 0, 20),
+        Profile("mini-lite", 12, 4.0, {"direct": 60, "synonym": 30, "implicit": 30, "near": 60, "trap": 20, "far": 60}, 12, 30),
+        Profile("mini", 16, 4.0, {"direct": 120, "synonym": 60, "implicit": 60, "near": 120, "trap": 60, "far": 120}, 20, 50),
     )
 }
 

@@ -139,10 +139,23 @@ def write_run(folder: Path, run: RunFile) -> None:
 
 def read_run(folder: Path) -> RunFile:
     raw = _json(folder / "run.json")
+    if isinstance(raw, dict) and raw.get("kind") == "attack":
+        raise BadFile(
+            f"{folder} holds an attack, not an evaluation. Its table is printed by efface attack; efface report EVALUATION "
+            f"--attack {folder} puts it on the page of an evaluation."
+        )
     try:
         return RunFile(**{**raw, "entrants": [Entrant(**e) for e in raw["entrants"]]})
     except (KeyError, TypeError) as error:
         raise BadFile(f"{folder / 'run.json'} is not an efface evaluation ({error}).") from error
+
+
+def read_attack(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """run.json and summary.json of a finished attack. Raises BadFile for anything else."""
+    run = _json(folder / "run.json")
+    if not isinstance(run, dict) or run.get("kind") != "attack":
+        raise BadFile(f"{folder} holds no attack; give a folder that `efface attack --out DIR` wrote.")
+    return run, _json(folder / "summary.json")
 
 
 def append_rows(folder: Path, rows: list[Row]) -> None:

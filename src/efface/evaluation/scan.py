@@ -27,18 +27,22 @@ BLOCK = 256
 
 @dataclass(frozen=True)
 class Scan:
-    """One system's images of n names, s seeds each, as numbers. ``text``: (n, s) 100 max(cos, 0) of image and name, NaN where an
-    image could not be scored; ``shown``: (n, s) whether the report detector names the concept, False throughout for names that it
-    does not know; ``embedded``: (n, s, d) image embeddings of unit length."""
+    """One system's images of n names, s seeds each, as numbers.
+
+    ``text``: (n, s) 100 max(cos, 0) of image and name, NaN where an image could not be scored; ``shown``: (n, s) whether the
+    report detector names the concept, False throughout for names that it does not know; ``valid``: (n, s) whether it is an image
+    of something, as far as can be said without the name; ``embedded``: (n, s, d) image embeddings of unit length.
+    """
 
     names: tuple[str, ...]
     text: Tensor
     shown: Tensor
+    valid: Tensor
     embedded: Tensor
 
     def tensors(self) -> dict[str, Tensor]:
         """What is kept on disk; ``Scan(names, **tensors)`` is the scan again."""
-        return {"text": self.text, "shown": self.shown, "embedded": self.embedded}
+        return {"text": self.text, "shown": self.shown, "valid": self.valid, "embedded": self.embedded}
 
 
 def scan_cases(names: Sequence[str], seeds: Sequence[int], guidance: float) -> list[Case]:
@@ -71,9 +75,11 @@ def scored(images: Tensor, names: Sequence[str], seeds: int, judge: Judge) -> Sc
     """The numbers of ``seeds`` images per name."""
     prompts = [name for name in names for _ in range(seeds)]
     shown = torch.zeros(len(prompts), dtype=torch.bool)
+    valid = torch.isfinite(images).flatten(1).all(1)
     known = [i for i, name in enumerate(prompts) if name in judge.names]
     if known:
         found = judge.detect(images[known], [prompts[i] for i in known])
+        valid[known] = torch.tensor([reason is None for _, _, reason in found])
         shown[known] = torch.tensor(
             [reason is None and label == prompts[i] for i, (label, _, reason) in zip(known, found, strict=True)]
         )
@@ -82,17 +88,20 @@ def scored(images: Tensor, names: Sequence[str], seeds: int, judge: Judge) -> Sc
         tuple(names),
         text_scores(images, names, seeds, judge),
         shown.reshape(shape),
+        valid.reshape(shape),
         judge.embed_images(images).reshape(*shape, -1),
     )
 
 
 def drops(names: Sequence[str], base: Tensor, changed: Tensor) -> Tensor:
-    """(n, s) fall of the image-text score on the same name and seed: the damage ``CLIP(x, c) - CLIP(x', c)``; NaN where either
-    image could not be scored. Raises EvaluationError where the base model's could not."""
+    """(n, s) fall of the image-text score on the same name and seed: the damage ``CLIP(x, c) - CLIP(x', c)``.
+
+    A changed image that cannot be scored counts as the lowest score there is, 0: an image that a change makes invalid is damage,
+    not a gap in the table. Raises EvaluationError where the base model's image could not be scored."""
     broken = [n for n, row in zip(names, base, strict=True) if not bool(torch.isfinite(row).all())]
     if broken:
         raise EvaluationError(f"the base model's own image of {broken[0]!r} cannot be scored; leave the name out.")
-    return base - changed
+    return base - changed.nan_to_num(0.0)
 
 
 @dataclass(frozen=True)
@@ -135,7 +144,7 @@ class Probe:
         return self.trajectories * self.levels
 
 
-def distances(model: DiffusionModel, patch: Patch, names: Sequence[str], probe: Probe, seed: int) -> Tensor:
+def prediction_changes(model: DiffusionModel, patch: Patch, names: Sequence[str], probe: Probe, seed: int) -> Tensor:
     """(n, pairs) mean squared difference ``|eps'(z_t, t, c) - eps(z_t, t, c)|^2`` of the patched and the base model.
 
     z_t comes from guided trajectories of the base model for the concept itself or for the neutral prompt; the same ``seed``

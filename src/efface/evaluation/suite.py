@@ -12,18 +12,8 @@ from ..concepts.request import normalised
 from ..models.world import World
 from .profiles import Profile
 
-TEMPLATES = (
-    "a {}",
-    "{}",
-    "a picture of a {}",
-    "a photo of a {}",
-    "an image of a {}",
-    "an icon of a {}",
-    "the {}",
-    "a {} on a blue background",
-    "a {} on a yellow background",
-    "a noto style {}",
-)
+TEMPLATES = ("a {}", "{}", "a picture of a {}", "a photo of a {}", "an image of a {}", "the {}")
+"""Prompts that fit any text-to-image model; a world has its own."""
 NEAR_CAP, FAR_COUNT = 8, 10
 
 
@@ -44,6 +34,7 @@ class Suite:
     far: tuple[Neighbour, ...]
     synonyms: Mapping[str, tuple[str, ...]]
     implicit: Mapping[str, tuple[str, ...]]
+    templates: tuple[str, ...] = TEMPLATES
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -59,14 +50,14 @@ class Suite:
         Concepts take turns over prompts, seeds advance when every prompt was used: more prompts before more seeds.
         """
         pools: dict[str, list[tuple[str, str]]] = {
-            "direct": [(t, filled(f, t)) for f in TEMPLATES for t in self.targets],
-            "synonym": [(t, filled(f, s)) for f in TEMPLATES[:4] for t in self.targets for s in self.synonyms.get(t, ())],
+            "direct": [(t, filled(f, t)) for f in self.templates for t in self.targets],
+            "synonym": [(t, filled(f, s)) for f in self.templates[:4] for t in self.targets for s in self.synonyms.get(t, ())],
             "implicit": [
                 (t, filled(f, s)) for f in ("{}", "a picture: {}") for t in self.targets for s in self.implicit.get(t, ())
             ],
         }
         for axis in ("near", "trap", "far"):
-            pools[axis] = [(n.name, filled(f, n.name)) for f in TEMPLATES for n in getattr(self, axis)]
+            pools[axis] = [(n.name, filled(f, n.name)) for f in self.templates for n in getattr(self, axis)]
         cases = []
         for axis, count in profile.cases.items():
             pool = pools[axis]
@@ -77,14 +68,22 @@ class Suite:
 
 
 def filled(template: str, name: str) -> str:
-    """The template with the name in it, "a" turned into "an" before a vowel."""
+    """The template with the name in it, "a" turned into "an" before a vowel. A name with a capital is a proper name and has no
+    article."""
+    if name[:1].isupper():
+        template = template.replace("a {}", "{}").replace("the {}", "{}")
     return template.replace("a {}", "an {}").format(name) if name[:1].lower() in "aeiou" else template.format(name)
 
 
 def lexical_traps(target: str, names: Sequence[str]) -> list[str]:
     """Other names that share a word with the target."""
-    words = set(normalised(target).split())
-    return [n for n in names if normalised(n) != normalised(target) and words & set(normalised(n).split())]
+    words = _words(target)
+    return [n for n in names if normalised(n) != normalised(target) and words & _words(n)]
+
+
+def _words(name: str) -> set[str]:
+    """The words of a name; punctuation is none."""
+    return {piece for piece in normalised(name).split() if piece[0].isalpha() and len(piece) > 1}
 
 
 def world_suite(world: World, targets: Sequence[str]) -> Suite:
@@ -118,5 +117,6 @@ def world_suite(world: World, targets: Sequence[str]) -> Suite:
     other = [n for n in usable if n not in taken and groups[n] not in {groups[t] for t in targets}]
     chosen = random.Random("far " + " ".join(targets)).sample(other, min(FAR_COUNT, len(other)))
     far = [Neighbour(n, "another group", "test" if i % 2 == 0 else "dev") for i, n in enumerate(chosen)]
-    words = [{t: table.get(t, ()) for t in targets} for table in (world.synonyms, world.descriptions)]
-    return Suite(tuple(targets), tuple(near), tuple(trap), tuple(far), *words)
+    synonyms, implicit = ({t: table.get(t, ()) for t in targets} for table in (world.synonyms, world.descriptions))
+    templates = world.templates or TEMPLATES
+    return Suite(tuple(targets), tuple(near), tuple(trap), tuple(far), synonyms, implicit, templates)

@@ -1,4 +1,5 @@
-"""What a guard is: something that stands between prompt and image at sampling time and changes no weight."""
+"""What a guard is: a defence at sampling time that stands between prompt and image and changes no
+weight."""
 
 from __future__ import annotations
 
@@ -14,12 +15,15 @@ from ..options import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class Guard(Settings):
-    """Abstract. A final subclass states its equation, deviations and cost, and fills :meth:`active`."""
+    """Abstract. A guard: its options and :meth:`active`, under which a model samples.
+
+    A final subclass states its equation, deviations and cost in its docstring.
+    """
 
     summary: ClassVar[str]
     paper: ClassVar[str]
     branches: ClassVar[int]
-    """UNet evaluations per row and sampler step; classifier-free guidance alone takes 2."""
+    """UNet evaluations of an image at each sampler step; classifier-free guidance alone takes 2."""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -28,18 +32,23 @@ class Guard(Settings):
 
     @abc.abstractmethod
     def active(self, model: DiffusionModel, targets: tuple[str, ...]) -> AbstractContextManager[None]:
-        """Inside, the model samples under the guard against ``targets``. Raises BadOption where the guard would do nothing."""
+        """Inside this context, the model samples under the guard against ``targets``.
+
+        Raises BadOption where the guard would do nothing.
+        """
 
 
 def guidance_needed(name: str, scale: float) -> float:
-    """The scale, if it leaves the guard something to guide. Raises BadOption for guidance 1, which has no second branch."""
+    """The guidance scale, if the guard can act through it. Raises BadOption for scale 1, which has
+    no second branch."""
     if scale == 1.0:
         raise BadOption(f"the guard {name} acts through guidance and guidance 1 has none; use a larger --guidance.")
     return scale
 
 
 def refuse_other_families(pipe: Any) -> None:
-    """Raises BadOption for a stock pipeline with more than one text encoder, whose calls this guard does not know."""
+    """Raises BadOption for a stock pipeline with more than one text encoder, which the guard cannot
+    be put on."""
     if getattr(pipe, "text_encoder_2", None) is not None:
         raise BadOption(
             f"the guard knows stock pipelines of Stable Diffusion 1.x and 2.x, and this is a {type(pipe).__name__}. "

@@ -1,4 +1,4 @@
-"""SAFREE: take the concept out of the prompt's embedding, where words of the prompt point at it."""
+"""SAFREE: take the target out of the prompt's embedding, where words of the prompt point at it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..concepts.request import names_of
 from ..equations.guidance import guided
 from ..equations.subspace import projector, triggers
 from ..models.base import DiffusionModel
@@ -20,40 +21,51 @@ from ..options import option
 from .base import Guard, guidance_needed, refuse_other_families
 
 STEPS = 50
-"""Sampler steps that the filter's length t' was chosen for."""
+"""The number of sampler steps for which the paper chose the filter's length t'."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SAFREE(Guard):
-    """Project trigger tokens away from the concept, for the first part of the sampling.
+    """Project the words that point at the target away from it, for the first part of sampling.
 
-        C      the targets' sentence embeddings          P_C = C (C^T C)^+ C^T
-        p_i    sentence embedding of the prompt with token i masked       P_I = projector on span{p_i}
-        d_i    = |(I - P_C) p_i|                token i is a trigger where d_i >= (1 + alpha) mean_{j != i} d_j
-        e_i   <- (I - P_C) P_I e_i              for triggers, the others stay
-        b      = 1 - mean_i cos(e_i, (I - P_C) P_I e_i)   over the words
-        t'     = round(10 sigmoid(2 k (10 b - m)))        steps of 50 that use the projected embedding; then the plain one
+    Objective::
 
-    A sentence embedding is the hidden state at the end of the text. A prompt without a trigger is left alone.
-    Reference: Yoon et al., ICLR 2025, arXiv:2410.12761. Written from the description; the code has no licence.
-    Deviations: without the latent re-attention of the up-blocks, which costs a third branch; a masked token becomes padding
-    (officially token 0, which is padding on Stable Diffusion 2.x alone); t' counts timesteps, which is the same for 50 steps; the
-    official code also gives the concepts as negative prompt (``negative``, here off unless asked for); a prompt of one token has
-    no other tokens to compare with and no trigger by the rule: ``alone`` lets its only token be one where the projection takes
-    more of it than it leaves.
-    Cost: no further UNet evaluations: 2 per row and step; one text encoding per token of the prompt.
+        P_C = C (C^T C)^+ C^T                           C: sentence embeddings of the targets
+        P_I = projector on span{p_i}                    p_i: that of the prompt with token i masked
+        d_i = |(I - P_C) p_i|
+        token i is a trigger where  d_i >= (1 + alpha) mean_{j != i} d_j
+        e_i <- (I - P_C) P_I e_i                        for triggers; the others stay
+        b   = 1 - mean_i cos(e_i, (I - P_C) P_I e_i)    over the words
+        t'  = round(10 sigmoid(2 k (10 b - m)))
+
+    e_i is the prompt's embedding at token i, k is ``sharpness`` and m is ``middle``. The projected
+    embedding is used for the first t' of 50 steps, then the plain one. A sentence embedding is the
+    hidden state at the end of the text. A prompt without a trigger is left alone.
+
+    Reference: Yoon et al., ICLR 2025, arXiv:2410.12761. The code has no licence, so this was
+    written from the description.
+
+    Deviations: the latent re-attention of the up-blocks is left out, which costs a third branch. A
+    masked token becomes padding (officially token 0, which is padding on Stable Diffusion 2.x
+    alone). t' counts timesteps, which is the same for 50 steps. The official code also gives the
+    targets as a negative prompt (``negative``, off by default here). A prompt of one token has no
+    other tokens to compare with, so that the rule finds no trigger; with ``alone`` its only token
+    is one where the projection takes more of it than it leaves.
+
+    Cost: no further UNet evaluations, so an image takes 2 at each sampler step; one text encoding
+    for each token of the prompt.
     """
 
     name: ClassVar[str] = "safree"
-    summary: ClassVar[str] = "trigger tokens of the prompt projected away from the target"
+    summary: ClassVar[str] = "project the words that point at the target away from it"
     paper: ClassVar[str] = "Yoon et al., ICLR 2025, arXiv:2410.12761"
     branches: ClassVar[int] = 2
 
-    alpha: float = option(0.01, "how far above the mean a trigger lies", "SAFREE code", low=0.0)
-    sharpness: float = option(3.5, "k of the filter's length", "SAFREE code: 3.5 for artists, 2.5 for nudity", low=0.0)
-    middle: float = option(5.5, "m of the filter's length", "SAFREE code: 5.5 for artists, 5.333 for nudity")
-    negative: bool = option(False, "also guide away from the targets", "SAFREE code true; its paper does not say")
-    alone: bool = option(True, "let a prompt's only token be a trigger", "ours")
+    alpha: float = option(0.01, "how far above the other tokens' mean distance a trigger lies", "SAFREE code", low=0.0)
+    sharpness: float = option(3.5, "sharpness k of the filter's length", "SAFREE code: 3.5 for artists, 2.5 for nudity", low=0.0)
+    middle: float = option(5.5, "middle m of the filter's length", "SAFREE code: 5.5 for artists, 5.333 for nudity")
+    negative: bool = option(False, "also give the targets as a negative prompt", "SAFREE code true; its paper does not say")
+    alone: bool = option(True, "let the only token of a prompt be a trigger", "ours")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -62,7 +74,8 @@ class SAFREE(Guard):
     @contextmanager
     def active(self, model: DiffusionModel, targets: tuple[str, ...]) -> Iterator[None]:
         model.require(self.name, self.needs)
-        plain = model.encode_soft  # as it is outside, of a patched text encoder too
+        targets = names_of(targets, "targets")
+        plain = model.encode_soft  # taken before the guard is on, so that a patched text encoder stays patched
         kept = torch.eye(model.encode([""]).tokens.shape[-1], dtype=torch.float64) - projector(ends(model.encode(targets)).cpu())
 
         def soft(prompts: SoftPrompt, c: Cond) -> Cond:
@@ -79,11 +92,15 @@ class SAFREE(Guard):
             yield
 
     def pipeline_arguments(self, pipe: Any, prompt: str, targets: tuple[str, ...]) -> dict[str, Any]:
-        """What to call a loaded diffusers Stable Diffusion pipeline with instead of the prompt: the projected embedding, and a
-        ``callback_on_step_end`` that puts the plain one back when t' is over."""
+        """What to call a loaded diffusers Stable Diffusion pipeline with, in place of the prompt.
+
+        The arguments are the projected embedding, and a ``callback_on_step_end`` that puts the
+        plain one back after t' steps.
+        """
         from ..models.sd import StableDiffusion
 
         refuse_other_families(pipe)
+        targets = names_of(targets, "targets")
         model = StableDiffusion.from_pipeline(pipe)
         with self.active(model, targets):
             c = model.encode([prompt])
@@ -107,7 +124,7 @@ class SAFREE(Guard):
         }
 
     def _filtered(self, prompts: SoftPrompt, c: Cond, kept: Tensor, encode_soft: Callable[[SoftPrompt], Cond]) -> Cond:
-        """The plain conditionings with the projected ones and the filter's last timestep beside them."""
+        """The plain encodings, with the projected ones and the filter's last step beside them."""
         early, until = [], []
         for i, n in enumerate(prompts.lengths):
             e = c.tokens[i]
@@ -140,7 +157,8 @@ def ends(c: Cond) -> Tensor:
 
 
 def masked(prompts: SoftPrompt, i: int, n: int) -> SoftPrompt:
-    """n - 2 copies of prompt i, of n tokens, each with another word replaced by the padding's embedding."""
+    """n - 2 copies of prompt i, which has n tokens; in each copy another word is replaced by the
+    embedding of padding."""
     rows = prompts.embeddings[i].detach().repeat(n - 2, 1, 1)
     for j in range(n - 2):
         rows[j, j + 1] = prompts.pad
@@ -148,10 +166,11 @@ def masked(prompts: SoftPrompt, i: int, n: int) -> SoftPrompt:
 
 
 def _at(c: Cond, t: Tensor, length: int) -> Cond:
-    """The conditionings at timesteps t (B,): projected up to t', plain then; and as they are if they never passed the filter."""
+    """The encodings at timesteps t (B,): projected for the first t' steps and plain afterwards, or
+    unchanged if they never passed the filter."""
     if "early" not in c.extras:
         return c
-    # Step i of 50 on the leading grid is at timestep 981 - 20 i of 1,000: i <= t' there means exactly this.
+    # Step i of 50 on the leading grid has timestep 981 - 20 i of 1,000, so this is the same as i <= t' there.
     early = (t > length * (1 - (c.extras["until"].to(t.device) + 1) / STEPS)).reshape(-1, 1, 1)
     return replace(c, tokens=torch.where(early, c.extras["early"], c.tokens))
 

@@ -1,4 +1,4 @@
-"""Safe Latent Diffusion (SLD): a third branch that pulls the guidance away from a safety text."""
+"""Safe Latent Diffusion (SLD): a third branch that pulls guidance away from a safety text."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..concepts.request import names_of
 from ..equations.guidance import guided, safety
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
@@ -23,34 +24,46 @@ STRENGTHS = {  # delta, s_S, lambda, s_m, beta_m: diffusers' SafetyConfig
     "max": (0, 5000.0, 1.0, 0.5, 0.7),
 }
 STEPS = 50
-"""Sampler steps that the warm-up of the presets was chosen for."""
+"""The number of sampler steps for which the warm-up of the presets was chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SLD(Guard):
-    """Guidance that takes away what prompt and safety text share, with momentum.
+    """Guide away from a safety text, with momentum, where it pulls the same way as the prompt.
+
+    Objective::
 
         gamma = min(s_S |eps_c - eps_S|, 1) [eps_c - eps_S < lambda] (eps_S - eps_0) + s_m nu
         nu   <- beta_m nu + (1 - beta_m) gamma
-        eps   = eps_0 + s (eps_c - eps_0 - gamma)            gamma = 0 in the first delta of 50 steps, nu grows there too
+        eps   = eps_0 + s (eps_c - eps_0 - gamma)
 
-    Reference: Schramowski et al., CVPR 2023, arXiv:2211.05105. Code: diffusers, StableDiffusionPipelineSafe.
-    Deviations: the safety text is the targets, not the official list of twenty concepts; the warm-up counts timesteps, not steps,
-    which is the same for 50 steps and keeps its share of the trajectory for others. The paper's table has s_S = 200 for weak.
-    Cost: 3 evaluations per row and step instead of 2.
+    eps_c, eps_S and eps_0 are the predictions for the prompt, the safety text and the empty prompt;
+    s is the guidance scale, nu the momentum. gamma is 0 in the first delta of 50 steps, but nu
+    grows there too. ``strength`` chooses delta, s_S, lambda, s_m and beta_m.
+
+    Reference: Schramowski et al., CVPR 2023, arXiv:2211.05105. Code: diffusers,
+    StableDiffusionPipelineSafe.
+
+    Deviations: the safety text is the targets, not the official list of twenty concepts. The
+    warm-up counts timesteps, not steps: this is the same for 50 steps and keeps the warm-up's share
+    of sampling for other numbers. The paper's table has s_S = 200 for "weak".
+
+    Cost: an image takes 3 UNet evaluations at each sampler step, in place of 2.
     """
 
     name: ClassVar[str] = "sld"
-    summary: ClassVar[str] = "safety guidance away from the target, with momentum"
+    summary: ClassVar[str] = "guide away from the target with a third branch and momentum"
     paper: ClassVar[str] = "Schramowski et al., CVPR 2023, arXiv:2211.05105"
     branches: ClassVar[int] = 3
 
-    strength: str = option("medium", "preset of the five constants", "diffusers SafetyConfig", choices=tuple(STRENGTHS))
-    text: str = option("", "safety text; empty: the targets", "ours")
+    strength: str = option(
+        "medium", "how strongly it guides: a preset of the five constants", "diffusers SafetyConfig", choices=tuple(STRENGTHS)
+    )
+    text: str = option("", "the safety text, empty for the targets' names", "ours")
 
     @contextmanager
     def active(self, model: DiffusionModel, targets: tuple[str, ...]) -> Iterator[None]:
-        text = self.text or ", ".join(targets)
+        text = self.text or ", ".join(names_of(targets, "targets"))
 
         def guide(c: Cond, scale: float) -> _Guide:
             null, safe = model.unconditional(len(c)), model.encode([text] * len(c))
@@ -62,15 +75,20 @@ class SLD(Guard):
 
     @contextmanager
     def on_pipeline(self, pipe: Any, targets: tuple[str, ...]) -> Iterator[None]:
-        """Inside, a loaded diffusers Stable Diffusion pipeline samples under the guard, with any scheduler.
+        """Inside this context, a loaded diffusers Stable Diffusion pipeline samples under the
+        guard, with any scheduler.
 
-        Forward hooks of its UNet give the batch [empty, prompt] a third block and take gamma off the prompt's prediction, which
-        is what its own guidance then scales. A timestep above the last one starts a new image.
+        Forward hooks of its UNet add a third block to the batch [empty, prompt] and subtract gamma
+        from the prompt's prediction, which the pipeline's own guidance then scales. A timestep
+        above the last one starts a new image.
         """
         refuse_other_families(pipe)
         device = next(pipe.unet.parameters()).device
         ids = pipe.tokenizer(
-            self.text or ", ".join(targets), padding="max_length", max_length=pipe.tokenizer.model_max_length, return_tensors="pt"
+            self.text or ", ".join(names_of(targets, "targets")),
+            padding="max_length",
+            max_length=pipe.tokenizer.model_max_length,
+            return_tensors="pt",
         )
         with torch.no_grad():
             safe = pipe.text_encoder(ids.input_ids.to(device)).last_hidden_state
@@ -103,7 +121,7 @@ class SLD(Guard):
 
 
 class Safety:
-    """gamma of one trajectory; keeps the momentum nu."""
+    """Computes gamma along one trajectory, and keeps the momentum nu."""
 
     def __init__(self, strength: str, length: int) -> None:
         self.delta, self.scale, self.threshold, self.momentum, self.beta = STRENGTHS[strength]
@@ -115,7 +133,7 @@ class Safety:
         nu = torch.zeros_like(gamma) if self.nu is None else self.nu
         gamma = gamma + self.momentum * nu
         self.nu = (self.beta * nu + (1 - self.beta) * gamma).detach()
-        # Step i of 50 on the leading grid is at timestep 981 - 20 i of 1,000: i >= delta there means exactly this.
+        # Step i of 50 on the leading grid has timestep 981 - 20 i of 1,000, so this is the same as i >= delta there.
         warm = (t < self.length * (1 - self.delta / STEPS)).reshape(-1, 1, 1, 1)
         return torch.where(warm, gamma, 0.0)
 

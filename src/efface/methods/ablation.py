@@ -1,4 +1,4 @@
-"""Concept Ablation: the target's prompt is made to mean the anchor's images."""
+"""Concept Ablation: teach the model to draw the anchor where the prompt names the target."""
 
 from __future__ import annotations
 
@@ -31,38 +31,59 @@ SCENES = (
     "in bright light", "in the fog",
 )  # fmt: skip
 PAINTINGS = tuple(f"a painting of {subject} {scene}" for scene in SCENES for subject in SUBJECTS)
-"""200 captions of paintings, ours: the published list was retrieved from a corpus that cannot be passed on."""
+"""200 captions of paintings. They are ours, because the published list comes from a corpus that may not be passed on."""
 STYLE_FORMS = ("{caption}, in the style of {target}", "in {target}'s style, {caption}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConceptAblation(Method):
-    """On images of the anchor, teach the target's caption to predict what the anchor's caption predicts.
+    """Teach the model to predict for the target's caption what it predicts for the anchor's
+    caption.
 
-        z_t = noised(x, noise, t),  x drawn by the original model from an anchor caption c,  t uniform over all timesteps
-        model   loss = | eps'(z_t, t, c*) - sg eps'(z_t, t, c) |^2          c* = c rewritten with the target
-        noise   loss = | eps'(z_t, t, c*) - noise |^2
-        prior   loss + prior | eps'(z_t, t, c) - noise |^2
+    Objective::
 
-    Gradients do not pass through key and value of the start-of-text token (``detach_start``), which every prompt shares.
-    ``kind="object"``: captions with the request's anchor, and the same with the target; an empty anchor means the empty
-    prompt. ``kind="style"``: 200 captions of paintings, and "<caption>, in the style of <target>" or "in <target>'s style,
-    <caption>"; takes no anchor. Set ``prior`` when anchor and target share words ("cat", "grumpy cat").
+        z_t = noised(x, noise, t),    t uniform over all timesteps
+        variant "model"   loss = | eps'(z_t, t, c*) - sg eps'(z_t, t, c) |^2
+        variant "noise"   loss = | eps'(z_t, t, c*) - noise |^2
+        with prior > 0    loss + prior | eps'(z_t, t, c) - noise |^2
 
-    Reference: Kumari et al., ICCV 2023, arXiv:2303.13516. Code: nupurkmr9/concept-ablation (compvis/ = paper, diffusers/ = port).
-    Deviations: images are latents of deterministic DDIM without an encode-decode pass (officially DPM-Solver++ or DDIM with
-    eta 1); 200 instead of 1000 of them, as the README, because 100 updates of 8 use no more than 800; no flips and rescaled
-    copies; Adam without decay and clipping (decay moves a weight by less than 2e-5 of itself here); both forms of a style
-    equally often (the code draws one of them twice as often); captions are ours; the ablation term is a mean, in
-    the port a sum over 4 channels, so that its prior weight of 1 is our 0.25. No nudity and memorisation protocols
-    (negative prompts, mined anchors), no training of word embeddings. "self" is the published teacher, the trained network
-    itself; "frozen" is ours. ``preserve`` of the request is not used.
-    Cost: 2 x ``sampling_steps`` evaluations per image, all targets share them; then per update and row 2 (model-based; 3 with
-    prior and a frozen teacher) or 1 (noise-based; 2 with prior), one with backward, the prior's too.
+    x is an image that the original model drew from an anchor caption c, and c* is the same caption
+    rewritten with the target. eps' is the network that is trained. sg says that no gradient passes.
+    ``detach_start`` also keeps gradients out of the keys and values of the start-of-text token,
+    which every prompt shares.
+
+    Variants: ``kind`` says how captions are rewritten.
+
+    - "object" takes six short captions with the request's anchor, and the same captions with the
+      target. An empty anchor means the empty prompt.
+    - "style" takes 200 captions of paintings, rewritten as "<caption>, in the style of <target>" or
+      "in <target>'s style, <caption>". It takes no anchor.
+
+    Set ``prior`` when anchor and target share words ("cat" and "grumpy cat"). ``teacher="self"`` is
+    the published teacher, the network that is trained; "frozen" (ours) takes the original model
+    instead.
+
+    Reference: Kumari et al., ICCV 2023, arXiv:2303.13516. Code: nupurkmr9/concept-ablation (its
+    folder compvis/ is the paper's code, diffusers/ is a port).
+
+    Deviations: images are latents of deterministic DDIM that are not decoded and encoded again
+    (officially DPM-Solver++, or DDIM with eta 1). There are 200 of them, as in the README, in place
+    of 1,000, because 100 updates of 8 use no more than 800. Images are not flipped or rescaled.
+    Adam has no weight decay and no clipping (the decay would move a weight by less than 2e-5 of
+    itself here). Both forms of a style are equally likely (the code draws one of them twice as
+    often). The captions are ours. The first term is a mean; the port sums it over 4 channels, so
+    that its prior weight of 1 is our 0.25. The official protocols for nudity and memorised images
+    (negative prompts, mined anchors) and the training of word embeddings are left out. The
+    request's preserve set is not used.
+
+    Cost: 2 x ``sampling_steps`` UNet evaluations for each image, and all targets share the images.
+    Then for each row of the batch and each update, 2 evaluations with ``variant="model"`` (3 with a
+    prior and a frozen teacher) or 1 with "noise" (2 with a prior). One of them is differentiated,
+    and the prior's too.
     """
 
     name: ClassVar[str] = "ablation"
-    summary: ClassVar[str] = "on images of the anchor, the target's caption predicts what the anchor's does"
+    summary: ClassVar[str] = "train the target's caption to predict, on images of the anchor, what the anchor's caption predicts"
     paper: ClassVar[str] = "Kumari et al., ICCV 2023, arXiv:2303.13516"
     presets: ClassVar = {
         "paper": {},
@@ -73,25 +94,36 @@ class ConceptAblation(Method):
         "tiny": {"steps": 3, "batch": 2, "images": 3, "sampling_steps": 3},
     }
 
-    variant: str = option("model", "what the target's caption learns", "paper, default", choices=("model", "noise"))
+    variant: str = option(
+        "model",
+        "what the target's caption is trained to predict: the anchor's prediction (model) or the noise",
+        "paper, default",
+        choices=("model", "noise"),
+    )
     teacher: str = option(
         "self",
-        "network that sets the goal of variant=model",
+        "network that predicts for the anchor: the trained one (self) or the original (frozen)",
         "diffusers/train.py",
         choices=("self", "frozen"),
         needs="variant=model",
     )
-    kind: str = option("object", "how captions are rewritten", "concept_type of the code", choices=("object", "style"))
-    prior: float = option(0.0, "weight of the diffusion loss on anchor images", "off by default; compvis 0.2", low=0.0)
-    detach_start: bool = option(True, "no gradient through the start-of-text token", "both codes")
-    images: int = option(200, "latents drawn from the frozen model", "README of compvis; both codes 1000", low=1)
-    sampling_steps: int = option(25, "DDIM steps of an image", "diffusers/ (DPM-Solver++ 25)", low=1)
-    guidance: float = option(6.0, "guidance of an image", "diffusers/")
-    steps: int = option(100, "weight updates", "both codes, style and object", low=0)
+    kind: str = option(
+        "object", "kind of target, which says how captions are rewritten", "concept_type of the code", choices=("object", "style")
+    )
+    prior: float = option(
+        0.0, "weight of the usual diffusion loss on the anchor's images", "off by default; compvis 0.2", low=0.0
+    )
+    detach_start: bool = option(True, "keep gradients out of the start-of-text token", "both codes")
+    images: int = option(200, "images drawn with the original model before training", "README of compvis; both codes 1000", low=1)
+    sampling_steps: int = option(25, "DDIM steps for an image", "diffusers/ (DPM-Solver++ 25)", low=1)
+    guidance: float = option(6.0, "guidance scale for an image", "diffusers/")
+    steps: int = option(100, "number of weight updates", "both codes, style and object", low=0)
     lr: float = option(1.6e-5, "Adam learning rate", "2e-6 times 2 GPUs times 4 rows", low=0.0)
-    batch: int = option(8, "(image, caption, t) draws per update", "2 GPUs times 4 rows", low=1)
-    train: str = option("xattn-kv", "trained parameters", "paper; nudity: attn, memorisation: full", choices=TRAINABLE)
-    seed: int = option(0, "training seed", "ours")
+    batch: int = option(
+        8, "training examples in each update: an image, a caption and a timestep each", "2 GPUs times 4 rows", low=1
+    )
+    train: str = option("xattn-kv", "which weights are trained", "paper; nudity: attn, memorisation: full", choices=TRAINABLE)
+    seed: int = option(0, "seed of images and training", "ours")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -103,10 +135,13 @@ class ConceptAblation(Method):
         return surrogate_evals(self.images, self.sampling_steps, self.guidance) + self.steps * self.batch * per_row
 
     def captions(self, request: EraseRequest) -> tuple[tuple[str, ...], list[list[tuple[str, ...]]]]:
-        """Anchor captions, and for every target the ways each of them reads with the target."""
+        """The anchor captions and, for every target, the ways in which each caption is rewritten.
+        Raises BadRequest for a style with an anchor."""
         if self.kind == "style":
             if request.anchor:
-                raise BadRequest(f"kind=style maps to paintings of no style, so the anchor {request.anchor!r} would do nothing.")
+                raise BadRequest(
+                    f"kind=style maps to paintings of no style, so the anchor {request.anchor!r} would do nothing; leave it out."
+                )
             return PAINTINGS, [
                 [tuple(form.format(caption=c, target=target) for form in STYLE_FORMS) for c in PAINTINGS]
                 for target in request.targets
@@ -144,7 +179,8 @@ class ConceptAblation(Method):
     def _goal(
         self, model: DiffusionModel, student: DiffusionModel, z_t: Tensor, t: Tensor, c: Cond, of_anchor: Tensor | None
     ) -> Tensor:
-        """sg eps(z_t, t, c) of the teacher; the student's prediction is used again where the prior has made it."""
+        """The teacher's prediction for the anchor, without gradient. The student's prediction is
+        used again where the prior needed it anyway."""
         if self.teacher == "frozen":
             return model.predict(z_t, t, c)
         return student.predict(z_t, t, c) if of_anchor is None else of_anchor.detach()

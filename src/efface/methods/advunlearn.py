@@ -1,4 +1,5 @@
-"""AdvUnlearn: the text encoder is trained against a prompt that is attacked anew at every update."""
+"""AdvUnlearn: train the text encoder to erase the target under prompts that are attacked at every
+update."""
 
 from __future__ import annotations
 
@@ -29,38 +30,60 @@ ENCODER = "text-encoder"
 
 @dataclass(frozen=True, kw_only=True)
 class AdvUnlearn(Method):
-    """Bilevel: an attack finds words that bring the target back, the text encoder T learns to erase it all the same.
+    """Train the text encoder so that the target stays erased when the prompt is attacked.
 
-        attack    d   <-  start at random words; ``attack_steps`` times, each on a fresh (z_t, t): one step of Adam down
-                          | eps(z_t, t, T'(d, c_e)) - eps(z_t, t, T(c_e)) |^2                       d: ``tokens`` vectors
+    Before every update, an attack looks for words that bring the target back; the update then
+    erases the attacked prompt.
+
+    Objective::
+
+        attack    d   <-  start at random words, then ``attack_steps`` steps of Adam down
+                          | eps(z_t, t, T'(d, c_e)) - eps(z_t, t, T(c_e)) |^2
         update    T'  <-  Adam on  | eps(z_t, t, T'(d, c_e)) - goal |^2
                                    + gamma mean_r | eps(z_r, t, T'(r)) - eps(z_r, t, T(r)) |^2
         goal = eps_anchor - eta (eps_e - eps_anchor)
 
-    ``attack``: "adam", or "sign": Adam is given the sign of the gradient, so that every entry moves by ``attack_lr`` at first.
-    The first ``warmup`` updates erase the plain c_e. z comes from guided trajectories of the frozen model, kept in a pool: with
-    the text encoder trained nothing they depend on ever changes, so the pool is exact in distribution; with UNet weights
-    trained (``train``) the official code samples with the changing UNet, and the pool is a change. r: ``retain`` prompts per
-    row, drawn without replacement from a concept space without the targets' near-synonyms, and ``preserve``; ``keep_null`` adds
-    the empty prompt, which guidance needs and the official sets lack. The patch of a text encoder goes on every model that has
-    this encoder.
+    Every step of the attack has a fresh (z_t, t). T is the original text encoder and T' the one
+    that is trained. c_e is the target's prompt, d are ``tokens`` embeddings that are added to it,
+    and r is a retained prompt: one that must act as before. eps_e and eps_anchor are the original
+    model's predictions for target and anchor.
+
+    The first ``warmup`` updates erase the plain prompt, without an attack. Each row of the batch
+    has ``retain`` retained prompts, drawn without replacement from the preserve set and from a
+    concept space without near-synonyms of the targets. ``keep_null`` adds the empty prompt, which
+    guidance needs and the official sets lack. z_t and z_r come from guided trajectories of the
+    original model, stored in a pool. While the text encoder is trained, nothing that the
+    trajectories depend on changes, so the pool has the right distribution. With UNet weights
+    (``train``) the official code samples with the changing UNet, and the pool is a deviation. The
+    patch of a text encoder fits every model that has this encoder.
+
+    Variants: ``attack="adam"`` gives Adam the gradient, "sign" gives it the gradient's sign, so
+    that every entry moves by ``attack_lr`` at first. Preset "legacy" is the official code with two
+    faults that it has (see below), "fast" is its fast_at as the README runs it, with 30 steps and
+    without the faults, and "fast-paper" takes the one step that the paper describes.
 
     Reference: Zhang et al., NeurIPS 2024, arXiv:2405.15234. Code: OPTML-Group/AdvUnlearn.
-    Deviations from the code: the concept's place is found by tokens and not by counting words (which cut "nudity" to "nu");
-    what is trained against is the result of the last attack step and not of the one before (``legacy_stale``); the attack's
-    gradients are zeroed between its steps (``legacy_accumulate``: they pile up, as in the code); layers are matched by number
-    (there "1" is also 10 and 11); t is the level z_t is at. Ours: the retain set's space and filter, keep_null.
-    Presets: "legacy" is the official code with both of its faults, "fast" its fast_at as the README runs it, 30 steps, without
-    them; "fast-paper" takes the one step that the paper describes.
-    Official preset: agrees with the official operations up to 3e-5 of the word's movement ("legacy" and "fast", five attack steps
-    on the tiny model in float32, tests/test_official.py), the concept's place, the level t and the retained prompts left out.
-    Cost: filling the pool, 2 (S - 1) evaluations per trajectory and 2 per kept latent of a target; then per row and update 1 +
-    2 (retain + keep_null) and, after the warm-up, ``attack_steps`` with as many backwards. At the official schedule 73,584 for
-    one target and 243 retain prompts, where the official code spends 1.6 million.
+
+    Deviations: the concept's place in the prompt is found by its tokens, where the code counts
+    words (which cut "nudity" to "nu"). The update uses the result of the last attack step, where
+    the code uses that of the step before (``legacy_stale``). The attack's gradients are set to zero
+    between its steps, where the code lets them pile up (``legacy_accumulate``). Layers are matched
+    by number (in the code "1" also means 10 and 11). t is the noise level that z_t has. The concept
+    space of the retained prompts, its filter and ``keep_null`` are ours.
+
+    Official preset: agrees with the official operations up to 3e-5 of the word's movement ("legacy"
+    and "fast", five attack steps on the tiny model in float32, tests/test_official.py), the
+    concept's place, the level t and the retained prompts left out.
+
+    Cost: filling the pool takes 2 (S - 1) UNet evaluations for each trajectory, with S =
+    ``sampling_steps``, and 2 for each stored latent of a target. Then each row and update takes 1 +
+    2 (``retain`` + ``keep_null``) and, after the warm-up, ``attack_steps`` with as many backward
+    passes. With the official schedule that is 73,584 for one target and 243 retained prompts, where
+    the official code spends 1.6 million.
     """
 
     name: ClassVar[str] = "advunlearn"
-    summary: ClassVar[str] = "train the text encoder against prompts that are attacked at every update"
+    summary: ClassVar[str] = "train the text encoder to erase the target under prompts that are attacked at every update"
     paper: ClassVar[str] = "Zhang et al., NeurIPS 2024, arXiv:2405.15234"
     presets: ClassVar = {
         "paper": {},
@@ -83,59 +106,77 @@ class AdvUnlearn(Method):
         "tiny": {"steps": 3, "warmup": 1, "attack_steps": 2, "sampling_steps": 4, "pool": 2, "retain": 2, "lr": 1e-3},
     }
 
-    steps: int = option(1000, "weight updates", "official --iterations", low=0)
+    steps: int = option(1000, "number of weight updates", "official --iterations", low=0)
     warmup: int = option(200, "updates before the attack begins", "official --warmup_iter", low=0, needs="attack_steps")
     lr: float = option(1e-5, "Adam learning rate", "official --lr", low=0.0)
-    batch: int = option(1, "rows per update, over all processes", "official", low=1)
-    train: str = option(ENCODER, "trained parameters", "paper and released encoders", choices=(ENCODER, *TRAINABLE))
-    layers: str = option("all", "layers of the text encoder: all, or their numbers with commas", "official text_encoder_full")
-    tokens: int = option(1, "attacked vectors", "official --adv_prompt_num", low=1, needs="attack_steps")
+    batch: int = option(1, "training examples in each update, over all processes", "official", low=1)
+    train: str = option(ENCODER, "which weights are trained", "paper and released encoders", choices=(ENCODER, *TRAINABLE))
+    layers: str = option("all", "which layers of the text encoder: all, or numbers with commas", "official text_encoder_full")
+    tokens: int = option(
+        1, "number of word embeddings that the attack moves", "official --adv_prompt_num", low=1, needs="attack_steps"
+    )
     place: str = option(
-        "prefix", "where they stand", "official prefix_k, suffix_k, mid_k, replace_k", choices=PLACES, needs="attack_steps"
+        "prefix",
+        "where in the prompt the attacked words stand",
+        "official prefix_k, suffix_k, mid_k, replace_k",
+        choices=PLACES,
+        needs="attack_steps",
     )
     attack: str = option(
         "adam",
-        "what Adam is given: the gradient or its sign",
+        "what the attack's Adam is given: the gradient or its sign",
         "official pgd and fast_at",
         choices=("adam", "sign"),
         needs="attack_steps",
     )
-    attack_steps: int = option(30, "steps of the attack per update", "official --attack_step; 0 is no attack", low=0)
+    attack_steps: int = option(30, "steps of the attack in each update", "official --attack_step; 0 is no attack", low=0)
     attack_lr: float = option(1e-3, "Adam learning rate of the attack", "official --attack_lr", low=0.0, needs="attack_steps")
     legacy_stale: bool = option(
-        False, "train against the words before the last attack step", "official code", needs="attack_steps"
+        False, "train on the words from before the last attack step", "official code", needs="attack_steps"
     )
-    legacy_accumulate: bool = option(False, "never zero the gradients of an attack", "official code", needs="attack_steps")
-    eta: float = option(1.0, "how far beyond the anchor the goal lies", "official ESD target")
-    gamma: float = option(0.3, "weight of the retained prompts", "README, nudity", low=0.0)
-    retain: int = option(5, "retained prompts per row", "official --retain_batch", low=0)
+    legacy_accumulate: bool = option(False, "let the attack's gradients pile up", "official code", needs="attack_steps")
+    eta: float = option(1.0, "how far beyond the anchor, away from the target, the goal lies", "official ESD target")
+    gamma: float = option(0.3, "weight of the term for retained prompts", "README, nudity", low=0.0)
+    retain: int = option(5, "retained prompts for each row of the batch", "official --retain_batch", low=0)
     keep_null: bool = option(True, "retain the empty prompt too", "ours")
     space: str = option(
-        "auto", "what is retained: auto, world, english, vocabulary, or a file", "ours; official 243 objects", needs="retain"
+        "auto",
+        "concept space of the retained prompts: auto, world, english, vocabulary, or a file",
+        "ours; official 243 objects",
+        needs="retain",
     )
-    most: int = option(243, "retained names at most, spread over the space", "official sets", low=1, needs="retain")
+    most: int = option(
+        243, "largest number of retained names, spread evenly over the space", "official sets", low=1, needs="retain"
+    )
     apart: float = option(
-        0.02, "names closer to a target (cosine distance) are no retained prompts", "ours", low=0.0, needs="retain"
+        0.02, "names closer to a target than this cosine distance are not retained", "ours", low=0.0, needs="retain"
     )
-    pool: int = option(64, "trajectories per target", "ours; at least 32 asked by the specification", low=1)
-    pool_kept: int = option(1, "trajectories per retained prompt", "ours", low=1)
-    sampling_steps: int = option(50, "grid of the trajectories", "official --ddim_steps", low=2)
-    guidance: float = option(3.0, "guidance of the trajectories", "official --start_guidance")
-    seed: int = option(0, "training seed", "ours")
+    pool: int = option(64, "stored trajectories for each target", "ours", low=1)
+    pool_kept: int = option(1, "stored trajectories for each retained prompt", "ours", low=1)
+    sampling_steps: int = option(50, "sampler steps of a trajectory", "official --ddim_steps", low=2)
+    guidance: float = option(3.0, "guidance scale of the trajectories", "official --start_guidance")
+    seed: int = option(0, "seed of the training", "ours")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.legacy_stale and self.attack_steps < 1:
-            raise BadOption("legacy_stale needs an attack: attack_steps is 0.")
+            raise BadOption("legacy_stale needs an attack, and attack_steps is 0; leave one of the two out.")
         if self.layers != "all" and self.train != ENCODER:
-            raise BadOption(f"layers={self.layers} are of the text encoder, and train={self.train}. Use layers=all.")
+            raise BadOption(
+                f"layers={self.layers} belongs to the text encoder, and train={self.train} trains other weights. Use layers=all."
+            )
         text_layers(self.layers)
 
     def select(self, model: DiffusionModel) -> Select:
+        """The selection of the weights that are trained."""
         return text_layers(self.layers) if self.train == ENCODER else model.select(self.train)
 
     def retained(self, model: DiffusionModel, request: EraseRequest) -> tuple[list[str], list[str]]:
-        """The prompts that must act as before, and the names dropped because a target is too near. Raises BadRequest for none."""
+        """The prompts that must act as before, and the names that were dropped because they are too
+        close to a target.
+
+        Raises BadRequest when no prompt is left.
+        """
         space = concept_space(self.space, model).without(request.targets).candidates
         names = [space[i * len(space) // self.most] for i in range(self.most)] if len(space) > self.most else list(space)
         rows, targets = model.encode(names).tokens, model.encode(request.targets).tokens
@@ -187,7 +228,8 @@ class AdvUnlearn(Method):
         return Patch.between(origin, weights, self._for_the_encoder(model, card))
 
     def _attack(self, step: Step, student: DiffusionModel, pool: LatentPool, prompts: Sequence[str], table: Tensor) -> Tensor:
-        """(B, k, e) vectors under which the student as it is now denoises best towards the target. Logs first and last loss."""
+        """(B, k, e) word embeddings under which the student, as it is now, comes nearest to drawing
+        the target. Logs the first and the last loss."""
         drawn = share([step.draw(len(table), self.tokens) for _ in range(self.batch)])
         words = drawn_words(table, [i for row in drawn for i in row], self.tokens).requires_grad_(True)
         own, before, losses = share(prompts), words.detach().clone(), []
@@ -208,7 +250,8 @@ class AdvUnlearn(Method):
         return before if self.legacy_stale else words.detach()
 
     def _pool(self, model: DiffusionModel, request: EraseRequest, kept: Sequence[str]) -> LatentPool:
-        """Trajectories of the frozen model; those of the targets carry eps_e and eps_anchor of every latent beside it."""
+        """Trajectories of the original model. Beside each latent of a target lie the original
+        predictions eps_e and eps_anchor."""
         pool = LatentPool(
             model,
             steps=self.sampling_steps,
@@ -225,8 +268,12 @@ class AdvUnlearn(Method):
         return pool
 
     def _turn(self, index: int, kept: Sequence[str]) -> list[str]:
-        """The retained prompts of an update: ``retain`` for every row, without replacement until all have had their turn. A
-        function of the index, so that a resumed run goes on in the same order."""
+        """The retained prompts of an update: ``retain`` for each row, without replacement until
+        every prompt has had its turn.
+
+        They depend on the index of the update alone, so that a resumed run goes on in the same
+        order.
+        """
         need = self.batch * self.retain
         places = range(index * need, (index + 1) * need)
         orders = {
@@ -236,10 +283,12 @@ class AdvUnlearn(Method):
         return [kept[orders[k // len(kept)][k % len(kept)]] for k in places]
 
     def _for_the_encoder(self, model: DiffusionModel, card: PatchCard) -> PatchCard:
-        """What the patch of a text encoder is tied to: that encoder."""
+        """The card of a text encoder's patch names that encoder, because the patch fits every model
+        that has it."""
         if self.train != ENCODER:
             return card
-        return replace(card, base={**card.base, "text_encoder_digest": model.part_digest("text_encoder")})
+        text = {f"text_encoder_{key}": value for key, value in model.identity("text_encoder").items()}
+        return replace(card, base={**card.base, **text})
 
 
 def _group(model: DiffusionModel, names: Sequence[str]) -> Group:
@@ -247,7 +296,7 @@ def _group(model: DiffusionModel, names: Sequence[str]) -> Group:
 
 
 def _plain(model: DiffusionModel, prompts: Sequence[str]) -> list[Cond]:
-    """Encodings with gradient to the text encoder's weights, where they are trained."""
+    """Encodings that pass gradients to the text encoder's weights, where those are trained."""
     return [model.encode_soft(model.embed(prompts))] if prompts else []
 
 

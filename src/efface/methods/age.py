@@ -23,34 +23,55 @@ from .trained import Searching
 
 @dataclass(frozen=True, kw_only=True)
 class AGE(Searching):
-    """Map the target to a concept that is searched for, and preserve that concept: one concept in both roles.
+    """Map the target to a neighbouring concept that is searched for, and preserve that neighbour.
+
+    Objective::
 
         min_theta' max_pi   L1 + lam L2
-        L1 = | eps'(z_t, t, c_e) - goal |^2,        goal = eps(z_t, t, c_t) - eta (eps(z_t, t, c_e) - eps(z_t, t, c_t))
+        L1 = | eps'(z_t, t, c_e) - goal |^2
         L2 = | eps'(z'_t, t, c_t) - eps(z'_t, t, c_t) |^2
-        c_t = G(pi) . M_e,    M_e the ``nearest`` candidates around c_e, z_t drawn for c_e, z'_t for c_t
+        goal = eps(z_t, t, c_t) - eta (eps(z_t, t, c_e) - eps(z_t, t, c_t))
+        c_t = G(pi) . M_e
 
-    The inner maximum of L1 keeps c_t away from synonyms of the target, that of L2 looks for what the erasure hurts. The
-    request's anchor is not used: c_t stands in its place.
-    Reference: Bui et al., ICLR 2025, "Fantastic Targets for Concept Erasure in Diffusion Models and Where To Find Them" (its
-    *target* is our anchor). Code: tuananhbui89/Adaptive-Guided-Erasure, train_age.py.
-    Variants: ``through_target=True`` (paper): the search's L1 = | eps'(z_t, t, c_e) - eps(z_t, t, c_t) |^2 has its gradient
-    through the frozen model at c_t. False (official code): that term is a constant, so its search is AP's. ``hard=False``: a
-    mixture of the ``topk`` largest entries, renormalised (officially for artists). eta 1, x0 space and the shifted alignment are
-    the official code's (preset "official": its script for objects, 100 candidates; "official-artists": 1,000 thinned to 100;
-    "official-nudity"; the vocabulary is the caller's, ``space``); the paper's Eq. 4-5 have eta 0 in noise space.
-    Deviations: targets are excluded from the candidates, with ``apart`` also what lies closer than that to a target: the
-    official vocabulary contains the target itself, and c_t = c_e erases nothing and preserves the target. ``request.preserve``
-    joins the candidates. Trajectories of c_e and c_t run as one batch from the same start. The weight of the x0 space is that of
-    the grid level, as officially, where t is drawn within a grid step.
-    Official preset: agrees with the official operations up to 1e-4 of the change ("official", five updates and their
-    search steps on the tiny model in float32, tests/test_official.py), vocabulary and excluded names left out.
-    Cost: per row and step, k uniform on 0 .. S-1, less one evaluation where k > 0: descent 4 k + 5 (eta = 0: 4 k + 4), each
-    ascent 4 k + 4 with ``through_target`` (two of them with a gradient), else 2 k + 2. With a filled pool: 5 (4) and 4 (2).
+    eps' is the network that is trained (weights theta'), eps the frozen model. c_e is the encoded
+    target and c_t the searched concept, which is the anchor and the preserved concept at once. M_e
+    holds the ``search.nearest`` candidates around c_e, and G is the Gumbel-Softmax of one logit pi
+    for each candidate. z_t is a latent of c_e, z'_t one of c_t. The maximum of L1 keeps c_t away
+    from synonyms of the target; the maximum of L2 looks for what the erasure hurts. The request's
+    anchor is not used, because c_t stands in its place.
+
+    Variants: with ``through_target=True`` (the paper) the search's L1 is | eps'(z_t, t, c_e) -
+    eps(z_t, t, c_t) |^2, with its gradient through the frozen model at c_t. With False (the
+    official code) that term is constant, so that the search is the one of AP. ``search.hard=False``
+    takes a mixture of the ``search.topk`` largest entries, scaled to sum to 1 (officially for
+    artists). The official presets have eta 1, compare clean latents (x0) and use the official
+    code's shifted timesteps; the paper's equations 4 and 5 have eta 0 and compare noise. "official"
+    is the script for objects with 100 candidates, "official-artists" thins 1,000 candidates to 100,
+    and "official-nudity" trains other weights. The vocabulary is yours to give (``search.space``).
+
+    Reference: Bui et al., ICLR 2025, "Fantastic Targets for Concept Erasure in Diffusion Models and
+    Where To Find Them". What the paper calls *target* is what we call anchor. Code:
+    tuananhbui89/Adaptive-Guided-Erasure, train_age.py.
+
+    Deviations: the targets are excluded from the candidates, and with ``search.apart`` also the
+    names that lie closer to a target than that. The official vocabulary contains the target itself,
+    and c_t = c_e erases nothing and preserves the target. The request's preserve set joins the
+    candidates. Trajectories of c_e and c_t run as one batch from the same start. Where clean
+    latents are compared, the weight is that of the grid's noise level, as officially, although t is
+    drawn within a grid step.
+
+    Official preset: agrees with the official operations up to 1e-4 of the change ("official", five
+    updates and their search steps on the tiny model in float32, tests/test_official.py), vocabulary
+    and excluded names left out.
+
+    Cost: UNet evaluations per row and step, with k sampler steps to z_t, uniform on 0 .. S-1, less
+    one evaluation where k > 0: the update 4 k + 5 (4 k + 4 where eta is 0), and each search step 4
+    k + 4 with ``through_target`` (two of them with a gradient), else 2 k + 2. With a filled pool: 5
+    (4) and 4 (2).
     """
 
     name: ClassVar[str] = "age"
-    summary: ClassVar[str] = "map the target to a searched neighbour and preserve that neighbour"
+    summary: ClassVar[str] = "map the target to a neighbour that is searched for, and preserve that neighbour"
     paper: ClassVar[str] = "Bui et al., ICLR 2025"
     presets: ClassVar = {
         "paper": {},
@@ -70,12 +91,17 @@ class AGE(Searching):
         "tiny": {"steps": 3, "sampling_steps": 5, "search.nearest": 4},
     }
 
-    eta: float = option(0.0, "how far beyond c_t the goal lies", "paper 0; official code 1")
+    eta: float = option(
+        0.0, "how far beyond the searched concept, away from the target, the goal lies", "paper 0; official code 1"
+    )
     lam: float = option(1.0, "weight of the preservation term", "official --lamda", low=0.0)
     search: Gumbel = part(
-        Gumbel.preset("age"), "how c_t is found", "paper; tau of the official objects script, its default is 2", kinds=(Gumbel,)
+        Gumbel.preset("age"),
+        "how the concept that replaces the target is found",
+        "paper; tau of the official objects script, its default is 2",
+        kinds=(Gumbel,),
     )
-    through_target: bool = option(True, "let the search's L1 have a gradient through c_t", "paper; official code without")
+    through_target: bool = option(True, "let the search follow the erasing term's gradient too", "paper; official code without")
 
     def __post_init__(self) -> None:
         super().__post_init__()

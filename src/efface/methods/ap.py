@@ -22,44 +22,54 @@ class AP(Searching):
 
     Objective::
 
-        min_theta' max_c_a   | eps'(z_t, t, c_e) - goal |^2  +  lam | eps'(z'_t, t, c_a) - eps(z'_t, t, c_a) |^2
+        min_theta' max_c_a   | eps'(z_t, t, c_e) - goal |^2
+                             + lam | eps'(z'_t, t, c_a) - eps(z'_t, t, c_a) |^2
         goal = eps(z_t, t, c_anchor) - eta (eps(z_t, t, c_e) - eps(z_t, t, c_anchor))
 
-    eps' is the network that is trained (weights theta'), eps the frozen model. c_e is the encoded target, c_a the adversarial
-    concept: the one to preserve. z_t is a latent of the target, z'_t one of the adversarial concept, both at timestep t.
+    eps' is the network that is trained (weights theta'), eps the frozen model. c_e is the encoded
+    target, c_a the adversarial concept: the one to preserve. z_t is a latent of the target, z'_t
+    one of the adversarial concept, both at timestep t.
 
-    Variants: ``search`` says how c_a is found. All else is the same for every search, so that a comparison shows the search.
+    Variants: ``search`` says how c_a is found. All else is the same for every search, so that a
+    comparison shows the search.
 
-    - "gumbel" is the paper's search: c_a = G(pi) . M_e, where M_e holds the candidates nearest to c_e and G is the
-      Gumbel-Softmax of one logit pi per candidate. After every update of the weights, the logits take steps of Adam up the
-      preservation term, each on fresh draws with the weights fixed (``search.update=joint``: by the update's own backward pass).
-    - "exhaustive" takes the worst of all candidates by the damage itself, and looks again every ``search.refresh`` updates.
+    - "gumbel" is the paper's search: c_a = G(pi) . M_e, where M_e holds the candidates nearest to
+      c_e and G is the Gumbel-Softmax of one logit pi per candidate. After every update of the
+      weights, the logits take steps of Adam up the preservation term, each on fresh draws with the
+      weights fixed (``search.update=joint``: by the update's own backward pass).
+    - "exhaustive" takes the candidate with the largest damage of all, measured again every
+      ``search.refresh`` updates.
     - "random" takes any candidate: the control that isolates the value of searching.
-    - "pgd" climbs a free embedding that starts at c_e. The authors report that it collapses; so does ours, and it is here to
-      show that.
+    - "pgd" climbs a free embedding that starts at c_e. The authors report that it collapses; so
+      does ours, and it is here to show that.
 
-    ``shrink``: after every update, the weights go back this share of their way (L2 regularisation in proximal form).
-    Preset "paper" works in noise space with eta 0 and cosine neighbours. Preset "official" has x0 space (the inverse-SNR weight
-    (1 - ab)/ab at the grid level, where t is drawn within a grid step), the goal 2 eps_0 - eps_e, the 1,000 nearest candidates
-    by L2 thinned to 100 ("official-nudity": 2,000 to 50) and the shifted time alignment, and leaves erased names among the
-    candidates. Presets "random", "exhaustive" and "pgd" change the search alone.
+    ``shrink``: after every update, the weights go back this share of their way (L2 regularisation
+    in proximal form). Preset "paper" works in noise space with eta 0 and cosine neighbours. Preset
+    "official" has x0 space (the inverse-SNR weight (1 - ab)/ab at the grid level, where t is drawn
+    within a grid step), the goal 2 eps_0 - eps_e, the 1,000 nearest candidates by L2 thinned to 100
+    ("official-nudity": 2,000 to 50) and the shifted time alignment, and leaves erased names among
+    the candidates. Presets "random", "exhaustive" and "pgd" change the search alone.
 
-    Reference: Bui et al., NeurIPS 2024, "Erasing Undesirable Concepts in Diffusion Models with Adversarial Preservation".
-    Code: tuananhbui89/Erasing-Adversarial-Preservation, train_adversarial_gumbel.py, train_adversarial_pgd.py.
+    Reference: Bui et al., NeurIPS 2024, "Erasing Undesirable Concepts in Diffusion Models with
+    Adversarial Preservation". Code: tuananhbui89/Erasing-Adversarial-Preservation,
+    train_adversarial_gumbel.py, train_adversarial_pgd.py.
 
-    Deviations: the erased concepts are excluded from the candidates (``search.exclude_targets``; the official code forgets to).
-    The ascent step samples nothing that it does not use. Trajectories of c_e and c_a run as one batch from the same start and
-    share its first unconditional pass. ``request.preserve`` joins the candidates of every target. With a pooled sampler, rows
-    have noise levels of their own, and c_a must be one of the candidates (``search.hard=true``). "pgd" measures its term on the
-    target's latents, as officially. ``search.centres`` is Lloyd's algorithm from evenly spaced quantiles (there k-means++).
+    Deviations: the erased concepts are excluded from the candidates (``search.exclude_targets``;
+    the official code forgets to). The ascent step samples nothing that it does not use.
+    Trajectories of c_e and c_a run as one batch from the same start and share its first
+    unconditional pass. ``request.preserve`` joins the candidates of every target. With a pooled
+    sampler, rows have noise levels of their own, and c_a must be one of the candidates
+    (``search.hard=true``). "pgd" measures its term on the target's latents, as officially.
+    ``search.centres`` is Lloyd's algorithm from evenly spaced quantiles (there k-means++).
 
-    Official preset: agrees with the official operations up to 3e-4 of the change ("official", five updates and their
-    search steps on the tiny model in float32, tests/test_official.py).
+    Official preset: agrees with the official operations up to 3e-4 of the change ("official", five
+    updates and their search steps on the tiny model in float32, tests/test_official.py).
 
-    Cost: UNet evaluations per row and step, k uniform on 0 .. S-1, less one evaluation where k > 0: the update 4 k + 5 (eta = 0:
-    4 k + 4), each ascent 2 k + 2 (153 at S = 50 and one ascent; the official code spends 213.84). No ascent with
-    ``search.update=joint``. "exhaustive": 2 k + 2 n per target and look at n candidates. With a filled pool, 2 k and
-    4 k become 0.
+    Cost: UNet evaluations per row and step, with k sampler steps to z_t, uniform on 0 .. S-1, less
+    one evaluation where k > 0: the update 4 k + 5 (eta = 0: 4 k + 4), each ascent 2 k + 2 (153 at S
+    = 50 and one ascent; the official code spends 213.84). No ascent with ``search.update=joint``.
+    "exhaustive": 2 k + 2 n for each target whenever its n candidates are measured. With a filled
+    pool, 2 k and 4 k become 0.
     """
 
     name: ClassVar[str] = "ap"
@@ -84,7 +94,7 @@ class AP(Searching):
         "pgd": {"search": "pgd", "search.ascents": 10, "lam": 0.01},
     }
 
-    eta: float = option(0.0, "how far beyond the anchor the goal lies", "paper 0; official code 1")
+    eta: float = option(0.0, "how far beyond the anchor, away from the target, the goal lies", "paper 0; official code 1")
     lam: float = option(1.0, "weight of the preservation term", "official code 1 (implicit); pgd 0.01", low=0.0)
     shrink: float = option(0.0, "share of the change that is taken back after every update", "ours", low=0.0)
 

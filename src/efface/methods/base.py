@@ -1,4 +1,4 @@
-"""What a method is: a frozen dataclass of hyper-parameters and one ``erase`` body."""
+"""What a method is: a frozen dataclass of options with one ``erase`` body."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ __all__ = ["Method", "option"]
 
 @dataclass(frozen=True, kw_only=True)
 class Method(Settings):
-    """Abstract. A final subclass states its equation, deviations and cost in its docstring and fills ``erase``.
+    """Abstract. A method of erasure: its options, and ``erase``, which makes a patch.
 
-    ``presets`` names sets of options: "paper" is the default of full-size models; "mini" and "tiny" are ours.
+    A final subclass states its objective, deviations and cost in its docstring and fills ``erase``
+    and ``expected_evals``. ``presets`` names sets of options: "paper" is the default for models of
+    full size, and "mini" and "tiny" are ours.
     """
 
     summary: ClassVar[str]
@@ -29,11 +31,12 @@ class Method(Settings):
 
     @abc.abstractmethod
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
-        """The change that erases ``request.targets``. Never changes ``model``; same seed, same bits."""
+        """The patch that erases ``request.targets``. ``model`` never changes, and the same seed
+        gives the same bits."""
 
     @abc.abstractmethod
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
-        """Documented cost: expected UNet forward evaluations of ``erase``."""
+        """How many UNet evaluations ``erase`` is expected to take, counted without running it."""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -46,17 +49,19 @@ class Method(Settings):
 
     @property
     def label(self) -> str:
-        """What tables and cards call this configuration; variants that deserve a name of their own give it here."""
+        """What tables and cards call these options. A variant that deserves a name of its own gives
+        it here."""
         return self.name
 
     def card(self, model: DiffusionModel, request: EraseRequest, spent: Mapping[str, int], **log: Any) -> PatchCard:
-        """Provenance of a patch this method made. ``spent``: the cost counter before the run."""
+        """The card of a patch that this method made. ``spent`` is the model's cost counter from
+        before the run."""
         now = model.evals.snapshot()
         return PatchCard(
             method=self.label,
             config=self.plain(),
             request=request,
-            base={**model.info, "digest": model.digest()},
+            base={**model.info, **model.identity()},
             cost={k: now[k] - spent[k] for k in ("forward", "calls", "backward")},
             versions=versions(),
             log=log,

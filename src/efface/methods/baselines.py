@@ -1,4 +1,5 @@
-"""Baselines: erasures that search for nothing. AP is compared with them; they differ from AP in what they preserve alone."""
+"""Baselines for AP: the same erasure without a search. They differ from AP only in what they
+preserve."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
     "fast": {"sampler": "pool", "sampler.trajectories": 4, "solver": "dpm", "sampling_steps": 15},
     "tiny": {"steps": 3, "sampling_steps": 5},
 }
-"""AP's, without what belongs to a search."""
+"""The presets of AP, without what belongs to a search."""
 SOURCE = "paper 0; official code 1"
 
 
@@ -34,7 +35,7 @@ class _Unpreserved(Trained):
 
     paper: ClassVar[str] = "baseline of Bui et al., NeurIPS 2024"
 
-    eta: float = option(0.0, "how far beyond the anchor the goal lies", SOURCE)
+    eta: float = option(0.0, "how far beyond the anchor, away from the target, the goal lies", SOURCE)
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         update = 2 + (self.eta != 0) + self.draw_cost(1)
@@ -64,8 +65,13 @@ class Naive(_Unpreserved):
 
         min_theta'  | eps'(z_t, t, c_e) - goal |^2,     goal = eps_anchor - eta (eps_e - eps_anchor)
 
+    eps' is the network that is trained (weights theta'); eps_anchor and eps_e are the frozen
+    model's predictions for the anchor and for the target c_e at a latent z_t of the target.
+
     Reference: the naive erasure that Bui et al., NeurIPS 2024, compare AP with.
-    Cost: 2 k + 2 UNet evaluations per row and step (3 where eta is not 0), k uniform on 0 .. S-1. With a filled pool: 2 (3).
+
+    Cost: 2 k + 2 UNet evaluations per row and step (3 in place of 2 where eta is not 0), with k
+    sampler steps to z_t, uniform on 0 .. S-1. With a filled pool: 2 (3).
     """
 
     name: ClassVar[str] = "naive"
@@ -82,9 +88,14 @@ class L2(_Unpreserved):
 
     Objective::
 
-        min_theta'  | eps'(z_t, t, c_e) - goal |^2,     and after every step  theta' <- theta' - shrink (theta' - theta)
+        min_theta'  | eps'(z_t, t, c_e) - goal |^2
+        and after every step  theta' <- theta' - shrink (theta' - theta)
+
+    theta' are the weights that are trained, theta the original ones; the other symbols are those of
+    the baseline ``naive``.
 
     Reference: L2 regularisation in proximal form; ours, as a control of AP.
+
     Cost: as the baseline ``naive``.
     """
 
@@ -110,10 +121,10 @@ class _Given(Trained):
     paper: ClassVar[str] = "baseline of Bui et al., NeurIPS 2024"
     renamed: ClassVar[Mapping[str, str]] = {**Trained.renamed, "pool_kept": "per_candidate"}
 
-    eta: float = option(0.0, "how far beyond the anchor the goal lies", SOURCE)
+    eta: float = option(0.0, "how far beyond the anchor, away from the target, the goal lies", SOURCE)
     lam: float = option(1.0, "weight of the preservation term", "official code 1 (implicit)", low=0.0)
     per_candidate: int = option(
-        1, "cached trajectories for each preserved concept", "ours", low=1, needs="sampler=pool|harvest|noised"
+        1, "stored trajectories for each preserved concept", "ours", low=1, needs="sampler=pool|harvest|noised"
     )
 
     @abc.abstractmethod
@@ -121,7 +132,8 @@ class _Given(Trained):
         """The concepts to preserve."""
 
     def names(self, request: EraseRequest) -> list[tuple[str, ...]]:
-        """The concepts to preserve beside each target. Raises BadOption for one that is to be erased."""
+        """The concepts to preserve for each target. Raises BadOption for a concept that is to be
+        erased."""
         kept = self.kept(request)
         taken = [t for t in request.targets if normalised(t) in map(normalised, kept)]
         if taken:
@@ -157,22 +169,28 @@ class _Given(Trained):
 
 @dataclass(frozen=True, kw_only=True)
 class Fixed(_Given):
-    """Erase the target and preserve the request's preserve set, each of its concepts as likely as the others.
+    """Erase the target and preserve the request's preserve set, each of its concepts as likely as
+    the others.
 
     Objective::
 
-        min_theta'  | eps'(z_t, t, c_e) - goal |^2  +  lam | eps'(z'_t, t, c) - eps(z'_t, t, c) |^2,     c of the preserve set
+        min_theta'  | eps'(z_t, t, c_e) - goal |^2  +  lam | eps'(z'_t, t, c) - eps(z'_t, t, c) |^2
+
+    c is a concept of the preserve set and z'_t one of its latents; the other symbols are those of
+    the baseline ``naive``.
 
     Reference: the fixed preservation that Bui et al., NeurIPS 2024, compare AP with.
-    Cost: 4 k + 4 UNet evaluations per row and step (5 where eta is not 0), k uniform on 0 .. S-1, less one evaluation where
-    k > 0. With a filled pool: 4 (5).
+
+    Cost: 4 k + 4 UNet evaluations per row and step (5 in place of the last 4 where eta is not 0),
+    with k sampler steps to z_t, uniform on 0 .. S-1, less one evaluation where k > 0. With a filled
+    pool: 4 (5).
     """
 
     name: ClassVar[str] = "fixed"
     summary: ClassVar[str] = "erase the target and preserve the concepts that the request names"
     presets: ClassVar = PRESETS
 
-    concept: str = option("", "preserve this concept in place of the request's preserve set", "ours")
+    concept: str = option("", "the one concept to preserve, in place of the request's preserve set", "ours")
 
     def kept(self, request: EraseRequest) -> tuple[str, ...]:
         kept = (self.concept,) if self.concept else request.preserve
@@ -183,13 +201,18 @@ class Fixed(_Given):
 
 @dataclass(frozen=True, kw_only=True)
 class Neutral(_Given):
-    """Erase the target and preserve the anchor, which is the empty prompt unless the request names another.
+    """Erase the target and preserve the anchor, which is the empty prompt unless the request names
+    another.
 
     Objective::
 
-        min_theta'  | eps'(z_t, t, c_e) - goal |^2  +  lam | eps'(z'_t, t, c_anchor) - eps(z'_t, t, c_anchor) |^2
+        min_theta'  | eps'(z_t, t, c_e) - goal |^2
+                    + lam | eps'(z'_t, t, c_anchor) - eps(z'_t, t, c_anchor) |^2
+
+    The symbols are those of the baseline ``fixed``.
 
     Reference: the neutral preservation that Bui et al., NeurIPS 2024, compare AP with.
+
     Cost: as the baseline ``fixed``.
     """
 

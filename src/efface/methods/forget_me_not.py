@@ -1,4 +1,4 @@
-"""Forget-Me-Not: the target's words lose the attention of the image."""
+"""Forget-Me-Not: lower the attention that the image pays to the target's words."""
 
 from __future__ import annotations
 
@@ -24,31 +24,45 @@ from .base import Method, option
 
 @dataclass(frozen=True, kw_only=True)
 class ForgetMeNot(Method):
-    """Lower the cross-attention that the target's tokens receive on noised images of the target.
+    """Lower the cross-attention that the target's tokens receive while images of the target are
+    denoised.
 
-        inversion    v <- Adam on | eps(z_t, t, "a photo of v") - noise |^2,  then |v_i| <- |v_i| + rate (norm - |v_i|)
-        resteering   theta' <- Adam on || concat_l vec(A_l[:, :, S]) ||_2 ,   A_l the probabilities of layer l under
-                     "a photo of v" (or "a photo of <target>" without inversion),  S = positions of v and the first end of text
-        z_t = noised(x, noise, t),  t uniform over all timesteps,  x drawn by the original model as a photo of the target
+    Objective::
 
-    Each target has its own ``vectors`` inverted embeddings. Nothing is preserved and nothing is put in the target's place:
-    the attention goes to start of text and the other words. Softmax rows sum to 1, so prompts that share tokens suffer too;
-    stop early.
+        inversion    v <- Adam on | eps(z_t, t, "a photo of v") - noise |^2
+                     then |v_i| <- |v_i| + rate (norm - |v_i|)
+        erasure      theta' <- Adam on || concat_l vec(A_l[:, :, S]) ||_2
+        z_t = noised(x, noise, t),    t uniform over all timesteps
+
+    x is a photo of the target that the original model drew. Inversion learns ``vectors`` word
+    embeddings v that stand for the target; without it (``inversion_steps=0``) the target's own name
+    is used. A_l are the attention probabilities of layer l under "a photo of v" or "a photo of
+    <target>", and S are the positions of the target's tokens and of the first end-of-text token.
+
+    Nothing is preserved, and nothing is put in the target's place: the attention goes to the start
+    of text and to the other words. The attention of a pixel sums to 1 over the tokens, so prompts
+    that share tokens with the target suffer too. Stop early.
 
     Reference: Zhang et al., arXiv:2303.17591. Code: SHI-Labs/Forget-Me-Not.
-    Deviations: images come from the frozen model (officially 10 photographs; ``images_from="zero"`` is its no_real_image);
-    positions are found by token ids, and of the end-of-text tokens only the first counts: on Stable Diffusion 1.x padding is
-    end of text, and the code selects some 70 of them, which then are the loss; batches are means of single rows (the code is
-    right for batch 1 only); vectors start at the target's own tokens in turn (officially two words and noise); Adam without
-    decay and clipping (in its default, the whole UNet, the code does not clip either). The loss grows with resolution and
-    number of tokens, so its lr does not transfer; ``normalize="rms"`` does not grow.
-    Not kept: the inverted vectors. ``preserve`` of the request is not used; an anchor is refused.
-    Cost: 2 x ``sampling_steps`` evaluations per image and target (0 with zero), ``batch`` per step of either stage, each with
-    backward; inversion takes ``inversion_steps`` per target.
+
+    Deviations: images come from the original model (officially 10 photographs);
+    ``images_from="zero"`` is the code's no_real_image. Positions are found by token ids. Of the
+    end-of-text tokens only the first counts: on Stable Diffusion 1.x padding is end of text, and
+    the code selects some 70 of them, which then make up the loss. The loss of a batch is the mean
+    over single rows (the code is right for batch 1 only). The vectors start at the target's own
+    tokens in turn (officially two words and noise). Adam has no weight decay and no clipping (the
+    code does not clip its default, the whole UNet, either). The loss grows with the resolution and
+    the number of tokens, so its learning rate does not transfer to other models;
+    ``normalize="rms"`` does not grow. The inverted vectors are not kept. The request's preserve set
+    is not used, and an anchor is refused.
+
+    Cost: 2 x ``sampling_steps`` UNet evaluations for each image of each target (0 with "zero"),
+    then ``batch`` for each step of either stage, each with a backward pass. Inversion takes
+    ``inversion_steps`` steps for each target.
     """
 
     name: ClassVar[str] = "forget-me-not"
-    summary: ClassVar[str] = "the target's words lose the attention of the image"
+    summary: ClassVar[str] = "lower the attention that the image pays to the target's words"
     paper: ClassVar[str] = "Zhang et al., arXiv:2303.17591"
     presets: ClassVar = {
         "paper": {},
@@ -68,31 +82,43 @@ class ForgetMeNot(Method):
         "tiny": {"inversion_steps": 2, "vectors": 2, "steps": 3, "images": 2, "sampling_steps": 3, "lr": 1e-3},
     }
 
-    inversion_steps: int = option(500, "embedding updates per target; 0 uses its name", "ti.yaml; attn.yaml use_ti", low=0)
-    vectors: int = option(4, "inverted embeddings per target", "ti.yaml", low=1, needs="inversion_steps")
+    inversion_steps: int = option(
+        500, "updates of the inverted embeddings for each target, 0 to use its name", "ti.yaml; attn.yaml use_ti", low=0
+    )
+    vectors: int = option(4, "inverted embeddings for each target", "ti.yaml", low=1, needs="inversion_steps")
     inversion_lr: float = option(1e-3, "Adam learning rate of the embeddings", "ti.yaml", low=0.0, needs="inversion_steps")
     norm: float = option(
         0.4,
-        "length the embeddings are pulled to",
+        "length that the inverted embeddings are pulled to",
         "train_ti.py (Stable Diffusion's vocabulary)",
         low=1e-6,
         needs="inversion_steps",
     )
     norm_rate: float = option(
-        0.1, "how far they are pulled per update", "train_ti.py, min(1, 100 lr)", low=0.0, needs="inversion_steps"
+        0.1, "share of the way to that length for each update", "train_ti.py, min(1, 100 lr)", low=0.0, needs="inversion_steps"
     )
-    template: str = option("a photo of {}", "prompt of images and both stages", "train_attn.py, objects")
-    eos: bool = option(True, "count the first end-of-text token as the target's", "attn.yaml use_pooler")
-    normalize: str = option("norm", "size of the attention", "train_attn.py; rms ours", choices=("norm", "rms"))
-    images_from: str = option("model", "where x comes from", "ours; zero no_real_image", choices=("model", "zero"))
-    images: int = option(10, "latents per target", "data/ of the code", low=1, needs="images_from=model")
-    sampling_steps: int = option(50, "DDIM steps of an image", "ours", low=1, needs="images_from=model")
-    guidance: float = option(7.5, "guidance of an image", "ours", needs="images_from=model")
-    steps: int = option(35, "weight updates", "attn.yaml", low=0)
+    template: str = option("a photo of {}", "prompt of the images and of both stages", "train_attn.py, objects")
+    eos: bool = option(True, "count the first end-of-text token among the target's", "attn.yaml use_pooler")
+    normalize: str = option(
+        "norm",
+        "how the attention is measured: its norm, or its root mean square (rms)",
+        "train_attn.py; rms ours",
+        choices=("norm", "rms"),
+    )
+    images_from: str = option(
+        "model",
+        "where images come from: the original model, or zero latents",
+        "ours; zero no_real_image",
+        choices=("model", "zero"),
+    )
+    images: int = option(10, "images for each target", "data/ of the code", low=1, needs="images_from=model")
+    sampling_steps: int = option(50, "DDIM steps for an image", "ours", low=1, needs="images_from=model")
+    guidance: float = option(7.5, "guidance scale for an image", "ours", needs="images_from=model")
+    steps: int = option(35, "number of weight updates", "attn.yaml", low=0)
     lr: float = option(2e-6, "Adam learning rate of the weights", "attn.yaml", low=0.0)
-    batch: int = option(1, "(image, t) draws per update", "attn.yaml", low=1)
-    train: str = option("full", "trained parameters", "attn.yaml; only_optimize_ca xattn", choices=TRAINABLE)
-    seed: int = option(0, "training seed", "ours")
+    batch: int = option(1, "training examples in each update: an image and a timestep each", "attn.yaml", low=1)
+    train: str = option("full", "which weights are trained", "attn.yaml; only_optimize_ca xattn", choices=TRAINABLE)
+    seed: int = option(0, "seed of images and training", "ours")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -148,12 +174,13 @@ class ForgetMeNot(Method):
         return Patch.between(model.weights(select), student.weights(select), self.card(model, request, spent))
 
     def _start(self, embeddings: Tensor, span: TokenSpan) -> Tensor:
-        """(m, e) the target's own tokens: as they are without inversion, in turn for ``vectors`` places with it."""
+        """(m, e) the target's own tokens: as they are without inversion, and in turn for
+        ``vectors`` places with it."""
         own = embeddings[span.start : span.stop]
         return own[[i % span.width for i in range(self.vectors)]] if self.inversion_steps else own
 
     def _images(self, model: DiffusionModel, prompt: str, i: int) -> Tensor:
-        """(images, C, h, w) clean latents of target i."""
+        """(images, C, h, w) clean latents of the target number i."""
         if self.images_from == "zero":
             return torch.zeros((self.images, *model.latent_shape), device=model.device)
         seed = self.seed * 1_000_003 + i

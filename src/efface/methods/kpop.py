@@ -1,4 +1,4 @@
-"""KPOP: learnable prompts take the concept in while the weights let it go."""
+"""KPOP: learnable prompts take the target in while the weights let it go."""
 
 from __future__ import annotations
 
@@ -21,30 +21,47 @@ from .trained import Trained
 
 @dataclass(frozen=True, kw_only=True)
 class KPOP(Trained):
-    """Move the concept into a prompt that is dropped, and erase it from the weights.
+    """Move the target into a learnable prompt that is dropped afterwards, and erase it from the
+    weights.
 
-        with a prompt p = (p_k, p_v), chosen layers attend to K = W_K [c ; p_k], V = W_V [c ; p_v]    (m more tokens)
-        transfer   p      <-  Adam on  | eps'(z_t, t, c_e ; p) - eps(z_t, t, c_e) |^2                        weights fixed
-        removal    theta' <-  Adam on  | eps'(z_t, t, c_e) - goal |^2  +  lam | eps'(z_t, t, c_e ; p) - aim |^2    p fixed
-        goal = eps_anchor - eta (eps_e - eps_anchor)       aim = eps_e ("recover") or goal ("erase")
+    Objective::
 
-    z_t comes from guided trajectories without prompt (``sampler``; officially the student's). Every target has its own p; all
-    layers of ``place`` share it. "recover": the prompt stays a key that brings the concept back, and the weights need not
-    unlearn what it holds. "erase": the prompt is an adversary that the weights must withstand.
+        transfer   p      <-  Adam on  | eps'(z_t, t, c_e ; p) - eps(z_t, t, c_e) |^2
+        removal    theta' <-  Adam on  | eps'(z_t, t, c_e) - goal |^2
+                                       +  lam | eps'(z_t, t, c_e ; p) - aim |^2
+        goal = eps_anchor - eta (eps_e - eps_anchor)
 
-    Reference: Bui et al., arXiv:2403.12326 ("Removing Undesirable Concepts in Text-to-Image Diffusion Models with Learnable
-    Prompts", since v3 "Hiding and Recovering Knowledge ... via Learnable Prompts").
-    Certain: the prompt mechanism and its three places (code left in the repository of AP); two stages that alternate
-    (abstract); m = 10, place mid, lam = 0.1, prompt_lr = 1e-5, xattn, lr 1e-5, 1000 iterations, eta 1 (names of released runs).
-    Reconstruction: the equations of both stages (neither paper nor code were at hand); which of the two aims is meant.
-    Ours: start of the prompt, Adam, one prompt update per weight update on the same (z_t, t), the anchor in place of the null
-    prompt, exact noise levels by default. With Adam 1e-5 moves an entry by 0.01 in 1000 updates: tune ``prompt_lr`` before
-    believing it.
-    Not kept: the learned prompt. The patch holds weights only, so this erases and offers no recovery by key.
-    ``preserve`` of the request is not used.
-    Cost: 2 k + 4 + ``prompt_updates`` evaluations per row and step, k uniform on 0 .. S-1 (54 at S = 50 and one update); one
-    backward through two of them for the weights, one through each of ``prompt_updates`` for the prompt. With a filled pool: 4 +
-    ``prompt_updates``.
+    eps' is the network that is trained (weights theta'), eps the frozen model; eps_e and eps_anchor
+    are its predictions for the target c_e and for the anchor. p = (p_k, p_v) is the learnable
+    prompt: m more tokens that chosen layers attend to, with keys K = W_K [c ; p_k] and values V =
+    W_V [c ; p_v]. Transfer moves the prompt alone, removal the weights alone. Every target has a
+    prompt of its own, and all layers of ``place`` share it. z_t comes from guided trajectories
+    without the prompt (``sampler``; officially the student's).
+
+    Variants: ``with_prompt_target`` sets the aim of the prediction with prompt. "recover": aim =
+    eps_e. The prompt stays a key that brings the target back, and the weights need not unlearn what
+    it holds. "erase": aim = goal. The prompt is an adversary that the weights must withstand.
+
+    Reference: Bui et al., arXiv:2403.12326 ("Removing Undesirable Concepts in Text-to-Image
+    Diffusion Models with Learnable Prompts", since v3 "Hiding and Recovering Knowledge ... via
+    Learnable Prompts").
+
+    What is known: the prompt mechanism and its three places (from code that was left in the
+    repository of AP); two stages that alternate (from the abstract); m = 10, place mid, lam = 0.1,
+    prompt_lr = 1e-5, xattn, lr 1e-5, 1,000 iterations and eta 1 (from the names of released runs).
+    What is reconstructed: the equations of both stages, because neither paper nor code were at
+    hand, and which of the two aims is meant.
+
+    Deviations: the start of the prompt, Adam, one prompt update per weight update on the same (z_t,
+    t), the anchor in place of the empty prompt and exact noise levels by default are ours. With
+    Adam, a learning rate of 1e-5 moves an entry by 0.01 in 1,000 updates: tune ``prompt_lr`` before
+    you believe it. The learned prompt is not kept. The patch holds weights only, so it erases and
+    offers no recovery by key. The request's preserve set is not used.
+
+    Cost: 2 k + 4 + ``prompt_updates`` UNet evaluations per row and step, with k sampler steps to
+    z_t, uniform on 0 .. S-1 (54 at S = 50 and one prompt update). One backward pass goes through
+    two of them for the weights, and one through each of ``prompt_updates`` for the prompt. With a
+    filled pool: 4 + ``prompt_updates``.
     """
 
     name: ClassVar[str] = "kpop"
@@ -57,14 +74,26 @@ class KPOP(Trained):
         "tiny": {"steps": 3, "sampling_steps": 5, "prompt_size": 2, "prompt_lr": 1e-2},
     }
 
-    eta: float = option(1.0, "how far beyond the anchor the goal lies", "names of released runs")
-    lam: float = option(0.1, "weight of the term with prompt", "names of released runs; flag default 0.01", low=0.0)
-    with_prompt_target: str = option("recover", "aim of the prediction with prompt", "v3", choices=("recover", "erase"))
-    place: str = option("mid", "layers that read the prompt", "names of released runs", choices=("mid", "midout", "inmidout"))
-    prompt_size: int = option(10, "tokens of a prompt", "names of released runs; flag default 1", low=1)
-    prompt_init: float = option(0.02, "standard deviation of the prompt's start", "ours", low=0.0)
+    eta: float = option(1.0, "how far beyond the anchor, away from the target, the goal lies", "names of released runs")
+    lam: float = option(
+        0.1, "weight of the term for predictions with the learned prompt", "names of released runs; flag default 0.01", low=0.0
+    )
+    with_prompt_target: str = option(
+        "recover",
+        "what is predicted with the prompt: the target (recover) or the goal (erase)",
+        "v3",
+        choices=("recover", "erase"),
+    )
+    place: str = option(
+        "mid",
+        "blocks that attend to the prompt: the middle one, also those after it (midout), or all (inmidout)",
+        "names of released runs",
+        choices=("mid", "midout", "inmidout"),
+    )
+    prompt_size: int = option(10, "number of tokens of a prompt", "names of released runs; flag default 1", low=1)
+    prompt_init: float = option(0.02, "standard deviation of the prompt's random start", "ours", low=0.0)
     prompt_lr: float = option(1e-5, "Adam learning rate of the prompt", "names of released runs", low=0.0, needs="prompt_updates")
-    prompt_updates: int = option(1, "prompt updates per weight update", "prompt_optk 2: every other iteration", low=0)
+    prompt_updates: int = option(1, "updates of the prompt for each weight update", "prompt_optk 2: every other iteration", low=0)
 
     @property
     def needs(self) -> tuple[str, ...]:

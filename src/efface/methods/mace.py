@@ -88,42 +88,62 @@ WORDINGS = {
         "inspired by {}",
     ),
 }
-"""Sentences that a target is put into, by its kind."""
+"""The templates that a target is put into, by its kind."""
 PICTURE = {"object": "a photo of the {}", "style": "a photo in the style of {}"}
-"""What the training pictures show."""
+"""The prompt of the training images, by the kind of the target."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MACE(Method):
-    """Clean the words around the target in closed form, take its own word out with one LoRA each, merge all in closed form.
+    """Erase many targets: clean the words around each target, train a small LoRA for each, and
+    merge all in closed form.
 
-        refine   W = W0 T:  in every template, all rows but the target's words (begin, other words, end, padding) act like the
-                 same rows of the template with the anchor; prior and preserved rows stay; ridge lam
-        train    per target: W + up down, rank 1;  loss = sum_l | attention of layer l to the target's tokens |_F, in the mask;
-                 every update draws one of the templates, one picture and t
-        fuse     W* = argmin sum_i sum_{e in rows of i} |W* e - (W + up_i down_i) e|^2 + sum_p |W* p - W0 p|^2 + lam |W* - W|^2
+    Objective::
 
-    "tokens" of the loss are the target's words, the end token and all padding (which SD 1.x cannot tell apart). z_t comes from
-    ``images`` pictures of the target; t is drawn around 200 .. 400, or uniformly with ``importance=False``. The factors start as
-    in the official code: ``down`` normal with standard deviation 1 / rank, ``up`` zero. ``mask``: "none": every pixel;
-    "attention": where the unedited model looks at the target more than on average. ``steps=0``: the refinement alone, which costs
-    no evaluation. ``kind`` chooses the templates: a style is put into other sentences than an object.
-    The prior (officially every COCO caption) is a concept space in the templates; ``preserve`` is the domain prior.
-    All Gram matrices are d x d and shared by the layers: 0.2 GB per concept in the official code.
+        refine   W = W0 T: in every template, all rows but the target's words act like the same rows
+                 of the template with the anchor; prior and preserved rows stay; ridge lam
+        train    per target a LoRA W + up down of rank 1, on
+                 loss = sum_l | attention of layer l to the target's tokens |_F, inside the mask
+        fuse     W* = argmin  sum_i sum_{e in rows of i} |W* e - (W + up_i down_i) e|^2
+                              + sum_p |W* p - W0 p|^2  +  lam |W* - W|^2
+
+    W0 are the original keys and values of cross-attention. A row is the text encoder's vector e at
+    one position; the rows but the target's words are those of start, other words, end and padding.
+    i runs over the targets, p over prior and preserved rows. "The target's tokens" are its words,
+    the end token and all padding, which Stable Diffusion 1.x cannot tell from the end token.
+
+    In training, every update draws a template, an image and a timestep t. z_t comes from ``images``
+    images of the target; t is drawn around 200 to 400, or uniformly with ``importance=False``. The
+    factors start as in the official code: ``down`` normal with standard deviation 1 / rank, ``up``
+    zero. The prior is a concept space put into the templates; preserved concepts are the official
+    code's domain prior. All Gram matrices (sums of e e^T) are d x d and shared by the layers; in
+    the official code they take 0.2 GB for each concept.
+
+    Variants: ``mask="none"`` counts every pixel, "attention" those where the unedited model attends
+    to the target more than on average. ``steps=0`` does the refinement alone. ``kind`` chooses the
+    templates: a style is put into other sentences than an object. Presets "paper" and "object" are
+    the official configuration for objects, which preserves nothing and refuses a preserve set; it
+    is published for three classes, and lam is the bird's (100 for the automobile, 1,000 for the
+    ship). "celebrity" is the one for one celebrity (domain_weight is 5e4, 8e4 and 2e5 for 5, 10 and
+    100). "art" and "explicit" are the official ones.
+
     Reference: Lu et al., CVPR 2024, arXiv:2403.06135. Code: Shilin-LU/MACE.
-    Presets: "paper" and "object" are the official object configuration (published for three classes; lam is the bird's, 100 for
-    the automobile and 1000 for the ship), which preserves nothing: it refuses a preserve set. "celebrity" is the one for one
-    celebrity (domain_weight is 5e4, 8e4 and 2e5 for 5, 10 and 100), "art" and "explicit" are the official ones.
-    Deviations: no segmentation model: "attention" is ours; the templates are ours, as many as officially (30); DDIM steps; Adam
-    without weight decay and clipping. ``scale_power=2`` reproduces that the official refinement multiplies by the prior's scale
-    twice; the presets do not.
-    Official preset: agrees with the official operations up to 3e-6 of the change of a layer, the deviations above left out
-    (refinement, two updates and fusion against a re-derivation in float64, tests/test_official.py).
-    Cost: per target 2 sampling_steps x images (+ images with mask=attention) + steps evaluations, the steps with backward.
+
+    Deviations: there is no segmentation model; the mask "attention" is ours. The prior is
+    officially every COCO caption. The templates are ours, as many as officially (30). Images take
+    DDIM steps. Adam has no weight decay and no clipping. The official refinement multiplies by the
+    prior's scale twice, which ``scale_power=2`` reproduces and the presets do not.
+
+    Official preset: agrees with the official operations up to 3e-6 of the change of a layer, the
+    deviations above left out (refinement, two updates and fusion against a re-derivation in
+    float64, tests/test_official.py).
+
+    Cost: for each target, 2 x ``sampling_steps`` x ``images`` UNet evaluations, another ``images``
+    with ``mask="attention"``, and ``steps`` with a backward pass. ``steps=0`` costs none.
     """
 
     name: ClassVar[str] = "mace"
-    summary: ClassVar[str] = "closed form around the target, one LoRA per target, merged in closed form"
+    summary: ClassVar[str] = "clean the words around each target, train one LoRA per target, and merge all in closed form"
     paper: ClassVar[str] = "Lu et al., CVPR 2024, arXiv:2403.06135"
     presets: ClassVar = {
         "paper": {},
@@ -143,33 +163,47 @@ class MACE(Method):
         "tiny": {"lam": 0.1, "prior_scale": 1e-4, "wordings": 8, "steps": 3, "images": 2, "sampling_steps": 2},
     }
 
-    kind: str = option(
-        "object", "what a target is, which chooses the templates", "official concept types", choices=tuple(WORDINGS)
+    kind: str = option("object", "kind of target, which chooses the templates", "official concept types", choices=tuple(WORDINGS))
+    wordings: int = option(30, "templates for each target", "official data script", low=1)
+    lam: float = option(
+        10.0,
+        "ridge of refinement and fusion towards unchanged weights",
+        "object configs 10 to 1000 (bird 10); celebrity 0",
+        low=0.0,
     )
-    wordings: int = option(30, "templates per target", "official data script", low=1)
-    lam: float = option(10.0, "ridge of refinement and fusion", "object configs 10 to 1000 (bird 10); celebrity 0", low=0.0)
     prior: str = option(
-        "auto", "preserved at large: auto, vocabulary, or a file of names", "ours; officially COCO captions", needs="prior_scale"
+        "auto",
+        "concept space that is preserved: auto, vocabulary, or a file of names",
+        "ours; officially COCO captions",
+        needs="prior_scale",
     )
-    prior_scale: float = option(0.0, "weight of the prior", "object configs 0; celebrity configs 1e-4", low=0.0)
+    prior_scale: float = option(0.0, "weight of the preserved concept space", "object configs 0; celebrity configs 1e-4", low=0.0)
     domain_weight: float = option(
-        8e3, "weight of preserved concepts, times prior_scale", "celebrity configs 8e3 to 2e5", low=0.0, needs="prior_scale"
+        8e3, "weight of the preserve set, times prior_scale", "celebrity configs 8e3 to 2e5", low=0.0, needs="prior_scale"
     )
     scale_power: int = option(
-        1, "1, or 2: square prior_scale in the refinement", "ours; official code 2", low=1, needs="prior_scale"
+        1,
+        "power of prior_scale in the refinement: 1, or 2 as in the official code",
+        "ours; official code 2",
+        low=1,
+        needs="prior_scale",
     )
-    steps: int = option(50, "weight updates per target", "configs; explicit 120", low=0)
+    steps: int = option(50, "weight updates for each target", "configs; explicit 120", low=0)
     lr: float = option(1e-5, "Adam learning rate", "object configs 1e-5; celebrity 1e-4", low=0.0, needs="steps")
     importance: bool = option(
-        True, "draw t around 200 .. 400, not uniformly", "official importance_sampling; explicit: uniform", needs="steps"
+        True, "draw t mostly from 200 to 400, not uniformly", "official importance_sampling; explicit: uniform", needs="steps"
     )
-    images: int = option(8, "pictures per target", "official data script", low=1, needs="steps")
-    sampling_steps: int = option(30, "DDIM steps of a picture", "official data script (DPM-Solver)", low=1, needs="steps")
-    guidance: float = option(7.5, "guidance of a picture", "official data script", needs="steps")
+    images: int = option(8, "training images for each target", "official data script", low=1, needs="steps")
+    sampling_steps: int = option(30, "DDIM steps for an image", "official data script (DPM-Solver)", low=1, needs="steps")
+    guidance: float = option(7.5, "guidance scale for an image", "official data script", needs="steps")
     mask: str = option(
-        "none", "pixels of the attention loss", "ours; officially Grounded-SAM", choices=("none", "attention"), needs="steps"
+        "none",
+        "pixels that the attention loss counts: all (none), or where the target is attended to",
+        "ours; officially Grounded-SAM",
+        choices=("none", "attention"),
+        needs="steps",
     )
-    seed: int = option(0, "pictures, initial factors and training", "ours; officially 2024")
+    seed: int = option(0, "seed of images, initial factors and training", "ours; officially 2024")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -178,7 +212,7 @@ class MACE(Method):
 
     @property
     def templates(self) -> tuple[str, ...]:
-        """The sentences that a target is put into."""
+        """The templates that a target is put into."""
         return WORDINGS[self.kind][: self.wordings]
 
     @property
@@ -228,7 +262,8 @@ class MACE(Method):
 
     @torch.no_grad()
     def _around(self, model: DiffusionModel, target: str, anchor: str) -> tuple[Tensor, Tensor]:
-        """Rows of every template but the target's own words, and the same rows with the anchor; (r, d) each."""
+        """Rows of every template but the target's own words, and the same rows with the anchor; (r,
+        d) each."""
         xs, ys = list[Tensor](), list[Tensor]()
         for template in self.templates:
             old, new = template.format(target), template.format(anchor).strip()
@@ -241,7 +276,8 @@ class MACE(Method):
 
     @torch.no_grad()
     def _prior(self, model: DiffusionModel, request: EraseRequest) -> Tensor:
-        """(d, d) weighted Gram of what must stay: the space's names and, as a domain, the preserved concepts."""
+        """(d, d) weighted Gram matrix of what must stay: the names of the concept space, and the
+        preserve set."""
         names = concept_space(self.prior, model).without((*request.targets, *request.preserve)).candidates
         large, domain = (
             prompt_gram(model, [f.format(w) for f in self.templates for w in words]) for words in (names, request.preserve)
@@ -251,7 +287,8 @@ class MACE(Method):
     def _adapter(
         self, model: DiffusionModel, i: int, target: str, refined: Mapping[str, Tensor], run: Run
     ) -> Mapping[str, tuple[Tensor, Tensor]]:
-        """``{weight: (up, down)}`` that turns the attention away from the target's tokens."""
+        """The trained LoRA of one target, ``{weight: (up, down)}``, which turns the attention away
+        from the target's tokens."""
         rng, picture = torch.Generator().manual_seed(self.seed * 1_000_003 + i), PICTURE[self.kind]
         c = model.encode([picture.format(target)])
         noise = model.noise(self.images, rng)
@@ -274,7 +311,10 @@ class MACE(Method):
 
     @torch.no_grad()
     def _masks(self, model: DiffusionModel, pictures: Tensor, c: Cond, positions: list[int], rng: torch.Generator) -> Tensor:
-        """(images, h, w) of zeros and ones. "attention" costs one evaluation per image, at the level where t / T = 0.4."""
+        """(images, h, w) masks of zeros and ones.
+
+        The mask "attention" costs one evaluation per image, at the level where t / T = 0.4.
+        """
         if self.mask == "none":
             return torch.ones(len(pictures), *pictures.shape[2:], device=pictures.device)
         t = model.schedule.numbered([model.schedule.size * 2 // 5] * len(pictures), model.device)
@@ -288,7 +328,7 @@ class MACE(Method):
 
 
 def positions_of(model: DiffusionModel, template: str, target: str) -> list[int]:
-    """Positions of the target's words in a template, of the end token and of all padding behind it."""
+    """Positions in a template of the target's words, of the end token and of all padding behind it."""
     prompt = template.format(target)
     ids, rest = model.token_ids([prompt, template.format("").strip()])
     head, tail = common_ends(ids, rest)
@@ -296,7 +336,8 @@ def positions_of(model: DiffusionModel, template: str, target: str) -> list[int]
 
 
 def common_ends(old: list[int], new: list[int]) -> tuple[int, int]:
-    """Lengths of the longest common beginning and, of what is left, the longest common end of two token lists."""
+    """Lengths of the longest common beginning of two token lists and, of what is left, of their
+    longest common end."""
     shorter = min(len(old), len(new))
     head = next((i for i in range(shorter) if old[i] != new[i]), shorter)
     tail = next((i for i in range(shorter - head) if old[-1 - i] != new[-1 - i]), shorter - head)
@@ -304,20 +345,25 @@ def common_ends(old: list[int], new: list[int]) -> tuple[int, int]:
 
 
 def important_timesteps(n: int) -> Tensor:
-    """(n,) odds of the timesteps: ``sigmoid(0.05 (t - 200)) - sigmoid(0.05 (t - 400))``, most of it between 200 and 400."""
+    """(n,) unnormalised probabilities of the timesteps, ``sigmoid(0.05 (t - 200)) - sigmoid(0.05 (t
+    - 400))``.
+
+    Most of the probability lies between 200 and 400.
+    """
     t = torch.arange(n, dtype=torch.float64) * (1000 / n)
     return torch.sigmoid(0.05 * (t - 200)) - torch.sigmoid(0.05 * (t - 400))
 
 
 def at_size(mask: Tensor, pixels: int) -> Tensor:
-    """A (h, w) mask at the resolution of a layer with that many pixels, flattened, by nearest neighbour."""
+    """An (h, w) mask at the resolution of a layer with ``pixels`` pixels, flattened, by nearest
+    neighbour."""
     share = (pixels / mask.numel()) ** 0.5
     size = (round(mask.shape[0] * share), round(mask.shape[1] * share))
     return torch.nn.functional.interpolate(mask[None, None], size, mode="nearest").flatten()
 
 
 def _square(pixels: Tensor, pictures: Tensor) -> Tensor:
-    """(B, n) pixels of a layer as (B, 1, h, w), with the pictures' shape."""
+    """(B, n) pixels of a layer as (B, 1, h, w), in the proportions of the images."""
     share = (pixels.shape[1] / pictures.shape[2:].numel()) ** 0.5
     return pixels.reshape(len(pixels), 1, round(pictures.shape[2] * share), round(pictures.shape[3] * share))
 

@@ -25,18 +25,18 @@ class _Attacked(Trained):
 
     paper: ClassVar[str] = "ours"
 
-    eta: float = option(0.0, "how far beyond the anchor the goal lies", "AP's paper 0; official code 1")
+    eta: float = option(0.0, "how far beyond the anchor, away from the target, the goal lies", "AP's paper 0; official code 1")
     attacks: int = option(2, "steps per update in which a learned word brings the target back", "ours", low=1)
     attack_lr: float = option(5e-3, "Adam learning rate of the learned word", "ours", low=0.0)
     attack_weight: float = option(
-        0.5, "the learned word's share of the erasing term, so that the term's weight against lam stays", "ours", low=0.0
+        0.5, "share of the learned word in the erasing term, so that the term keeps its weight against lam", "ours", low=0.0
     )
     attack_from: int = option(0, "updates before the attack begins", "ours", low=0)
     attack_near: int = option(32, "vocabulary words around the target at which the learned word may start", "ours", low=1)
     attack_share: float = option(
         0.5, "how far off the target such a word may draw: 0 is the target itself, 1 the anchor", "ours", low=0.0
     )
-    restart: int = option(10, "updates after which the learned word starts anew, 0: never", "ours", low=0)
+    restart: int = option(10, "updates after which the learned word starts anew, 0 for never", "ours", low=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,13 +46,14 @@ class _Attacked(Trained):
             raise BadOption(f"attack_weight={self.attack_weight} is a share of the erasing term; it must not be above 1.")
 
     def attack_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
-        """Evaluations of the attack in a whole run, the choice of its starting words included."""
+        """UNet evaluations of the attack in a whole run, with the choice of its starting words."""
         fought = self.batch * max(0, self.steps - self.attack_from) * (1 + self.attacks * (self.draw_cost(1) + 2))
         shown = sum(len(words) + 2 for words in near_words(model, request.targets, self.attack_near))
         return fought + PICTURES * (shown + len(request.targets) * 2 * self.sampling_steps)
 
     def starting_words(self, model: DiffusionModel, request: EraseRequest) -> list[dict[str, float]]:
-        """Per target, the near words by which the original model draws it too, and how far off each one is."""
+        """For each target, the near words by which the original model draws it too, and how far off
+        each one is."""
         found = []
         for i, (target, words) in enumerate(
             zip(request.targets, near_words(model, request.targets, self.attack_near), strict=True)
@@ -68,7 +69,8 @@ class _Attacked(Trained):
         return Adversary(scene, starts, lr=self.attack_lr, restart=self.restart)
 
     def shared(self, new_e: Tensor, attacked: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The erasing term of the name and that of the learned word, by their shares. Both are means over the rows."""
+        """The erasing terms of the target's name and of the learned word, weighted by their shares.
+        Both are means over the rows."""
         if not attacked:
             return new_e, {}
         return (1 - self.attack_weight) * new_e, {"attacked": self.attack_weight * attacked[0]}
@@ -84,7 +86,8 @@ class _Attacked(Trained):
 
 @dataclass(frozen=True, kw_only=True)
 class RAP(_Attacked, Searching):
-    """Erase the target, preserve the concept that the erasure hurts most, and withstand a word that brings the target back.
+    """Erase the target, preserve the concept that the erasure hurts most, and withstand a word that
+    brings the target back.
 
     Objective::
 
@@ -93,17 +96,21 @@ class RAP(_Attacked, Searching):
         w  <-  Adam down | eps'(z_t, t, w) - eps(z_t, t, c_e) |^2,  the weights fixed
         goal = eps_anchor - eta (eps_e - eps_anchor)
 
-    b is ``attack_weight``, w a learned word in the place of the target's name; the other symbols are those of AP. Before every
-    update, w takes ``attacks`` steps, each on a fresh draw of the target's latents. Every ``restart`` updates, w starts anew: at
-    the name, or at a vocabulary word that the text encoder puts near the name (``attack_near``) and by which the original model
-    draws the target too (``attack_share``).
+    b is ``attack_weight``, w a learned word in the place of the target's name; the other symbols
+    are those of AP. Before every update, w takes ``attacks`` steps, each on a fresh draw of the
+    target's latents. Every ``restart`` updates, w starts anew: at the name, or at a vocabulary word
+    that the text encoder puts near the name (``attack_near``) and by which the original model draws
+    the target too (``attack_share``).
 
-    Variants: ``search`` as in AP. Without the attack this is AP bit for bit, without the search it is ``rap-attack``.
+    Variants: ``search`` as in AP. Without the attack this is AP bit for bit, without the search it
+    is ``rap-attack``.
 
-    Reference: ours; docs/rap.md has the reasons and the ablation. Adversarial preservation is by Bui et al., NeurIPS 2024.
+    Reference: ours; docs/rap.md has the reasons and the ablation. Adversarial preservation is by
+    Bui et al., NeurIPS 2024.
 
-    Cost: that of AP, and per row and attacked update 1 evaluation more in the update and 2 k + 2 for each step of the word; once
-    per target 8 pictures, and 8 evaluations for each near word and two more. With a filled pool, 2 k becomes 0.
+    Cost: that of AP, and per row and attacked update 1 evaluation more in the update and 2 k + 2
+    for each step of the word; once per target 8 pictures, and 8 evaluations for each near word and
+    two more. With a filled pool, 2 k becomes 0.
     """
 
     name: ClassVar[str] = "rap"
@@ -170,7 +177,8 @@ class RAP(_Attacked, Searching):
 
 @dataclass(frozen=True, kw_only=True)
 class RAPAttack(_Attacked):
-    """RAP without preservation: erase the target and withstand a word that brings it back. The ablation of RAP.
+    """RAP without preservation: erase the target and withstand a word that brings it back. The
+    ablation of RAP.
 
     Objective::
 

@@ -26,7 +26,7 @@ TEMPLATES = ("{}", "a photo of a {}")
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """What lies around one row of a target's encoding."""
+    """One row of a target's encoding, and what lies around it."""
 
     target: str
     e: Tensor
@@ -34,43 +34,66 @@ class Neighbourhood:
     goal: Tensor
     """(d,) the anchor's row."""
     names: Tensor
-    """(n, d) the same row of names near by."""
+    """(n, d) the same row of the names nearest to the target."""
     across: Tensor | None
-    """(k, d) main directions of the neighbourhood; None: every direction."""
+    """(k, d) main directions of the neighbourhood; None stands for every direction."""
     worst: list[Tensor] = field(default_factory=list)
-    """Adversarial neighbours, (d,) each, as they are found."""
+    """The adversarial neighbours found so far, (d,) each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RealEra(Method):
-    """A reimplementation from the abstract: erase the target together with its neighbourhood, keep what lies beyond it.
+    """Erase the target together with its neighbourhood of embeddings, and keep what lies beyond.
+    Reimplemented from the abstract.
 
-        neighbours   x = rho (s u0 + sqrt(1 - s^2) u),  s uniform on [low, high],  e = rho u0 the target's row
-        align 1      min alpha E|W' x - W e*|^2 + |W' e - W e*|^2 + beta E|W' v - W v|^2 + gamma sum |W' p - W p|^2
-                         + lam |W' - W|_F^2
-        align 2      LoRA: | eps'(z_t, x) - eps(z_t, e*) |^2 + beta_n | eps'(z_t, v) - eps(z_t, v) |^2
-                         + gamma_n | eps'(z_t, p) - eps(z_t, p) |^2                                        ``steps`` > 0
+    Objective::
 
-    v: vectors of the same length orthogonal to e ("beyond the concept"). p: preserved concepts, and the names of ``space`` whose
-    cosine with every target is below ``low``. ``mode``: where u lies. "isotropic": anywhere; the
-    neighbours then shrink every direction alike. "subspace": in the span of the ``directions`` main differences between e and
-    its nearest names in ``space``. "vocab": the names of ``space`` themselves whose cosine with e lies in [low, high]. The first
-    two need no samples in align 1: the expectations are exact (closed_form.neighbour_moments). "adversarial" (ours): no random
-    neighbours but, ``rounds`` times, that neighbour in the span of "subspace" by which the edit so far comes nearest to the
-    target (closed_form.worst_neighbour), with weight alpha / rounds each; the LoRA draws from the ones that were found.
+        neighbours    x = rho (s u0 + sqrt(1 - s^2) u),    s uniform on [low, high],    e = rho u0
+        closed form   min  alpha E|W' x - W e*|^2 + |W' e - W e*|^2 + beta E|W' v - W v|^2
+                           + gamma sum |W' p - W p|^2 + lam |W' - W|_F^2
+        LoRA          min  | eps'(z_t, x) - eps(z_t, e*) |^2
+                           + beta_n | eps'(z_t, v) - eps(z_t, v) |^2
+                           + gamma_n | eps'(z_t, "") - eps(z_t, "") |^2
 
-    What is known (abstract): random perturbations within a distance and a range of cosines are erased too; unrelated
-    embeddings keep their place; both for a closed form of cross-attention and for a LoRA on the noise prediction.
-    Open choices, all ours: every number below; one vector e per word row and per end-token row of two templates; the distance
-    bound, which equals ``low`` here because the norm is kept (D1 = rho sqrt(2 - 2 low)); v orthogonal to e; weights that do
-    not depend on a number of samples; the padding mapped without neighbours; the null prompt pinned; the shape of both losses;
-    one LoRA for all targets. Do not compare with the paper's tables.
+    e is a row of the target's encoding: the text encoder's vector at one position; e* is the same
+    row of the anchor. x is a random neighbour of e, of the same length rho and with cosine s to it.
+    v is a vector of that length orthogonal to e, which lies beyond the target. p are the preserve
+    set and the names of ``space`` whose cosine with every target is below ``low``. W are the keys
+    and values of cross-attention. The LoRA is trained where ``steps`` is above 0, on top of the
+    closed form.
+
+    Variants: ``mode`` says where the direction u of a neighbour lies.
+
+    - "isotropic": anywhere. The neighbours then shrink every direction alike.
+    - "subspace": in the span of the ``directions`` main differences between e and its nearest names
+      in ``space``.
+    - "vocab": neighbours are the names of ``space`` themselves whose cosine with e lies in [low,
+      high].
+    - "adversarial" (ours): there are no random neighbours. ``rounds`` times, the neighbour in the
+      span of "subspace" is added by which the edit so far comes nearest to the target
+      (closed_form.worst_neighbour), with weight alpha / ``rounds`` each. The LoRA draws from the
+      neighbours that were found.
+
+    The expectations of the first two are exact (closed_form.neighbour_moments), so the closed form
+    draws no samples.
+
     Reference: Liu et al., arXiv:2410.09140 (abstract only; no code exists).
-    Cost: 0 UNet evaluations; with steps, 2 sampling_steps x images per target, then 6 per step, three of them with backward.
+
+    Deviations: the abstract says that random perturbations within a distance and a range of cosines
+    are erased too, that unrelated embeddings keep their place, and that both hold for a closed form
+    of cross-attention and for a LoRA on the noise prediction. All else is ours: every number below;
+    one vector e for each word row and each end-token row of two templates; the distance bound,
+    which equals ``low`` here because the norm is kept (D1 = rho sqrt(2 - 2 low)); v orthogonal to
+    e; weights that do not depend on a number of samples; padding that is mapped without neighbours;
+    an empty prompt that cannot move; the shape of both losses; one LoRA for all targets. Do not
+    compare the results with the paper's tables.
+
+    Cost: no UNet evaluations without ``steps``. With them, 2 x ``sampling_steps`` x ``images`` for
+    each target, then 6 for each step, three of them with a backward pass.
     """
 
     name: ClassVar[str] = "realera"
-    summary: ClassVar[str] = "reimplementation from the abstract: the target and its neighbourhood, nothing beyond"
+    summary: ClassVar[str] = "erase the target and its neighbourhood of embeddings (reimplemented from the abstract)"
     paper: ClassVar[str] = "Liu et al., arXiv:2410.09140 (abstract only)"
     presets: ClassVar = {
         "paper": {},
@@ -79,26 +102,32 @@ class RealEra(Method):
         "tiny": {"steps": 3, "images": 2, "sampling_steps": 2, "directions": 2},
     }
 
-    mode: str = option("subspace", "where neighbours lie", "ours", choices=("isotropic", "subspace", "vocab", "adversarial"))
-    rounds: int = option(8, "neighbours found per row", "ours", low=1, needs="mode=adversarial")
-    low: float = option(0.8, "smallest cosine of a neighbour (S1)", "ours; unknown", low=0.0)
-    high: float = option(0.98, "largest cosine of a neighbour (S2)", "ours; unknown", low=0.0)
-    alpha: float = option(1.0, "weight of the neighbourhood", "ours; unknown", low=0.0)
-    beta: float = option(1.0, "weight of what lies beyond", "ours; unknown", low=0.0)
-    gamma: float = option(0.1, "weight of preserved concepts and of names outside the cone", "ours; unknown", low=1e-12)
+    mode: str = option(
+        "subspace", "where neighbours of the target lie", "ours", choices=("isotropic", "subspace", "vocab", "adversarial")
+    )
+    rounds: int = option(8, "adversarial neighbours found for each row", "ours", low=1, needs="mode=adversarial")
+    low: float = option(0.8, "smallest cosine of a neighbour with the target (S1)", "ours; unknown", low=0.0)
+    high: float = option(0.98, "largest cosine of a neighbour with the target (S2)", "ours; unknown", low=0.0)
+    alpha: float = option(1.0, "weight of the neighbourhood in the closed form", "ours; unknown", low=0.0)
+    beta: float = option(1.0, "weight of what lies beyond the target, in the closed form", "ours; unknown", low=0.0)
+    gamma: float = option(0.1, "weight of the preserve set and of distant names", "ours; unknown", low=1e-12)
     lam: float = option(0.5, "ridge towards the original weights", "ours; UCE", low=1e-12)
-    space: str = option("auto", "names to look for neighbours among: auto, vocabulary, or a file", "ours")
-    nearest: int = option(64, "names around the target", "ours", low=1, needs="mode=subspace|adversarial")
-    directions: int = option(32, "principal directions", "ours", low=1, needs="mode=subspace|adversarial")
-    steps: int = option(300, "LoRA updates; 0: closed form only", "ours; unknown", low=0)
+    space: str = option("auto", "concept space to find neighbours in: auto, vocabulary, or a file", "ours")
+    nearest: int = option(
+        64, "names around the target that define the subspace", "ours", low=1, needs="mode=subspace|adversarial"
+    )
+    directions: int = option(32, "number of main directions of the subspace", "ours", low=1, needs="mode=subspace|adversarial")
+    steps: int = option(300, "weight updates of the LoRA, 0 for the closed form alone", "ours; unknown", low=0)
     rank: int = option(4, "rank of the LoRA", "ours; unknown", low=1, needs="steps")
     lr: float = option(1e-4, "Adam learning rate", "ours; unknown", low=0.0, needs="steps")
-    beta_n: float = option(1.0, "weight of what lies beyond, in the LoRA's loss", "ours; unknown", low=0.0, needs="steps")
-    gamma_n: float = option(1.0, "weight of the null prompt, in the LoRA's loss", "ours; unknown", low=0.0, needs="steps")
-    images: int = option(8, "pictures per target that z_t is made from", "ours; MACE", low=1, needs="steps")
-    sampling_steps: int = option(30, "DDIM steps of a picture", "ours; MACE", low=1, needs="steps")
-    guidance: float = option(7.5, "guidance of a picture", "ours; MACE", needs="steps")
-    seed: int = option(0, "pictures, neighbours and training of the LoRA", "ours")
+    beta_n: float = option(
+        1.0, "weight of what lies beyond the target, in the LoRA's loss", "ours; unknown", low=0.0, needs="steps"
+    )
+    gamma_n: float = option(1.0, "weight of the empty prompt, in the LoRA's loss", "ours; unknown", low=0.0, needs="steps")
+    images: int = option(8, "images for each target that z_t is made from", "ours; MACE", low=1, needs="steps")
+    sampling_steps: int = option(30, "DDIM steps for an image", "ours; MACE", low=1, needs="steps")
+    guidance: float = option(7.5, "guidance scale for an image", "ours; MACE", needs="steps")
+    seed: int = option(0, "seed of images, neighbours and LoRA training", "ours")
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         pictures = len(request.targets) * self.images * 2 * self.sampling_steps
@@ -121,8 +150,11 @@ class RealEra(Method):
 
     @torch.no_grad()
     def _moments(self, model: DiffusionModel, request: EraseRequest) -> tuple[Moments, list[Neighbourhood]]:
-        """Moments of all rows but for the adversarial neighbours; and the neighbourhood of every row, each target's own word
-        first among its own."""
+        """Moments of all rows without the adversarial neighbours, and the neighbourhood of every
+        row.
+
+        Each target's own word comes first among its neighbourhoods.
+        """
         pairs = [(e, f) for e in request.targets for f in TEMPLATES]
         goal_of = {f: f.format(request.anchor).strip() for f in TEMPLATES}
         source, goals = model.encode([f.format(e) for e, f in pairs]), model.encode([goal_of[f] for _, f in pairs])
@@ -147,7 +179,7 @@ class RealEra(Method):
         return self.mode in ("subspace", "adversarial")
 
     def _around(self, hood: Neighbourhood) -> Moments:
-        """Of the random neighbours of one row."""
+        """Moments of the random neighbours of one row."""
         e, names = hood.e, hood.names
         nothing = torch.zeros(len(e), len(e), dtype=F64)
         if self.mode == "adversarial":
@@ -161,8 +193,8 @@ class RealEra(Method):
     def _hardened(
         self, base: Mapping[str, Tensor], total: Moments, hoods: Sequence[Neighbourhood], null: Tensor
     ) -> tuple[Moments, list[float]]:
-        """The moments with the adversarial neighbours, and per round the mean share by which they miss the
-        targets."""
+        """The moments with the adversarial neighbours and, for each round, the mean share by which
+        these miss the targets."""
         s = gram_of_maps(w.detach().cpu() for w in base.values())
         weight, missed = torch.full((len(hoods),), self.alpha / self.rounds), []
         for _ in range(self.rounds):
@@ -176,14 +208,18 @@ class RealEra(Method):
         return total, missed
 
     def _outside(self, model: DiffusionModel, request: EraseRequest) -> list[str]:
-        """Names of the space that lie in no target's cone."""
+        """Names of the concept space that are a neighbour of no target."""
         names = concept_space(self.space, model).without((*request.targets, *request.preserve)).candidates
         words, targets = (model.encode(n).last_token().cpu().double() for n in (names, request.targets))
         closest = torch.nn.functional.normalize(words, dim=1) @ torch.nn.functional.normalize(targets, dim=1).T
         return [n for n, cosine in zip(names, closest.max(1).values.tolist(), strict=True) if cosine < self.low]
 
     def _near(self, model: DiffusionModel, request: EraseRequest, template: str, position: int, e: Tensor) -> Tensor:
-        """(n, d) the same row (0 word, 1 end token) of names near ``e``: the nearest, or in "vocab" those in the cone."""
+        """(n, d) the same row of the names nearest to ``e``, or with "vocab" of the names that are
+        its neighbours.
+
+        ``position`` is 0 for the row of the word and 1 for that of the end token.
+        """
         if self.mode == "isotropic":
             return e[None][:0]
         names = concept_space(self.space, model).without((*request.targets, *request.preserve)).candidates
@@ -194,7 +230,7 @@ class RealEra(Method):
         return words[torch.sort(cosines, descending=True, stable=True).indices[: self.nearest]]
 
     def _main(self, differences: Tensor) -> Tensor:
-        """(k, d) principal directions of the differences, k at most ``directions``."""
+        """(k, d) principal directions of the differences; k is at most ``directions``."""
         return torch.linalg.svd(differences, full_matrices=False).Vh[: self.directions]
 
     def _aligned(
@@ -245,12 +281,12 @@ class RealEra(Method):
 
 
 def _own(hoods: Sequence[Neighbourhood], target: str) -> Neighbourhood:
-    """Around the target's own word, without a template."""
+    """The neighbourhood of the target's own word, without a template."""
     return next(h for h in hoods if h.target == target)
 
 
 def replaced(c: Cond, row: Tensor) -> Cond:
-    """One conditioning with another vector in the place of its last word."""
+    """One encoding with another vector in the place of its last word."""
     tokens = c.tokens.clone()
     tokens[0, int(c.last[0])] = row.to(tokens)
     return replace(c, tokens=tokens)

@@ -20,32 +20,48 @@ from .base import Method, option
 
 @dataclass(frozen=True, kw_only=True)
 class RECE(Method):
-    """Erase, find the embedding that brings the target back, erase that too, and again.
+    """Erase the target, find the embedding that brings it back, erase that too, and repeat.
 
-        P_0     = T of UCE (rows from the last word to the end)                                      start "uce"; else I
-        c'_k    = argmin_c' sum_l |W_l P_k c' - W_l c|^2 + ridge |c'|^2                              all rows c of the target
-        P_k+1   = P_k T_k,   T_k maps every c'_k to the anchor's row, preserved rows stay, ridge lam (UCE's objective)
+    Objective::
 
-    c' = A c with one matrix A for all concepts and layers (closed_form.regained), and what UCE needs of the rows c' follows
-    from the moments of the rows c, so the loop holds d x d matrices only: no weights, no images, the same cost for one concept
-    and for a thousand. ``regulariser``: "zero" as above; "anchor": towards the anchor's rows; three "surrogate-": towards c.
-    ``stop``: the loop ends early once the derived embeddings miss the target by this share in every target, measured where it
-    matters, |W P c' - W c| / |W c| over all layers, on the last words: what cannot be brought back need not be erased again.
-    1 is what the zero vector misses. The ridge counts against S = sum_l W_l^T W_l and means more in a small model.
-    ``null_per_target``: the null prompt, which is always preserved, is in the list once for every target, as in the official
-    script for the eleven words of "unsafe".
-    ``pin`` and ``prior`` as in UCE; with many concepts the loop destroys what nothing protects.
+        P_0     = T of UCE (rows from the last word to the end), or I with start "none"
+        c'_k    = argmin_c' sum_l |W_l P_k c' - W_l c|^2 + ridge |c'|^2
+        P_k+1   = P_k T_k
+
+    W_l are the keys and values of layer l, and W_l P_k those after k rounds. c runs over all rows
+    of the target (the text encoder's vector at each position), and c'_k brings the row c back. T_k
+    maps every c'_k to the anchor's row and keeps preserved rows in place, with ridge lam: the
+    objective of UCE.
+
+    The derived rows are c' = A c with one matrix A for all concepts and layers
+    (closed_form.regained). What UCE needs of them follows from sums over the rows c, so the loop
+    holds d x d matrices only. It costs the same for one concept and for a thousand.
+
+    Variants: ``regulariser="zero"`` is as above, "anchor" keeps c' near the anchor's rows, and the
+    three "surrogate-" keep it near c. ``stop`` ends the loop early once the derived embeddings miss
+    every target by this share, |W P c' - W c| / |W c| over all layers on the last words: what
+    cannot be brought back need not be erased again. The zero vector misses by 1. The ridge counts
+    against S = sum_l W_l^T W_l, so it means more in a small model. ``null_per_target`` puts the
+    empty prompt, which is always preserved, in the list once for every target, as the official
+    script does for the eleven words of "unsafe". ``pin`` and ``prior`` are as in UCE; with many
+    concepts the loop destroys what nothing protects.
+
     Reference: Gong et al., ECCV 2024, arXiv:2407.12383. Code: CharlesGong12/RECE.
-    Deviations: ridge towards the weights of the previous round, as officially, hence T_k; "anchor" is close_standardreg with the
-    anchor as old target text; epochs are not chosen on generated images; no image is generated per epoch (100 evaluations each
-    officially). pin and prior are ours.
-    Official preset: agrees with the official operations up to 1e-5 of the weights ("unsafe": the first edit and
-    two epochs, derived and edited layer by layer in float64, tests/test_official.py).
-    Cost: 0 UNet evaluations; about ten d^3 products per epoch.
+
+    Deviations: the ridge pulls towards the weights of the previous round, as officially, hence T_k.
+    "anchor" is the code's close_standardreg with the anchor as its old target text. The number of
+    rounds is not chosen on generated images, and no image is generated in a round (100 evaluations
+    each officially). ``pin`` and ``prior`` are ours.
+
+    Official preset: agrees with the official operations up to 1e-5 of the weights ("unsafe": the
+    first edit and two epochs, derived and edited layer by layer in float64,
+    tests/test_official.py).
+
+    Cost: no UNet evaluations; about ten d^3 products for each round.
     """
 
     name: ClassVar[str] = "rece"
-    summary: ClassVar[str] = "closed form: UCE, then what brings the target back is erased too"
+    summary: ClassVar[str] = "closed form: erase the target with UCE, then erase what would bring it back"
     paper: ClassVar[str] = "Gong et al., ECCV 2024, arXiv:2407.12383"
     presets: ClassVar = {
         "paper": {},
@@ -59,28 +75,32 @@ class RECE(Method):
         "tiny": {},
     }
 
-    epochs: int = option(3, "most rounds of derivation and erasure", "README, nudity", low=0)
+    epochs: int = option(3, "largest number of rounds after the first edit", "README, nudity", low=0)
     ridge: float = option(
-        0.1, "regulariser of the derived embedding", "README, regular_scale 1e-1 (1e-3 for artists)", low=1e-12, needs="epochs"
+        0.1,
+        "ridge on the embedding that brings the target back",
+        "README, regular_scale 1e-1 (1e-3 for artists)",
+        low=1e-12,
+        needs="epochs",
     )
     regulariser: str = option(
-        "zero", "what the derived embedding stays near", "close_regzero of all scripts", choices=REGAIN, needs="epochs"
+        "zero", "what that embedding is kept near", "close_regzero of all scripts", choices=REGAIN, needs="epochs"
     )
-    start: str = option("uce", "first edit", "all scripts start from UCE", choices=("uce", "none"))
+    start: str = option("uce", "first edit: UCE, or none", "all scripts start from UCE", choices=("uce", "none"))
     start_lam: float = option(0.5, "ridge of the first edit", "RECE's copy of UCE", low=1e-12, needs="start=uce")
     start_preserve_scale: float = option(
-        1.0, "preserve weight of the first edit", "README, nudity; 0.1 for artists", low=1e-12, needs="start=uce"
+        1.0, "weight of preserved rows in the first edit", "README, nudity; 0.1 for artists", low=1e-12, needs="start=uce"
     )
     lam: float = option(0.1, "ridge of the later edits", "lambda_1 of all tasks", low=1e-12, needs="epochs")
     erase_scale: float = option(1.0, "weight of erased rows", "all tasks", low=1e-12)
-    preserve_scale: float = option(0.1, "weight of preserved rows", "lambda_2 of all tasks", low=1e-12, needs="epochs")
-    null_per_target: bool = option(
-        False, "the null prompt counts once for every target in the later edits", "script for unsafe", needs="epochs"
+    preserve_scale: float = option(
+        0.1, "weight of preserved rows in later edits", "lambda_2 of all tasks", low=1e-12, needs="epochs"
     )
-    stop: float = option(1.0, "end early when c' misses c by this share", "ours", low=1e-6, needs="epochs")
-    pin: bool = option(False, "the null prompt cannot move", "ours")
-    prior: str = option("none", "preserved at large: none, auto, vocabulary, or a file of names", "ours")
-    prior_scale: float = option(1.0, "weight of every row of the prior", "ours", low=1e-12, needs="prior!=none")
+    null_per_target: bool = option(False, "count the empty prompt once for every target", "script for unsafe", needs="epochs")
+    stop: float = option(1.0, "end early when the target is missed by this share", "ours", low=1e-6, needs="epochs")
+    pin: bool = option(False, "let the empty prompt not move at all", "ours")
+    prior: str = option("none", "concept space that is preserved: none, auto, vocabulary, or a file of names", "ours")
+    prior_scale: float = option(1.0, "weight of each row of that concept space", "ours", low=1e-12, needs="prior!=none")
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         return 0.0
@@ -110,10 +130,11 @@ class RECE(Method):
     def rounds(
         self, s: Tensor, p: Tensor, rows: Moments, gy: Tensor, null: Tensor | None, words: tuple[Tensor, Tensor]
     ) -> tuple[Edit, list[dict[str, list[float]]]]:
-        """The loop: from P_0 to the whole edit, and what each epoch found.
+        """Run the rounds, from P_0 to the whole edit; returns the edit and what each round found.
 
-        s: gram_of_maps of the unedited layers; p: P_0; rows: moments of all rows (unit weights; keep weighted); gy: sum of
-        y y^T; words: last words of targets and anchors (n, d), which the stop criterion looks at.
+        s is gram_of_maps of the unedited layers, p is P_0, and rows are the moments of all rows
+        (with unit weights; ``keep`` is weighted). gy is the sum of y y^T. words are the last words
+        of targets and anchors, (n, d) each, which ``stop`` is measured on.
         """
         gx, cyx = rows.gram, rows.shift + rows.gram  # sums of x x^T and y x^T
         (word, goal_word), condition, log = words, 1.0, []
@@ -133,7 +154,8 @@ class RECE(Method):
         return Edit(p - torch.eye(len(p), dtype=F64), None, condition), log
 
     def _preserved(self, model: DiffusionModel, request: EraseRequest) -> tuple[Tensor, Tensor]:
-        """Rows (p, d) that must act as before and their weights relative to ``preserve_scale``; the null prompt always."""
+        """Rows (p, d) that must act as before, the empty prompt always among them, and their
+        weights relative to ``preserve_scale``."""
         q = model.encode(("", *request.preserve)).rows("all")
         b = torch.ones(len(q))
         if self.prior != "none":
@@ -143,7 +165,8 @@ class RECE(Method):
 
 
 def _reach(s: Tensor, p: Tensor, derived: Tensor, c: Tensor) -> dict[str, list[float]]:
-    """Per target: how far the edited maps stay from it, |W P c' - W c| / |W c|, and the length of c', |c'| / |c|."""
+    """For each target, how far the edited layers stay from it, |W P c' - W c| / |W c|, and the
+    length of c', |c'| / |c|."""
     off = derived @ p.T - c
     return {
         "missed": ((off @ s * off).sum(1) / (c @ s * c).sum(1)).clamp(min=0).sqrt().tolist(),

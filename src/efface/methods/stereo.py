@@ -1,4 +1,5 @@
-"""STEREO: search for words that survive an erasure, then erase the name and all of them at once."""
+"""STEREO: search for words that survive an erasure, then erase the name and all of these words at
+once."""
 
 from __future__ import annotations
 
@@ -27,25 +28,41 @@ from .base import Method, option
 
 @dataclass(frozen=True, kw_only=True)
 class STEREO(Method):
-    """Two stages. ``rounds`` times: erase what is known, then learn a word that brings the target back. Then start anew from the
-    original weights and erase the name and the K words together.
+    """Search for words that survive an erasure, then erase the target's name and all of these words
+    at once.
 
-        search i = 1 .. K    theta_i <- Adam on | eps'(z_t, t, p_{i-1}) - eps_{i-1}(z_t, t, "") |^2       from theta_{i-1}
-                             p_i     <- Adam on | n - eps_i(z_t, t, p_i) |^2,  z_t = noised(x, n, t)      p_i: one learned word
-        erase                theta'  <- Adam on | eps'(z_t, t, p_j) - goal |^2,  j in turn over 0 .. K    from the original
-                             goal = eps_0 + towards (eps_a - eps_0) - away mean_j (eps_j - eps_0)         original weights
-    p_0: the target's name; eps_0: the empty prompt; a: the anchor and the preserve set in turn, no such term without them; x:
-    pictures of the target by the original model. Targets have words of their own.
+    The first stage runs ``rounds`` times: it erases what is known, then learns a word that brings
+    the target back. The second stage starts again from the original weights and erases the name and
+    the K learned words together.
 
-    Reference: Srivatsan et al., CVPR 2025. Code: koushiksrivats/robust-concept-erasing; it has no licence, written from the
-    description. Deviations from the code: its adaptive projected guidance returns its input at the code's defaults and is left
-    out; one branch where guidance is 1; prompts are the bare names, words start at the mean of the vocabulary (there "person",
-    "object" or "art"); Adam without decay; fresh random numbers in every update (there every phase is seeded with 42). The paper
-    has one scale for both signs. ``latents="pictures"`` (ours) noises x to any t instead of walking to z_t by the network that is
-    trained, at ``guidance``, which is what costs most.
-    Cost: per target ``images`` pictures of 2 S evaluations; an update of a search 2, of an inversion 1, of the last stage K + 3,
-    and one more with an anchor, times ``batch``; with trajectories S - 1 more for each but those of the inversion. Three networks
-    are in memory: the original, the student and the one a round began with.
+    Objective::
+
+        search i = 1 .. K    theta_i <- Adam on | eps'(z_t, t, p_{i-1}) - eps_{i-1}(z_t, t, "") |^2
+                             p_i     <- Adam on | n - eps_i(z_t, t, p_i) |^2,  z_t = noised(x, n, t)
+        erase                theta'  <- Adam on | eps'(z_t, t, p_j) - goal |^2,  j in turn 0 .. K
+                             goal = eps_0 + towards (eps_a - eps_0) - away mean_j (eps_j - eps_0)
+
+    p_0 is the target's name and p_i the word learned in round i; each target has words of its own.
+    theta_i are the weights after round i, which start from those of the round before, and eps_i is
+    their network. In the goal, all predictions are the original model's: eps_0 for the empty
+    prompt, eps_j for p_j, and eps_a for the anchor and the preserve set in turn (no such term
+    without them). x are images of the target by the original model, and n is noise.
+
+    Reference: Srivatsan et al., CVPR 2025. Code: koushiksrivats/robust-concept-erasing. It has no
+    licence, so this was written from the description.
+
+    Deviations: the code's adaptive projected guidance returns its input at the code's defaults and
+    is left out. One branch is evaluated where guidance is 1. Prompts are the bare names, and words
+    start at the mean of the vocabulary (in the code at "person", "object" or "art"). Adam has no
+    weight decay. Every update has fresh random numbers (the code seeds every phase with 42). The
+    paper has one scale in place of ``towards`` and ``away``. ``latents="pictures"`` (ours) adds
+    noise to x for any t, where "trajectories" walks to z_t with the network that is trained, at
+    ``guidance``, which is what costs most.
+
+    Cost: for each target, ``images`` images of 2 S UNet evaluations. Then, times ``batch``: 2 for
+    an update of a search, 1 for an update of a word, and K + 3 for an update of the last stage, one
+    more with an anchor. With trajectories, S - 1 more for each update but those of a word. Three
+    networks are in memory: the original, the student and the one that a round began with.
     """
 
     name: ClassVar[str] = "stereo"
@@ -81,22 +98,27 @@ class STEREO(Method):
         },
     }
 
-    rounds: int = option(2, "learned words per target (K)", "README, nudity; code 4", low=1)
-    search_steps: int = option(200, "weight updates of a round", "official", low=1)
-    search_lr: float = option(5e-6, "Adam learning rate of a round", "official", low=0.0)
-    inversion_steps: int = option(3000, "updates of a word", "official", low=1)
-    inversion_lr: float = option(5e-3, "Adam learning rate of a word", "official", low=0.0)
+    rounds: int = option(2, "words learned for each target (K)", "README, nudity; code 4", low=1)
+    search_steps: int = option(200, "weight updates in each round", "official", low=1)
+    search_lr: float = option(5e-6, "Adam learning rate of the weights in a round", "official", low=0.0)
+    inversion_steps: int = option(3000, "updates of each learned word", "official", low=1)
+    inversion_lr: float = option(5e-3, "Adam learning rate of a learned word", "official", low=0.0)
     steps: int = option(200, "weight updates of the last stage", "official", low=1)
     lr: float = option(2e-5, "Adam learning rate of the last stage", "official", low=0.0)
-    batch: int = option(1, "rows per update, over all processes", "official", low=1)
-    train: str = option("noxattn", "trained parameters", "README, nudity", choices=TRAINABLE)
-    towards: float = option(1.0, "weight of the anchor", "official: guidance 2, less 1", low=0.0)
-    away: float = option(3.0, "weight of what is erased", "official: guidance 2, plus 1", low=0.0)
-    images: int = option(64, "pictures per target", "ours; README 500", low=1)
-    latents: str = option("trajectories", "where z_t comes from", "official", choices=("trajectories", "pictures"))
-    sampling_steps: int = option(50, "grid of trajectories and pictures", "official", low=2)
-    guidance: float = option(3.0, "guidance of trajectories and pictures", "official trajectories; pictures ours")
-    seed: int = option(0, "training seed", "ours; official 42 in every phase")
+    batch: int = option(1, "training examples in each update, over all processes", "official", low=1)
+    train: str = option("noxattn", "which weights are trained", "README, nudity", choices=TRAINABLE)
+    towards: float = option(1.0, "weight of the direction towards the anchor", "official: guidance 2, less 1", low=0.0)
+    away: float = option(3.0, "weight of the direction away from what is erased", "official: guidance 2, plus 1", low=0.0)
+    images: int = option(64, "images for each target", "ours; README 500", low=1)
+    latents: str = option(
+        "trajectories",
+        "where z_t comes from: the trained network's trajectories, or noised images",
+        "official",
+        choices=("trajectories", "pictures"),
+    )
+    sampling_steps: int = option(50, "sampler steps of trajectories and images", "official", low=2)
+    guidance: float = option(3.0, "guidance scale of trajectories and images", "official trajectories; pictures ours")
+    seed: int = option(0, "seed of images and training", "ours; official 42 in every phase")
 
     @property
     def _walk_cost(self) -> float:
@@ -188,12 +210,13 @@ class STEREO(Method):
         return surrogate_latents(model, [target], self.images, steps=self.sampling_steps, guidance=self.guidance, seed=seed)
 
     def _drawn(self, x: Sequence[Tensor], e: Sequence[int], step: Step) -> Tensor:
-        """One picture of each row's target."""
+        """A random image of each row's target."""
         return torch.stack([x[i][step.randint(self.images)] for i in e])
 
 
 class Weights:
-    """A network of its own for selected weights, to compare with; they survive an interruption."""
+    """A second network with its own copy of the selected weights, to compare with. The copy
+    survives an interruption."""
 
     def __init__(self, model: DiffusionModel, select: Select) -> None:
         self.network = model.student(select)

@@ -21,32 +21,44 @@ AUGMENTATIONS = ("A photo of {}", "An image of {}", "A picture of {}")
 
 @dataclass(frozen=True, kw_only=True)
 class TIME(Method):
-    """Make the source sentence behave like the destination sentence, token by token.
+    """Make the target's prompt behave like the anchor's, token by token.
 
-        min_W'  sum_i |W' c_i - W c*_i|^2 + lam |W' - W|_F^2      over all L rows of every sentence, begin and padding included
+    Objective::
 
-    c_i: rows of the source (the target), c*_i: the row of the destination (the anchor) that token i is aligned with: going
-    through the source's tokens, the next identical token of the destination ("an" counts as "a"); then the destination's
-    remaining positions, the last one repeated. W' = W T with one T for all layers (closed_form.shared_edit). ``augment`` adds
-    three more pairs.
-    Made for "a banana" -> "a blue banana"; as an erasure the concept's tokens have no counterpart.
+        min_W'  sum_i |W' c_i - W c*_i|^2 + lam |W' - W|_F^2
+
+    W are the keys and values of cross-attention. c_i is the text encoder's vector at token i of the
+    target's sentence; the sum is over all positions of every sentence, start and padding included.
+    c*_i is the vector of the token in the anchor's sentence that token i is aligned with. The
+    alignment goes through the tokens of the target's sentence and takes the next identical token of
+    the anchor's ("an" counts as "a"); then come the remaining positions, with the last one
+    repeated. The solution is W' = W T with one matrix T for all layers (closed_form.shared_edit).
+    ``augment`` adds three more pairs of sentences.
+
+    The method was made for edits such as "a banana" -> "a blue banana". In an erasure the target's
+    tokens have no counterpart.
+
     Reference: Orgad et al., ICCV 2023, arXiv:2303.08084. Code: bahjat-kawar/time-diffusion.
-    Deviations: a source token that is missing in the destination is aligned with what stands in its place (the official loop
-    raises IndexError); modules are found by name (the official filter finds none in today's diffusers, and none at widths other
-    than 768). lam counts against the rows' squares, about L |c|^2 per sentence: it means less with more sentences, as officially.
-    ``preserve`` of the request is not used: TIME has no such term.
-    Official preset: agrees with the official operations up to 1e-6 of the weights (against a solution in
-    float64, tests/test_official.py).
-    Cost: 0 UNet evaluations.
+
+    Deviations: a token that is missing in the anchor's sentence is aligned with what stands in its
+    place (the official loop raises IndexError). Modules are found by name (the official filter
+    finds none in today's diffusers, and none at widths other than 768). lam counts against the
+    squares of the rows, about L |c|^2 for a sentence of L positions, so it means less with more
+    sentences, as officially. The request's preserve set is not used, because TIME has no such term.
+
+    Official preset: agrees with the official operations up to 1e-6 of the weights (against a
+    solution in float64, tests/test_official.py).
+
+    Cost: no UNet evaluations.
     """
 
     name: ClassVar[str] = "time"
-    summary: ClassVar[str] = "closed form: one sentence behaves like another, token by token"
+    summary: ClassVar[str] = "closed form: make the target's prompt behave like the anchor's, token by token"
     paper: ClassVar[str] = "Orgad et al., ICCV 2023, arXiv:2303.08084"
     presets: ClassVar = {"paper": {}, "mini": {}, "tiny": {}}
 
     lam: float = option(0.1, "ridge towards the original weights", "time-diffusion --lamb", low=1e-12)
-    augment: bool = option(True, "add 'A photo of', 'An image of', 'A picture of'", "README command --with_augs")
+    augment: bool = option(True, "add the sentences 'A photo of', 'An image of' and 'A picture of'", "README command --with_augs")
     keys: bool = option(True, "edit keys as well as values", "README command --with_to_k")
 
     @property
@@ -75,16 +87,19 @@ class TIME(Method):
 
 
 def articles(model: DiffusionModel) -> dict[int, int]:
-    """``{id of "an": id of "a"}``, for which the alignment makes no difference; empty where the tokenizer splits one of them."""
+    """``{id of "an": id of "a"}``, which the alignment treats as equal; empty where the tokenizer
+    splits one of them."""
     an, a = (ids[1:-1] for ids in model.token_ids(["an", "a"]))
     return {an[0]: a[0]} if len(an) == len(a) == 1 else {}
 
 
 def alignment(old: Sequence[int], new: Sequence[int], length: int) -> list[int]:
-    """For each of ``length`` positions of the old sentence the position of the new one that it should act like.
+    """For each of ``length`` positions of the old sentence, the position of the new one that it
+    should act like.
 
-    Greedy and in order. An old token without a counterpart is aligned with the next position that nothing else has claimed,
-    which is not used up by it: "a [cat]" -> "a [dog]", and "a [fire] [engine]" -> "a [dog]" maps both words to it.
+    The alignment is greedy and in order. An old token without a counterpart is aligned with the
+    next position that nothing else has claimed, and does not use it up: "a [cat]" -> "a [dog]", and
+    "a [fire] [engine]" -> "a [dog]" maps both words to it.
     """
     positions, free = [], 0
     for token in old:

@@ -1,4 +1,5 @@
-"""What the output-based methods share: how they train and where their latents come from. No algorithm is here."""
+"""What the methods share that train on noise predictions: their options and their sources of
+latents. No algorithm is here."""
 
 from __future__ import annotations
 
@@ -28,18 +29,19 @@ SEARCHES = (Gumbel, Exhaustive, Random, PGD)
 
 @dataclass(frozen=True, kw_only=True)
 class Trained(Method):
-    """Abstract. ``sampler`` says where z_t comes from:
+    """Abstract. A method that trains the UNet on noise predictions. ``sampler`` says where the
+    latents z_t come from:
 
-    - "student": the network being trained walks to it, as the legacy codes do;
-    - "frozen": the frozen model walks to it, as the newer ESD code does;
-    - "pool": latents of the frozen model, walked once per concept and drawn from then on: the distribution of "frozen" up to the
-      finite number of trajectories;
-    - "harvest": latents of the student, walked again after ``lifetime`` updates;
+    - "student": the network that is trained walks to z_t, as in the legacy codes;
+    - "frozen": the frozen model walks to z_t, as in the newer ESD code;
+    - "pool": latents of the frozen model, walked once for each concept and drawn from then on. They
+      have the distribution of "frozen" up to the finite number of trajectories;
+    - "harvest": latents of the student, walked again after ``sampler.lifetime`` updates;
     - "noised": clean latents of the frozen model, walked once and noised to any timestep.
     """
 
     defaults: ClassVar = {"steps": 100, "lr": 1e-3, "sampling_steps": 12, "batch": 4, "sampler": "pool"}
-    """What every output-based method takes on the miniature: the same budget."""
+    """The budget that every such method has on the miniature."""
     official_code: ClassVar = {
         "eta": 1.0,
         "loss_space": "x0",
@@ -54,13 +56,22 @@ class Trained(Method):
         "alignment": "sampler.alignment",
     }
 
-    steps: int = option(1000, "weight updates", "legacy codes --iterations; esd_sd.py 200", low=0)
+    steps: int = option(1000, "number of weight updates", "legacy codes --iterations; esd_sd.py 200", low=0)
     lr: float = option(1e-5, "Adam learning rate", "legacy codes --lr; esd_sd.py 5e-5", low=0.0)
-    batch: int = option(1, "rows per update, over all processes", "legacy codes", low=1)
-    train: str = option("xattn", "trained parameters", "legacy codes (nudity: noxattn)", choices=TRAINABLE)
-    sampler: Sampler = part(Student(), "where z_t comes from", "legacy codes student; esd_sd.py frozen", kinds=SAMPLERS)
-    sampling_steps: int = option(50, "levels of the sampling grid on which z_t lies", "legacy codes --ddim_steps", low=2)
-    solver: str = option("ddim", "solver that walks to z_t", "legacy codes; dpm ours", choices=("ddim", "dpm"))
+    batch: int = option(1, "training examples in each update, over all processes", "legacy codes", low=1)
+    train: str = option("xattn", "which weights are trained", "legacy codes (nudity: noxattn)", choices=TRAINABLE)
+    sampler: Sampler = part(
+        Student(), "where the latents z_t come from", "legacy codes student; esd_sd.py frozen", kinds=SAMPLERS
+    )
+    sampling_steps: int = option(
+        50, "sampler steps of a trajectory, at whose levels z_t lies", "legacy codes --ddim_steps", low=2
+    )
+    solver: str = option(
+        "ddim",
+        "solver of the sampler that walks to z_t",
+        "legacy codes; esd_sd.py plms; dpm ours",
+        choices=("ddim", "dpm", "plms"),
+    )
     guidance: float = option(3.0, "guidance scale on the way to z_t", "legacy codes --start_guidance")
     loss_space: str = option(
         "output",
@@ -68,14 +79,22 @@ class Trained(Method):
         "papers' noise models output; official AP and AGE x0",
         choices=("output", "eps", "x0"),
     )
-    seed: int = option(0, "training seed", "ours")
+    seed: int = option(0, "seed of the training", "ours")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.solver == "plms" and (self.sampler.pooled or self.sampler.official):
+            raise BadOption(
+                "solver=plms visits its second level twice, for which there are no pooled latents and no official alignment; use "
+                "sampler=student or frozen with sampler.alignment=exact, or solver=ddim."
+            )
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return ("official_alignment",) if self.sampler.official else ()
+        return (*(("official_alignment",) if self.sampler.official else ()), *(("plms",) if self.solver == "plms" else ()))
 
     def walk(self, request: EraseRequest, candidates: Sequence[Sequence[str]] = (), per_candidate: int = 1) -> Walk:
-        """What the sampler needs to know of this erasure."""
+        """What the sampler of latents needs to know of this erasure."""
         return Walk(
             steps=self.sampling_steps,
             guidance=self.guidance,
@@ -93,15 +112,21 @@ class Trained(Method):
         request: EraseRequest,
         candidates: Sequence[Sequence[str]] = (),
         per_candidate: int = 1,
+        walked: EraseRequest | None = None,
     ) -> Scene:
-        """The student and its latents; a pool of the frozen model is filled with the targets and their candidates."""
+        """The student and its source of latents. A pool of the frozen model is filled with the
+        targets and their candidates.
+
+        ``walked`` is the request whose targets the latents are drawn for, where that is not
+        ``request`` itself.
+        """
         self.check(model)
         select = model.select(self.train)
         student = model.student(select)
         return Scene(
             model=model,
             student=student,
-            latents=self.sampler.latents(model, student, self.walk(request, candidates, per_candidate)),
+            latents=self.sampler.latents(model, student, self.walk(walked or request, candidates, per_candidate)),
             targets=request.targets,
             c_targets=model.encode(request.targets),
             c_anchor=model.encode([request.anchor]),
@@ -118,11 +143,11 @@ class Trained(Method):
         return training(scene.student, select, steps=self.steps, lr=self.lr, seed=self.seed, run=run, carry=kept)
 
     def draw_cost(self, groups: int) -> float:
-        """Mean evaluations per row of drawing latents for ``groups`` conditionings; 0 for a pool."""
+        """Mean UNet evaluations per row to draw latents for ``groups`` concepts; 0 for a pool."""
         return self.sampler.draw_cost(groups, self.sampling_steps)
 
     def fill_cost(self, request: EraseRequest, candidates: Sequence[Sequence[str]] = (), per_candidate: int = 1) -> int:
-        """Evaluations that filling a pool of the frozen model takes; 0 without one."""
+        """UNet evaluations that filling a pool of the frozen model takes; 0 without a pool."""
         return self.sampler.fill_cost(self.walk(request, candidates, per_candidate))
 
     def mse(self, model: DiffusionModel, a: Tensor, b: Tensor, t: Tensor) -> Tensor:
@@ -139,7 +164,7 @@ class Trained(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Searching(Trained):
-    """Abstract. A method that searches for the concepts that it preserves."""
+    """Abstract. A method that searches for the concept to preserve."""
 
     renamed: ClassVar[Mapping[str, str]] = {
         **Trained.renamed,
@@ -155,8 +180,8 @@ class Searching(Trained):
     }
 
     search: Search = part(Gumbel(), "how the concept to preserve is found", "paper", kinds=SEARCHES)
-    per_candidate: int = option(1, "cached trajectories for each candidate", "ours", low=1, needs="sampler=pool|harvest|noised")
-    frames: int = option(0, "pictures of the preserved concept that are kept on the card", "official --save_freq", low=0)
+    per_candidate: int = option(1, "stored trajectories for each candidate", "ours", low=1, needs="sampler=pool|harvest|noised")
+    frames: int = option(0, "number of images of the preserved concept to keep on the card", "official --save_freq", low=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -167,7 +192,8 @@ class Searching(Trained):
             )
 
     def searched(self, run: Run, request: EraseRequest, names: Sequence[Sequence[str]]) -> dict[str, object]:
-        """What the card remembers of the search: the concept of every update, and the candidates where there was a list."""
+        """What the card remembers of the search: the concept of every update, and the candidates
+        where there was a list."""
         keys = ("step", "target", "concept", "preserve", "entropy", "margin", "moved")
         log: dict[str, object] = {"adversarial": [{k: row[k] for k in keys if k in row} for row in run.log]}
         if self.search.keeps_names:

@@ -1,4 +1,5 @@
-"""TRCE: the summary token of every wording is mapped away, then the early trajectory is steered towards the safe prompt."""
+"""TRCE: map the summary token of every wording away, then steer early denoising towards the safe
+prompt."""
 
 from __future__ import annotations
 
@@ -49,41 +50,68 @@ FIRST, SECOND = "stages=both|textual", "stages=both|visual"
 
 @dataclass(frozen=True, kw_only=True)
 class TRCE(Method):
-    """Two stages, of which each can be used alone (``stages``).
+    """Map the end-of-text token of every wording of the target to a safe one, then steer early
+    denoising to the safe prompt.
 
-        textual   p, s: every wording of the target in every template, and the template with its safe wording; e_p, e_s: their
-                  rows at start, [EoT], padding and word, with weights w (default: the first [EoT] alone)
-                  W' = W P for all keys and values,   P = I + (E_s - E_p) D E_p^T (E_p D E_p^T + mu G)^-1,   D = diag(w) / n
-                  G: mean over the prompts of a concept space of the sum over all positions e e^T
-        visual    z_t: early latents of the frozen model for p;  f_x = eps_0 + scale (eps_x - eps_0) of the frozen model
-                  h(x) = max(0, |x - f_s|^2 - |x - f_p|^2 + margin)                                    (element means)
-                  loss = 1/2 [h(eps'(z_t, t, p)) + h(eps'(z_t, t, ""))] + lam_keep mean |eps'(z_u, t, "") - eps_1(z_u, t, "")|^2
+    ``stages`` runs both stages or one of them. The first is solved in closed form, the second is
+    trained.
 
-    z_u: unconditional trajectories; eps_1: the network after the first stage. The first stage moves what the text says, so a
-    metaphor's summary moves with it; the second trains self-attention and the queries, which the first does not touch. The
-    hinge only pushes: once it is closed nothing pulls towards f_s. Where s says nothing, f_s is about eps_0, and for a scale of
-    2 and more the hinge is closed from the start, because eps_p itself is nearer to f_s than to f_p: name an anchor then.
-    Wordings: the targets themselves, mapped to ``anchor``, and those of a file (``pairs``), as the official lists of 20
-    synonyms. :meth:`textual` is the first stage as an edit, which :func:`efface.edits.filtered` applies to the text without a
-    change of weights.
+    Objective::
+
+        textual   W' = W P for all keys and values,
+                  P = I + (E_s - E_p) D E_p^T (E_p D E_p^T + mu G)^-1,    D = diag(w) / n
+        visual    loss = 1/2 [h(eps'(z_t, t, p)) + h(eps'(z_t, t, ""))]
+                         + lam_keep mean |eps'(z_u, t, "") - eps_1(z_u, t, "")|^2
+                  h(x) = max(0, |x - f_s|^2 - |x - f_p|^2 + margin)
+                  f_x = eps_0 + scale (eps_x - eps_0)
+
+    p is a wording of the target in a template (n of them), s the same template with the safe
+    wording. E_p and E_s hold the text encoder's vectors of p and s at the start token, the
+    end-of-text token [EoT], the padding and the word, with weights w (by default only the first
+    [EoT] counts). G is the mean, over the prompts of a concept space, of the sum of e e^T over all
+    positions; it stands for what must stay.
+
+    z_t is an early latent of the original model for p, and z_u a latent of an unconditional
+    trajectory. eps' is the network that is trained, eps_1 the network after the first stage; eps_0,
+    eps_p and eps_s in f_x are the original model's predictions for the empty prompt, p and s.
+    Squares in h are means over the elements.
+
+    The first stage moves what the text says, so the end token of a metaphor for the target moves
+    with it. The second trains self-attention and the queries of cross-attention, which the first
+    does not touch. The hinge h only pushes: once it is 0, nothing pulls towards f_s. Where s says
+    nothing, f_s is about eps_0, and for a scale of 2 and more h is 0 from the start, because eps_p
+    itself is nearer to f_s than to f_p: name an anchor then.
+
+    Wordings are the targets themselves, mapped to the anchor, and the pairs of a file (``pairs``),
+    like the official lists of 20 synonyms. :meth:`textual` is the first stage as an edit, which
+    :func:`efface.edits.filtered` applies to the text without changing a weight.
 
     Reference: Chen et al., ICCV 2025, arXiv:2503.07389. Code: ddgoodgood/TRCE.
-    Deviations from the code: [EoT] is found by tokens, not by counting words (``legacy_word_index``: 58 % of its own prompts
-    read another token); gradients are zeroed (``legacy_accumulate``); a latent is trained at the level it is at
-    (``legacy_levels``: latents are stored after the step and labelled with the level before it, those of nothing with a random
-    timestep of the grid step above that); references are those of the frozen model, cached in a pool; unconditional
-    trajectories need one branch. Ours: templates, G of a concept space where the code has COCO captions, ``preserve``, whose
-    mean Gram is added to G, ``lam``, ``pin``; Adam without weight decay. Warns (RuntimeWarning) when no hinge was ever active.
-    Official preset: agrees with the official operations up to 1e-4 of the second stage's loss and 6e-4 of
-    its change ("legacy", two updates on the tiny model in float32, tests/test_official.py), the other deviations left out. The
-    official code loses every fiftieth of its unconditional draws to an exception; this does not.
-    Cost: textual 0. Visual: per wording and trajectory 2 (E - 1) + 3 E evaluations for E early levels, 2 S - 1 per unconditional
-    trajectory of S levels, then 2 + kept with backward per row and update; with ``legacy_levels`` one more step per trajectory,
-    and kept evaluations more per row and update instead of S per unconditional trajectory.
+
+    Deviations: [EoT] is found by its token, where the code counts words (``legacy_word_index``: 58
+    % of its own prompts read another token). Gradients are set to zero between updates
+    (``legacy_accumulate``: they pile up). A latent is trained at its own noise level
+    (``legacy_levels``: latents are stored after the sampler step and labelled with the level before
+    it, those of the empty prompt with a random timestep of the grid step above that). References
+    are those of the original model, stored in a pool. Unconditional trajectories need one branch.
+    Ours are the templates, G of a concept space where the code has COCO captions, the preserve set,
+    whose mean Gram matrix is added to G, ``lam`` and ``pin``. Adam has no weight decay. A
+    RuntimeWarning says when no hinge was ever active.
+
+    Official preset: agrees with the official operations up to 1e-4 of the second stage's loss and
+    6e-4 of its change ("legacy", two updates on the tiny model in float32, tests/test_official.py),
+    the other deviations left out. The official code loses every fiftieth of its unconditional draws
+    to an exception; this does not.
+
+    Cost: textual takes no UNet evaluations. Visual takes, for each wording and trajectory, 2 (E -
+    1) + 3 E with E early levels; 2 S - 1 for each unconditional trajectory of S levels; then 2 +
+    ``kept``, with a backward pass, for each row and update. ``legacy_levels`` takes one more step
+    for each trajectory, and ``kept`` more for each row and update in place of S for each
+    unconditional trajectory.
     """
 
     name: ClassVar[str] = "trce"
-    summary: ClassVar[str] = "map the prompt's summary token in closed form, then steer the early trajectory"
+    summary: ClassVar[str] = "map the prompt's end-of-text token to a safe one in closed form, then steer early denoising"
     paper: ClassVar[str] = "Chen et al., ICCV 2025, arXiv:2503.07389"
     presets: ClassVar = {
         "paper": {},
@@ -106,44 +134,68 @@ class TRCE(Method):
         "tiny": {"lam": 1e-3, "steps": 3, "sampling_steps": 4, "pool": 2, "pool_kept": 2, "kept": 2, "lr": 1e-3, "margin": 10.0},
     }
 
-    stages: str = option("both", "which stages run", "paper's rows T, V, T + V", choices=("both", "textual", "visual"))
-    pairs: str = option("", "JSON file [[unsafe, safe], ...] of more wordings; empty: the targets alone", "official lists")
-    start: float = option(0.0, "weight of the start token", "official token_weight_scale", low=0.0, needs=FIRST)
-    end: float = option(1.0, "weight of the first [EoT]", "official token_weight_scale", low=0.0, needs=FIRST)
+    stages: str = option(
+        "both",
+        "which stages run: both, the closed form (textual), or the training (visual)",
+        "paper's rows T, V, T + V",
+        choices=("both", "textual", "visual"),
+    )
+    pairs: str = option("", "JSON file [[unsafe, safe], ...] of more wordings of the targets", "official lists")
+    start: float = option(
+        0.0, "weight of the start token in the closed form", "official token_weight_scale", low=0.0, needs=FIRST
+    )
+    end: float = option(1.0, "weight of the first end-of-text token [EoT]", "official token_weight_scale", low=0.0, needs=FIRST)
     padding: float = option(
-        0.0, "weight of the last padding, times its number", "official token_weight_scale", low=0.0, needs=FIRST
+        0.0, "weight of the last padding token, times the number of paddings", "official token_weight_scale", low=0.0, needs=FIRST
     )
     word: float = option(
-        0.0, "weight of the wording's first token, mapped to padding", "official token_weight_scale", low=0.0, needs=FIRST
+        0.0,
+        "weight of the wording's first token, which is mapped to padding",
+        "official token_weight_scale",
+        low=0.0,
+        needs=FIRST,
     )
     prior: str = option(
-        "auto", "preserved at large: auto, vocabulary, or a file of names", "ours; officially COCO captions", needs=FIRST
+        "auto",
+        "concept space that is preserved: auto, vocabulary, or a file of names",
+        "ours; officially COCO captions",
+        needs=FIRST,
     )
-    mu: float = option(1e-4, "weight of G", "sexual 0.01^2, unsafe 0.02^2 (the code squares its scale)", low=0.0, needs=FIRST)
+    mu: float = option(
+        1e-4,
+        "weight of the preserved concept space (G)",
+        "sexual 0.01^2, unsafe 0.02^2 (the code squares its scale)",
+        low=0.0,
+        needs=FIRST,
+    )
     lam: float = option(0.0, "ridge towards the original weights", "official lamb", low=0.0, needs=FIRST)
-    pin: bool = option(False, "the null prompt cannot move in the first stage", "ours", needs=FIRST)
+    pin: bool = option(False, "let the empty prompt not move at all in the first stage", "ours", needs=FIRST)
     steps: int = option(
         300, "weight updates of the second stage", "official: 3 epochs of 100 files; unsafe 900", low=0, needs=SECOND
     )
     lr: float = option(3e-6, "Adam learning rate", "ours; official 1e-6 with gradients that pile up", low=0.0, needs=SECOND)
-    batch: int = option(1, "rows per update, over all processes", "official", low=1, needs=SECOND)
-    kept: int = option(4, "unconditional latents per row", "official", low=1, needs=SECOND)
-    scale: float = option(16.0, "guidance of the references", "official g + 1", low=1.0, needs=SECOND)
-    margin: float = option(0.01, "how much closer to the safe one is enough", "official", needs=SECOND)
-    lam_keep: float = option(100.0, "weight of the unconditional latents", "official", low=0.0, needs=SECOND)
+    batch: int = option(1, "training examples in each update, over all processes", "official", low=1, needs=SECOND)
+    kept: int = option(4, "unconditional latents for each row", "official", low=1, needs=SECOND)
+    scale: float = option(16.0, "guidance scale of the references f_s and f_p", "official g + 1", low=1.0, needs=SECOND)
+    margin: float = option(0.01, "how much nearer to the safe reference is near enough", "official", needs=SECOND)
+    lam_keep: float = option(100.0, "weight of the term for unconditional latents", "official", low=0.0, needs=SECOND)
     early: float = option(
-        0.52, "share of the trajectory that is steered", "official: the first 26 of 50 levels", low=0.0, needs=SECOND
+        0.52,
+        "share of the trajectory that is steered, from its noisy end",
+        "official: the first 26 of 50 levels",
+        low=0.0,
+        needs=SECOND,
     )
-    pool: int = option(5, "trajectories per wording", "official seeds", low=1, needs=SECOND)
-    pool_kept: int = option(32, "unconditional trajectories", "ours; official 400 of 2000 used", low=1, needs=SECOND)
-    sampling_steps: int = option(50, "grid of the trajectories", "official", low=2, needs=SECOND)
-    guidance: float = option(3.0, "guidance of the trajectories", "official", needs=SECOND)
-    legacy_word_index: bool = option(False, "take [EoT] to be where counting words puts it", "official code", needs=FIRST)
-    legacy_accumulate: bool = option(False, "never zero the gradients", "official code", needs=SECOND)
+    pool: int = option(5, "stored trajectories for each wording", "official seeds", low=1, needs=SECOND)
+    pool_kept: int = option(32, "stored unconditional trajectories", "ours; official 400 of 2000 used", low=1, needs=SECOND)
+    sampling_steps: int = option(50, "sampler steps of the trajectories", "official", low=2, needs=SECOND)
+    guidance: float = option(3.0, "guidance scale of the trajectories", "official", needs=SECOND)
+    legacy_word_index: bool = option(False, "look for [EoT] where counting words would put it", "official code", needs=FIRST)
+    legacy_accumulate: bool = option(False, "let gradients pile up over the updates", "official code", needs=SECOND)
     legacy_levels: bool = option(
         False, "label latents noisier than they are, by up to two grid steps", "official code", needs=SECOND
     )
-    seed: int = option(0, "training seed", "ours; official 42")
+    seed: int = option(0, "seed of the training", "ours; official 42")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -155,13 +207,14 @@ class TRCE(Method):
     # -- wordings ------------------------------------------------------------------------------------------------
 
     def wordings(self, request: EraseRequest) -> list[tuple[str, str]]:
-        """``(unsafe, safe)``: the targets with the anchor, and the pairs of the file. Raises BadFile."""
+        """``(unsafe, safe)`` pairs: the targets with the anchor, and the pairs of the file. Raises
+        BadFile."""
         own = [(target, request.anchor) for target in request.targets]
         return list(dict.fromkeys([*own, *(read_pairs(self.pairs) if self.pairs else [])]))
 
     @property
     def levels(self) -> int:
-        """Grid levels that are steered, from the noisiest."""
+        """How many levels of the grid are steered, counted from the noisiest."""
         return max(1, round(self.early * self.sampling_steps))
 
     @property
@@ -207,7 +260,11 @@ class TRCE(Method):
     # -- first stage ---------------------------------------------------------------------------------------------
 
     def textual(self, model: DiffusionModel, request: EraseRequest) -> Edit:
-        """P of the first stage. Raises BadRequest where nothing is left to preserve, IllPosed, BadFile. Cost: 0 evaluations."""
+        """The edit P of the first stage.
+
+        Raises BadRequest where nothing is left to preserve, IllPosed, and BadFile. Cost: no UNet
+        evaluations.
+        """
         return self._edit(model, request, self.wordings(request))
 
     def _edit(self, model: DiffusionModel, request: EraseRequest, pairs: Sequence[tuple[str, str]]) -> Edit:
@@ -241,7 +298,7 @@ class TRCE(Method):
         )
 
     def _end(self, model: DiffusionModel, prompt: str) -> int:
-        """Position of the first [EoT]."""
+        """Position of the first end-of-text token."""
         return 1 + len(prompt.split()) if self.legacy_word_index else len(model.token_ids([prompt])[0]) - 1
 
     # -- second stage --------------------------------------------------------------------------------------------
@@ -270,7 +327,8 @@ class TRCE(Method):
             step.minimize(erase=erase.mean(), keep=self.lam_keep * (new[2 * len(z) :] - out_u).square().mean())
 
     def _twin(self, model: DiffusionModel, student: DiffusionModel) -> DiffusionModel | None:
-        """The network after the first stage, where its predictions cannot be kept in the pool: ``legacy_levels`` draws t."""
+        """The network after the first stage, where its predictions cannot be stored because
+        ``legacy_levels`` draws t."""
         if not self.legacy_levels:
             return None
         both = _either(model)
@@ -280,7 +338,7 @@ class TRCE(Method):
         return twin
 
     def _relabelled(self, model: DiffusionModel, t: Tensor, step: Step) -> Tensor:
-        """Timesteps drawn from ``t .. t + stride - 1``, the last one of the schedule at most."""
+        """Timesteps drawn from ``t .. t + stride - 1``, at most the last one of the schedule."""
         last = model.schedule.size
         drawn = share(step.draw(last // self.sampling_steps, self.batch * self.kept))
         return (t + torch.tensor(drawn, device=t.device)).clamp_max(last - 1)
@@ -288,8 +346,11 @@ class TRCE(Method):
     def _pools(
         self, model: DiffusionModel, student: DiffusionModel, pairs: Sequence[tuple[str, str]]
     ) -> tuple[LatentPool, LatentPool]:
-        """Early latents of every unsafe wording with the frozen predictions for it, for its safe one and for nothing; latents
-        of nothing with the prediction of the network after the first stage."""
+        """The two pools: early latents of every unsafe wording, and latents of the empty prompt.
+
+        Beside the former lie the original model's predictions for the wording, for its safe one and
+        for the empty prompt; beside the latter the prediction of the network after the first stage.
+        """
         unsafe = LatentPool(
             model,
             steps=self.sampling_steps,

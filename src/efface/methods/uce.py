@@ -26,7 +26,7 @@ TEMPLATES = {
     "object": ("image of {}", "photo of {}", "portrait of {}", "picture of {}", "painting of {}"),
     "style": ("painting by {}", "art by {}", "artwork by {}", "picture by {}", "style of {}"),
 }
-"""The official codes' ``add_prompts`` by concept type."""
+"""The official codes' templates (``add_prompts``), by the kind of the target."""
 SEALED = ("{}", "a {}", "the {}", "a photo of a {}", "a picture of a {}", "a {} on a blue background")
 PINNED = {"rows": "last..end", "preserve_rows": "all", "preserve_scale": 0.1, "pin": True, "prior": "auto"}
 ERASING, DEBIAS = "task=erase|moderate", "task=debias"
@@ -35,44 +35,71 @@ BATCH = 16
 
 @dataclass(frozen=True, kw_only=True)
 class UCE(Method):
-    """Rewrite keys and values so that the target's text vectors act like the anchor's; one exact solve, no training.
+    """Rewrite keys and values so that the target's text vectors act like the anchor's: one exact
+    solve, no training.
 
-        min_W'  sum_erase a |W' c - W c_goal|^2 + sum_preserve b |W' c - W c|^2 + lam |W' - W|_F^2    for every K and V
+    Objective::
 
-    All layers share the input space, so the solution is W' = W T with one d x d matrix T (closed_form.shared_edit), where the
-    official codes build and invert the same matrix once per layer.
+        min_W'  sum_erase a |W' c - W c_goal|^2 + sum_preserve b |W' c - W c|^2 + lam |W' - W|_F^2
 
-    ``task``: "erase": c_goal is the anchor. "moderate": c_goal is the null prompt (the same equation; an anchor is refused).
-    "debias": c_goal = c + alpha (a_1 - a_2) for the two ``attributes``; alpha is found by bisection, always re-solving from the
-    original weights, until the share of images that show a_1 is ``desired``: a round draws 16, 32, 64, ... images with the
-    edit as a text filter and stops when the Wilson interval of the share lies within ``tolerance`` of ``desired`` (done), or
-    excludes ``desired`` (next alpha), or after ``images`` (reported as undecided: more images are needed, not another alpha).
-    Which attribute an image shows is judged by the unedited model itself: the one whose prompt predicts the noise better.
-    ``expand`` adds five templates to every target, those of its ``kind``. ``preserve_empty``: the empty prompt is preserved
-    "always", "alone" (where nothing else is) or "no". ``preserve_scale=0``: max(0.1, 1 / n) for n preserved prompts.
-    ``rows``: token positions that are edited: "last" (code of 2025), "last+eos", "last..end" (from the last word through EOS and
-    padding, aligned at the last word, code of 2023), "all". ``preserve_rows``: the same of preserved prompts.
-    ``pin``: the null prompt and the begin vector do not move at all (hard constraint), so guidance keeps its second branch.
-    ``prior``: a concept space whose names, without the targets, are preserved with total weight ``prior_scale`` per row kind.
-    ``seal``: T is followed by a projection that closes the way back (closed_form.sealed): no embedding reaches what the target's
-    rows of six templates span. 0 is off; a large value seals better, a small one protects preserved rows, anchors and null
-    prompt better. Below about 3 what stays within reach was enough to draw the target on the miniature.
-    ``pooled``: where the network reads one pooled vector per prompt beside the tokens, the same objective is solved for it, else
-    the concept keeps this second way in (docs/closed_form.md).
-    Reference: Gandikota et al., WACV 2024, arXiv:2308.14761. Code: rohitgandikota/unified-concept-editing.
-    Deviations: float64 Cholesky in delta form instead of a float32 inverse, whose error is 5e-7 to 1e-3 of the weights on the
-    systems of docs/closed_form.md; with ``rows=last`` an empty anchor means the BOS vector, as officially. For styles the
-    official code of 2023 preserves 1,734 artists where no list is given; here the caller names what is preserved. pin, prior,
-    seal, pooled, "last+eos", "all" and preserve_empty="alone" are ours. Debiasing
-    takes two attributes and has a stopping rule; the official code measures 10 images by CLIP and stops within 0.05, which is
-    less than a third of the standard error. The looks of a round share no correction: each interval is a 95 % one.
-    Official preset: agrees with the official operations up to 1e-6 of the weights ("2023", with and without a preserve set, and
-    "2025"; against a solution in float64, tests/test_official.py). Both leave the pooled text of SDXL alone, as officially.
-    Cost: 0 UNet evaluations; debias at most targets x rounds x images x (2 sampling_steps + 2 draws).
+    W are the keys and values of cross-attention. c is a row: the text encoder's vector at one token
+    position of a prompt. c_goal is the row that it should act like. All layers share these inputs,
+    so the solution is W' = W T with one d x d matrix T (closed_form.shared_edit), where the
+    official codes build and invert the same matrix once for each layer.
+
+    Variants: ``task`` says what c_goal is.
+
+    - "erase": the anchor.
+    - "moderate": the empty prompt. The equation is the same, and an anchor is refused.
+    - "debias": c + alpha (a_1 - a_2) for the two ``attributes``. alpha is found by bisection,
+      always solving from the original weights, until the share of images that show a_1 is
+      ``desired``. A round draws 16, 32, 64, ... images with the edit as a text filter. It stops
+      when the Wilson interval of the share lies within ``tolerance`` of ``desired`` (done),
+      excludes ``desired`` (next alpha), or has ``images`` images (undecided: more images are
+      needed, not another alpha). The unedited model judges which attribute an image shows: the one
+      whose prompt predicts the noise better.
+
+    Options in detail:
+
+    - ``rows`` are the token positions that are edited: "last" (the last word; code of 2025),
+      "last+eos", "last..end" (from the last word through end of text and padding, aligned at the
+      last word; code of 2023) or "all". ``preserve_rows`` are the same for preserved prompts.
+    - ``expand`` adds five templates to every target, those of its ``kind``.
+    - ``preserve_empty`` preserves the empty prompt "always", "alone" (where nothing else is
+      preserved) or "no". ``preserve_scale=0`` means max(0.1, 1 / n) for n preserved prompts.
+    - ``pin`` keeps the empty prompt and the start vector from moving at all, so that guidance keeps
+      its second branch.
+    - ``prior`` preserves the names of a concept space without the targets, each row with weight
+      ``prior_scale``.
+    - ``seal`` follows T by a projection after which no embedding reaches what the target's rows in
+      six templates span (closed_form.sealed). 0 is off. A large value seals better; a small one
+      protects preserved rows, anchors and the empty prompt better. Below about 3, what stayed
+      within reach was enough to draw the target on the miniature.
+    - ``pooled`` solves the same objective for the pooled text vector, in networks that read one
+      beside the tokens. Otherwise the target keeps this second way in (docs/closed_form.md).
+
+    Reference: Gandikota et al., WACV 2024, arXiv:2308.14761. Code:
+    rohitgandikota/unified-concept-editing.
+
+    Deviations: the solve is a float64 Cholesky of the change, in place of a float32 inverse, whose
+    error is 5e-7 to 1e-3 of the weights on the systems of docs/closed_form.md. With ``rows="last"``
+    an empty anchor means the start-of-text vector, as officially. For styles the official code of
+    2023 preserves 1,734 artists where no list is given; here you name what is preserved. pin,
+    prior, seal, pooled, "last+eos", "all" and preserve_empty="alone" are ours. Debiasing takes two
+    attributes and has a stopping rule; the official code measures 10 images by CLIP and stops
+    within 0.05, which is less than a third of the standard error. The intervals of a round are not
+    corrected for being several: each is a 95 % interval.
+
+    Official preset: agrees with the official operations up to 1e-6 of the weights ("2023", with and
+    without a preserve set, and "2025"; against a solution in float64, tests/test_official.py). Both
+    leave the pooled text of SDXL alone, as officially.
+
+    Cost: no UNet evaluations; "debias" takes at most targets x rounds x images x (2
+    ``sampling_steps`` + 2 ``draws``).
     """
 
     name: ClassVar[str] = "uce"
-    summary: ClassVar[str] = "closed form: the target's keys and values become the anchor's"
+    summary: ClassVar[str] = "closed form: give the target's text the keys and values of the anchor's"
     paper: ClassVar[str] = "Gandikota et al., WACV 2024, arXiv:2308.14761"
     presets: ClassVar = {
         "paper": {},
@@ -90,41 +117,58 @@ class UCE(Method):
         "tiny": {},
     }
 
-    task: str = option("erase", "what becomes of the target", "both codes", choices=("erase", "moderate", "debias"))
-    rows: str = option("last", "edited token positions", "uce_sd_erase.py; train_erase.py last..end", choices=POSITIONS)
-    preserve_rows: str = option("last", "preserved token positions", "uce_sd_erase.py; train_erase.py all", choices=POSITIONS)
-    preserve_empty: str = option(
-        "no", "when the empty prompt is preserved", "uce_sd_erase.py; train_erase.py always", choices=("no", "alone", "always")
+    task: str = option(
+        "erase",
+        "what becomes of the target: erased, moderated, or debiased",
+        "both codes",
+        choices=("erase", "moderate", "debias"),
     )
-    erase_scale: float = option(1.0, "weight a of erased rows", "both codes", low=1e-12)
+    rows: str = option(
+        "last", "token positions of the target that are edited", "uce_sd_erase.py; train_erase.py last..end", choices=POSITIONS
+    )
+    preserve_rows: str = option(
+        "last", "token positions of preserved prompts", "uce_sd_erase.py; train_erase.py all", choices=POSITIONS
+    )
+    preserve_empty: str = option(
+        "no", "when to preserve the empty prompt", "uce_sd_erase.py; train_erase.py always", choices=("no", "alone", "always")
+    )
+    erase_scale: float = option(1.0, "weight a of the erased rows", "both codes", low=1e-12)
     preserve_scale: float = option(
-        1.0, "weight b of preserved rows, 0: max(0.1, 1 / n) for n prompts", "uce_sd_erase.py; train_erase.py 0", low=0.0
+        1.0, "weight b of the preserved rows, 0 for max(0.1, 1 / n) with n prompts", "uce_sd_erase.py; train_erase.py 0", low=0.0
     )
     lam: float = option(0.5, "ridge towards the original weights", "both codes", low=1e-12)
-    expand: bool = option(False, "add five templates per erased concept", "uce_sd_erase.py --expand_prompts")
+    expand: bool = option(False, "add five templates for each target", "uce_sd_erase.py --expand_prompts")
     kind: str = option(
         "object",
-        "what a target is, which chooses the templates",
+        "kind of target, which chooses the templates",
         "both codes, concept_type",
         choices=tuple(TEMPLATES),
         needs="expand",
     )
-    pin: bool = option(False, "the null prompt cannot move", "ours")
-    prior: str = option("none", "preserved at large: none, auto, vocabulary, or a file of names", "ours; MACE's COCO prior")
-    prior_scale: float = option(1.0, "weight of every row of the prior", "ours", low=1e-12, needs="prior!=none")
-    seal: float = option(0.0, "close the way back with this ridge; 0: leave it open", "ours", low=0.0, needs=ERASING)
-    pooled: bool = option(True, "edit what reads the pooled text too, where something does", "ours; official no", needs=ERASING)
-    attributes: str = option("", "two attributes, 'first, second'", "uce_sd_debias.py --debias_concepts", needs=DEBIAS)
-    desired: float = option(
-        0.5, "share of images that show the first", "uce_sd_debias.py --desired_ratios", low=0.0, needs=DEBIAS
+    pin: bool = option(False, "let the empty prompt not move at all", "ours")
+    prior: str = option(
+        "none", "concept space that is preserved: none, auto, vocabulary, or a file of names", "ours; MACE's COCO prior"
     )
-    tolerance: float = option(0.1, "how close is close enough", "ours; both codes 0.05 of 10 images", low=1e-3, needs=DEBIAS)
-    images: int = option(200, "most images per round", "ours; both codes 10", low=BATCH, needs=DEBIAS)
-    rounds: int = option(8, "most alphas tried", "ours; uce_sd_debias.py 30", low=1, needs=DEBIAS)
-    reach: float = option(2.0, "alpha is searched in -reach .. reach", "ours", low=1e-6, needs=DEBIAS)
-    sampling_steps: int = option(20, "DDIM steps per image", "uce_sd_debias.py", low=1, needs=DEBIAS)
-    guidance: float = option(7.5, "guidance", "uce_sd_debias.py", needs=DEBIAS)
-    draws: int = option(4, "noise levels per judgement", "ours", low=1, needs=DEBIAS)
+    prior_scale: float = option(1.0, "weight of each row of that concept space", "ours", low=1e-12, needs="prior!=none")
+    seal: float = option(
+        0.0, "ridge of a projection that lets no embedding bring the target back, 0 for none", "ours", low=0.0, needs=ERASING
+    )
+    pooled: bool = option(
+        True, "edit also the layers that read the pooled text vector, where a model has them", "ours; official no", needs=ERASING
+    )
+    attributes: str = option("", "two attributes to balance: 'first, second'", "uce_sd_debias.py --debias_concepts", needs=DEBIAS)
+    desired: float = option(
+        0.5, "share of images that should show the first attribute", "uce_sd_debias.py --desired_ratios", low=0.0, needs=DEBIAS
+    )
+    tolerance: float = option(
+        0.1, "how near to the desired share is near enough", "ours; both codes 0.05 of 10 images", low=1e-3, needs=DEBIAS
+    )
+    images: int = option(200, "largest number of images in a round", "ours; both codes 10", low=BATCH, needs=DEBIAS)
+    rounds: int = option(8, "largest number of alphas tried", "ours; uce_sd_debias.py 30", low=1, needs=DEBIAS)
+    reach: float = option(2.0, "alpha is searched between -reach and reach", "ours", low=1e-6, needs=DEBIAS)
+    sampling_steps: int = option(20, "DDIM steps for an image", "uce_sd_debias.py", low=1, needs=DEBIAS)
+    guidance: float = option(7.5, "guidance scale for an image", "uce_sd_debias.py", needs=DEBIAS)
+    draws: int = option(4, "noise levels at which an image is judged", "ours", low=1, needs=DEBIAS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -163,14 +207,15 @@ class UCE(Method):
         return to_patch(model.weights(model.reads()), edit, card, pooled)
 
     def _pairs(self, model: DiffusionModel, request: EraseRequest) -> tuple[Cond, Cond]:
-        """The targets and what they should act like."""
+        """Encodings of the targets, and of what they should act like."""
         templates = ("{}", *TEMPLATES[self.kind]) if self.expand else ("{}",)
         pairs = [(f.format(e), f.format(request.anchor)) for e in request.targets for f in templates]
         source, goal = (model.encode([pair[i] for pair in pairs]) for i in (0, 1))
         return source, goal
 
     def _kept(self, model: DiffusionModel, request: EraseRequest) -> list[tuple[Cond, float]]:
-        """What is preserved, and the weight of each of its rows. Raises BadOption for a prior that names only targets."""
+        """What is preserved, with the weight of each of its rows. Raises BadOption for a prior that
+        names only targets."""
         empty = self.preserve_empty == "always" or (self.preserve_empty == "alone" and not request.preserve)
         kept = (*([""] if empty else []), *request.preserve)
         found = [(model.encode(kept), self.preserve_scale or max(0.1, 1 / len(kept)))] if kept else []
@@ -195,7 +240,8 @@ class UCE(Method):
         return self._solved(x, y, [(c.extras[POOLED].cpu(), b) for c, b in self._kept(model, request)], null)[0]
 
     def _solved(self, x: Tensor, y: Tensor, kept: list[tuple[Tensor, float]], null: Tensor) -> tuple[Edit, Tensor]:
-        """The edit that maps rows x on y and keeps rows at their weights, and all kept rows."""
+        """The edit that maps the rows x to y and keeps other rows at their weights, and all kept
+        rows."""
         q = torch.cat([x[:0], *(rows for rows, _ in kept)])
         b = torch.cat([torch.full((len(rows),), b) for rows, b in [(x[:0], 1.0), *kept]])
         a = torch.full((len(x),), self.erase_scale)
@@ -204,7 +250,7 @@ class UCE(Method):
     # -- debiasing -----------------------------------------------------------------------------------------------
 
     def _debias(self, model: DiffusionModel, request: EraseRequest) -> tuple[Edit, dict[str, Any]]:
-        """One alpha per target, found one after the other; the last solve holds all of them."""
+        """One alpha for each target, found one after the other. The last solve holds all of them."""
         rows = [self._attribute_rows(model, target) for target in request.targets]
         alphas, log = [0.0] * len(rows), dict[str, Any]()
         for i, target in enumerate(request.targets):
@@ -218,13 +264,14 @@ class UCE(Method):
                     break
                 low, high = (low, alphas[i]) if verdict == "above" else (alphas[i], high)
                 alphas[i] = (low + high) / 2
-            # An alpha that was never measured is not shipped: the last one tried is.
+            # The alpha of the patch is the last one that was measured, not the bisection's next one.
             alphas[i] = float(tried[-1]["alpha"])
             log[target] = tried
         return self._solve_shifted(model, request, rows, alphas), {"debias": log}
 
     def _attribute_rows(self, model: DiffusionModel, target: str) -> tuple[Tensor, Tensor]:
-        """(x, a_1 - a_2): rows of the target and of the difference of the attributes, aligned with them."""
+        """``(x, a_1 - a_2)``: rows of the target, and the difference of the attributes' rows
+        aligned with them."""
         c = model.encode([target])
         (x, first), (_, second) = (c.aligned(model.encode([a]), self.rows) for a in self.pair)
         n = min(len(first), len(second))
@@ -237,7 +284,8 @@ class UCE(Method):
         return self._solve(model, request, x, x + torch.cat([alpha * d for alpha, (_, d) in zip(alphas, rows, strict=True)]))
 
     def _share(self, model: DiffusionModel, edit: Edit, target: str, rng: torch.Generator) -> tuple[int, int, str]:
-        """``(k, n, verdict)``: k of n images show the first attribute. Looks at 16, 32, 64, ... images."""
+        """``(k, n, verdict)``: k of n images show the first attribute. The verdict is taken after
+        16, 32, 64, ... images."""
         k = n = 0
         look = BATCH
         while True:
@@ -272,8 +320,12 @@ class UCE(Method):
 
 
 def stopping_rule(k: int, n: int, desired: float, tolerance: float) -> str:
-    """``done``: the 95 % interval of k / n lies within ``tolerance`` of ``desired``; ``above`` / ``below``: it excludes
-    ``desired``; else ``more``. A point estimate alone never stops anything."""
+    """Say whether k of n images are enough to stop.
+
+    ``done``: the 95 % interval of k / n lies within ``tolerance`` of ``desired``. ``above`` and
+    ``below``: the interval excludes ``desired``. Otherwise ``more``. A point estimate alone never
+    stops anything.
+    """
     rate = wilson(k, n)
     if desired - tolerance <= rate.low and rate.high <= desired + tolerance:
         return "done"

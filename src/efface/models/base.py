@@ -19,6 +19,8 @@ from ..equations.diffusion import (
     dpm_step,
     eps_from_v,
     eps_loss_weight,
+    multistep,
+    noised,
     v_of,
     x0_from_eps,
     x0_loss_weight,
@@ -27,6 +29,7 @@ from ..equations.guidance import guided
 from ..errors import BadOption
 from .capabilities import CAPABILITIES
 from .cond import Cond
+from .identity import Identity
 from .levels import Levels, Past
 from .readers import text_readers
 from .select import SELECTIONS, Select, selection
@@ -61,10 +64,27 @@ class Schedule(Levels):
     steps_offset: int
     prediction_type: str = field(default="epsilon")
     config: Mapping[str, Any] = field(default_factory=dict)
-    """The diffusers scheduler it was read from."""
+    """The diffusers scheduler it was read from, its class included."""
+    spacing: str = "leading"
+    """How the grid is laid: leading, trailing or linspace, as diffusers call them."""
 
     def timesteps(self, steps: int) -> list[int]:
-        """Descending "leading" grid of Stable Diffusion 1.x: 50 steps give 981, 961, ..., 1."""
+        """The descending grid of ``spacing``. Raises BadOption for more steps than there are levels.
+
+        50 steps of 1,000 levels give: "leading", of Stable Diffusion 1.x, 981, 961, ..., 1; "trailing" 999, 979, ..., 19;
+        "linspace" 999 to 0, both included.
+        """
+        n = len(self.alphas_cumprod)
+        if not 1 <= steps <= n:
+            raise BadOption(f"{steps} sampling steps: the schedule has {n} levels; take 1 to that many.")
+        if self.spacing == "trailing":
+            return [round(n - i * n / steps) - 1 for i in range(steps)]
+        if self.spacing == "linspace":
+            return [round((n - 1) * i / max(steps - 1, 1)) for i in reversed(range(steps))]
+        return self.leading(steps)
+
+    def leading(self, steps: int) -> list[int]:
+        """The "leading" grid, which the official codes of ESD, AP and AGE know alone."""
         stride = len(self.alphas_cumprod) // steps
         return [i * stride + self.steps_offset for i in reversed(range(steps))]
 
@@ -99,21 +119,32 @@ class Schedule(Levels):
         return v_of(x0, noise, self.ab(t).to(x0)) if self.prediction_type == "v_prediction" else noise
 
     def prediction(self, output: Tensor, z: Tensor, t: float | Tensor) -> Tensor:
+        if not isinstance(t, Tensor) and not self.ab(t) > 0:
+            return output  # at the level of pure noise every prediction of eps is z: the outputs themselves are guided
         return self.eps(output, z, t)
 
     def truth(self, x0: Tensor, noise: Tensor) -> Tensor:
         return noise
 
-    def step(
-        self, prediction: Tensor, z: Tensor, t: float, t_next: float, past: Past | None, solver: str
-    ) -> tuple[Tensor, Past | None]:
+    def step(self, prediction: Tensor, z: Tensor, t: float, t_next: float, past: Past | None, solver: str) -> tuple[Tensor, Past]:
         # The levels stay on the CPU as scalars: a copy to a GPU at every step would wait for all steps before it.
         ab, ab_next = (self.ab(x).to(z.dtype) for x in (t, t_next))
+        past = past or Past(z, t)
+        if not ab > 0:
+            x0 = -prediction  # v of pure noise is minus the clean latent
+            return noised(x0, z, ab_next), past.then(t, (x0,))
         if solver == "ddim":
-            return ddim_step(prediction, z, ab, ab_next), None
+            return ddim_step(prediction, z, ab, ab_next), past
+        if solver == "plms" and past.steps == 1:
+            # The first step again, with the mean of the predictions at both of its ends.
+            mean = (past.found[0] + prediction) / 2
+            return ddim_step(mean, past.start, self.ab(past.t).to(z.dtype), ab_next), past.then(past.t, past.found)
+        if solver == "plms":
+            found = [*past.found[-3:], prediction]
+            return ddim_step(multistep(found), z, ab, ab_next), past.then(t, found)
         x0 = x0_from_eps(prediction, z, ab)
-        x0_last, t_last = (None, t) if past is None else past
-        return dpm_step(x0, x0_last, z, self.ab(t_last).to(z.dtype), ab, ab_next), (x0, t)
+        x0_last = past.found[0] if past.found else None
+        return dpm_step(x0, x0_last, z, self.ab(past.t).to(z.dtype), ab, ab_next), past.then(t, (x0,))
 
     def loss_weight(self, t: Tensor, space: str) -> Tensor:
         weight = x0_loss_weight if space == "x0" else eps_loss_weight
@@ -146,6 +177,8 @@ class DiffusionModel(abc.ABC):
     """The model's own concept names, where it has a closed world (the miniature); else empty."""
     world: World | None = None
     """What is known about the model's concepts, where it draws a closed world of them (the miniature)."""
+    takes_guidance: bool = False
+    """Whether the network was distilled to take the scale of guidance as an input; see :meth:`told`."""
     guide: Callable[[Cond, float], Guide] | None = None
     """A guard's guidance of a trajectory for conditionings and scale; None is classifier-free guidance. See :meth:`guided_by`."""
     part: ClassVar[str] = "unet"
@@ -180,6 +213,11 @@ class DiffusionModel(abc.ABC):
         """Latents -> images (B, 3, H, W) float in [0, 1]; non-finite latents stay non-finite."""
 
     @abc.abstractmethod
+    def check_plain(self) -> None:
+        """Raises BadFile where the live modules compute with other weights than the model's own: loaded or fused adapters, fused
+        projections, offloaded weights. Asked whenever weights are read, because a pipeline may have been changed since."""
+
+    @abc.abstractmethod
     def weights(self, select: Select) -> dict[str, Tensor]:
         """Live parameters whose name the predicate accepts; raises NothingSelected when there are none."""
 
@@ -192,12 +230,12 @@ class DiffusionModel(abc.ABC):
         """Hash of the base weights that patches are tied to."""
 
     @abc.abstractmethod
-    def part_digest(self, part: str) -> str:
-        """Hash of one part's base weights (``unet`` or ``text_encoder``): what a patch of that part alone is tied to."""
+    def identity(self, part: str = "") -> Identity:
+        """What the base weights, or those of one part (``unet`` or ``text_encoder``), are recognised by in every precision."""
 
     @abc.abstractmethod
     def weights_changed(self) -> None:
-        """Forget everything computed from weights (cached encodings); called when a patch is applied or reverted."""
+        """Forget everything computed from weights (cached encodings, hashes); called when a patch is applied or reverted."""
 
     @abc.abstractmethod
     def constant_context(self) -> AbstractContextManager[None]:
@@ -240,8 +278,14 @@ class DiffusionModel(abc.ABC):
         """Inside, no gradient flows through cross-attention to the start-of-text token, which all prompts share."""
 
     @abc.abstractmethod
-    def save_folder(self, path: Path) -> None:
-        """Write the weights as they are now as a folder that stock pipelines load."""
+    def save_folder(self, path: Path) -> list[str]:
+        """Write the weights as they are now as a folder that stock pipelines load, with every other component and the scheduler
+        of the model's source. Returns the components that the source names and does not have."""
+
+    @abc.abstractmethod
+    def read_lora(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``{weight name: change}`` of the network as the stock pipeline's own reader understands a LoRA file's tensors, in
+        whatever dialect. What the reader passes over is not there."""
 
     @property
     @abc.abstractmethod
@@ -291,10 +335,12 @@ class DiffusionModel(abc.ABC):
         that leaves it, then ``(final, z)`` at the end; by default ``final`` is that of clean latents.
 
         noise: (B / m, C, h, w). m blocks of conditionings may start from the same noise; their first step then shares the
-        unconditional branch. ``solver``: "ddim", or "dpm" for DPM-Solver++(2M), which needs fewer steps.
+        unconditional branch. ``solver``: "ddim"; "dpm" for DPM-Solver++(2M), which needs fewer steps; "plms" for the linear
+        multistep method of PNDM, whose timesteps name the second level twice (see :func:`plms_grid`).
         Cost: 2 evaluations per row and step (1 with ``scale = 1``), B - B / m less at the first step; under a guard as many as
         its guide has blocks. Nothing is evaluated for a level nobody asks for.
         """
+        c, scale = self.told(c, scale)
         blocks = len(c) // len(noise)
         z = torch.cat([noise] * blocks)
         guide = self.guide(c, scale) if self.guide is not None else None
@@ -305,7 +351,7 @@ class DiffusionModel(abc.ABC):
             for i, t in enumerate(timesteps):
                 yield t, z
                 if guide is not None:
-                    out = self._guarded(guide, z, torch.full((len(z),), t, device=z.device))
+                    out = self._guarded(guide, z, t)
                 elif null is None:
                     out = self.prediction(z, t, c)
                 elif i == 0 and blocks > 1:
@@ -324,14 +370,20 @@ class DiffusionModel(abc.ABC):
         return self.to_eps(self.predict(z, levels, c), z, levels)
 
     def prediction(self, z: Tensor, t: float | Tensor, c: Cond) -> Tensor:
-        """As :meth:`eps`, of what guidance combines and the sampler steps with: noise, or the velocity of a flow."""
+        """As :meth:`eps`, of what guidance combines and the sampler steps with; see :meth:`Levels.prediction`."""
         levels = t if isinstance(t, Tensor) else torch.full((len(z),), t, device=z.device)
-        return self.schedule.prediction(self.predict(z, levels, c), z, levels)
+        return self.schedule.prediction(self.predict(z, levels, c), z, t)
 
-    def _guarded(self, guide: Guide, z: Tensor, t: Tensor) -> Tensor:
-        c = guide.cond(t)
+    def told(self, c: Cond, scale: float) -> tuple[Cond, float]:
+        """The conditionings and the scale of classifier-free guidance of a trajectory. A network that was distilled to take the
+        scale as an input is told it in the conditionings, and is guided no further."""
+        return c, scale
+
+    def _guarded(self, guide: Guide, z: Tensor, t: float | Tensor) -> Tensor:
+        levels = t if isinstance(t, Tensor) else torch.full((len(z),), t, device=z.device)
+        c = guide.cond(levels)
         m = len(c) // len(z)
-        return guide.combine(self.prediction(torch.cat([z] * m), t.repeat(m), c), t)
+        return guide.combine(self.prediction(torch.cat([z] * m), t.repeat(m) if isinstance(t, Tensor) else t, c), levels)
 
     def deployed(self, z: Tensor, t: Tensor, c: Cond, scale: float) -> Tensor:
         """What an attacker differentiates: the :meth:`prediction` under ``c`` alone, or with a guard its first step at ``scale``.
@@ -372,15 +424,19 @@ class DiffusionModel(abc.ABC):
         stride - 1, drawn by the caller) is added to t. See
         :func:`official_walk`. Cost: 2 k (official: 2 min(S - 1, S - k)) per row, less what :meth:`walk` shares.
         """
-        grid = self.schedule.timesteps(steps)
-        levels: Sequence[float] = grid[:k]
-        final = t = grid[k]
+        offset = 0
         if official:
             self.require("alignment=official", ("official_alignment",))
             assert isinstance(self.schedule, Schedule)
-            numbers = self.schedule.timesteps(steps)
-            levels, final = official_walk(numbers, k)
-            t = numbers[steps - 1 - k] - self.schedule.steps_offset + jitter
+            offset = self.schedule.steps_offset
+            grid: Sequence[float] = self.schedule.leading(steps)
+        else:
+            grid = self.schedule.timesteps(steps)
+        grid = plms_grid(grid) if solver == "plms" else grid
+        levels, final, t = grid[:k], grid[k], grid[k]
+        if official:
+            levels, final = official_walk(grid, k)
+            t = grid[steps - 1 - k] - offset + jitter
         ((_, z),) = deque(self.walk(c, noise, levels, scale, final, solver), maxlen=1)
         return z, torch.full((len(z),), t, device=z.device)
 
@@ -429,7 +485,10 @@ class DiffusionModel(abc.ABC):
 
     @contextmanager
     def guided_by(self, guide: Callable[[Cond, float], Guide]) -> Iterator[None]:
-        """Inside, every trajectory is guided by what ``guide`` makes for it. Reverted at the end, also by an exception."""
+        """Inside, every trajectory is guided by what ``guide`` makes for it. Reverted at the end, also by an exception. Raises
+        BadOption for a network without classifier-free guidance."""
+        if self.takes_guidance:
+            raise BadOption(f"{self.name!r} takes the guidance scale as an input and has no guidance that a guard could change.")
         outer, self.guide = self.guide, guide
         try:
             yield
@@ -449,7 +508,7 @@ class DiffusionModel(abc.ABC):
                 p.requires_grad_(flag)
 
 
-def official_walk(grid: Sequence[int], k: int) -> tuple[list[int], int]:
+def official_walk(grid: Sequence[float], k: int) -> tuple[list[float], float]:
     """Levels visited by the legacy ``sample_till(t_enc = k)`` on a descending grid, and the level it ends at.
 
     The legacy DDIM loop drops the noisiest grid level and stops after the step with i + 1 == t_enc; t_enc = 0 never
@@ -460,6 +519,12 @@ def official_walk(grid: Sequence[int], k: int) -> tuple[list[int], int]:
     last = max(k - 1, 0)  # index of the last step taken
     levels = [ascending[i] for i in range(len(grid) - 2, last - 1, -1)]
     return levels, ascending[last - 1] if last > 0 else 0
+
+
+def plms_grid(grid: Sequence[float]) -> list[float]:
+    """The timesteps of diffusers' PNDMScheduler on a descending grid: S + 1 entries, the second level twice, because the first
+    step is taken a second time with a better prediction."""
+    return [*grid[:2], *grid[1:]]
 
 
 def mean_walk(steps: int, official: bool) -> float:

@@ -15,6 +15,9 @@ last word through the padding, or every position."""
 POOLED = "pooled"
 """The extra that SDXL reads: one vector per prompt."""
 
+GUIDANCE = "guidance"
+"""The extra that a guidance-distilled network reads: the scale of classifier-free guidance, one number per prompt."""
+
 
 @dataclass(frozen=True)
 class Cond:
@@ -46,7 +49,7 @@ class Cond:
 
     def bare(self) -> Cond:
         """Only what a network reads, without what a guard has put beside it."""
-        return replace(self, extras={k: v for k, v in self.extras.items() if k == POOLED})
+        return replace(self, extras={k: v for k, v in self.extras.items() if k in (POOLED, GUIDANCE)})
 
     def detached(self) -> Cond:
         """The same without a gradient."""

@@ -18,7 +18,7 @@ from ..equations.flow import (
     velocity_of,
     x0_from_velocity,
 )
-from ..errors import BadFile
+from ..errors import BadFile, BadOption
 from .levels import Levels, Past
 
 
@@ -64,6 +64,8 @@ class FlowSchedule(Levels):
         return 0.0
 
     def timesteps(self, steps: int) -> list[float]:
+        if not 1 <= steps <= self.size:
+            raise BadOption(f"{steps} sampling steps: the schedule has {self.size} levels; take 1 to that many.")
         found: list[float] = self._scheduler(steps).timesteps.tolist()
         return found
 
@@ -95,15 +97,16 @@ class FlowSchedule(Levels):
     def truth(self, x0: Tensor, noise: Tensor) -> Tensor:
         return velocity_of(x0, noise)
 
-    def step(
-        self, prediction: Tensor, z: Tensor, t: float, t_next: float, past: Past | None, solver: str
-    ) -> tuple[Tensor, Past | None]:
+    def step(self, prediction: Tensor, z: Tensor, t: float, t_next: float, past: Past | None, solver: str) -> tuple[Tensor, Past]:
         s, s_next = (self.share(x).to(z.dtype) for x in (t, t_next))
+        past = past or Past(z, t)
+        if solver == "plms":
+            raise BadOption("plms is the sampler of Stable Diffusion's first code, which no flow has; use solver=ddim or dpm.")
         if solver == "ddim":
-            return euler_step(prediction, z, s, s_next), None
+            return euler_step(prediction, z, s, s_next), past
         x0 = x0_from_velocity(prediction, z, s)
-        x0_last, t_last = (None, t) if past is None else past
-        return flow_dpm_step(x0, x0_last, z, self.share(t_last).to(z.dtype), s, s_next), (x0, t)
+        x0_last = past.found[0] if past.found else None
+        return flow_dpm_step(x0, x0_last, z, self.share(past.t).to(z.dtype), s, s_next), past.then(t, (x0,))
 
     def loss_weight(self, t: Tensor, space: str) -> Tensor:
         return flow_loss_weight(self.share(t), space)
@@ -117,4 +120,4 @@ def flow_schedule_of(config: Mapping[str, Any], tokens: int, name: str = "the mo
     for option in ("stochastic_sampling", "invert_sigmas"):
         if config.get(option):
             raise BadFile(f"{name} has a scheduler with {option}=true, whose steps efface does not take. Set it to false.")
-    return FlowSchedule({k: v for k, v in config.items() if not k.startswith("_")}, tokens)
+    return FlowSchedule({**{k: v for k, v in config.items() if not k.startswith("_")}, "_class_name": family}, tokens)

@@ -8,13 +8,28 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Past = tuple[Tensor, float]
-"""What a multistep solver remembers of the step before: the predicted clean latents and their timestep."""
+
+@dataclass(frozen=True)
+class Past:
+    """What a multistep solver remembers of the steps before."""
+
+    start: Tensor
+    """z before the first step."""
+    t: float
+    """The timestep of the last step."""
+    found: Sequence[Tensor] = ()
+    """What it keeps of that step and those before: clean latents ("dpm"), predictions ("plms")."""
+    steps: int = 0
+
+    def then(self, t: float, found: Sequence[Tensor]) -> Past:
+        """After one more step."""
+        return Past(self.start, t, found, self.steps + 1)
 
 
 class Levels(abc.ABC):
@@ -71,10 +86,9 @@ class Levels(abc.ABC):
         """The :meth:`prediction` of a network that knew the pair: the same at every level."""
 
     @abc.abstractmethod
-    def step(
-        self, prediction: Tensor, z: Tensor, t: float, t_next: float, past: Past | None, solver: str
-    ) -> tuple[Tensor, Past | None]:
-        """One deterministic step of "ddim" (for a flow, Euler's) or "dpm" (DPM-Solver++(2M)) and what the next step needs."""
+    def step(self, prediction: Tensor, z: Tensor, t: float, t_next: float, past: Past | None, solver: str) -> tuple[Tensor, Past]:
+        """One deterministic step of "ddim" (for a flow, Euler's), "dpm" (DPM-Solver++(2M)) or "plms", and what the next step
+        needs. Raises BadOption for a solver that the family has not."""
 
     @abc.abstractmethod
     def loss_weight(self, t: Tensor, space: str) -> Tensor:

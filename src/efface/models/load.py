@@ -24,6 +24,7 @@ BUNDLED = {
     "tiny-xl": "tiny with the two text encoders of SDXL",
     "tiny-sd3": "tiny as Stable Diffusion 3.5: a flow transformer and three text encoders",
 }
+ACCEPTED = "give a loaded StableDiffusionPipeline or StableDiffusionXLPipeline, a folder, a checkpoint file or a Hub id."
 
 
 def pick_device(name: str) -> str:
@@ -42,18 +43,25 @@ def pick_device(name: str) -> str:
 def load_model(source: Any, *, dtype: str = "float32", device: str = "auto") -> DiffusionModel:
     """A bundled name, a diffusers folder, a single checkpoint file, a Hub id ``owner/name``, or a loaded diffusers pipeline.
 
-    Raises UnknownName for a word that is none of these, BadFile for files of another kind.
+    Raises UnknownName for a word that is none of these, BadFile for files and objects of another kind.
     """
+    from .plain import OFFLOADED
     from .sd import StableDiffusion
     from .sd3 import StableDiffusion3
     from .sdxl import StableDiffusionXL
 
     if isinstance(source, DiffusionModel):
         return source
-    if hasattr(source, "transformer") and hasattr(source, "text_encoder_3"):
-        return StableDiffusion3.from_pipeline(source)
-    if hasattr(source, "unet") and hasattr(source, "text_encoder"):
-        return (StableDiffusionXL if hasattr(source, "text_encoder_2") else StableDiffusion).from_pipeline(source)
+    if not isinstance(source, (str, Path)):
+        kind = type(source).__name__
+        if hasattr(source, "transformer") and hasattr(source, "text_encoder_3"):
+            return StableDiffusion3.from_pipeline(source)
+        if not hasattr(source, "unet") or not hasattr(source, "text_encoder") or not hasattr(source, "scheduler"):
+            raise BadFile(f"a {kind} is no pipeline that efface erases from; {ACCEPTED}")
+        live = (StableDiffusionXL if hasattr(source, "text_encoder_2") else StableDiffusion).from_pipeline(source)
+        if live.device.type == "meta":
+            raise BadFile(f"the weights of this {kind} are not in memory (device meta). {OFFLOADED}")
+        return live
     device = pick_device(device)
     source = str(source)
     if source in ("mini", "mini-gold"):

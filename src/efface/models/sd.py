@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
+import inspect
+import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -16,7 +18,9 @@ from torch import Tensor, nn
 from ..errors import BadFile, BadOption, BadRequest, NothingSelected, PromptTooLong
 from .attention import cross_attentions, extended, probed, start_detached
 from .base import DiffusionModel, Evals, Schedule
-from .cond import Cond
+from .cond import GUIDANCE, Cond
+from .identity import Identity, entries_of, identity_of
+from .plain import OFFLOADED, check_in_memory, check_network, check_own, check_present, latent_side, shapes_of, unwrapped
 from .select import Select
 from .tokens import SoftPrompt, TokenSpan, occurrences, substituted
 
@@ -26,6 +30,9 @@ if TYPE_CHECKING:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COMPILED_GRADIENTS = 0.1
 """Largest relative error of a compiled network's gradients: far above rounding, autocast included, below the fault found."""
+ASSUMED_GUIDANCE = 7.5
+"""What a guidance-distilled network is told outside a guided trajectory: the pipelines' default."""
+Whole = Callable[[Mapping[str, Any]], tuple[Any, list[str]]]
 CACHE_BYTES = 2**30  # of encodings in float32: 4,539 prompts of Stable Diffusion 1.x, 1,702 of SDXL
 
 
@@ -34,6 +41,10 @@ class StableDiffusion(DiffusionModel):
     patch applied here shows there."""
 
     family: ClassVar[str] = "stable-diffusion"
+    called: ClassVar[str] = "a Stable Diffusion"
+    clipping: ClassVar[tuple[str, ...]] = ("thresholding",)
+    """Settings of a scheduler that change what the stock pipeline draws and not what efface does. Stock pipelines of this family
+    set clip_sample to False by themselves."""
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     """Attributes that hold text encoders; their parameters are named after them."""
 
@@ -48,18 +59,64 @@ class StableDiffusion(DiffusionModel):
         schedule: Schedule,
         preset: str = "paper",
         concept_names: Sequence[str] = (),
+        whole: Whole | None = None,
     ) -> None:
+        """``whole``: makes a stock pipeline of the model's modules and of whatever else its source holds, and names what of that
+        is missing. Raises BadFile for modules that are not the plain ones of this family; see :mod:`efface.models.plain`."""
         self.name, self.preset, self.concept_names = name, preset, tuple(concept_names)
-        self.tokenizer, self.text_encoder, self.unet, self.vae = tokenizer, text_encoder, unet, vae
-        for module in (unet, vae, *self._encoders()):
+        check_present(name, {"tokenizer": tokenizer, "text_encoder": text_encoder, "unet": unet, "vae": vae})
+        self.tokenizer, self.text_encoder, self.unet, self.vae = (
+            tokenizer,
+            unwrapped(text_encoder),
+            unwrapped(unet),
+            unwrapped(vae),
+        )
+        self._check_modules()
+        for module in (self.unet, self.vae, *self._encoders()):
             module.eval().requires_grad_(False)
         self.schedule, self.evals = schedule, Evals()
-        first = next(unet.parameters())
+        clipping = [key for key in self.clipping if schedule.config.get(key)]
+        if clipping:
+            warnings.warn(
+                f"the scheduler of {name!r} clips clean latents at every step ({clipping[0]}=True), which is meant for "
+                "pixels. efface draws without, and so does the pipeline after "
+                f"pipe.scheduler.register_to_config({clipping[0]}=False).",
+                UserWarning,
+                stacklevel=3,
+            )
+        first = next(self.unet.parameters())
         self.device, self.dtype = first.device, first.dtype
         self.autocast_dtype, self.compiled = first.dtype, False
-        side = unet.config.sample_size
-        self.latent_shape = (unet.config.in_channels, side, side)
+        self.takes_guidance = self.unet.config.time_cond_proj_dim is not None
+        self.latent_shape = (self.unet.config.in_channels, *latent_side(name, self.unet))
         self._encoded: dict[str, Cond] = {}
+        self._identities: dict[str, tuple[list[tuple[int, int, int]], Tensor, Identity]] = {}
+        self._whole = whole
+
+    def _check_modules(self) -> None:
+        parts = {"unet": self.unet, "vae": self.vae, **dict(zip(self.encoders, self._encoders(), strict=True))}
+        for part, module in parts.items():
+            if not isinstance(module, nn.Module) or not hasattr(module, "config"):
+                raise BadFile(f"the {part} of {self.name!r} is a {type(module).__name__}; load the model with diffusers.")
+            check_in_memory(self.name, part, module)
+        devices = {part: str(next(module.parameters()).device) for part, module in parts.items()}
+        if len(set(devices.values())) > 1:
+            raise BadFile(f"the parts of {self.name!r} are on several devices ({devices}). Call pipe.to(device) first.")
+        config = self.vae.config
+        if getattr(config, "latents_mean", None) is not None or getattr(config, "shift_factor", None):
+            raise BadFile(
+                f"{self.name!r} shifts its latents by a mean of their own, which efface does not do. Use SD or SDXL base."
+            )
+        width = sum(getattr(encoder.config, "hidden_size", 0) for encoder in self._encoders())
+        check_network(self.name, self.unet, getattr(config, "latent_channels", 0), width, pooled=len(self.encoders) > 1)
+        self._described: dict[str, Any] | None = shapes_of(self.unet)
+
+    def check_plain(self) -> None:
+        if self._described is None:
+            return  # a student: made of a model that was checked, and changed by efface alone
+        for part in (self.part, *self.encoders):
+            check_in_memory(self.name, part, getattr(self, part))
+            check_own(self.name, part, getattr(self, part), self._described if part == self.part else None)
 
     # -- loading -------------------------------------------------------------------------------------------------
 
@@ -72,54 +129,63 @@ class StableDiffusion(DiffusionModel):
             text_encoder=pipe.text_encoder,
             unet=pipe.unet,
             vae=pipe.vae,
-            schedule=schedule_of(dict(pipe.scheduler.config)),
+            schedule=schedule_of(pipe.scheduler),
+            whole=lambda parts: (_rebuilt(pipe, parts), []),
         )
 
     @classmethod
     def from_folder(cls, source: str | Path, *, dtype: str, device: str, **facts: Any) -> StableDiffusion:
-        """A diffusers folder on disk or a Hub id."""
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+        """A diffusers folder on disk or a Hub id. Where it holds weights of a variant alone (``fp16``), these are read."""
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-        from transformers import CLIPTextModel, CLIPTokenizer
 
-        torch_dtype = named_dtype(dtype)
+        named_dtype(dtype)
         try:
-            tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer")
-            text_encoder = CLIPTextModel.from_pretrained(source, subfolder="text_encoder", dtype=torch_dtype)
-            unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet", torch_dtype=torch_dtype)
-            vae = AutoencoderKL.from_pretrained(source, subfolder="vae", torch_dtype=torch_dtype)
+            parts = {part: loaded(kind, source, part, dtype, device) for part, kind in cls._kinds().items()}
             scheduler = DDIMScheduler.load_config(source, subfolder="scheduler")
         except (OSError, ValueError) as error:
             raise BadFile(
                 f"cannot load {str(source)!r} as a diffusers Stable Diffusion model: {str(error).splitlines()[0]} "
-                "Give a folder with unet/, text_encoder/, vae/, tokenizer/ and scheduler/, a Hub id, or a single checkpoint file."
+                "Give a folder with unet/, text_encoder/, vae/, tokenizer/ and scheduler/, a Hub id, or a checkpoint file. "
+                "From the Hub, weights without a variant or of the variant fp16 are read; of another, give a folder."
             ) from error
-        modules = (text_encoder.to(device), unet.to(device), vae.to(device))
         return cls(
             name=facts.pop("name", str(source)),
-            tokenizer=tokenizer,
-            text_encoder=modules[0],
-            unet=modules[1],
-            vae=modules[2],
+            **parts,
             schedule=schedule_of(dict(scheduler)),
+            whole=lambda parts: _completed(cls._stock(), source, parts),
             **facts,
         )
 
     @classmethod
     def from_single_file(cls, path: Path, *, dtype: str, device: str) -> StableDiffusion:
-        """One ``.safetensors`` or ``.ckpt`` checkpoint. diffusers reads pickles with ``weights_only=True``."""
-        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-
+        """One ``.safetensors`` or ``.ckpt`` checkpoint. diffusers reads pickles with ``weights_only=True``, and takes the
+        configuration and the tokenizer from the Hub or its cache; no safety checker is fetched."""
+        more = {} if len(cls.encoders) > 1 else {"safety_checker": None}
         try:
-            pipe = StableDiffusionPipeline.from_single_file(
-                str(path), torch_dtype=named_dtype(dtype), safety_checker=None, load_safety_checker=False
-            )
+            pipe = cls._stock().from_single_file(str(path), torch_dtype=named_dtype(dtype), **more)
         except Exception as error:  # diffusers raises anything from KeyError to UnpicklingError here
             raise BadFile(
-                f"cannot load {str(path)!r} as a Stable Diffusion checkpoint: {type(error).__name__}: {error}"
+                f"cannot load {str(path)!r} as {cls.called} checkpoint: {type(error).__name__}: {error} "
+                "Its configuration comes from the Hub: without a network, load any model of its kind once before, or convert the "
+                "file to a folder."
             ) from error
         return cls.from_pipeline(pipe.to(device), name=str(path))
+
+    @classmethod
+    def _stock(cls) -> Any:
+        """The pipeline class of the family."""
+        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+        return StableDiffusionPipeline
+
+    @classmethod
+    def _kinds(cls) -> dict[str, Any]:
+        """Classes of the parts that this adapter calls, by folder."""
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        return {"tokenizer": CLIPTokenizer, "text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL}
 
     # -- DiffusionModel ------------------------------------------------------------------------------------------
 
@@ -179,7 +245,19 @@ class StableDiffusion(DiffusionModel):
 
     def _beside(self, c: Cond) -> dict[str, Any]:
         """What else the network is called with."""
-        return {}
+        if not self.takes_guidance:
+            return {}
+        scales = c.extras.get(GUIDANCE, torch.full((len(c),), ASSUMED_GUIDANCE))
+        # The pipelines' own embedding of the scale; like them, it counts from no guidance, which is 1.
+        told = self._stock().get_guidance_scale_embedding(
+            self, scales.cpu() - 1, embedding_dim=self.unet.config.time_cond_proj_dim
+        )
+        return {"timestep_cond": told.to(self.device)}
+
+    def told(self, c: Cond, scale: float) -> tuple[Cond, float]:
+        if not self.takes_guidance:
+            return c, scale
+        return Cond(c.tokens, c.last, {**c.extras, GUIDANCE: torch.full((len(c),), float(scale), device=c.tokens.device)}), 1.0
 
     @torch.no_grad()
     def decode(self, z_0: Tensor) -> Tensor:
@@ -227,6 +305,7 @@ class StableDiffusion(DiffusionModel):
         return start_detached(self.unet)
 
     def weights(self, select: Select) -> dict[str, Tensor]:
+        self.check_plain()
         found = {n: p for n, p in self._named_parameters() if select(n)}
         if not found:
             raise NothingSelected(f"no parameter of {self.name!r} matches the selection; nothing would be trained or edited.")
@@ -235,6 +314,7 @@ class StableDiffusion(DiffusionModel):
     def student(self, select: Select) -> StableDiffusion:
         selected = {id(p) for p in self.weights(select).values()}
         twin = copy.copy(self)
+        twin._described, twin._identities = None, {}
         for part in (self.part, *self.encoders):
             module = getattr(self, part)
             shared = [v for v in (*module.parameters(), *module.buffers()) if id(v) not in selected]
@@ -277,17 +357,25 @@ class StableDiffusion(DiffusionModel):
 
     def digest(self) -> str:
         """sha256 over names and half-precision values, so that one checkpoint loaded in float32 or float16 has one digest."""
-        return self.part_digest("")
+        return self.identity()["digest"]
 
-    def part_digest(self, part: str) -> str:
-        h = hashlib.sha256()
-        for name, p in sorted((n, p) for n, p in self._named_parameters() if n.startswith(part)):
-            h.update(f"{name}{tuple(p.shape)}".encode())
-            h.update(p.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
-        return h.hexdigest()
+    def identity(self, part: str = "") -> Identity:
+        """See :mod:`efface.models.identity`. Weights are hashed once and again after they changed: when a patch was applied or
+        reverted, a tensor was replaced or written to, or the entry of any tensor that is looked at has another value."""
+        self.check_plain()
+        if self.device.type == "meta":
+            raise BadFile(f"the weights of {self.name!r} are not in memory (device meta). {OFFLOADED}")
+        named = [(n, p) for n, p in self._named_parameters() if n.startswith(part)]
+        state = [(id(p), p.data_ptr(), p._version) for _, p in named]
+        entries = entries_of(p for _, p in named)
+        kept = self._identities.get(part)
+        if kept is None or kept[0] != state or not torch.equal(kept[1], entries):
+            self._identities[part] = kept = (state, entries, identity_of(named))
+        return kept[2]
 
     def weights_changed(self) -> None:
         self._encoded.clear()
+        self._identities.clear()
 
     @contextmanager
     def constant_context(self) -> Iterator[None]:
@@ -311,27 +399,40 @@ class StableDiffusion(DiffusionModel):
             self.network.compile()
         self.compiled = compiled
 
-    def save_folder(self, path: Path) -> None:
-        self._pipeline().save_pretrained(path)
+    def save_folder(self, path: Path) -> list[str]:
+        """Write a pipeline folder of this model's weights, with every other component and the scheduler of the source. Returns
+        the components that the source names and does not have. Raises BadFile where the rest of the source is out of reach."""
+        pipe, missing = (self._whole or self._bare)({part: getattr(self, part) for part in self._kinds()})
+        pipe.save_pretrained(path)
+        return missing
 
-    def _pipeline(self) -> Any:
-        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+    def read_lora(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 
-        return StableDiffusionPipeline(
-            vae=self.vae,
-            text_encoder=self.text_encoder,
-            tokenizer=self.tokenizer,
-            unet=self.unet,
-            scheduler=self._scheduler(),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+        state, alphas = self._stock().lora_state_dict(dict(tensors), unet_config=self.unet.config)
+        inside = {k.removeprefix("unet."): t.float() for k, t in state.items() if k.startswith("unet.")}
+        ranks = {k.removeprefix("unet."): float(alpha) for k, alpha in (alphas or {}).items()}
+        # The reader renames alphas with the keys of the factors they belong to.
+        read = convert_unet_state_dict_to_peft(inside)
+        scales = convert_unet_state_dict_to_peft({k.removesuffix(".alpha"): a for k, a in ranks.items()})
+        live, found = dict(self.unet.named_parameters()), {}
+        for key, up in read.items():
+            module, _, end = key.rpartition(".lora_B.")
+            if end == "weight" and f"{module}.weight" in live:
+                down = read[f"{module}.lora_A.weight"]
+                alpha = scales.get(f"{module}.lora_A.weight", scales.get(module, len(down)))
+                delta = alpha / len(down) * (up.flatten(1) @ down.flatten(1))
+                found[f"unet.{module}.weight"] = delta.reshape(live[f"{module}.weight"].shape)
+            elif end == "bias" and live.get(f"{module}.bias") is not None:
+                found[f"unet.{module}.bias"] = up
+        return found
 
-    def _scheduler(self) -> Any:
-        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+    def _bare(self, parts: Mapping[str, Any]) -> tuple[Any, list[str]]:
+        """A stock pipeline of these parts alone."""
+        return self._stock()(**parts, scheduler=scheduler_of(self.schedule.config), **self._bare_facts()), []
 
-        return DDIMScheduler.from_config(dict(self.schedule.config))
+    def _bare_facts(self) -> dict[str, Any]:
+        return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
     @property
     def info(self) -> Mapping[str, object]:
@@ -385,17 +486,107 @@ def named_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def schedule_of(config: Mapping[str, Any]) -> Schedule:
-    """The noise schedule of any diffusers scheduler config; solvers differ, the schedule is what the model was trained on."""
-    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+def loaded(kind: Any, source: str | Path, part: str, dtype: str, device: str) -> Any:
+    """One part of a diffusers folder or Hub id. Raises OSError or ValueError where it cannot be read, BadFile where weights of it
+    are missing: the libraries fill them with random numbers and only log it."""
+    if not hasattr(kind, "named_parameters"):
+        return kind.from_pretrained(source, subfolder=part)
+    precision = {"dtype" if kind.__module__.startswith("transformers.") else "torch_dtype": named_dtype(dtype)}
+    local = Path(source) / part
+    variants = [only_variant(local)] if local.is_dir() else [None, "fp16"]
+    for variant in variants:
+        try:
+            found = kind.from_pretrained(source, subfolder=part, variant=variant, output_loading_info=True, **precision)
+            break
+        except OSError:
+            if variant == variants[-1]:
+                raise
+    module, facts = found
+    missing = sorted(n for n in facts["missing_keys"] if "position_ids" not in n)
+    if missing:
+        raise BadFile(
+            f"the {part} of {str(source)!r} lacks {missing[0]} ({len(missing)} such weights), which would be random numbers. It "
+            "was saved with an adapter loaded, or not wholly: save it again after pipe.unload_lora_weights()."
+        )
+    return module.to(device)
 
-    keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type", "steps_offset")
-    known = {k: config[k] for k in keys if config.get(k) is not None}
-    ddim = DDIMScheduler(**known, clip_sample=False, set_alpha_to_one=bool(config.get("set_alpha_to_one", False)))
+
+def only_variant(folder: Path) -> str | None:
+    """``fp16``, say, where the folder holds weights of that variant and none without one."""
+    name = r"[^.]+?(?:\.([^.]+?))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)"
+    found = {m[1] for f in folder.iterdir() if (m := re.fullmatch(name, f.name))}
+    return None if not found or None in found else "fp16" if "fp16" in found else sorted(found)[0]
+
+
+def _rebuilt(pipe: Any, parts: Mapping[str, Any]) -> Any:
+    """A pipeline of the same class with these parts, and whatever else ``pipe`` has."""
+    wanted = inspect.signature(type(pipe).__init__).parameters
+    facts = {name: pipe.config[name] for name in wanted if name in pipe.config and name not in pipe.components}
+    quiet = {"add_watermarker": False} if "add_watermarker" in wanted else {}
+    return type(pipe)(**{**facts, **pipe.components, **parts, **quiet})
+
+
+def _completed(stock: Any, source: str | Path, parts: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """The pipeline of a folder or Hub id with these parts instead of its own; and the components that it names and lacks."""
+    try:
+        index = stock.load_config(source)
+        named = [n for n, value in index.items() if isinstance(value, (list, tuple)) and value[0] is not None]
+        missing = [n for n in named if Path(source).is_dir() and not (Path(source) / n).is_dir()]
+        more = {"add_watermarker": False} if "add_watermarker" in inspect.signature(stock.__init__).parameters else {}
+        return stock.from_pretrained(source, **parts, **dict.fromkeys(missing), **more), missing
+    except (OSError, ValueError) as error:
+        raise BadFile(
+            f"the other components of {str(source)!r} cannot be read ({str(error).splitlines()[0]}); without them the folder "
+            "would not be whole. Get the whole model, or export a LoRA."
+        ) from error
+
+
+def scheduler_of(config: Mapping[str, Any]) -> Any:
+    """The scheduler that a configuration names; DDIM where it names none. Raises BadFile for one that diffusers does not have."""
+    import diffusers
+
+    kind = str(config.get("_class_name", "DDIMScheduler"))
+    try:
+        return getattr(diffusers, kind).from_config(dict(config))
+    except (AttributeError, ImportError, ValueError, TypeError) as error:
+        raise BadFile(
+            f"the scheduler {kind} cannot be made: {str(error).splitlines()[0]}. Load the model as a pipeline with another one, "
+            "such as DDIMScheduler.from_config(pipe.scheduler.config)."
+        ) from error
+
+
+def schedule_of(scheduler: Any) -> Schedule:
+    """The noise levels of a diffusers scheduler, or of one that a configuration describes, as its own class computes them.
+
+    Pictures are drawn by DDIM on them, on the scheduler's own grid. Raises BadFile for a law that is not the variance-preserving
+    one of eps and v (EDM's and flow matching's sigmas), for networks that predict clean latents, and for noise prediction at
+    a level of pure noise, where it says nothing.
+    """
+    if isinstance(scheduler, Mapping):
+        scheduler = scheduler_of({"set_alpha_to_one": False, "clip_sample": False, "_class_name": "DDIMScheduler", **scheduler})
+    kind, config = type(scheduler).__name__, dict(scheduler.config)
+    remedy = "efface erases from models with Stable Diffusion's noise schedule (eps or v prediction)."
+    levels = getattr(scheduler, "alphas_cumprod", None)
+    sigmas = [key for key in ("use_flow_sigmas", "sigma_data") if config.get(key)]
+    if config.get("timestep_type", "discrete") != "discrete":
+        sigmas.append("timestep_type")
+    if not isinstance(levels, Tensor) or levels.ndim != 1 or sigmas:
+        law = f" with {sigmas[0]}={config[sigmas[0]]}" if sigmas else ""
+        raise BadFile(f"the scheduler {kind}{law} follows another noise law (EDM or flow matching). {remedy}")
+    levels = levels.detach().float().cpu()
+    if not bool(((levels >= 0) & (levels <= 1)).all()) or not bool((levels.diff() <= 0).all()):
+        raise BadFile(f"the noise levels of the scheduler {kind} do not fall from 1 to 0. {remedy}")
+    prediction = str(config.get("prediction_type", "epsilon"))
+    if prediction not in ("epsilon", "v_prediction"):
+        raise BadFile(f"the network predicts {prediction!r}. {remedy}")
+    if prediction == "epsilon" and not levels[-1] > 0:
+        raise BadFile(f"the scheduler {kind} ends in pure noise, where eps prediction says nothing (zero terminal SNR). {remedy}")
+    last = getattr(scheduler, "final_alpha_cumprod", 1.0)  # solvers without one end at the clean latents
     return Schedule(
-        alphas_cumprod=ddim.alphas_cumprod,
-        final_alpha=float(ddim.final_alpha_cumprod),
-        steps_offset=int(known.get("steps_offset", 0)),
-        prediction_type=str(known.get("prediction_type", "epsilon")),
-        config=dict(ddim.config),
+        alphas_cumprod=levels,
+        final_alpha=float(last),
+        steps_offset=int(config.get("steps_offset", 0)),
+        prediction_type=prediction,
+        config={**config, "_class_name": kind},
+        spacing=str(config.get("timestep_spacing", "leading")),
     )

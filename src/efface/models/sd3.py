@@ -18,7 +18,9 @@ from .base import Evals
 from .capabilities import CAPABILITIES
 from .cond import POOLED, Cond
 from .flow import FlowSchedule, flow_schedule_of
-from .sd import named_dtype
+from .identity import Identity
+from .plain import shapes_of, unwrapped
+from .sd import Whole, _rebuilt, named_dtype
 from .sdxl import StableDiffusionXL
 from .select import MMDIT_SELECTIONS, Select
 from .tokens import SoftPrompt, substituted
@@ -71,6 +73,7 @@ class StableDiffusion3(StableDiffusionXL):
         vae: nn.Module,
         scheduler: Mapping[str, Any],
         t5_rows: int = T5_ROWS,
+        whole: Whole | None = None,
         preset: str = "paper",
         concept_names: Sequence[str] = (),
     ) -> None:
@@ -78,7 +81,7 @@ class StableDiffusion3(StableDiffusionXL):
         self.tokenizer, self.text_encoder = tokenizer, text_encoder
         self.tokenizer_2, self.text_encoder_2, self.zero_null = tokenizer_2, text_encoder_2, False
         self.tokenizer_3, self.text_encoder_3, self.t5_rows = tokenizer_3, text_encoder_3, t5_rows
-        self.transformer, self.vae = transformer, vae
+        self.transformer, self.vae = unwrapped(transformer), unwrapped(vae)
         for module in (transformer, vae, *self._encoders(), *([text_encoder_3] if text_encoder_3 is not None else [])):
             module.eval().requires_grad_(False)
         first = next(transformer.parameters())
@@ -92,6 +95,7 @@ class StableDiffusion3(StableDiffusionXL):
         self.schedule = flow_schedule_of(scheduler, (side // config.patch_size) ** 2, repr(name))
         self._encoded: dict[str, Cond] = {}
         self._t5_digest = ""
+        self._described, self._identities, self._whole = shapes_of(transformer), {}, whole
 
     # -- loading -------------------------------------------------------------------------------------------------
 
@@ -116,6 +120,7 @@ class StableDiffusion3(StableDiffusionXL):
             transformer=pipe.transformer,
             vae=pipe.vae,
             scheduler=scheduler,
+            whole=lambda parts: (_rebuilt(pipe, parts), []),
             **facts,
         )
 
@@ -253,10 +258,10 @@ class StableDiffusion3(StableDiffusionXL):
 
     # -- files ---------------------------------------------------------------------------------------------------
 
-    def part_digest(self, part: str) -> str:
-        """As of other families; the digest of the whole also tells models apart by their T5 and its number of rows, which no
+    def identity(self, part: str = "") -> Identity:
+        """As of other families; the digests of the whole also tell models apart by their T5 and its number of rows, which no
         parameter shows."""
-        plain = super().part_digest(part)
+        plain = super().identity(part)
         if part:
             return plain
         if self.text_encoder_3 is not None and not self._t5_digest:  # T5 is never trained: once is enough
@@ -265,27 +270,49 @@ class StableDiffusion3(StableDiffusionXL):
                 h.update(f"{name}{tuple(p.shape)}".encode())
                 h.update(p.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
             self._t5_digest = h.hexdigest()
-        return hashlib.sha256(json.dumps([plain, self.t5_rows, self._t5_digest]).encode()).hexdigest()
 
-    def _pipeline(self) -> StableDiffusion3Pipeline:
+        def told(digest: str) -> str:
+            return hashlib.sha256(json.dumps([digest, self.t5_rows, self._t5_digest]).encode()).hexdigest()
+
+        return {**plain, "digest": told(plain["digest"]), "digest_bfloat16": told(plain["digest_bfloat16"])}
+
+    def read_lora(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """diffusers' reader of this family knows no names but its own, and passes over others without a word."""
+        state = self._stock().lora_state_dict(dict(tensors))
+        live, found = dict(self.transformer.named_parameters()), {}
+        for key, up in state.items():
+            module, _, end = key.removeprefix(f"{self.part}.").rpartition(".lora_B.")
+            if end == "weight" and f"{module}.weight" in live:
+                found[f"{self.part}.{module}.weight"] = up.float() @ state[f"{self.part}.{module}.lora_A.weight"].float()
+            elif end == "bias" and f"{module}.bias" in live:
+                found[f"{self.part}.{module}.bias"] = up.float()
+        return found
+
+    @classmethod
+    def _stock(cls) -> Any:
         from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
 
-        return StableDiffusion3Pipeline(
-            transformer=self.transformer,
-            scheduler=self._scheduler(),
-            vae=self.vae,
-            text_encoder=self.text_encoder,
-            tokenizer=self.tokenizer,
-            text_encoder_2=self.text_encoder_2,
-            tokenizer_2=self.tokenizer_2,
-            text_encoder_3=self.text_encoder_3,
-            tokenizer_3=self.tokenizer_3,
-        )
+        return StableDiffusion3Pipeline
 
-    def _scheduler(self) -> Any:
-        from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+    @classmethod
+    def _kinds(cls) -> dict[str, Any]:
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+        from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+        from transformers import CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedTokenizerFast, T5EncoderModel
 
-        return FlowMatchEulerDiscreteScheduler.from_config(dict(self.schedule.config))
+        return {
+            "tokenizer": CLIPTokenizer,
+            "text_encoder": CLIPTextModelWithProjection,
+            "tokenizer_2": CLIPTokenizer,
+            "text_encoder_2": CLIPTextModelWithProjection,
+            "tokenizer_3": PreTrainedTokenizerFast,
+            "text_encoder_3": T5EncoderModel,
+            "transformer": SD3Transformer2DModel,
+            "vae": AutoencoderKL,
+        }
+
+    def _bare_facts(self) -> dict[str, Any]:
+        return {}
 
     @property
     def info(self) -> Mapping[str, object]:

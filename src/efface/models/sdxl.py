@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ..errors import BadFile
 from .base import Schedule
 from .cond import POOLED, Cond
-from .sd import StableDiffusion, named_dtype, schedule_of
+from .plain import check_present, unwrapped
+from .sd import StableDiffusion, Whole, _rebuilt, schedule_of
 from .tokens import SoftPrompt, substituted
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class StableDiffusionXL(StableDiffusion):
     """
 
     family: ClassVar[str] = "stable-diffusion-xl"
+    called: ClassVar[str] = "an SDXL"
+    clipping: ClassVar[tuple[str, ...]] = ("thresholding", "clip_sample")
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
 
     def __init__(
@@ -49,10 +52,10 @@ class StableDiffusionXL(StableDiffusion):
         zero_null: bool = True,
         preset: str = "paper",
         concept_names: Sequence[str] = (),
+        whole: Whole | None = None,
     ) -> None:
-        self.tokenizer_2, self.text_encoder_2, self.zero_null = tokenizer_2, text_encoder_2, zero_null
-        if getattr(vae.config, "latents_mean", None) is not None:
-            raise BadFile(f"{name!r} shifts its latents by a mean of their own, which this adapter does not do. Use SDXL base.")
+        check_present(name, {"tokenizer_2": tokenizer_2, "text_encoder_2": text_encoder_2})
+        self.tokenizer_2, self.text_encoder_2, self.zero_null = tokenizer_2, unwrapped(text_encoder_2), zero_null
         super().__init__(
             name=name,
             tokenizer=tokenizer,
@@ -62,8 +65,10 @@ class StableDiffusionXL(StableDiffusion):
             schedule=schedule,
             preset=preset,
             concept_names=concept_names,
+            whole=whole,
         )
-        self.pixels = self.latent_shape[1] * 2 ** (len(vae.config.block_out_channels) - 1)
+        scale = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.pixels = self.latent_shape[1] * scale, self.latent_shape[2] * scale
 
     # -- loading -------------------------------------------------------------------------------------------------
 
@@ -80,32 +85,45 @@ class StableDiffusionXL(StableDiffusion):
             text_encoder_2=pipe.text_encoder_2,
             unet=pipe.unet,
             vae=pipe.vae,
-            schedule=schedule_of(dict(pipe.scheduler.config)),
+            schedule=schedule_of(pipe.scheduler),
             zero_null=bool(pipe.config.get("force_zeros_for_empty_prompt", True)),
+            whole=lambda parts: (_rebuilt(pipe, parts), []),
             **facts,
         )
 
     @classmethod
     def from_folder(cls, source: str | Path, *, dtype: str, device: str, **facts: Any) -> StableDiffusionXL:
-        """A diffusers folder on disk or a Hub id."""
-        from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
-
+        """A diffusers folder on disk or a Hub id. Raises BadFile for a refiner."""
         try:
-            pipe = StableDiffusionXLPipeline.from_pretrained(str(source), dtype=named_dtype(dtype), add_watermarker=False)
-        except (OSError, ValueError) as error:
+            index = cls._stock().load_config(source)
+        except OSError as error:
             raise BadFile(f"cannot load {str(source)!r} as SDXL: {str(error).splitlines()[0]}") from error
-        return cls.from_pipeline(pipe.to(device), **{"name": str(source), **facts})
+        if index.get("requires_aesthetics_score"):
+            raise BadFile(f"{str(source)!r} is an SDXL refiner, which starts from a picture; erase from the base model.")
+        zero_null = bool(index.get("force_zeros_for_empty_prompt", True))
+        model = super().from_folder(source, dtype=dtype, device=device, **{"zero_null": zero_null, **facts})
+        return cast(StableDiffusionXL, model)
 
     @classmethod
-    def from_single_file(cls, path: Path, *, dtype: str, device: str) -> StableDiffusionXL:
-        """One ``.safetensors`` checkpoint."""
+    def _stock(cls) -> Any:
         from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
-        try:
-            pipe = StableDiffusionXLPipeline.from_single_file(str(path), dtype=named_dtype(dtype), add_watermarker=False)
-        except Exception as error:  # diffusers raises anything from KeyError to OSError here
-            raise BadFile(f"cannot load {str(path)!r} as an SDXL checkpoint: {type(error).__name__}: {error}") from error
-        return cls.from_pipeline(pipe.to(device), name=str(path))
+        return StableDiffusionXLPipeline
+
+    @classmethod
+    def _kinds(cls) -> dict[str, Any]:
+        from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+        return {**super()._kinds(), "tokenizer_2": CLIPTokenizer, "text_encoder_2": CLIPTextModelWithProjection}
+
+    def _check_modules(self) -> None:
+        super()._check_modules()
+        if not hasattr(self.text_encoder_2, "text_projection"):
+            kind = type(self.text_encoder_2).__name__
+            raise BadFile(f"the second text encoder of {self.name!r} is a {kind} without a projection; load the model anew.")
+
+    def _bare_facts(self) -> dict[str, Any]:
+        return {"force_zeros_for_empty_prompt": self.zero_null, "add_watermarker": False}
 
     # -- text ----------------------------------------------------------------------------------------------------
 
@@ -164,27 +182,14 @@ class StableDiffusionXL(StableDiffusion):
         self.evals.text += len(prompts)
         return found
 
-    def _pipeline(self) -> Any:
-        from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
-
-        return StableDiffusionXLPipeline(
-            vae=self.vae,
-            text_encoder=self.text_encoder,
-            text_encoder_2=self.text_encoder_2,
-            tokenizer=self.tokenizer,
-            tokenizer_2=self.tokenizer_2,
-            unet=self.unet,
-            scheduler=self._scheduler(),
-            force_zeros_for_empty_prompt=self.zero_null,
-            add_watermarker=False,
-        )
-
     # -- network -------------------------------------------------------------------------------------------------
 
     def _beside(self, c: Cond) -> dict[str, Any]:
-        sizes = c.tokens.new_full((len(c), 6), self.pixels)  # made on the device: a copy from the CPU would wait for it
+        height, width = self.pixels
+        sizes = c.tokens.new_full((len(c), 6), height)  # made on the device: a copy from the CPU would wait for it
+        sizes[:, 1::4] = width
         sizes[:, 2:4] = 0
-        return {"added_cond_kwargs": {"text_embeds": c.extras[POOLED], "time_ids": sizes}}
+        return {**super()._beside(c), "added_cond_kwargs": {"text_embeds": c.extras[POOLED], "time_ids": sizes}}
 
     @torch.no_grad()
     def decode(self, z_0: Tensor) -> Tensor:

@@ -172,16 +172,16 @@ def _encoder(cls: Any, tokenizer: Any, hidden_size: int = 16) -> Any:
 def _unet(**facts: Any) -> Any:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    return UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        attention_head_dim=2,
-        norm_num_groups=4,
-        **facts,
-    )
+    plain = {
+        "sample_size": 8,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "attention_head_dim": 2,
+        "norm_num_groups": 4,
+    }
+    return UNet2DConditionModel(**{**plain, **facts})
 
 
 def _vae(**facts: Any) -> Any:

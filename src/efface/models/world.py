@@ -36,6 +36,8 @@ class World:
     """The reserved concepts: what the gold model never saw."""
     study_targets: tuple[str, ...] = field(default=())
     """What the studies erase when no target is named."""
+    templates: tuple[str, ...] = field(default=())
+    """Prompts that the model was trained on, with {} for the concept; () for those that fit any model."""
 
     RECOGNISED = 0.8
     """Smallest sensitivity at which a concept's erasure can be measured."""

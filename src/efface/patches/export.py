@@ -8,7 +8,8 @@
 ``folder``     a diffusers pipeline folder with the changed weights in it; whatever the patch changes
 
 A LoRA holds matrices. One rank serves all of them, alpha is the rank and the scale is in the matrices: whatever a reader assumes
-about alpha, the strength is 1. Biases stay behind in kohya's LoRA; such a patch is refused there by name.
+about alpha, the strength is 1. kohya's LoRA has no place for biases; such a patch is refused there by name. peft can fuse a LoRA
+with biases only where every adapted layer has one: ``diffusers`` holds them there, and elsewhere leaves them out with a warning.
 """
 
 from __future__ import annotations
@@ -16,18 +17,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import BadFile, BadOption, UnknownName
 from ..io.files import atomic_write
 from ..models.base import DiffusionModel
+from ..models.select import ENCODERS
 from .patch import Patch
 
 FORMATS = {
@@ -38,6 +42,8 @@ FORMATS = {
 }
 FACTORS = {"diffusers": (".lora_B.weight", ".lora_A.weight"), "kohya": (".lora_up.weight", ".lora_down.weight")}
 """How the names of the two factors of a LoRA end: (up, down)."""
+SGM = {"add_embedding.linear_1": "label_emb_0_0", "add_embedding.linear_2": "label_emb_0_2"}
+"""Layers that readers know by the name of the original SDXL code alone: diffusers loses them under its own."""
 DIFF = {
     ".diff": (False, "weight"),
     ".diff_b": (False, "bias"),
@@ -63,9 +69,11 @@ def export(
     """Write the patch as ``to`` (one of FORMATS) and return what is in the file.
 
     rank: of a LoRA; 0: the smallest whose ``residual`` = |written - patch| / |patch| (Frobenius, over all tensors) is at most
-    ``tolerance`` (None: TOLERANCE). half: store float16. Returns format, path, tensors, rank, bytes, and the residual of what
-    was read back. Raises WrongBaseModel, UnknownName for a format, BadOption where the format cannot hold the patch or ``rank``
-    leaves more than MOST of it out, BadFile when the place cannot be written. Cost: one SVD per matrix; no UNet evaluation.
+    ``tolerance`` (None: TOLERANCE). half: store float16. Returns format, path, tensors, rank, bytes, the residual of what was
+    read back, and ``left_out``: tensors of the patch, or components of the folder, that the file does not hold, and tensors that
+    no reader of the format looks at. A warning names them. Raises WrongBaseModel, UnknownName for a format, BadOption where the
+    format cannot hold the patch or ``rank`` leaves more than MOST of it out, BadFile when the place cannot be written. Cost: one
+    SVD per matrix; no UNet evaluation.
     """
     if to not in FORMATS:
         raise UnknownName("export format", to, FORMATS)
@@ -79,38 +87,51 @@ def export(
     patch.check_base(model)
     path = Path(path)
     if to == "folder":
-        _write_folder(patch, model, path)
+        off, missing = _write_folder(patch, model, path)
         size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
-        return {"format": to, "path": str(path), "tensors": len(patch.deltas), "rank": None, "bytes": size, "residual": 0.0}
+        facts = {"format": to, "path": str(path), "tensors": len(patch.deltas), "rank": None, "bytes": size}
+        return {**facts, "residual": off, "left_out": missing}
     if model.part != "unet" and to != "diffusers":
         raise BadOption(
             f"{to} has names for UNets; diffusers reads kohya's names of {model.name!r} without an error and without an effect. "
             "Use the format diffusers, which web interfaces read for this family too, or folder."
         )
     names, chosen = kohya_names(model), None
+    live = model.weights(lambda _: True)
+    left_out: list[str] = []
     if to == "diff":
-        live = model.weights(lambda _: True)
         tensors = {_diff_key(n, names, live): d for n, d in patch.deltas.items()}
+        unread = [n for n in patch.deltas if _unread(n)]
+        _warn(patch, unread, "are in the file, but no known reader of .diff looks at them there; use the format folder")
     else:
         flat, chosen = low_rank_factors(_matrices(patch, to), rank, tolerance)
         factors = {n: _shaped(up, down, patch.deltas[n]) for n, (up, down) in flat.items()}
         biases = {n: d for n, d in patch.deltas.items() if n.endswith(".bias")}
+        if biases and not all(n.removesuffix("weight") + "bias" in live for n in factors):
+            left_out, biases = sorted(biases), {}
+            _warn(patch, left_out, "are left out: a LoRA with biases cannot be fused where a layer has none; use diff or folder")
         tensors = diffusers_lora(factors, biases) if to == "diffusers" else _kohya(factors, names)
     kept = {n: (t.half() if half else t).contiguous() for n, t in tensors.items()}
     header = {"format": "pt", **({} if to == "diffusers" else _header(patch, chosen))}
     found = float("nan")
+    held = Patch({n: d for n, d in patch.deltas.items() if n not in left_out}, patch.card)
 
     def write(temporary: Path) -> None:
         nonlocal found
         save_file(kept, temporary, metadata=header)
-        found = residual(patch, read_back(load_file(temporary), to, names))
+        stored = load_file(temporary)
+        read = read_back(stored, to, names)
+        off = residual(held, read)
+        if to != "diff":  # by the code of the reader that the documentation names
+            off = max(off, residual(held, model.read_lora(stored)))
         # 2^-11 is what half precision may lose of every number, of both factors.
         allowed = (MOST if rank else tolerance) + (2**-10 if half else 1e-5)
-        if not found <= allowed:
+        if not off <= allowed:
             raise BadOption(
-                f"what was written differs from the patch by {found:.2g} of its norm, more than {allowed:.2g}. "
+                f"what was written differs from the patch by {off:.2g} of its norm, more than {allowed:.2g}. "
                 + ("Raise the rank, or say with tolerance how much may be left out." if rank else "Leave half out.")
             )
+        found = residual(patch, {**{n: torch.zeros_like(patch.deltas[n]) for n in left_out}, **read})
 
     atomic_write(path, write)
     return {
@@ -120,7 +141,21 @@ def export(
         "rank": chosen,
         "bytes": path.stat().st_size,
         "residual": found,
+        "left_out": unread if to == "diff" else left_out,
     }
+
+
+def _warn(patch: Patch, names: Sequence[str], what: str) -> None:
+    if names:
+        share = Patch({n: patch.deltas[n] for n in names}, patch.card).norm() / patch.norm()
+        more = f" and {len(names) - 1} more tensors" if len(names) > 1 else ""
+        told = f"{names[0]}{more} ({100 * share:.2g} % of the patch's norm) {what}."
+        warnings.warn(told, UserWarning, stacklevel=3)
+
+
+def _unread(name: str) -> bool:
+    """Whether readers of ``.diff`` pass over a tensor: of text encoders they know the linear layers alone."""
+    return name.startswith(ENCODERS) and ("norm" in name or ".embeddings." in name)
 
 
 # -- factors -----------------------------------------------------------------------------------------------------------
@@ -147,6 +182,8 @@ def residual(patch: Patch, found: Mapping[str, Tensor]) -> float:
     """``|found - patch| / |patch|`` over all tensors; infinite where one is missing or more than the patch has."""
     if found.keys() != patch.deltas.keys():
         return float("inf")
+    if not patch.deltas:
+        return 0.0
     off = sum(float((found[n].double().reshape(d.shape) - d).square().sum()) for n, d in patch.deltas.items())
     return (off / sum(float(d.double().square().sum()) for d in patch.deltas.values())) ** 0.5
 
@@ -167,7 +204,7 @@ def kohya_names(model: DiffusionModel) -> dict[str, str]:
     for module in modules:
         part, _, inside = module.partition(".")
         prefix = prefixes[part].removesuffix("text_model_") if inside == "text_projection" else prefixes[part]
-        found[module] = prefix + inside.replace(".", "_")
+        found[module] = prefix + SGM.get(inside, inside.replace(".", "_"))
     return found
 
 
@@ -268,18 +305,54 @@ def _header(patch: Patch, rank: int | None) -> dict[str, str]:
     }
 
 
-def _write_folder(patch: Patch, model: DiffusionModel, path: Path) -> None:
-    """A whole folder or none: written beside its place and renamed."""
+def _write_folder(patch: Patch, model: DiffusionModel, path: Path) -> tuple[float, list[str]]:
+    """A whole folder or none: written beside its place, read again and renamed. Returns the residual of the change that the files
+    hold, and the components that the model's source names and lacks."""
     if path.exists():
         raise BadFile(f"{path} is there already; choose a folder that is not.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
         with patch.applied(model):
-            model.save_folder(temporary)
+            missing = model.save_folder(temporary)
+        off = _folder_residual(patch, model, temporary)
         (temporary / "efface_card.json").write_text(json.dumps(asdict(patch.card), indent=1, sort_keys=True) + "\n", "utf-8")
         os.replace(temporary, path)
     except OSError as error:
         raise BadFile(f"cannot write {path}: {error}. Nothing was changed; free space or choose another place.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    if missing:
+        told = f"the model's source names {', '.join(missing)} and does not have it; the folder is without."
+        warnings.warn(told, UserWarning, stacklevel=3)
+    return off, missing
+
+
+def _folder_residual(patch: Patch, model: DiffusionModel, folder: Path) -> float:
+    """``|(W_read - W) - patch| / |patch|`` over the tensors of the patch, from the files. Raises BadOption where the files lack a
+    weight of the model, or hold another change; in half precision, where rounding takes part of it, a warning says how much."""
+    live = model.weights(lambda _: True)
+    found: dict[str, Tensor] = {}
+    seen = set()
+    for part in sorted({n.partition(".")[0] for n in live}):
+        for file in sorted((folder / part).glob("*.safetensors")):
+            with safe_open(file, framework="pt") as f:
+                for key in f.keys():  # noqa: SIM118  # safe_open is no mapping
+                    name = f"{part}.{key.removeprefix('text_model.')}"
+                    seen.add(name)
+                    if name in patch.deltas:
+                        found[name] = f.get_tensor(key).float() - live[name].detach().cpu().float()
+    lacking = sorted(set(live) - seen)
+    off = residual(patch, found)
+    half = model.info.get("dtype") != "float32"
+    if lacking or (off > MOST and not half):
+        what = f"lacks {lacking[0]}" if lacking else f"differs from the patch by {off:.2g} of its norm"
+        raise BadOption(f"the folder that was written {what}; it was removed. Load the model anew and report this.")
+    if off > MOST:
+        warnings.warn(
+            f"the folder is in {model.info.get('dtype')}, whose rounding changes the patch by {100 * off:.2g} % of its norm. "
+            "Load the model with --dtype float32 to export it whole.",
+            UserWarning,
+            stacklevel=4,
+        )
+    return off

@@ -1,9 +1,9 @@
 """Other people's erasures as patches, so that they can be evaluated, attacked, compared and exported like ours.
 
-Read are: LoRAs (diffusers, kohya) and ``.diff`` files; state dicts of a UNet or a text encoder under diffusers' names, whole or
-in part (``.safetensors``; pickles with ``weights_only=True``); folders of a UNet or a pipeline; and whole checkpoints that
-:func:`efface.models.load.load_model` takes. Every tensor of the file must be known to the model: a name that matches nothing
-is an error, because a file of which nothing is loaded looks like a perfect preservation.
+Read are: LoRAs and ``.diff`` files under every name of :mod:`efface.patches.dialects`; state dicts of a UNet or a text encoder,
+whole or in part, under diffusers' or CompVis' names (``.safetensors``; pickles with ``weights_only=True``); folders of a UNet or
+a pipeline; and whole checkpoints that :func:`efface.models.load.load_model` takes. Every tensor of the file must be known to the
+model: a name that matches nothing is an error, because a file of which nothing is loaded looks like a perfect preservation.
 """
 
 from __future__ import annotations
@@ -19,21 +19,27 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..concepts.request import EraseRequest
-from ..errors import BadFile, BadRequest, WrongBaseModel
+from ..concepts.request import EraseRequest, names_of
+from ..errors import BadFile, BadRequest, MissingExtra, WrongBaseModel
 from ..models.base import DiffusionModel
 from ..models.load import load_model
 from ..versions import versions
-from .export import DIFF, FACTORS, kohya_names, read_back
+from .dialects import NO_WEIGHTS, Names, kind_of, part_of, role_of
 from .patch import Patch, PatchCard
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors", "adapter_model.safetensors")
-READ = {
-    "diff": tuple(DIFF),
-    "kohya": (*FACTORS["kohya"], ".alpha"),
-    "diffusers": (*FACTORS["diffusers"], ".lora_B.bias", ".alpha"),
+OPEN_CLIP = ("cond_stage_model.model.", "conditioner.embedders.1.", "conditioner.embedders.0.model.")
+"""How the names of a text encoder of open_clip begin in a checkpoint."""
+UNDERSTOOD = {
+    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules", "layers_to_transform"),
+    *("layers_pattern", "lora_bias", "bias", "init_lora_weights", "lora_dropout", "task_type", "inference_mode", "peft_type"),
+    *("peft_version", "base_model_name_or_path", "revision", "auto_mapping", "megatron_config", "megatron_core"),
+    *("qalora_group_size", "eva_config", "ensure_weight_tying"),
 }
-"""How the names end that are read of a format."""
+"""What a configuration of peft may say: what is read, and what concerns the training or the base's whereabouts alone. What is
+not set says nothing."""
+PLAIN_STARTS = ("gaussian", "orthogonal", "eva")
+"""Starts of a LoRA that leave the base model as it is. Others (PiSSA, OLoRA, LoftQ, CorDA) take the start out of its weights."""
 HALVES = (torch.float16, torch.bfloat16)
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 
@@ -47,9 +53,10 @@ def import_patch(model: DiffusionModel, source: str | Path, *, targets: Sequence
     change, WrongBaseModel for other shapes. Cost: 0 evaluations; it cannot be known what the erasure itself cost.
     """
     source = Path(source)
+    targets = names_of(targets, "targets")
     if not targets:
         raise BadRequest("an imported erasure needs the concepts that it erases; give at least one target.")
-    kind, deltas = _changes(model, source)
+    kind, deltas, told = _changes(model, source)
     if not deltas:
         raise BadFile(f"{source} changes nothing in {model.name!r}: it is the base model itself, or a file of zeros.")
     broken = [n for n, d in deltas.items() if not bool(torch.isfinite(d).all())]
@@ -57,35 +64,83 @@ def import_patch(model: DiffusionModel, source: str | Path, *, targets: Sequence
         raise BadFile(f"{source}: {broken[0]} holds non-finite values; the file is damaged.")
     card = PatchCard(
         method=name,
-        config={"file": source.name, "sha256": _digest(source), "read as": kind},
-        request=EraseRequest(tuple(targets)),
-        base={**model.info, "digest": model.digest()},
+        config={"file": source.name, "sha256": _digest(source), "read as": kind, **({"notes": " ".join(told)} if told else {})},
+        request=EraseRequest(targets),
+        base={**model.info, **model.identity()},
         versions=versions(),
     )
     return Patch(deltas, card)
 
 
-def _changes(model: DiffusionModel, source: Path) -> tuple[str, dict[str, Tensor]]:
-    """What it was read as, and the changes by our names."""
+def _changes(model: DiffusionModel, source: Path) -> tuple[str, dict[str, Tensor], list[str]]:
+    """What it was read as, the changes by our names, and what a user should know about the reading."""
     if (source / "model_index.json").is_file():
-        return "pipeline", _against(model, _whole(source), source)
+        return "pipeline", _against(model, _whole(source), source), []
     if source.is_dir():
         inside = [source / name for name in WEIGHTS if (source / name).is_file()]
         if not inside:
             raise BadFile(f"the folder {source} holds none of {', '.join(WEIGHTS)}; give the file itself.")
         source = inside[0]
-    tensors = _read(source)
-    names = {key.removeprefix("base_model.model."): t for key, t in tensors.items()}
-    if any(key.startswith("delta.") for key in names):
+    tensors = {_bare(key): t for key, t in _read(source).items()}
+    if any(key.startswith("delta.") for key in tensors):
         raise BadFile(f"{source} is a patch of efface already; give it to --patch.")
-    if any(key.startswith(("model.diffusion_model.", "cond_stage_model.", "conditioner.")) for key in names):
-        return "checkpoint", _against(model, _whole(source), source)
-    for to, ends in READ.items():
-        telling = ends if to == "diff" else FACTORS[to][:1]  # an .alpha alone could be either LoRA's
-        if any(key.endswith(telling) for key in names):
-            return to, _from_format(model, names, to, source, _config(source))
-    known = model.weights(lambda _: True)
-    return "state dict", _against(model, {_ours(known, model.name, key, source): t for key, t in names.items()}, source)
+    configs = _configs(source)
+    strange = kind_of(tensors)
+    if strange is not None:
+        kind, key = strange
+        raise BadFile(
+            f"{source} is {_an(kind)} file ({key!r}), which efface does not read. "
+            "Merge it into its base model with the tool that made it, and import the merged model's folder."
+        )
+    if any(key.startswith(OPEN_CLIP) for key in tensors):  # this text encoder has other tensors, not only other names
+        return "checkpoint", _against(model, _whole(source), source), []
+    live, told = model.weights(lambda _: True), []
+    names, passed = Names(live), [key for key in tensors if NO_WEIGHTS.search(key)]
+    if any(key.startswith(("first_stage_model.", "vae.")) for key in passed):
+        told.append("The file also holds a VAE, which was not compared: no erasure changes it.")
+    kept = {key: t for key, t in tensors.items() if not NO_WEIGHTS.search(key)}
+    adapter = {key: role for key in kept if (role := role_of(key)) is not None}
+    if adapter:
+        unread = next((key for key in kept if key not in adapter), None)
+        if unread is not None:
+            raise BadFile(f"{source} holds {unread!r}, which efface does not read; without it the rest would be another change.")
+        lora = _Lora(source, configs)
+        found = lora.changes(kept, adapter, names, model.name)
+        return (
+            _dialect(adapter),
+            {n: d.reshape(live[n].shape) for n, d in found.items() if bool((d != 0).any())},
+            told + lora.told,
+        )
+    values = {}
+    for key, t in kept.items():
+        module, _, kind = key.rpartition(".")
+        try:
+            name = key if key in live else names.weight(module, t.shape, source, model.name, kind)
+        except BadFile as error:
+            raise BadFile(
+                f"{source}: {key!r} names no weight of {model.name!r}; nothing that is not understood is passed over."
+            ) from error
+        same = tuple(n for n in t.shape if n > 1) == tuple(n for n in live[name].shape if n > 1)  # a 1 x 1 convolution is linear
+        values[name] = t.reshape(live[name].shape) if same else t
+    whole = any(key.startswith("model.diffusion_model.") for key in kept)
+    return "checkpoint" if whole else "state dict", _against(model, values, source), told
+
+
+def _bare(key: str) -> str:
+    """A tensor's name without the wrappers it was saved in: peft's, torch's for several devices, the compiler's."""
+    for wrapper in ("base_model.model.", "module.", "_orig_mod."):
+        key = key.removeprefix(wrapper)
+    return key
+
+
+def _an(kind: str) -> str:
+    return f"an {kind}" if kind[0] in "IOAS" else f"a {kind}"
+
+
+def _dialect(adapter: Mapping[str, tuple[str, str]]) -> str:
+    if all(role in ("weight", "bias") for _, role in adapter.values()):
+        return "diff"
+    return "kohya" if all(module.startswith("lora_") for module, _ in adapter.values()) else "diffusers"
 
 
 def _whole(source: Path) -> dict[str, Tensor]:
@@ -102,6 +157,10 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise BadFile(f"{str(path)!r} could not be read: {str(error).splitlines()[0]}") from error
     except Exception as error:  # pickle's own errors, and whatever a hostile file provokes
         raise BadFile(f"{str(path)!r} is no file of plain tensors ({type(error).__name__}); it was not executed.") from error
+    if isinstance(found, Mapping) and "string_to_param" in found:
+        raise BadFile(
+            f"{str(path)!r} is a textual inversion file, which changes no weight of the model; efface does not read it."
+        )
     while isinstance(found, Mapping) and len(found) <= 3 and isinstance(found.get("state_dict", found.get("unet")), Mapping):
         found = found.get("state_dict", found.get("unet"))
     if not isinstance(found, Mapping) or not found or not all(isinstance(t, Tensor) for t in found.values()):
@@ -109,60 +168,111 @@ def _read(path: Path) -> dict[str, Tensor]:
     return {str(key): t for key, t in found.items()}
 
 
-def _from_format(
-    model: DiffusionModel, tensors: Mapping[str, Tensor], to: str, source: Path, config: Mapping[str, Any]
-) -> dict[str, Tensor]:
-    known, live = kohya_names(model), model.weights(lambda _: True)
-    if to == "diffusers":  # an adapter of the denoiser alone does not say so
-        tensors = {k if k.startswith((f"{model.part}.", "text_encoder")) else f"{model.part}.{k}": t for k, t in tensors.items()}
-    modules = set(known.values()) if to != "diffusers" else set(known)
-    for key in tensors:
-        end = next((e for e in READ[to] if key.endswith(e)), None)
-        if end is None:
-            raise BadFile(f"{source} holds {key!r}, which efface does not read; without it the rest would be another change.")
-        if key.removesuffix(end) not in modules:
-            raise BadFile(f"{source}: {key!r} names no layer of {model.name!r}; it was made for another family of models.")
-    found = read_back({**_alphas(tensors, config, source), **tensors}, to, known)
-    wrong = [n for n, d in found.items() if d.numel() != live[n].numel()]
-    if wrong:
-        n = wrong[0]
-        raise WrongBaseModel(f"{source}: {n} is {tuple(found[n].shape)}, in {model.name!r} {tuple(live[n].shape)}.")
-    return {n: d.reshape(live[n].shape) for n, d in found.items() if bool((d != 0).any())}
+class _Lora:
+    """A LoRA, whatever its dialect, as changes of weights."""
+
+    def __init__(self, source: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
+        self.source, self.configs = source, configs
+        self.told: list[str] = []
+
+    def changes(
+        self, tensors: Mapping[str, Tensor], roles: Mapping[str, tuple[str, str]], names: Names, model: str
+    ) -> dict[str, Tensor]:
+        """``{weight name: scale up down}``, and the changes of whole tensors as they are. Raises BadFile for half a LoRA."""
+        groups: dict[str, dict[str, Tensor]] = {}
+        for key, (module, role) in roles.items():
+            if role in groups.setdefault(module, {}):
+                raise BadFile(f"{self.source} holds two adapters for {module!r} ({key!r}); save one of them by itself.")
+            groups[module][role] = tensors[key]
+        found: dict[str, Tensor] = {}
+
+        def add(name: str, change: Tensor) -> None:
+            found[name] = found[name] + change if name in found else change
+
+        for module, group in groups.items():
+            for kind in ("weight", "bias"):
+                if kind in group:
+                    add(names.weight(module, group[kind].shape, self.source, model, kind), group[kind].float().flatten())
+            if not {"up", "down"} & group.keys():
+                if "alpha" in group and not {"weight", "bias"} & group.keys():
+                    raise BadFile(f"{self.source}: {module!r} has an alpha and no factors; the file is incomplete.")
+                continue
+            if not {"up", "down"} <= group.keys():
+                raise BadFile(f"{self.source}: {module!r} has one factor of a LoRA and not the other; the file is incomplete.")
+            up, down = group["up"].float().flatten(1), group["down"].float().flatten(1)
+            if up.shape[1] != len(down):
+                raise BadFile(f"{self.source}: the factors of {module!r} have ranks {up.shape[1]} and {len(down)}.")
+            name = names.weight(module, (len(up), *group["down"].shape[1:]), self.source, model)
+            scale = self._alpha(module, name, len(down), group.get("alpha")) / len(down)
+            add(name, scale * (up @ down).flatten())
+            bias = group.get("up bias", torch.zeros(1)).float()
+            if bool(bias.any()):  # zeros fill up a file whose other layers have one
+                add(names.weight(module, bias.shape, self.source, model, "bias"), scale * bias)
+        if all(len(g.get("down", ())) == 1 and float(g.get("alpha", torch.tensor(1.0))) == 1 for g in groups.values()):
+            self.told.append(
+                "Every layer has rank 1 and alpha 1, as in an SPM. An SPM has a gate that depends on the prompt and is not in "
+                "its file; this is the plain LoRA at strength 1, as every other reader loads it."
+            )
+        return found
+
+    def _alpha(self, module: str, name: str, rank: int, own: Tensor | None) -> float:
+        """The file's own alpha; else what the configuration of this part says; else the rank, a scale of 1."""
+        config = self.configs.get(name.partition(".")[0], self.configs.get("", {}))
+        inside = module.removeprefix(f"{part_of(module)}.")
+        said = int(_matched(config.get("rank_pattern"), inside, config.get("r", rank), self.source))
+        if said != rank:
+            raise BadFile(
+                f"{self.source}: {module!r} has rank {rank}, its configuration says {said}; they do not belong together."
+            )
+        if own is not None:
+            return float(own)
+        return float(_matched(config.get("alpha_pattern"), inside, config.get("lora_alpha", rank), self.source))
 
 
-def _alphas(tensors: Mapping[str, Tensor], config: Mapping[str, Any], source: Path) -> dict[str, Tensor]:
-    """Of every module of a LoRA: what the configuration says, else the rank, a scale of 1. The file's own alphas come first."""
-    if config.get("use_rslora") or config.get("use_dora"):
-        raise BadFile(f"{source} is a LoRA with rslora or dora, which efface does not read.")
-    patterns, found = config.get("alpha_pattern") or {}, {}
-    for up_end, _ in FACTORS.values():
-        for key, up in tensors.items():
-            if key.endswith(up_end):
-                module = key.removesuffix(up_end)
-                own = [v for name, v in patterns.items() if module == name or module.endswith("." + name)]
-                found[f"{module}.alpha"] = torch.tensor(float(own[0] if own else config.get("lora_alpha", up.shape[1])))
-    return found
+def _matched(patterns: Mapping[str, Any] | None, module: str, default: Any, source: Path) -> Any:
+    """The value of a module in a pattern of peft, by peft's own matching: the keys are regular expressions."""
+    if not patterns:
+        return default
+    try:
+        from peft.utils.other import get_pattern_key
+    except ImportError as error:
+        raise MissingExtra(f"{source} has rank or alpha patterns, which peft reads: pip install peft") from error
+    return patterns.get(get_pattern_key(list(patterns), module), default)
 
 
-def _config(path: Path) -> dict[str, Any]:
-    """What peft says of an adapter: in the folder beside it, or in its header."""
+def _configs(path: Path) -> dict[str, dict[str, Any]]:
+    """What peft says of an adapter, by part ("" for all): in the folder beside it, or in the header that diffusers writes.
+
+    Raises BadFile for a configuration that is no plain LoRA's.
+    """
     beside = path.with_name("adapter_config.json")
-    if beside.is_file():
-        return dict(json.loads(beside.read_text("utf-8")))
-    if path.suffix in PICKLES:
-        return {}
-    with safe_open(path, framework="pt") as f:
-        header = json.loads((f.metadata() or {}).get("lora_adapter_metadata", "{}"))
-    return {key.removeprefix("unet."): value for key, value in header.items()}
-
-
-def _ours(live: Mapping[str, Tensor], model: str, key: str, source: Path) -> str:
-    """The name of a state dict's tensor among the model's."""
-    text = f"text_encoder.{key.removeprefix('text_encoder.').removeprefix('text_model.')}"
-    for name in (key, f"unet.{key}", text):
-        if name in live:
-            return name
-    raise BadFile(f"{source}: {key!r} names no weight of {model!r}; nothing that is not understood is passed over.")
+    found: dict[str, dict[str, Any]] = {}
+    try:
+        if beside.is_file() and path.name.startswith("adapter_model"):
+            found[""] = dict(json.loads(beside.read_text("utf-8")))
+        elif path.suffix not in PICKLES:
+            with safe_open(path, framework="pt") as f:
+                header = json.loads((f.metadata() or {}).get("lora_adapter_metadata", "{}"))
+            for key, value in header.items():
+                part = part_of(key)
+                if part is None:
+                    raise BadFile(f"{path}: its header has a configuration {key!r} of no part of a Stable Diffusion.")
+                found.setdefault(part, {})[key.removeprefix(f"{part}.")] = value
+    except (ValueError, AttributeError, TypeError) as error:
+        raise BadFile(f"the configuration of {path} is damaged ({error}).") from error
+    for config in found.values():
+        kind = str(config.get("peft_type") or "LORA").rpartition(".")[2]
+        if kind.upper() != "LORA":
+            raise BadFile(f"{path} is {_an(kind)} adapter of peft, which efface does not read; merge it with peft first.")
+        other = [k for k, v in config.items() if v and k not in UNDERSTOOD]
+        if config.get("bias", "none") != "none":
+            other.append("bias")
+        if isinstance(config.get("init_lora_weights"), str) and config["init_lora_weights"] not in PLAIN_STARTS:
+            other.append(f"init_lora_weights={config['init_lora_weights']}")
+        if other:
+            names = ", ".join({"use_dora": "DoRA (use_dora)", "use_rslora": "rsLoRA (use_rslora)"}.get(k, k) for k in other)
+            raise BadFile(f"{path} is a LoRA with {names}, which efface does not read; merge it with peft first.")
+    return found
 
 
 def _against(model: DiffusionModel, values: Mapping[str, Tensor], source: Path) -> dict[str, Tensor]:

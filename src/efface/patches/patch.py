@@ -15,7 +15,11 @@ from torch import Tensor
 from ..concepts.request import EraseRequest
 from ..errors import BadOption, NonFiniteLoss, WrongBaseModel
 from ..models.base import DiffusionModel
+from ..models.identity import same_base
 from ..models.select import ENCODERS
+
+EXAMINED = 8
+"""Targets of a patch of which it is looked whether their prediction changes."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +84,7 @@ class Patch:
             )
         originals = {n: live[n].data for n in self.deltas}
         try:
-            for n, d in self.deltas.items():
-                w = originals[n]
-                live[n].data = (w.float() + d.to(w.device)).to(w.dtype)
-            model.weights_changed()
+            self._add(live, model)
             yield
         finally:
             for n, w in originals.items():
@@ -93,26 +94,65 @@ class Patch:
     def apply_(self, model: DiffusionModel) -> None:
         """Change the model for good. Raises WrongBaseModel for another base."""
         self.check_base(model)
-        live = model.weights(lambda _: True)
+        self._add(model.weights(lambda _: True), model)
+
+    def _add(self, live: Mapping[str, Tensor], model: DiffusionModel) -> None:
+        """Raises BadOption where every number of the change is lost in the precision of the weights."""
+        lost = bool(self.deltas)
         for n, d in self.deltas.items():
-            live[n].data = (live[n].data.float() + d.to(live[n].device)).to(live[n].dtype)
+            w = live[n].data
+            live[n].data = (w.float() + d.to(w.device)).to(w.dtype)
+            lost = lost and torch.equal(live[n].data, w)
         model.weights_changed()
+        if lost and self.norm() > 0:
+            raise BadOption(
+                f"the patch (norm {self.norm():.2g}) changes no weight of {model.name!r} in {model.info.get('dtype')}: every "
+                "change is below the precision of the number it is added to. Load the model with --dtype float32."
+            )
 
     def check_base(self, model: DiffusionModel) -> None:
-        text, base = self.card.base.get("text_encoder_digest"), self.card.base
-        if text is not None and all(n.startswith(ENCODERS) for n in self.deltas):
-            if model.part_digest("text_encoder") != text:
+        """Raises WrongBaseModel unless ``model`` is the base, in whatever precision; see :mod:`efface.models.identity`."""
+        base = self.card.base
+        if base.get("text_encoder_digest") is not None and all(n.startswith(ENCODERS) for n in self.deltas):
+            if not same_base(base, {**model.info, **model.identity("text_encoder")}, "text_encoder_"):
                 raise WrongBaseModel(
                     f"this patch changes the text encoder of {base.get('name')!r}, and {model.name!r} has another one. "
-                    "Load a model with that text encoder, or erase again on this one."
+                    f"Load a model with that text encoder, or erase again on this one.{self._precisions(model)}"
                 )
             return
-        digest = model.digest()
-        if digest != self.card.base.get("digest"):
+        mine = model.identity()
+        if not same_base(base, {**model.info, **mine}):
             raise WrongBaseModel(
-                f"this patch was made for {self.card.base.get('name')!r} (digest {str(self.card.base.get('digest'))[:12]}), "
-                f"not for {model.name!r} (digest {digest[:12]}). Load that model, or erase again on this one."
+                f"this patch was made for {base.get('name')!r} (digest {str(base.get('digest'))[:12]}), "
+                f"not for {model.name!r} (digest {mine['digest'][:12]}). Load that model, or erase again on this one."
+                f"{self._precisions(model)}"
             )
+
+    def _precisions(self, model: DiffusionModel) -> str:
+        made, loaded = self.card.base.get("dtype"), model.info.get("dtype")
+        if made == loaded or "bfloat16" not in (made, loaded):
+            return ""
+        return f" The patch was made in another precision ({made}; this is {loaded}): if it is the same model, load it in {made}."
+
+    @torch.no_grad()
+    def without_effect(self, model: DiffusionModel) -> list[str]:
+        """Of the first EXAMINED targets those whose prediction at one fixed latent is the same, bit for bit, with this patch as
+        without: none, unless the weights that it changes are not those that the model computes with. Raises WrongBaseModel, and
+        BadOption as :meth:`applied`. Cost: 2 evaluations per target, one row at a time, which no counter shows."""
+        if not self.norm():
+            return []
+        targets = self.card.request.targets[:EXAMINED]
+        z = model.case_noise([0])
+        t = model.schedule.numbered([model.schedule.size // 2], model.device)
+        before = replace(model.evals)
+        try:
+            plain = [model.predict(z, t, model.encode([name])) for name in targets]
+            with self.applied(model):
+                changed = [model.predict(z, t, model.encode([name])) for name in targets]
+        finally:
+            for count, value in vars(before).items():
+                setattr(model.evals, count, value)
+        return [name for name, a, b in zip(targets, plain, changed, strict=True) if torch.equal(a, b)]
 
     def scaled(self, factor: float) -> Patch:
         """``factor`` times the change: 0 is the base model, 1 this patch."""
@@ -123,7 +163,8 @@ class Patch:
 
     def __add__(self, other: Patch) -> Patch:
         """Both changes at once; both must be made for the same base."""
-        if self.card.base.get("digest") != other.card.base.get("digest"):
+        mine, theirs = self.card.base, other.card.base
+        if mine.get("digest") != theirs.get("digest") and not ("sketch" in theirs and same_base(mine, theirs)):
             raise WrongBaseModel("the two patches were made for different base models and cannot be added.")
         names = {**self.deltas, **other.deltas}
         deltas = {n: self.deltas[n] + other.deltas[n] if n in self.deltas and n in other.deltas else names[n] for n in names}

@@ -1,2 +1,2 @@
-"""Preservation: which concepts an erasure must not damage, the searches for the one that it damages most, and the attacker that
-an erasure may be trained against."""
+"""Preservation: the concepts that an erasure must not damage, the searches for the most damaged
+one, and an attacker to train against."""

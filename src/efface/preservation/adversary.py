@@ -1,4 +1,5 @@
-"""Vectors among the words of a prompt: what an attack that trains alongside moves to bring the target back."""
+"""The attacker that a method can be trained against: learned embeddings among the words of a prompt
+that bring a target back."""
 
 from __future__ import annotations
 
@@ -19,14 +20,16 @@ from ..training.scene import Scene
 from .candidates import candidates
 
 PICTURES = 8
-"""Pictures of a target by which words are judged."""
+"""Number of images of a target on which words are compared with it."""
 PLACES = ("prefix", "suffix", "insert", "replace")
-"""Before the prompt's words, after them, in their middle, or in their place."""
+"""Where learned embeddings stand: before the prompt's words, after them, in their middle, or in their place."""
 
 
 def word_rows(model: DiffusionModel) -> tuple[list[str], Tensor]:
-    """The vocabulary's words that are one token, and their (V, e) input embeddings. Whole words survive being written and read
-    again, which fragments do not."""
+    """The words of the vocabulary that are one token, and their (V, e) input embeddings.
+
+    Whole words survive being written and read again, which fragments do not.
+    """
     vocabulary = model.vocabulary()
     words = [w for w, ids in zip(vocabulary, model.token_ids(vocabulary), strict=True) if len(ids) == 3]
     parts = [model.embed(words[i : i + 512]).embeddings[:, 1] for i in range(0, len(words), 512)]
@@ -34,15 +37,19 @@ def word_rows(model: DiffusionModel) -> tuple[list[str], Tensor]:
 
 
 def drawn_words(table: Tensor, drawn: Sequence[int], tokens: int) -> Tensor:
-    """(B, k, e) embeddings of B k drawn vocabulary words; table: (V, e)."""
+    """(B, k, e) input embeddings of the B k drawn vocabulary words; table: (V, e)."""
     return table[list(drawn)].reshape(-1, tokens, table.shape[1]).clone()
 
 
 def worded(model: DiffusionModel, prompts: Sequence[str], rows: Tensor, place: str) -> Cond:
-    """Conditionings of B prompts with k vectors each in ``place``; rows: (B, k, e). Differentiable in them and in the weights
-    of the model's text encoder. Raises BadOption for an unknown place, PromptTooLong where the vectors do not fit."""
+    """Encodings of B prompts with k learned embeddings each, ``rows`` (B, k, e), that stand in
+    ``place``.
+
+    They are differentiable in the embeddings and in the weights of the model's text encoder. Raises
+    BadOption for an unknown place, and PromptTooLong where the embeddings do not fit.
+    """
     if place not in PLACES:
-        raise BadOption(f"vectors stand in one of {', '.join(PLACES)}, not {place!r}.")
+        raise BadOption(f"place={place!r} is unknown; learned embeddings stand in one of {', '.join(PLACES)}.")
     found: dict[int, Cond] = {}
     for prompt in dict.fromkeys(prompts):
         mine = [i for i, p in enumerate(prompts) if p == prompt]
@@ -60,12 +67,13 @@ def worded(model: DiffusionModel, prompts: Sequence[str], rows: Tensor, place: s
 def agreement(
     model: DiffusionModel, target: str, anchor: str, words: Sequence[str], *, steps: int, guidance: float, seed: int
 ) -> dict[str, float]:
-    """How far each word's prediction is from the target's, as a share of the anchor's distance from it.
+    """How far each word's prediction is from the target's, as a share of the anchor's distance from
+    it.
 
-    Squares are summed over PICTURES pictures of the target, noised to levels spread over the schedule. 0 draws the target, 1 is
-    as far off as the anchor.
+    0 draws the target, and 1 is as far off as the anchor. Squares are summed over PICTURES images
+    of the target, noised to levels that are spread over the schedule.
 
-    Cost: PICTURES times a picture and len(words) + 2 evaluations.
+    Cost: PICTURES times the UNet evaluations of an image and len(words) + 2.
     """
     n = model.schedule.size
     t = model.schedule.numbered([(2 * i + 1) * n // (2 * PICTURES) for i in range(PICTURES)], model.device)
@@ -84,14 +92,17 @@ def own_and_near(model: DiffusionModel, name: str, words: Sequence[str]) -> Tens
 
 
 def near_words(model: DiffusionModel, targets: Sequence[str], nearest: int) -> list[list[str]]:
-    """Per target, the vocabulary words that the text encoder puts nearest to it and that are one token."""
+    """For each target, the vocabulary words of one token that the text encoder puts nearest to it."""
     found = candidates(model, "vocabulary", targets, exclude_targets=True, nearest=nearest, metric="cosine")
     return [[w for w, ids in zip(names, model.token_ids(names), strict=True) if len(ids) == 3] for names in found]
 
 
 class Adversary:
-    """An attacker that lives as long as the training: one vector per target in the place of its name. It goes on from where the
-    last update left it, and starts again at one of ``starts`` (n, e) of its target every ``restart`` updates (0: never).
+    """An attacker that lives as long as the training: one learned word for each target, in the
+    place of its name.
+
+    The word goes on from where the last update left it. Every ``restart`` updates (0: never) it
+    starts again at one of the ``starts`` (n, e) of its target.
 
     Pass it to ``training(carry=...)`` to have it survive an interruption.
     """
@@ -101,11 +112,14 @@ class Adversary:
         self.words = Learned([rows[:1] for rows in starts], lr)
 
     def attack(self, step: Step, first: int, times: int) -> None:
-        """``times`` Adam steps of the words down ``|eps'(z_t, t, w) - eps(z_t, t, c_e)|^2``, each on a fresh draw and with the
-        weights fixed, so that no weight collects a gradient. Logs the first and the last loss. To be called once per update,
-        before anything else; ``first`` is the update in which the attack begins.
+        """Move the words ``times`` Adam steps down ``|eps'(z_t, t, w) - eps(z_t, t, c_e)|^2``, each
+        on a fresh draw.
 
-        Cost: 2 evaluations per row and time, beside the latents.
+        The weights are fixed, so that none of them collects a gradient. Logs the first and the last
+        loss. Call it once in every update, before anything else; ``first`` is the update in which
+        the attack begins.
+
+        Cost: 2 UNet evaluations for each row and step, besides the latents.
         """
         self.renew(step, first)
         scene, losses = self.scene, []
@@ -122,13 +136,15 @@ class Adversary:
         step.log(attack_first=losses[0], attack_last=losses[-1])
 
     def renew(self, step: Step, first: int) -> None:
-        """Start the words anew in the update in which the attack begins, and every ``restart`` updates."""
+        """Start the words anew in the update in which the attack begins, and then every ``restart``
+        updates."""
         if step.index == first or (self.restart and step.index % self.restart == 0):
             for i, rows in enumerate(self.starts):
                 self.words.begin(i, rows[[step.randint(len(rows))]])
 
     def cond(self, e: Sequence[int]) -> Cond:
-        """This process's rows for the target indices of the whole batch, differentiable in the words."""
+        """Encodings of this process's rows, for the target indices of the whole batch;
+        differentiable in the words."""
         own = share(list(e))
         return worded(self.scene.model, [self.scene.targets[i] for i in own], self.words.rows(own), "replace")
 

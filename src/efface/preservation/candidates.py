@@ -12,8 +12,12 @@ from ..models.base import DiffusionModel
 
 
 def concept_space(name: str, model: DiffusionModel) -> ConceptSpace:
-    """``auto``: the model's own closed world where it has one, else 3,000 common English words; ``english``, ``world`` and
-    ``vocabulary`` (whole words of the tokenizer) by name; else a file."""
+    """The concept space of a name, or of a file with one name on each line.
+
+    "world" is the list of names that the model brings along, "english" 3,000 common English nouns,
+    and "vocabulary" the whole words of the tokenizer. "auto" is "world" where the model has one,
+    else "english".
+    """
     if name == "auto":
         name = "world" if model.concept_names else "english"
     if name == "world":
@@ -23,6 +27,12 @@ def concept_space(name: str, model: DiffusionModel) -> ConceptSpace:
     if name == "english":
         return ConceptSpace.english()
     return ConceptSpace.from_file(name)
+
+
+def check_space(name: str) -> None:
+    """Raises BadFile for a name that is no space and no file, before a model is loaded for it."""
+    if name not in ("auto", "world", "vocabulary", "english"):
+        ConceptSpace.from_file(name)
 
 
 def candidates(
@@ -37,19 +47,21 @@ def candidates(
     apart: float = 0.0,
     always: Sequence[str] = (),
 ) -> list[tuple[str, ...]]:
-    """The searched names of every target: the ``nearest`` of the space (see :func:`concept_space`), then ``always``.
+    """The candidates of every target: the ``nearest`` names of the space (see
+    :func:`concept_space`), then the names ``always``.
 
-    ``apart``: names closer than this to a target are left out (near-synonyms). ``centres`` > 0 thins the nearest to so many that
-    spread over their range of distances, as the official code does with one-dimensional k-means.
+    ``apart`` leaves out names that are closer than this to a target, such as near-synonyms.
+    ``centres`` > 0 thins the nearest to that number, spread over their range of distances, as the
+    official code does with one-dimensional k-means.
     """
     space = concept_space(space_name, model)
     space = (space.without(targets) if exclude_targets else space).require(1)
     rows, parts = model.encode(targets).tokens, []
-    for i in range(0, len(space.candidates), 512):  # in parts: a whole vocabulary of embeddings is 11 GB on SD 1.x
+    for i in range(0, len(space.candidates), 512):  # in parts, because a whole vocabulary of embeddings takes 11 GB on SD 1.x
         tokens = model.encode(space.candidates[i : i + 512]).tokens
         parts.append(torch.stack([distances(row, tokens, metric) for row in rows]))
     found = []
-    for distance in torch.cat(parts, dim=1).cpu():  # looked at one by one below
+    for distance in torch.cat(parts, dim=1).cpu():  # on the CPU, because the entries are read one by one below
         order = [i for i in smallest(distance, len(distance)).tolist() if distance[i] >= apart][:nearest]
         if centres:
             order = [order[i] for i in spread(distance[order], centres).tolist()]

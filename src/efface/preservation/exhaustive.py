@@ -1,4 +1,4 @@
-"""The search that looks at every candidate."""
+"""The search that measures the damage of every candidate."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from ..training.scene import Scene
 from .search import AmongCandidates, Chosen, Running, rows_of
 
 CHUNK = 64
-"""Candidates whose damage is measured in one call."""
+"""Number of candidates whose damage is measured in one call."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exhaustive(AmongCandidates):
-    """Preserve the candidate with the largest damage of all, measured again every ``refresh`` updates."""
+    """Preserve the candidate with the largest damage of all, measured again every ``refresh``
+    updates."""
 
     name: ClassVar[str] = "exhaustive"
 
-    refresh: int = option(10, "updates between two looks at all candidates", "ours", low=1)
+    refresh: int = option(10, "updates between two measurements of all candidates", "ours", low=1)
 
     def begin(self, scene: Scene, names: Sequence[Sequence[str]]) -> Running:
         return ExhaustiveSearch(scene, names, [scene.model.encode(n) for n in names], self.refresh)
@@ -36,9 +37,10 @@ class Exhaustive(AmongCandidates):
 
 
 class ExhaustiveSearch(Running):
-    """``c_a = argmax_c |eps'(z_t, t, c) - eps(z_t, t, c)|^2`` over all candidates, at one (z_t, t) per target and look.
+    """The candidate ``c_a = argmax_c |eps'(z_t, t, c) - eps(z_t, t, c)|^2``, at one (z_t, t) for
+    each target and measurement.
 
-    Cost: 2 evaluations per candidate, target and look, plus the latents.
+    Cost: 2 UNet evaluations for each candidate, target and measurement, besides the latents.
     """
 
     def __init__(self, scene: Scene, names: Sequence[Sequence[str]], rows: Sequence[Cond], refresh: int) -> None:
@@ -48,7 +50,8 @@ class ExhaustiveSearch(Running):
 
     @torch.no_grad()
     def rank(self, i: int, z: Tensor, t: Tensor) -> None:
-        """Find the worst candidate of target i at one latent per candidate, all at one timestep."""
+        """Find the most damaged candidate of target i, with one latent for each candidate, all at
+        one timestep."""
         parts = [
             self.scene.damage(self.rows[i][slice(k, k + CHUNK)], z[k : k + CHUNK], t[k : k + CHUNK])
             for k in range(0, len(self.rows[i]), CHUNK)
@@ -64,7 +67,7 @@ class ExhaustiveSearch(Running):
         return rows_of(self.names, self.rows, e, [self.worst[i] for i in e])
 
     def facts(self, i: int) -> dict[str, float]:
-        """How many times the mean damage the worst candidate has."""
+        """By what factor the largest damage exceeds the candidates' mean damage."""
         return {"margin": self.margin[i]}
 
     def state_dict(self) -> dict[str, Any]:

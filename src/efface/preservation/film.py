@@ -1,4 +1,4 @@
-"""Pictures of what a search looks at while an erasure is trained."""
+"""Images of the concept that a search has found, taken while an erasure is trained."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from .search import Chosen
 
 
 class Film:
-    """Pictures of the searched concept over a run, from one start latent, by the student and by the frozen model.
+    """Images of the searched concept over a run, from one start latent, by the student and by the
+    frozen model.
 
-    Each is at most 96 pixels and kept as base64 PNG, so that it fits on a card. Cost: 4 evaluations per sampling step and frame.
+    Each image has at most 96 pixels and is stored as base64 PNG, so that it fits on a card. Cost: 4
+    UNet evaluations for each sampler step and frame.
     """
 
     PIXELS, SEED = 96, 4242
@@ -25,9 +27,11 @@ class Film:
 
     @staticmethod
     def evals(frames: int, steps: int, sampling_steps: int) -> int:
+        """UNet evaluations of all images of a run."""
         return 4 * sampling_steps * min(frames, steps)
 
     def take(self, step: Step, model: DiffusionModel, student: DiffusionModel, chosen: Chosen, target: str) -> None:
+        """Draw the chosen concept with both networks, in the updates in which a frame is due."""
         if step.index in self.at:
             c = chosen.fixed()[[0]]
             shot = {"step": step.index, "target": target, "concept": chosen.names[0]}
@@ -36,7 +40,7 @@ class Film:
             self.shots.append(shot)
 
     def log(self) -> dict[str, Any]:
-        """What the card remembers: nothing where no picture was taken."""
+        """What the card remembers: nothing where no image was taken."""
         return {"film": self.shots} if self.shots else {}
 
     def state_dict(self) -> dict[str, Any]:

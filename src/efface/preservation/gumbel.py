@@ -1,4 +1,5 @@
-"""The paper's search: logits over the candidates, climbed through a Gumbel-Softmax."""
+"""The search of the AP paper: logits over the candidates, moved by gradient ascent through a
+Gumbel-Softmax."""
 
 from __future__ import annotations
 
@@ -21,26 +22,29 @@ from .search import AmongCandidates, Chosen, Running
 
 @dataclass(frozen=True, kw_only=True)
 class Gumbel(AmongCandidates):
-    """Logits per target over its candidates that gradient ascent moves towards the concept with the largest damage."""
+    """Search by gradients: logits of a target's candidates, which ascent moves towards the concept
+    with the largest damage."""
 
     name: ClassVar[str] = "gumbel"
     presets: ClassVar = {"age": {"tau": 0.1, "topk": 5}}
-    """Where the official code of AGE differs from that of AP."""
+    """The options in which the official code of AGE differs from that of AP."""
 
-    hard: bool = option(True, "choose one candidate, with straight-through gradient", "official scripts --gumbel_hard 1")
+    hard: bool = option(
+        True, "choose one candidate, not a mixture (straight-through gradient)", "official scripts --gumbel_hard 1"
+    )
     topk: int = option(
-        0, "largest entries that a soft mixture keeps, 0: all", "official AGE --gumbel_topk", low=0, needs="hard=False"
+        0, "largest entries that a mixture keeps, 0 for all", "official AGE --gumbel_topk", low=0, needs="hard=False"
     )
     tau: float = option(2.0, "temperature of the Gumbel-Softmax", "official --gumbel_temp", low=1e-6)
     lr: float = option(1e-2, "Adam learning rate of the logits", "official scripts --gumbel_lr", low=0.0)
     update: str = option(
         "alternate",
-        "move the logits after the weights (alternate) or by the same backward pass (joint)",
+        "when the logits move: after the weights (alternate), or by the same backward pass (joint)",
         "official alternate; joint ours",
         choices=("alternate", "joint"),
     )
     ascents: int = option(
-        1, "steps of the logits per weight update", "official pgd_num_steps 2 = one ascent", low=0, needs="update=alternate"
+        1, "steps of the logits for each weight update", "official pgd_num_steps 2 = one ascent", low=0, needs="update=alternate"
     )
 
     @property
@@ -55,10 +59,12 @@ class Gumbel(AmongCandidates):
 
 
 class GumbelSearch(Running):
-    """``c_a = G(pi) . M_e``: pi the logits of the target, M_e its encoded candidates, G the Gumbel-Softmax.
+    """The searched concept ``c_a = G(pi) . M_e``: pi are a target's logits, M_e its encoded
+    candidates, G the Gumbel-Softmax.
 
-    The logits start uniform at 1/n, are kept for the whole run, and are climbed by Adam. There is one optimizer per target: a
-    target that was not drawn must not drift by momentum. A straight-through G is one-hot forwards and soft backwards.
+    The logits start uniform at 1/n, are kept for the whole run, and are moved by Adam. There is one
+    optimizer for each target, so that a target that was not drawn does not drift by momentum. A
+    straight-through G is one-hot in the forward pass and soft in the backward pass.
     """
 
     def __init__(self, scene: Scene, names: Sequence[Sequence[str]], rows: Sequence[Cond], options: Gumbel) -> None:
@@ -82,8 +88,12 @@ class GumbelSearch(Running):
         return chosen if self.options.update == "joint" else Chosen(chosen.names, chosen.fixed())
 
     def climb(self, step: Step, e: Sequence[int]) -> None:
-        """Ascend the damage of the weights as they are now, each time on fresh targets, draws and latents; no weight collects a
-        gradient. With ``update="joint"`` the update's own backward pass has left the gradients."""
+        """Move the logits up the damage that the weights do now, each time on fresh targets, draws
+        and latents.
+
+        No weight collects a gradient. With ``update="joint"`` the update's own backward pass has
+        left the gradients.
+        """
         if self.options.update == "joint":
             self.follow(e)
             return
@@ -96,10 +106,11 @@ class GumbelSearch(Running):
                 self.follow(e)
 
     def follow(self, e: Sequence[int]) -> None:
-        """One step of the drawn targets' logits up the gradients that a backward pass has left behind."""
+        """One step of the drawn targets' logits up the gradients that a backward pass has left."""
         self.pi.update(e)
 
     def facts(self, i: int) -> dict[str, float]:
+        """The entropy of the choice in nats, which falls as the search decides."""
         return {"entropy": float(entropy(self.pi.values[i].detach() / self.options.tau))}
 
     def state_dict(self) -> dict[str, Any]:

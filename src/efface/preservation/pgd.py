@@ -1,4 +1,4 @@
-"""A search without candidates: a free embedding, climbed by normalised steps."""
+"""A search without candidates: a free embedding, moved by normalised gradient ascent."""
 
 from __future__ import annotations
 
@@ -22,25 +22,27 @@ from .search import Chosen, Running, Search
 
 @dataclass(frozen=True, kw_only=True)
 class PGD(Search):
-    """A free embedding that starts at the target's and climbs the damage on the target's own latents, as in the official code.
+    """Search without candidates: a free embedding starts at the target's and climbs the damage on
+    the target's own latents.
 
-    The authors report that it collapses; so does ours, and it is here to show that.
+    This is as in the official code. The authors report that it collapses; so does ours, and it is
+    here to show that.
     """
 
     name: ClassVar[str] = "pgd"
     groups: ClassVar[int] = 1
     keeps_names: ClassVar[bool] = False
 
-    rate: float = option(1e-3, "length of a step in units of |c_a|", "ours; official --pgd_lr 1e-5", low=0.0)
-    radius: float = option(0.0, "largest |c_a - c_e| / |c_e|, 0: none", "official: none", low=0.0)
+    rate: float = option(1e-3, "length of a step, as a share of |c_a|", "ours; official --pgd_lr 1e-5", low=0.0)
+    radius: float = option(0.0, "largest distance from the target, as a share of |c_e|; 0 for none", "official: none", low=0.0)
     update: str = option(
         "alternate",
-        "move the embedding after the weights (alternate) or by the same backward pass (joint)",
+        "when the embedding moves: after the weights (alternate), or by the same backward pass (joint)",
         "official alternate; joint ours",
         choices=("alternate", "joint"),
     )
     ascents: int = option(
-        1, "steps of the embedding per weight update", "official pgd_num_steps 100", low=0, needs="update=alternate"
+        1, "steps of the embedding for each weight update", "official pgd_num_steps 100", low=0, needs="update=alternate"
     )
 
     def candidates(self, model: DiffusionModel, request: EraseRequest) -> list[tuple[str, ...]]:
@@ -56,9 +58,11 @@ class PGD(Search):
 
 
 class PgdSearch(Running):
-    """A free embedding p per target, started at c_e and climbed by steps of length ``rate |p|``.
+    """A free embedding p for each target, which starts at c_e and climbs by steps of length ``rate
+    |p|``.
 
-    ``radius`` > 0 projects it back to within ``radius |c_e|`` of the target; the official code, despite its name, does not.
+    ``radius`` > 0 projects it back to within ``radius |c_e|`` of the target. The official code,
+    despite its name, does not.
     """
 
     def __init__(self, scene: Scene, options: PGD) -> None:
@@ -79,7 +83,7 @@ class PgdSearch(Running):
         return [target]
 
     def climb(self, step: Step, e: Sequence[int]) -> None:
-        """All steps on one fresh draw of targets and latents; no weight collects a gradient."""
+        """Take all steps on one fresh draw of targets and latents. No weight collects a gradient."""
         if self.options.update == "joint":
             self.follow(e)
         elif self.options.ascents:
@@ -91,14 +95,14 @@ class PgdSearch(Running):
                     self.follow(e)
 
     def follow(self, e: Sequence[int]) -> None:
-        """One step of the drawn targets' embeddings up the gradients that a backward pass has left behind."""
+        """One step of the drawn targets' embeddings up the gradients that a backward pass has left."""
         for i, gradient in collected(self.points, e).items():
             p, origin = self.points[i], self.scene.c_targets.tokens[i]
             moved = normalised_ascent(p.detach()[None], gradient[None], self.options.rate)
             p.data = (into_ball(moved, origin[None], self.options.radius) if self.options.radius else moved)[0]
 
     def facts(self, i: int) -> dict[str, float]:
-        """How far the embedding has gone, in units of the target's norm."""
+        """How far the embedding has moved, as a share of the target's norm."""
         c = self.scene.c_targets.tokens[i]
         return {"moved": float((self.points[i].detach() - c).norm() / c.norm())}
 

@@ -1,4 +1,4 @@
-"""The search that does not search: every candidate alike."""
+"""The control of all searches: every candidate is as likely as the others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from .search import AmongCandidates, Chosen, Running, rows_of
 
 @dataclass(frozen=True, kw_only=True)
 class Random(AmongCandidates):
-    """Preserve any candidate, each as likely as the others: the control that isolates the value of searching."""
+    """Preserve any candidate, each as likely as the others. This control shows what searching is
+    worth."""
 
     name: ClassVar[str] = "random"
 
@@ -23,7 +24,7 @@ class Random(AmongCandidates):
 
 
 class UniformSearch(Running):
-    """Every candidate alike. With one candidate: a fixed concept."""
+    """Every candidate is as likely as the others. With one candidate, the concept is fixed."""
 
     def __init__(self, names: Sequence[Sequence[str]], rows: Sequence[Cond]) -> None:
         self.names, self.rows = names, rows

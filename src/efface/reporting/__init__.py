@@ -6,22 +6,27 @@ torch and without the model. The page needs no script and loads nothing: images 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..errors import BadFile
-from ..evaluation.records import RECORD_VERSION, read_damage, read_run, read_summary
+from ..evaluation.records import RECORD_VERSION, RunFile, read_attack, read_damage, read_run, read_summary
 from ..io.files import write_text
+from .verdict import DEFAULTS, Limits
 from .view import page
 
-__all__ = ["write_report"]
+__all__ = ["DEFAULTS", "Limits", "write_report"]
 
 
-def write_report(folder: Path, out: Path) -> Path:
+def write_report(folder: Path, out: Path, attacks: Sequence[Path] = (), limits: Limits = DEFAULTS) -> Path:
     """Write the report of the evaluation in ``folder`` to the file ``out`` and return ``out``.
 
-    Raises BadFile when the folder is not an evaluation that this version of efface understands.
+    attacks: folders of attacks on what was evaluated, which the verdict then rests on as well; limits: where the verdict changes.
+    Raises BadFile when the folder is not an evaluation that this version of efface understands, or an attack is one on something
+    else.
     """
     folder, out = Path(folder), Path(out)
     run, summary = read_run(folder), read_summary(folder)
@@ -30,7 +35,8 @@ def write_report(folder: Path, out: Path) -> Path:
             problem = f"{folder / name} has record version {version}, this efface reads {RECORD_VERSION}"
             raise BadFile(f"{problem}; use the efface that wrote it.")
     try:
-        context = page(run, summary, read_damage(folder), folder / "images")
+        tried = [attack_on(run, Path(a)) for a in attacks]
+        context = page(run, summary, read_damage(folder), folder / "images", tried, limits)
     except (KeyError, TypeError, AttributeError) as error:
         raise BadFile(f"{folder} does not hold the records of an efface evaluation ({error!r}).") from error
     # Autoescape is a plain True: jinja's select_autoescape goes by suffix and would not recognise ".html.j2".
@@ -40,6 +46,22 @@ def write_report(folder: Path, out: Path) -> Path:
     # JSON can carry lone surrogates, UTF-8 cannot: a prompt must not be able to make the report fail.
     write_text(out, text.encode("utf-8", "replace").decode("utf-8"))
     return out
+
+
+def attack_on(run: RunFile, folder: Path) -> dict[str, Any]:
+    """The summary of an attack. Raises BadFile where it is not one on the patch, guard and model of the evaluation."""
+    facts, summary = read_attack(folder)
+    subject = next((e for e in run.entrants if e.kind in ("patch", "guard")), None)
+    card = (subject.card or {}) if subject is not None else {}
+    evaluated = {"model": run.model.get("digest"), "patch": card.get("digest")}
+    attacked = {key: facts.get(key) for key in evaluated}
+    guarded = subject is not None and str(facts.get("guard") or "") in ("", subject.id, subject.id.rpartition("+")[2])
+    guarded = guarded and (facts.get("guard") is not None) == (
+        subject is not None and ("+" in subject.id or subject.kind == "guard")
+    )
+    if attacked != evaluated or facts.get("target") not in run.targets or not guarded:
+        raise BadFile(f"{folder} attacks another patch, guard, model or target than the evaluation measured.")
+    return summary
 
 
 def _version(summary: object) -> object:

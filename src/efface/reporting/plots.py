@@ -6,15 +6,19 @@ colour. The drawing is about as wide as a phone, which keeps its text readable w
 
 from __future__ import annotations
 
+import math
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-WIDTH = 420.0
+WIDTH = 356.0
 CHAR = 8.0
 """Width of a bold character at the 12 px of plot labels; generous, because the reader's font is not known."""
 
 Box = tuple[float, float, float, float]
+
+POLYGONS = {"guarded": (6, 0.0, "patch"), "guard": (5, 0.0, "guard"), "gold": (4, 0.0, "gold"), "base": (3, 0.0, "base")}
+"""Kind of entrant -> corners of its marker, degrees it is turned by, and class of its colour."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +60,17 @@ def _text(parent: ET.Element, css: str, text: str, x: float, y: float, anchor: s
 
 
 def _marker(parent: ET.Element, kind: str, x: float, y: float, r: float = 5.5) -> None:
-    """patch: circle; trivial: square; gold: diamond; the base model and anything else: triangle."""
+    """patch: circle; patch and guard: hexagon; guard: pentagon; trivial: square; gold: diamond; unmodified model: triangle;
+    anything else: triangle on its tip."""
     if kind == "patch":
         _add(parent, "circle", "mark patch", cx=x, cy=y, r=r)
     elif kind == "trivial":
         _add(parent, "rect", "mark trivial", x=x - r + 0.5, y=y - r + 0.5, width=2 * r - 1, height=2 * r - 1)
-    elif kind == "gold":
-        corners = f"{x:.1f},{y - r - 1:.1f} {x + r + 1:.1f},{y:.1f} {x:.1f},{y + r + 1:.1f} {x - r - 1:.1f},{y:.1f}"
-        _add(parent, "polygon", "mark gold", points=corners)
     else:
-        corners = f"{x:.1f},{y - r:.1f} {x + r:.1f},{y + r - 1:.1f} {x - r:.1f},{y + r - 1:.1f}"
-        _add(parent, "polygon", "mark base", points=corners)
+        sides, turn, css = POLYGONS.get(kind, (3, 180.0, "base"))
+        angles = [math.radians(turn - 90 + 360 * i / sides) for i in range(sides)]
+        corners = " ".join(f"{x + (r + 1) * math.cos(a):.1f},{y + (r + 1) * math.sin(a):.1f}" for a in angles)
+        _add(parent, "polygon", f"mark {css}", points=corners)
 
 
 def marker(kind: str) -> str:
@@ -97,7 +101,7 @@ def _place(x: float, y: float, width: float, hard: Sequence[Box], soft: Sequence
 
 def tradeoff(points: Sequence[Point]) -> str:
     """Near concepts preserved (x) against target erased with a valid image (y), with both intervals per entrant."""
-    left, top, side, right = 60.0, 14.0, 306.0, 54.0
+    left, top, side, right = 52.0, 14.0, 232.0, 84.0
     said = "; ".join(f"{p.label}: preserved {100 * p.x:.1f}%, erased {100 * p.y:.1f}%" for p in points)
     svg = _svg(left + side + right, top + side + 46, f"Trade-off of erasure and preservation. {said}")
 
@@ -115,7 +119,7 @@ def tradeoff(points: Sequence[Point]) -> str:
     _text(svg, "axis", "near concepts preserved", left + side / 2, top + side + 38, "middle")
     turned = _add(svg, "text", "axis", "target erased, image valid", text_anchor="middle")
     turned.set("transform", f"translate(12 {top + side / 2:.1f}) rotate(-90)")
-    for name, y in (("ideal", 1.0), ("base", 0.0)):
+    for name, y in (("ideal", 1.0), ("unmodified", 0.0)):
         cx, cy = at(1.0, y)
         _add(svg, "circle", "corner", cx=cx, cy=cy, r=11.0)
         _text(svg, "axis", name, left + side + 8, cy + 4)
@@ -160,12 +164,12 @@ def _steps_axis(svg: ET.Element, left: float, right: float, y: float, first: int
     _line(svg, "grid", left, y, right, y)
     for step, anchor, x in ((first, "start", left), (last, "end", right)):
         _text(svg, "tick", str(step), x, y + 15, anchor)
-    _text(svg, "axis", "training step", (left + right) / 2, y + 15, "middle")
+    _text(svg, "axis", "update", (left + right) / 2, y + 15, "middle")
 
 
 def timeline(rows: Sequence[tuple[str, Sequence[int]]], first: int, last: int) -> str:
     """When each concept was chosen: one row per concept, one stroke per step in ``first`` .. ``last``."""
-    left, right, height = 112.0, WIDTH - 44, 21.0
+    left, right, height = 104.0, WIDTH - 44, 21.0
     bottom = 6 + height * len(rows)
     said = "; ".join(f"{name}: {len(steps)} times" for name, steps in rows)
     svg = _svg(WIDTH, bottom + 24, f"Steps at which each concept was chosen. {said}")
@@ -183,7 +187,7 @@ def timeline(rows: Sequence[tuple[str, Sequence[int]]], first: int, last: int) -
 
 def curve(values: Sequence[tuple[int, float]], name: str, first: int, last: int) -> str:
     """One quantity over the training steps, at least one value; from 0 (or its minimum, if that is negative) to its maximum."""
-    left, right, top, bottom = 112.0, WIDTH - 44, 10.0, 130.0
+    left, right, top, bottom = 104.0, WIDTH - 44, 10.0, 130.0
     floor, ceiling = min(0.0, *(v for _, v in values)), max(v for _, v in values)
     span = ceiling - floor or 1.0
     said = f"first {values[0][1]:.3g}, last {values[-1][1]:.3g}, maximum {ceiling:.3g}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,39 +11,50 @@ from markupsafe import Markup
 
 from ..evaluation.records import AXES, KEEP_AXES, TARGET_AXES, Entrant, RunFile
 from . import plots, verdict
+from .answer import Axes, answer, closed_form, headline, listing
 from .pictures import embedded_png, picture
 from .wording import NOT_MEASURED, RateText, estimate, finite, p_value, rate, score, settings
 
 BASE = "none"
 KINDS = {
-    "patch": "erased by a patch",
-    "trivial": "trivial reference",
-    "gold": "gold: never learned the target",
-    "base": "base model",
+    "patch": "patch",
+    "guarded": "patch and guard",
+    "guard": "guard alone, no weight changed",
+    "trivial": "trivial entrant: noise of the same size, or a blocklist",
+    "gold": "gold model, which never saw the target",
+    "base": "unmodified model",
+    "other": "other entrant",
 }
 SCORES = {
-    "erasure": "target by name",
-    "generality": "the worse of synonym and description",
-    "near": "neighbours and traps, pooled",
+    "erasure": "target asked for by name",
+    "generality": "the worse of synonym and implicit",
+    "near": "near concepts and lexical traps, pooled",
     "rest": "far concepts",
 }
 SHOWN_CONCEPTS = 10
 """Most damaged concepts in the open; the others fold away."""
 TIMELINE_CONCEPTS = 12
 
-Axes = Mapping[str, Mapping[str, Any]]
 
-
-def page(run: RunFile, summary: Mapping[str, Any], damage: Mapping[str, Any] | None, images: Path) -> dict[str, Any]:
-    """The context of template.html.j2, in the order of the page."""
+def page(
+    run: RunFile,
+    summary: Mapping[str, Any],
+    damage: Mapping[str, Any] | None,
+    images: Path,
+    attacks: Sequence[Mapping[str, Any]] = (),
+    limits: verdict.Limits = verdict.DEFAULTS,
+) -> dict[str, Any]:
+    """The context of template.html.j2, in the order of the page. attacks: summaries of attacks on what is evaluated."""
     subject, axes_of = _subject(run), {i: e["axes"] for i, e in summary["entrants"].items()}
     axes = axes_of.get(subject.id, {})
     order = _axis_order(axes_of.values())
+    broken = _damage(damage, images, axes, limits)
+    tried = {f"under the attack {_attack_name(a)}": _broken(a["union"]) for a in attacks}
     return {
         "title": _title(run, subject),
-        "created": run.created,
+        "created": run.created.replace("T", " ").replace("+00:00", " UTC"),
         "subject": subject,
-        **_headline(run, axes),
+        **answer(run, subject.card, axes, broken, tried, limits),
         "grid": _grid(run, subject, images),
         **_tradeoff(run, axes_of),
         "axes": [(axis, AXES.get(axis, ""), _want(axis, axes_of)) for axis in order],
@@ -50,9 +62,10 @@ def page(run: RunFile, summary: Mapping[str, Any], damage: Mapping[str, Any] | N
         "scores": _scores(run, summary["entrants"]),
         "details": _details(run, axes_of, order),
         "by_target": by_concept(axes, TARGET_AXES) if len(run.targets) > 1 else [],
-        "by_concept": by_concept(axes, KEEP_AXES),
+        "by_concept": by_concept(axes, KEEP_AXES, damage, limits),
         "shown_concepts": SHOWN_CONCEPTS,
-        "damage": _damage(damage, images),
+        "damage": broken,
+        "attacks": [_attack(a) for a in attacks],
         "searches": _searches(subject.card),
         "films": [film for e in run.entrants for film in _films(e)],
         "provenance": _provenance(run, subject),
@@ -66,19 +79,21 @@ def _subject(run: RunFile) -> Entrant:
     return (patches or others or run.entrants or [Entrant(BASE, "base model", "trivial")])[0]
 
 
-def _listing(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else "nothing"
-
-
 def _title(run: RunFile, subject: Entrant) -> str:
-    model, targets = str(run.model.get("name", "the model")), _listing(run.targets)
+    model, targets = str(run.model.get("name", "the model")), listing(run.targets)
     if subject.kind == "patch":
-        return f"{targets} erased from {model} with {(subject.card or {}).get('method', subject.id)}"
+        made = subject.id if _kind(subject) == "guarded" else (subject.card or {}).get("method", subject.id)
+        return f"{targets} erased from {model} with {made}"
     return f"{targets} in {model}: {subject.label}"
 
 
 def _kind(entrant: Entrant) -> str:
-    return "base" if entrant.id == BASE or entrant.kind not in KINDS else entrant.kind
+    """How an entrant is drawn. An evaluation calls a patch under a guard METHOD+GUARD."""
+    if entrant.id == BASE:
+        return "base"
+    if entrant.kind == "patch" and entrant.id.startswith(f"{(entrant.card or {}).get('method')}+"):
+        return "guarded"
+    return entrant.kind if entrant.kind in KINDS else "other"
 
 
 def _axis_order(entrants: Any) -> list[str]:
@@ -88,29 +103,6 @@ def _axis_order(entrants: Any) -> list[str]:
 
 def _want(axis: str, axes_of: Mapping[str, Axes]) -> str:
     return next((axes[axis]["want"] for axes in axes_of.values() if axis in axes), "")
-
-
-def headline(axis: Mapping[str, Any] | None) -> RateText:
-    """The rate an axis is judged by: erased with a valid image where the target should go, preserved where it should stay."""
-    if axis is None:
-        return rate(None)
-    return rate(axis.get("erased_valid") if axis["want"] == "low" else axis.get("preserved"), axis.get("clustered"))
-
-
-def _headline(run: RunFile, axes: Axes) -> dict[str, Any]:
-    direct, near, far = axes.get("direct", {}), axes.get("near"), axes.get("far")
-    detection, kept, rest = rate(direct.get("detection")), headline(near), headline(far)
-    target = _listing(run.targets)
-    # The clustered interval on a target axis belongs to erased_valid, not to detection, and is not shown here.
-    erased = verdict.erasure(target, detection, direct.get("difference"))
-    neighbours = verdict.keeping(kept)
-    facts = [
-        (f"{target} still detected", "when asked for by name, of valid images; lower is better", detection, erased),
-        ("near concepts preserved", "of those the base model gets right; higher is better", kept, neighbours),
-        ("far concepts preserved", "of those the base model gets right; higher is better", rest, None),
-    ]
-    change = estimate(direct.get("difference"), scale=100, digits=1, unit=" points")
-    return {"facts": facts, "sentence": verdict.sentence(erased, neighbours), "change": change}
 
 
 def _grid(run: RunFile, subject: Entrant, images: Path) -> list[tuple[str, str, list[dict[str, Any]]]]:
@@ -124,8 +116,8 @@ def _grid(run: RunFile, subject: Entrant, images: Path) -> list[tuple[str, str, 
                 "prompt": case["prompt"],
                 "seed": case["seed"],
                 "pair": [
-                    ("base", picture(images, BASE, str(case["case_id"]))),
-                    ("erased" if subject.kind == "patch" else subject.id, picture(images, subject.id, str(case["case_id"]))),
+                    ("unmodified", picture(images, BASE, str(case["case_id"]))),
+                    ("erased" if _kind(subject) == "patch" else subject.id, picture(images, subject.id, str(case["case_id"]))),
                 ],
             }
             for case in run.grid
@@ -181,36 +173,68 @@ def _details(run: RunFile, axes_of: Mapping[str, Axes], order: Sequence[str]) ->
     return groups
 
 
-def by_concept(axes: Axes, wanted: Sequence[str]) -> list[dict[str, Any]]:
-    """Concepts of the wanted axes, worst first; equally bad ones with more cases first, unmeasured ones last."""
+def by_concept(
+    axes: Axes, wanted: Sequence[str], damage: Mapping[str, Any] | None = None, limits: verdict.Limits = verdict.DEFAULTS
+) -> list[dict[str, Any]]:
+    """Concepts of the wanted axes, worst first; equally bad ones with more cases first, unmeasured ones last. What the search for
+    damage says of a concept is said here too."""
+    searched = {str(row["name"]): row for row in (damage or {}).get("rows", [])}
     rows = []
     for axis in wanted:
         for concept, raw in (axes.get(axis, {}).get("per_concept") or {}).items():
             r = rate(raw)
             bar = Markup(plots.interval_bar(*r.measured)) if r.measured else None
             order = (r.measured is None, r.measured[0] if r.measured else 0.0, -r.n)
-            rows.append((order, {"concept": concept, "axis": axis, "rate": r, "bar": bar}))
+            why = verdict.damaged(r, searched.get(concept), limits) if axis in KEEP_AXES else []
+            rows.append((order, {"concept": concept, "axis": axis, "rate": r, "bar": bar, "damaged": "; ".join(why)}))
     return [row for _, row in sorted(rows, key=lambda entry: entry[0])]
 
 
-def _damage(found: Mapping[str, Any] | None, images: Path) -> dict[str, Any] | None:
-    """What else the patch broke, the most damaged name first, with its pictures before and after."""
+def _broken(found: Mapping[str, Any]) -> RateText:
+    """Broken cases of an attack, with those that have no valid image as its invalid ones: they resisted nothing."""
+    return replace(rate(found), invalid=int(found.get("undecided", 0)))
+
+
+def _attack_name(summary: Mapping[str, Any]) -> str:
+    return listing([n for n, a in summary["attacks"].items() if a["role"] == "attack"] or list(summary["attacks"]))
+
+
+def _attack(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """One attack and its controls as rows, and the union."""
+    rows = [
+        {"label": label, "role": a["role"], "tier": a["tier"], "rate": rate(a["rate"]), "undecided": a.get("undecided", 0)}
+        for label, a in summary["attacks"].items()
+    ]
+    union = {"rate": rate(summary["union"]), "undecided": summary["union"].get("undecided", 0)}
+    return {
+        "name": _attack_name(summary),
+        "budget": summary["budget"],
+        "rows": rows,
+        "union": union,
+        "over": summary["union"]["over"],
+    }
+
+
+def _damage(found: Mapping[str, Any] | None, images: Path, axes: Axes, limits: verdict.Limits) -> dict[str, Any] | None:
+    """What else the patch broke, the most damaged name first, with its pictures before and after. A concept that the evaluation
+    measured too has one verdict in both places."""
     if found is None:
         return None
+    kept = {c: rate(raw) for axis in KEEP_AXES for c, raw in (axes.get(axis, {}).get("per_concept") or {}).items()}
     rows = [
         {
             "name": str(row["name"]),
             "drop": estimate({"value": row["drop"], "low": row["low"], "high": row["high"]}, digits=1),
             "p": p_value(row["p"]),
-            "damaged": bool(row["damaged"]),
+            "damaged": "; ".join(verdict.damaged(kept.get(str(row["name"])), row, limits)),
+            "preserved": kept[str(row["name"])].line if str(row["name"]) in kept else "",
             "named": [NOT_MEASURED if row[k] is None else f"{row[k]}/{found['seeds']}" for k in ("before", "after")],
             "invalid": int(row["invalid"]),
             "pair": [(w, picture(images, "damage", f"{i}-{w}")) for w in ("before", "after")],
         }
         for i, row in enumerate(found["rows"])
     ]
-    facts = {k: found[k] for k in ("names", "by", "seeds", "damaged")}
-    return {**facts, "rows": rows}
+    return {**{k: found[k] for k in ("names", "by", "seeds")}, "damaged": sum(bool(r["damaged"]) for r in rows), "rows": rows}
 
 
 def _searches(card: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -261,6 +285,7 @@ def _provenance(run: RunFile, subject: Entrant) -> dict[str, Any]:
         (f"Configuration of {card.get('method', subject.id)}", settings(card.get("config"))),
         ("UNet evaluations of the erasure", settings(card.get("cost"))),
         ("Size of the patch", settings(size)),
+        ("Seconds, hardware and memory of the erasure", settings(_run(card))),
         ("Closed-form edit W' = W T", settings(_edit(card))),
         ("Base model", settings(card.get("base") or run.model)),
         *(
@@ -279,21 +304,26 @@ def _provenance(run: RunFile, subject: Entrant) -> dict[str, Any]:
     }
 
 
+def _run(card: Mapping[str, Any]) -> dict[str, Any]:
+    spent = (card.get("log") or {}).get("run") or {}
+    named = {"seconds": "seconds", "hardware": "hardware", "peak_gib": "peak memory in GiB"}
+    return {said: spent[key] for key, said in named.items() if spent.get(key) is not None}
+
+
 def _edit(card: Mapping[str, Any]) -> dict[str, Any]:
-    """What a closed-form edit says about its one matrix T, the way back included."""
-    log = card.get("log") or {}
-    said = log.get("edit") or log.get("refinement")
+    """The one matrix T of a closed-form edit, and what undoes the edit."""
+    said = closed_form(card)
     if not said:
         return {}
     back = said["bring_back"]
     return {
-        "condition number of T": "none: T has no inverse" if said["condition"] is None else said["condition"],
+        "condition number of T": "T has no inverse" if said["condition"] is None else said["condition"],
         "largest singular value of T": said["norm"],
-        "gain on the null prompt": said["null_gain"],
-        "condition number of the system": said["system_condition"],
-        "easiest concept to bring back": back["target"],
-        "length of the embedding that does, in lengths of the concept's own": back["length"],
-        "share of the concept that it misses": back["missed"],
+        "gain on the empty prompt": said["null_gain"],
+        "condition number of the solved system": said["system_condition"],
+        "target that is easiest to bring back": back["target"],
+        "length of the embedding that brings it back, relative to the target's own": back["length"],
+        "share of the target that this embedding misses": back["missed"],
     }
 
 

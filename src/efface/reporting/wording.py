@@ -34,7 +34,15 @@ def percent(x: Any) -> str:
 
 
 def percent_interval(low: float, high: float) -> str:
-    return f"{_short(100 * low)} to {_short(100 * high)}%"
+    """Both bounds, in one piece that no line break divides."""
+    return f"{_short(100 * low)}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{_short(100 * high)}%"
+
+
+def duration(seconds: float) -> str:
+    """Seconds up to two minutes, then minutes, then hours, in one piece."""
+    if seconds < 120:
+        return f"{_short(seconds, 1 if seconds < 10 else 0)}\N{NO-BREAK SPACE}seconds"
+    return f"{seconds / 60:.0f}\N{NO-BREAK SPACE}minutes" if seconds < 7200 else f"{seconds / 3600:.1f}\N{NO-BREAK SPACE}hours"
 
 
 def p_value(x: Any) -> str:
@@ -50,13 +58,15 @@ def score(x: Any) -> str:
 
 
 def estimate(raw: Mapping[str, Any] | None, scale: float = 1.0, digits: int = 2, unit: str = "") -> str:
-    """``value [low, high]``, signed by its own value; without brackets when there is no interval."""
+    """``value [low, high]``, signed by its own value; without brackets when there is no interval. No line break divides it."""
     value = finite((raw or {}).get("value"))
     if raw is None or value is None:
         return NOT_MEASURED
     low, high = finite(raw.get("low")), finite(raw.get("high"))
     text = _short(scale * value, digits) + unit
-    return text if low is None or high is None else f"{text} [{_short(scale * low, digits)}, {_short(scale * high, digits)}]"
+    if low is not None and high is not None:
+        text += f" [{_short(scale * low, digits)}, {_short(scale * high, digits)}]"
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Studies of what erasing does to the rest. To add one: write one file beside these and one import line here."""
+"""Studies of what erasing one concept does to the others. To add one, write one file here and add
+one import line to this one."""
 
 from .base import Study
 from .collapse import Collapse
@@ -6,12 +7,12 @@ from .impact import Impact
 from .lab import Erasure, Lab
 from .locality import Locality
 from .preserve import Preserve
-from .search import Search
+from .search import SearchStudy
 from .spectrum import Spectrum
 from .text_similarity import TextSimilarity
 
 STUDIES: dict[str, type[Study]] = {
-    cls.name: cls for cls in (Impact, Spectrum, Preserve, Search, TextSimilarity, Collapse, Locality)
+    cls.name: cls for cls in (Impact, Spectrum, Preserve, SearchStudy, TextSimilarity, Collapse, Locality)
 }
 
 __all__ = ["STUDIES", "Erasure", "Lab", "Study"]

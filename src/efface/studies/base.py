@@ -1,4 +1,4 @@
-"""A study: one question, the data it wants, and what the data allow to be said."""
+"""What a study is: one question, the data that it needs, and what the data allow one to say."""
 
 from __future__ import annotations
 
@@ -16,17 +16,22 @@ if TYPE_CHECKING:
 
 
 class Tree(dict[str, dict[str, list[float]]]):
-    """target -> training seed -> values: how intervals resample."""
+    """Values by target and training seed, the groups that intervals resample."""
 
     def put(self, e: Erasure, values: Sequence[float]) -> None:
-        """More values of an erased model."""
+        """Add values of an erased model."""
         self.setdefault(e.target, {}).setdefault(str(e.seed), []).extend(values)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study(abc.ABC):
-    """``targets``: concepts erased one at a time. ``names``: the concept space, targets included. ``methods``: rows compared.
-    ``seeds``: training seeds. ``images``: seeds per name."""
+    """Abstract. A study of erased models: its question, the scans it needs, its conclusion and its
+    figure.
+
+    ``targets`` are concepts that are erased one at a time, ``names`` the concept space with the
+    targets in it, ``methods`` the methods (or named variants) that are compared, ``seeds`` the
+    training seeds, and ``images`` the number of images for each name.
+    """
 
     name: ClassVar[str]
     question: ClassVar[str]
@@ -34,7 +39,7 @@ class Study(abc.ABC):
     default_seeds: ClassVar[tuple[int, ...]] = (0,)
     default_images: ClassVar[int] = 2
     default_targets: ClassVar[int] = 4
-    """How many of the miniature's targets, where none is named."""
+    """How many of the miniature's targets are taken where none is named."""
     min_targets: ClassVar[int] = 1
     min_seeds: ClassVar[int] = 1
 
@@ -53,10 +58,11 @@ class Study(abc.ABC):
 
     @property
     def erasures(self) -> list[Erasure]:
+        """Every combination of method, target and training seed."""
         return [Erasure(m, t, s) for m in self.methods for t in self.targets for s in self.seeds]
 
     def of(self, method: str) -> list[Erasure]:
-        """The erasures of one row."""
+        """The erasures by one method."""
         return [e for e in self.erasures if e.row == method]
 
     def gold(self, lab: Lab) -> list[Erasure]:
@@ -65,29 +71,32 @@ class Study(abc.ABC):
 
     @property
     def others(self) -> tuple[str, ...]:
-        """The space without the targets: what is preserved or damaged."""
+        """The concept space without the targets: what is preserved or damaged."""
         return tuple(n for n in self.names if n not in self.targets)
 
     def scan(self, erasure: Erasure | None) -> Images:
+        """The images of the whole concept space by an erased model, or by the base model for None."""
         return Images(erasure, self.names, tuple(range(self.images)))
 
     @abc.abstractmethod
     def wants(self, lab: Lab) -> Sequence[Want]:
-        """Everything the study reads, so that its cost is known before anything is computed."""
+        """Every scan that the study reads, so that its cost is known before anything is computed."""
 
     @abc.abstractmethod
     def conclude(self, lab: Lab) -> dict[str, Any]:
-        """Numbers as JSON: ``sentence`` says what they allow, ``records`` are the rows behind them."""
+        """The numbers as JSON: ``sentence`` says what they allow one to say, and ``records`` are
+        the measurements behind them."""
 
     @abc.abstractmethod
     def draw(self, numbers: Mapping[str, Any]) -> Figure:
-        """The one figure that answers the question, from the numbers alone."""
+        """The one figure that answers the question, drawn from the numbers alone."""
 
 
 def nested(tree: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, Any]:
-    """Mean over all values with its interval by resampling targets, then training seeds, then values; ``per_target`` means.
+    """The mean over all values, its resampled interval, and the means ``per_target``.
 
-    With one target there is no interval over targets: then seeds are resampled, then values; with one seed values alone.
+    The interval draws targets anew, then training seeds, then values. With one target it draws
+    seeds, then values; with one target and one seed, values alone.
     """
     values = [v for seeds in tree.values() for group in seeds.values() for v in group]
     groups: Mapping[str, Any] = tree
@@ -107,7 +116,8 @@ def nested(tree: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, Any]:
 
 
 def said(estimate: Mapping[str, Any], digits: int = 1) -> str:
-    """``3.1 {1.2, 5.0}``; braces because targets and training seeds are resampled."""
+    """An estimate as text, ``3.1 {1.2, 5.0}``. Braces say that targets and training seeds are
+    resampled."""
     if estimate["value"] is None:
         return "not measured"
     interval = f" {{{estimate['low']:.{digits}f}, {estimate['high']:.{digits}f}}}" if estimate["low"] is not None else ""
@@ -115,7 +125,7 @@ def said(estimate: Mapping[str, Any], digits: int = 1) -> str:
 
 
 def sign(estimate: Mapping[str, Any], against: float = 0.0) -> int:
-    """1 or -1 where the interval leaves out ``against`` above or below, else 0."""
+    """1 where the whole interval is above ``against``, -1 where it is below, else 0."""
     if estimate["low"] is None:
         return 0
     return 1 if estimate["low"] > against else -1 if estimate["high"] < against else 0

@@ -18,10 +18,12 @@ NULL = ""
 
 
 class Collapse(Study):
-    """Every target is erased alone; its images on shared seeds are compared with those of the other erased targets and of the
-    empty prompt, by the judge's image encoder: cosine after minus cosine before. Above 0: they moved together.
+    """Compares the images of concepts that were erased one at a time.
 
-    Methods are compared on the same targets and seeds; the gold model's value stands beside where it never saw a target.
+    The images of an erased target are compared, on shared seeds, with those of the other erased targets and of the empty
+    prompt, by the judge's image encoder. The result is the cosine after the erasure minus the cosine before; above 0 the
+    images moved together. Methods are compared on the same targets and seeds. The gold model is shown for targets that it
+    never saw.
     """
 
     name = "collapse"
@@ -60,10 +62,11 @@ class Collapse(Study):
         first, *others = self.methods
         differences = {m: nested(_minus(moved[first], moved[m])) for m in others}
         verdict = {1: "move together", -1: "move apart", 0: "were not shown to move together"}[sign(found[first]["together"])]
-        sentence = f"With {first}, images of different erased concepts {verdict}: cosine {said(found[first]['together'], 3)}."
+        change = said(found[first]["together"], 3)
+        sentence = f"With {first}, images of different erased concepts {verdict}: the cosine changes by {change}."
         for m, d in differences.items():
-            less = {1: "less", -1: "more", 0: "not shown to be less"}[sign(d)]
-            sentence += f" With {m} {less}: {said(found[m]['together'], 3)}, difference {said(d, 3)}."
+            less = {1: "do so less", -1: "do so more", 0: "were not shown to do so less"}[sign(d)]
+            sentence += f" With {m} they {less}: {said(found[m]['together'], 3)}, a difference of {said(d, 3)}."
         return {"sentence": sentence, "methods": found, "differences": differences, "records": records}
 
     def draw(self, numbers: Mapping[str, Any]) -> Figure:

@@ -1,4 +1,4 @@
-"""Figures of studies, drawn without a display. Colours by role, the same in every figure."""
+"""Figures of studies, drawn without a display. A colour has the same role in every figure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ COLOURS = ("#3b6fb6", "#d1782d", "#3f8f5b", "#9a5fb0", "#b5424a", "#6f6f6f", "#1
 
 
 def figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """A blank figure of inches and its axes, row by row; imported late, because plotting takes a second to load."""
+    """An empty figure, measured in inches, and its axes row by row. It is imported late, because
+    plotting takes a second to load."""
     from matplotlib.figure import Figure
 
     fig = Figure(figsize=(width, height), layout="constrained")
@@ -28,7 +29,7 @@ def figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tupl
 
 
 def write_figure(fig: Figure, path: Path) -> None:
-    """As SVG with text as text; the same numbers give the same bytes."""
+    """Write the figure as SVG with text as text. The same numbers give the same bytes."""
     import matplotlib
 
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "efface", "font.family": "sans-serif"}):
@@ -42,7 +43,8 @@ def write_figure(fig: Figure, path: Path) -> None:
 
 
 def dots(ax: Axes, rows: Sequence[tuple[str, Mapping[str, Any]]], colours: Sequence[str]) -> None:
-    """One estimate per row, the first on top: value and interval, small marks for the targets behind it."""
+    """Draw one estimate on each line, the first on top: value and interval, with small marks for
+    the targets behind it."""
     for i, ((_, found), colour) in enumerate(zip(rows, colours, strict=True)):
         points = list(found.get("per_target", {}).values())
         ax.plot(points, [i] * len(points), "|", color=colour, alpha=0.45, markersize=7)

@@ -19,11 +19,12 @@ Profiles = Mapping[tuple[str, int], Sequence[float]]
 
 
 class Impact(Study):
-    """Paired change of every concept after erasing each of several targets.
+    """Erases each of several targets and measures the damage to every other concept.
 
-    A target's damage profile is the mean fall of the image-text score of every concept that is no target. If targets did not
-    matter, profiles of one target (other training seeds) would be as alike as profiles of two: a permutation test of the
-    labels. Groups: mean damage inside the target's group minus outside, resampled by target and training seed.
+    The damage profile of an erasure is the mean fall of the image-text score of every concept that is no target. If it did
+    not matter which target is erased, the profiles of one target (with other training seeds) would be no more alike than the
+    profiles of two targets. A permutation test of the targets' labels decides this. The second comparison is the mean damage
+    inside the target's group minus the mean damage outside it, resampled by target and training seed.
     """
 
     name = "impact"
@@ -48,15 +49,18 @@ class Impact(Study):
         first = found[self.methods[0]]
         differ = first["p"] < 0.05
         sentence = (
-            f"With {self.methods[0]}, damage profiles of one target agree better (rank correlation {first['within']:.2f}) than "
-            f"profiles of two targets ({first['between']:.2f}; p = {first['p']:.3f}): which concepts are hurt "
-            f"{'depends on the target' if differ else 'was not shown to depend on the target'}."
+            f"With {self.methods[0]}, which concepts are hurt "
+            f"{'depends on the target' if differ else 'was not shown to depend on the target'}: the damage profiles of "
+            "one target "
+            f"have a rank correlation of {first['within']:.2f}, those of two targets {first['between']:.2f} (p = "
+            f"{first['p']:.3f})."
         )
         if "group" in first:
             verdict = {1: "is hurt more", -1: "is hurt less", 0: "was not shown to be hurt more"}[sign(first["difference"])]
             sentence += (
-                f" The target's own group {verdict} than the rest: {said(first['group'])} against {said(first['rest'])} points, "
-                f"difference {said(first['difference'])}."
+                f" The target's own group {verdict} than the rest: {said(first['group'])} against {said(first['rest'])} "
+                "points, a "
+                f"difference of {said(first['difference'])}."
             )
         return {"sentence": sentence, "methods": found, "concepts": list(self.others), "records": records(found, self.others)}
 

@@ -19,7 +19,7 @@ from ..detectors.cloud import MINIMUM
 from ..errors import BadFile, BadOption
 from ..evaluation.driver import Judge, judge_facts
 from ..evaluation.profiles import Profile
-from ..evaluation.scan import Probe, Scan, case_images, climb_cost, climbed, distances, drops, scan_cases, scored
+from ..evaluation.scan import Probe, Scan, case_images, climb_cost, climbed, drops, prediction_changes, scan_cases, scored
 from ..io.files import atomic_write
 from ..methods import Method
 from ..models.base import DiffusionModel
@@ -27,6 +27,8 @@ from ..patches import Patch
 from ..training.loop import Run
 
 GOLD = "gold"
+SCANS = 2
+"""Which numbers a stored scan of images holds; a store of another kind of scan is not read."""
 """Row of the model that never saw the target: nothing is erased, nothing is trained."""
 
 
@@ -171,7 +173,7 @@ class Lab:
                 [self._gold.digest()] if e.row == GOLD else [_contents(self.path(e), self.path(e).stat().st_mtime_ns), e.strength]
             )
             folder = self.store / e.folder / e.row
-        text = json.dumps([want.kind, self._facts, patch, *want.facts], sort_keys=True, default=str)
+        text = json.dumps([want.kind, SCANS, self._facts, patch, *want.facts], sort_keys=True, default=str)
         return folder / f"{want.kind}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
 
     @property
@@ -225,12 +227,12 @@ class Lab:
         return drops(want.names, self.images(replace(want, erasure=None)).text, self.images(want).text)
 
     def distances(self, want: Distances) -> Tensor:
-        """(n, pairs) of :func:`efface.evaluation.scan.distances`, found or made."""
+        """(n, pairs) of :func:`efface.evaluation.scan.prediction_changes`, found or made."""
 
         def make(patch: Patch | None) -> Mapping[str, Tensor]:
             assert patch is not None
             self.on_progress(f"noise predictions of {want.erasure.row}, {want.erasure.target}", 0, 1)
-            return {"distances": distances(self.model, patch, want.names, want.probe, want.seed).contiguous()}
+            return {"distances": prediction_changes(self.model, patch, want.names, want.probe, want.seed).contiguous()}
 
         return self._found(want, make)["distances"]
 

@@ -21,11 +21,11 @@ NEIGHBOURS, FARTHEST = 4, 4
 
 
 class Locality(Study):
-    """AGE's graph idea (NetFive) on any concept space: concepts are linked with the 4 whose base images are most alike (by the
-    judge's image encoder), damage is read by the number of links from the target, 4 standing for 4 and more.
+    """Measures damage by the distance from the target in a graph of concepts, after AGE's NetFive.
 
-    Also: asymmetry ``|D - D^T| / |D|`` of the damage among the targets, and the rank correlation of damage and image
-    similarity.
+    Every concept is linked with the 4 concepts whose images by the unmodified model are most alike, according to the judge's
+    image encoder. Damage is read by the number of links from the target; 4 stands for 4 and more. The study also gives the
+    asymmetry ``|D - D^T| / |D|`` of the damage among the targets, and the rank correlation of damage and image similarity.
     """
 
     name = "locality"
@@ -70,9 +70,10 @@ class Locality(Study):
         verdict = {1: "is hurt more", -1: "is hurt less", 0: "was not shown to be hurt more"}[sign(first["decay"])]
         one = first["hops"].get("1")
         sentence = (
-            f"With {self.methods[0]}, what is one link from the target {verdict} than what is {FARTHEST} or more away: "
-            f"{said(one) if one else 'nothing there'} points, {said(first['decay'])} more. "
-            f"Damage and image similarity: rank correlation {said(first['rank_correlation'], 2)}."
+            f"With {self.methods[0]}, a concept one link from the target {verdict} than one {FARTHEST} or more links away: "
+            f"{said(one) if one else 'nothing there'} points, {said(first['decay'])} more. The rank correlation of damage "
+            "and image "
+            f"similarity is {said(first['rank_correlation'], 2)}."
         )
         return {"sentence": sentence, "methods": found, "records": records}
 

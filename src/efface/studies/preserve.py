@@ -31,10 +31,11 @@ FIXED = {"fixed-related": -1, "fixed-far": 0}
 
 
 class Preserve(Study):
-    """The effect on all other concepts at matched erasure: every patch is scaled to 0.75, 1 and 1.25 times its strength, and
-    the mean fall of the image-text score of the others is read where 90 % of the target's images are erased, by interpolation.
+    """Measures the damage to all other concepts when every method erases the same share of the target's images.
 
-    The first method is compared with each other one, paired by target, training seed and case.
+    Every patch is scaled to 0.75, 1 and 1.25 times its strength. The mean fall of the image-text score of the other concepts
+    is read where 90 % of the target's images are erased, by interpolation. The first method is compared with each other one,
+    paired by target, training seed and case.
     """
 
     name = "preserve"
@@ -74,8 +75,8 @@ class Preserve(Study):
                     shown = lab.images(replace(own[0], erasure=None)).shown[0]
                     if not bool(shown.any()):
                         raise EvaluationError(f"the detector finds {target!r} in no image of the base model: nothing to erase.")
-                    erased = torch.stack([~lab.images(w).shown[0] for w in own])[:, shown]
-                    drop = torch.nan_to_num(torch.stack([lab.drops(w) for w in others]), nan=100.0).flatten(1)
+                    erased = torch.stack([lab.images(w).valid[0] & ~lab.images(w).shown[0] for w in own])[:, shown]
+                    drop = torch.stack([lab.drops(w) for w in others]).flatten(1)
                     found = [("erased", column.tolist()) for column in erased.float().T]
                     found += [("rest", column.tolist()) for column in drop.T]
                     cases.setdefault(row, {}).setdefault(target, {})[str(seed)] = found
@@ -102,9 +103,9 @@ class Preserve(Study):
         worse = [row for row, m in matched.items() if m["interval"] and m["interval"][1] < 0]
         sentence = (
             f"At {100 * LEVEL:.0f} % erasure {reference} hurts the other concepts less than {', '.join(better) or 'no other row'}"
-            f"{' and more than ' + ', '.join(worse) if worse else ''}; differences in points of the image-text score: "
-            + "; ".join(f"{row} minus {reference} {difference_text(m)}" for row, m in matched.items())
-            + "."
+            f"{' and more than ' + ', '.join(worse) if worse else ''}. The damage of the other rows minus that of "
+            f"{reference}, in "
+            "points of the image-text score, is " + "; ".join(f"{row} {difference_text(m)}" for row, m in matched.items()) + "."
         )
         return {"sentence": sentence, "reference": reference, "at_strength_1": full, "matched": matched, "records": records}
 

@@ -31,16 +31,18 @@ ASCENTS, RATE = 10, 0.05
 PICTURE_SEED, PIXELS = 4242, 96
 
 
-class Search(Study):
-    """AP is run to 10, 25, 50 and 100 % of its updates (one run, cut off at four lengths: the same draws), and every
-    candidate's damage is measured at each point: the exhaustive answer. Against it stands the percentile (100: the worst
-    candidate) of what the Gumbel search chooses in the next updates, of what it chose and preserved in the last ones (which
-    repairs it), of the candidate nearest in the text encoder, and 50 for a random choice. The continuous search climbs from the
-    target's embedding on the same models; its damage is given as a multiple of the worst candidate's, with the percentile of
-    the candidate nearest to its end.
+class SearchStudy(Study):
+    """Compares what a search chooses with the candidate that is really damaged most.
 
-    How long a concept stays the worst: rank correlation of damage between neighbouring snapshots, and how often the worst
-    stays.
+    AP is run to 10, 25, 50 and 100 % of its updates, as one run that is cut off at four lengths. At each point the damage of
+    every candidate is measured and ranked (percentile 100: the worst candidate). The study looks up where in this ranking
+    stand what the Gumbel search chooses in the next updates, what it chose in the last updates (which is repaired by then),
+    and the candidate nearest in the text encoder; a random choice stands at 50. The continuous search climbs from the
+    target's embedding on the same models. Its damage is given as a multiple of the worst candidate's, together with the
+    percentile of the candidate nearest to where it ends.
+
+    How long a concept stays the worst is measured by the rank correlation of the damage at neighbouring points, and by how
+    often the worst candidate stays the worst.
     """
 
     name = "search"
@@ -139,10 +141,13 @@ class Search(Study):
         before = ranks["gumbel, just preserved"][at]
         sentence = (
             f"What the Gumbel search chooses next after update {at} stands at percentile {said(chosen, 0)} of the candidates' "
-            f"damage there, {verdict} (50); what it has just preserved at {said(before, 0)}; the nearest in text at "
-            f"{said(ranks['nearest in text'][at], 0)}. The worst candidate stays the worst from one snapshot to the next in "
-            f"{said(nested(stays), 0)} % of cases (rank correlation {said(nested(stable), 2)}). At the end the continuous search "
-            f"reaches {said(last[ways[4]], 1)} times the worst candidate's damage, at an embedding whose nearest candidate "
+            f"damage there, which is {verdict} (50). What it has just preserved stands at {said(before, 0)}, the "
+            "candidate nearest "
+            f"in the text encoder at {said(ranks['nearest in text'][at], 0)}. The worst candidate is still the worst at the next "
+            f"point in {said(nested(stays), 0)} % of cases (rank correlation {said(nested(stable), 2)}). At the end the "
+            "continuous "
+            f"search reaches {said(last[ways[4]], 1)} times the worst candidate's damage, at an embedding whose nearest "
+            "candidate "
             f"stands at percentile {said(last[ways[3]], 0)}."
         )
         numbers = {"sentence": sentence, "steps": steps, "ranks": ranks, "stable": nested(stable), "stays": nested(stays)}

@@ -22,12 +22,13 @@ PROBE = Probe(trajectories=1)
 
 
 class Spectrum(Study):
-    """Mean squared difference of the noise predictions of the erased and the base model over the whole space, and in it the
-    neutral concepts' percentile: 0 is hurt least, 100 most.
+    """Measures the damage to every name of the concept space and looks up where the neutral concepts stand.
 
-    The space is scanned twice, on latents of two disjoint sets of seeds: the ``WORST`` names of scan A are looked up in scan B,
-    which shows how much of their damage was chance. Beside it, where ``images`` are asked for, the rank correlation with damage
-    in images.
+    Damage is the mean squared difference of the noise predictions of the erased and the unmodified model. A percentile of 0
+    is the concept that is hurt least, 100 the one that is hurt most. The space is scanned twice, on latents of two disjoint
+    sets of seeds. The names that are worst in the first scan are looked up in the second one, which shows how much of their
+    damage was chance. Where ``images`` are asked for, the study also gives the rank correlation of this damage with the
+    damage in images.
     """
 
     name = "spectrum"
@@ -87,9 +88,11 @@ class Spectrum(Study):
         in_the_middle = where["low"] is not None and where["low"] < 50 < where["high"]
         sentence = (
             f"With {self.methods[0]}, the neutral concepts stand at percentile {said(where, 0)} of the damage over "
-            f"{len(self.names)} names (50, the exact middle, is {'inside' if in_the_middle else 'outside'} the interval); the "
-            f"target's group at {group}. The {WORST} names found worst on one set of latents keep {said(first['kept'], 0)} % of "
-            f"their excess on another; noise predictions and images agree in rank by {said(first['images'], 2)}."
+            f"{len(self.names)} names; 50, the exact middle, is {'inside' if in_the_middle else 'outside'} the interval. The "
+            f"target's group stands at {group}. The {WORST} names that are worst on one set of latents keep "
+            f"{said(first['kept'], 0)} % of their excess on another set. The rank correlation of damage in noise "
+            "predictions with "
+            f"damage in images is {said(first['images'], 2)}."
         )
         numbers = {"sentence": sentence, "methods": found, "concepts": list(self.names), "neutral": list(self.neutral)}
         return {**numbers, "records": records}

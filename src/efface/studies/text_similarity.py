@@ -22,11 +22,11 @@ IMAGES = "base images"
 
 
 class TextSimilarity(Study):
-    """Rank correlation of a name's similarity to the target with its damage: cosine of text features at the first, middle and
-    last layer, pooled at the last word, at the end token, over the words and over all positions; beside them the similarity of
-    base images.
+    """Correlates a name's similarity to the target with its damage, by rank.
 
-    Per target with an interval over concepts, and over targets and training seeds.
+    The similarity is the cosine of text features at the first, middle and last layer, pooled at the last word, at the end
+    token, over the words, and over all positions. The similarity of the unmodified model's images is given beside it. There
+    is a result per target, with an interval over concepts, and one over all targets and training seeds.
     """
 
     name = "text-similarity"
@@ -60,8 +60,8 @@ class TextSimilarity(Study):
         best = max(texts, key=lambda k: texts[k]["value"] if texts[k]["value"] is not None else -2.0)
         verdict = {1: "goes with", -1: "goes against", 0: "was not shown to go with"}[sign(texts[best])]
         sentence = (
-            f"With {self.methods[0]}, similarity of the text {verdict} damage at its best pooling ({best}): rank "
-            f"correlation {said(texts[best], 2)}; similarity of the base images: {said(first[IMAGES], 2)}."
+            f"With {self.methods[0]}, similarity of the text {verdict} damage. At its best pooling ({best}) the rank "
+            f"correlation is {said(texts[best], 2)}; that of image similarity is {said(first[IMAGES], 2)}."
         )
         return {"sentence": sentence, "methods": found, "records": records}
 

@@ -1,4 +1,5 @@
-"""Stand-ins for training images: methods that were published with images of a concept draw them from the frozen model."""
+"""Images drawn by the original model, in place of the photographs with which some methods were
+published."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from .loop import Step
 
 
 def surrogate_evals(n: int, steps: int, guidance: float) -> int:
-    """Cost of :func:`surrogate_latents`: one evaluation per step without guidance, two with."""
+    """UNet evaluations of :func:`surrogate_latents`: one for each sampler step without guidance,
+    two with it."""
     return n * steps * (1 if guidance == 1.0 else 2)
 
 
@@ -20,9 +22,11 @@ def surrogate_evals(n: int, steps: int, guidance: float) -> int:
 def surrogate_latents(
     model: DiffusionModel, prompts: Sequence[str], n: int, *, steps: int, guidance: float, seed: int, batch: int = 16
 ) -> Tensor:
-    """Clean latents (n, C, h, w): number i shows prompt i modulo their number, as the model draws it with deterministic DDIM.
+    """Clean latents (n, C, h, w) of images by the model. Image i shows prompt i modulo the number
+    of prompts.
 
-    The same seed gives the same start noise; nothing is decoded, so no VAE stands between them and training.
+    They come from deterministic DDIM, and the same seed gives the same start noise. Nothing is
+    decoded, so that no VAE stands between the model and the training.
     """
     rng, parts = torch.Generator().manual_seed(seed), []
     for i in range(0, n, batch):
@@ -32,7 +36,8 @@ def surrogate_latents(
 
 
 def renoised(model: DiffusionModel, z_0: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
-    """``(z_t, t, noise)``: each clean latent (B, C, h, w) at its own t, uniform over all training levels."""
+    """``(z_t, t, noise)``: each clean latent (B, C, h, w) with noise at a t of its own, uniform
+    over all training levels."""
     t = model.schedule.numbered([step.randint(model.schedule.size) for _ in z_0], z_0.device)
     noise = model.noise(len(z_0), step.rng)
     return model.schedule.noised(z_0, noise, t), t, noise

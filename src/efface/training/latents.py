@@ -1,7 +1,10 @@
-"""Where ``(z_t, t)`` comes from: trajectories of the student or of the frozen model, or a pool of the frozen model's latents.
+"""Sources of the latents ``(z_t, t)`` that methods train on: fresh trajectories, or a pool of
+stored latents.
 
-All sources answer the same question: for groups of B conditionings (the targets, the concepts to preserve, ...), one latent per
-row at one noise level per row, the level and the start noise shared between the groups.
+A trajectory is the series of latents along which the sampler goes from noise to an image; to walk
+one is to compute it. All sources answer the same question: for groups of B concepts (the targets,
+the concepts to preserve, ...) they give one latent for each row at one noise level for each row.
+The level and the start noise are the same in every group.
 """
 
 from __future__ import annotations
@@ -23,29 +26,33 @@ from .processes import share
 
 @dataclass(frozen=True)
 class Group:
-    """B conditionings to draw latents for. ``names``: of the whole batch; ``cond``: this process's rows."""
+    """B concepts to draw latents for: the ``names`` of the whole batch, and the encodings ``cond``
+    of this process's rows."""
 
     names: Sequence[str]
     cond: Cond
 
 
 class Latents(Protocol):
-    """A source of latents; what it keeps survives an interruption."""
+    """A source of latents. What it stores survives an interruption."""
 
     def draw(self, groups: Sequence[Group], step: Step) -> tuple[list[Tensor], Tensor]:
-        """One ``z_t`` (B, C, h, w) per group, and their common ``t`` (B,)."""
+        """One ``z_t`` (B, C, h, w) for each group, and their common ``t`` (B,)."""
 
     def common(self, names: Sequence[str], cond: Cond, neutral: Cond, step: Step) -> tuple[Tensor, Tensor]:
-        """``z_t`` and ``t`` for n candidates at one level, to compare them with each other."""
+        """``z_t`` and ``t`` for n candidates, all at one noise level, to compare the candidates
+        with each other."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class Trajectories:
-    """Guided trajectories from fresh noise down to one random grid level per draw, all groups in one batch.
+    """Walk a new guided trajectory for every draw, from fresh noise down to one random level of the
+    grid, all groups in one batch.
 
-    Cost per draw and row of g groups: 2 g k evaluations, less the g - 1 unconditional ones that the first step shares.
+    Cost: for each draw and row of g groups, 2 g k UNet evaluations for k sampler steps, less the g
+    - 1 unconditional ones that the first step shares.
     """
 
     def __init__(self, walker: DiffusionModel, *, steps: int, guidance: float, official: bool, solver: str, batch: int) -> None:
@@ -53,7 +60,8 @@ class Trajectories:
         self.batch = batch
 
     def draw(self, groups: Sequence[Group], step: Step) -> tuple[list[Tensor], Tensor]:
-        """Logs the level as one more entry of ``k``."""
+        """Latents for each group. The number of sampler steps is added to the step's log as an
+        entry of ``k``."""
         stride = self.walker.schedule.size // self.steps
         k, jitter = step.randint(self.steps), step.randint(stride) if self.official else 0
         step.log(k=[*step.logged.get("k", []), k])
@@ -63,7 +71,7 @@ class Trajectories:
         return parts, t[: len(parts[0])]
 
     def common(self, names: Sequence[str], cond: Cond, neutral: Cond, step: Step) -> tuple[Tensor, Tensor]:
-        """One latent of the neutral prompt for all candidates. Cost: 2 k evaluations."""
+        """One latent of the neutral prompt, given to all candidates. Cost: 2 k UNet evaluations."""
         k, noise = step.randint(self.steps), self.walker.noise(1, step.rng)
         step.log(common_k=[*step.logged.get("common_k", []), k])
         z, t = self.walker.sample_until(neutral, k, self.steps, noise, self.guidance, solver=self.solver)
@@ -77,18 +85,25 @@ class Trajectories:
 
 
 class LatentPool:
-    """Latents by concept name at every grid level, each trajectory from a seed of its own: ``trajectories`` per concept, or as
-    many as ``more`` says for the concepts that are drawn most.
+    """Store latents by concept name at every level of the grid, and draw from them.
 
-    ``walker`` frozen: filled once, the exact distribution of ``Trajectories`` of the frozen model (batch rows have levels of
-    their own). ``walker`` the student and a ``lifetime``: a concept's trajectories serve that many updates and are then walked
-    again by the student as it is ("harvest"). ``forward``: only clean latents are kept, and noised to any of the T levels.
-    ``levels``: of the S of the grid only so many from the noisiest are walked and drawn. ``after``: what is kept for a level is
-    the latent after the step that leaves it, as some official codes store it; it is one step cleaner than its t says.
-    Cost: 2 (S - 1) evaluations per trajectory to fill, 2 S with ``forward`` or ``after``, half without guidance; drawing is free.
+    Each concept has ``trajectories`` trajectories, or as many as ``more`` says, each from a seed of
+    its own. Where ``walker`` is the frozen model, the pool is filled once and has the distribution
+    of its :class:`Trajectories`, up to their number; rows of a batch have levels of their own.
+    Options for other pools:
+
+    - ``lifetime``: ``walker`` is the student. A concept's trajectories serve for that many updates
+      and are then walked again by the student as it is ("harvest").
+    - ``forward``: only clean latents are stored, and noised to any of the T timesteps.
+    - ``levels``: only so many levels of the grid, from the noisiest, are walked and drawn.
+    - ``after``: what is stored for a level is the latent after the sampler step that leaves it, as
+      some official codes do. It is one step cleaner than its t says.
+
+    Cost: 2 (S - 1) UNet evaluations for each trajectory to fill, 2 S with ``forward`` or ``after``,
+    and half of that without guidance. Drawing is free.
     """
 
-    ROWS = 32  # trajectories walked in one batch
+    ROWS = 32  # number of trajectories that are walked in one batch
 
     def __init__(
         self,
@@ -119,7 +134,7 @@ class LatentPool:
         return self.more.get(name, self.trajectories)
 
     def fill(self, concepts: Sequence[str], now: int = 0) -> None:
-        """Walk the trajectories of concepts that are missing or too old."""
+        """Walk the trajectories of the concepts that are missing or too old."""
         missing = [c for c in dict.fromkeys(concepts) if c not in self.latents or self._old(c, now)]
         rows = [(name, z) for name in missing for z in self.walker.noise(self.size(name), self._rng(name, now)).split(1)]
         grown: dict[str, list[Tensor]] = {name: [] for name in missing}
@@ -135,8 +150,12 @@ class LatentPool:
             self.latents[name], self.born[name] = torch.stack(parts), now
 
     def add_predictions(self, name: str, asked: Sequence[tuple[DiffusionModel, str]]) -> None:
-        """Keep what each network predicts for each prompt at every latent of a concept beside it, as further channels in this
-        order. Cost: 1 evaluation per latent and pair."""
+        """Store, beside every latent of a concept, what each network predicts for each prompt
+        there.
+
+        The predictions become further channels in this order. Cost: 1 UNet evaluation for each
+        latent and pair.
+        """
         z = self.latents[name]  # (trajectories, levels, C, h, w)
         t = torch.tensor(self.grid, device=z.device)
         with torch.no_grad():
@@ -147,13 +166,14 @@ class LatentPool:
         return self.lifetime is not None and now - self.born[name] >= self.lifetime
 
     def _rng(self, name: str, now: int) -> torch.Generator:
-        """By name, so that a trajectory does not depend on what else is in the pool."""
+        """Random numbers that depend on the name, so that a trajectory does not depend on what else
+        is in the pool."""
         told = hashlib.sha256(f"{self.seed} {now} {name}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(told[:7], "big"))
 
     def draw(self, groups: Sequence[Group], step: Step) -> tuple[list[Tensor], Tensor]:
         self.fill([name for g in groups for name in g.names], step.index)
-        # One draw for all groups: names with equally many trajectories get the same one. Every size divides the modulus.
+        # All groups share one draw, so names with equally many trajectories get the same one. Every size divides the modulus.
         sizes = {self.size(name) for g in groups for name in g.names}
         which = share(step.draw(math.lcm(*sizes), self.batch))
         level, t = self._levels(share(step.draw(self.depth, self.batch)))
@@ -167,7 +187,7 @@ class LatentPool:
         return parts, t
 
     def common(self, names: Sequence[str], cond: Cond, neutral: Cond, step: Step) -> tuple[Tensor, Tensor]:
-        """Every candidate's own latent, all of the same trajectory and level."""
+        """Every candidate's own latent, all of the same trajectory number and level."""
         self.fill(names, step.index)
         i, level, t = step.randint(math.lcm(*map(self.size, names))), *self._levels([step.randint(self.depth)])
         z = torch.stack([self.latents[name][i % self.size(name), level[0]] for name in names])
@@ -181,13 +201,14 @@ class LatentPool:
         return self.walker.schedule.size if self.forward else len(self.grid)
 
     def _levels(self, drawn: Sequence[int]) -> tuple[list[int], Tensor]:
-        """Index into the kept latents and timestep of every drawn level."""
+        """For every drawn level, its index among the stored latents, and its timestep."""
         if self.forward:
             return [0] * len(drawn), self.walker.schedule.numbered(drawn, self.walker.device)
         return list(drawn), torch.tensor([self.grid[k] for k in drawn], device=self.walker.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Only what the student drew: a frozen pool is the same when it is filled again."""
+        """Only what the student drew. A pool of the frozen model comes out the same when it is
+        filled again."""
         return {"latents": self.latents, "born": self.born} if self.lifetime is not None else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -196,6 +217,7 @@ class LatentPool:
 
 
 def draw_cost(groups: int, steps: int, official: bool) -> float:
-    """Mean evaluations per row of one draw of :class:`Trajectories`, its level uniform on 0 .. steps - 1."""
+    """Mean UNet evaluations for each row of one draw of :class:`Trajectories`, with a level uniform
+    on 0 .. steps - 1."""
     walks = 1.0 if official else (steps - 1) / steps  # share of levels that need at least one step
     return 2 * groups * mean_walk(steps, official) - (groups - 1) * walks

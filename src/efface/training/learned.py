@@ -1,4 +1,4 @@
-"""Tensors that a method trains and that are no weights of the model: prompts, word embeddings."""
+"""Tensors that a method trains beside the model's weights, such as prompts and word embeddings."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from .processes import average_
 
 
 def collected(values: Sequence[Tensor], used: Iterable[int]) -> dict[int, Tensor]:
-    """Gradients that backward passes left on the drawn leaves, averaged over the processes; all leaves are cleared.
+    """Take the gradients that backward passes left on the drawn tensors, averaged over the
+    processes, and clear all gradients.
 
-    ``used``: indices that the whole batch drew, so that a process without such a row takes part with zeros.
+    ``used`` are the indices that the whole batch drew, so that a process without such a row takes
+    part with zeros.
     """
     found = {i: values[i].grad if values[i].grad is not None else torch.zeros_like(values[i]) for i in sorted(set(used))}
     average_(found.values())
@@ -24,7 +26,8 @@ def collected(values: Sequence[Tensor], used: Iterable[int]) -> dict[int, Tensor
 
 
 class Learned:
-    """Leaf tensors in float32, each with its own Adam, so that one that was not drawn does not drift.
+    """Trainable float32 tensors, each with an Adam of its own, so that one that was not drawn does
+    not drift by momentum.
 
     Pass it to ``training(carry=...)`` to have it survive an interruption.
     """
@@ -34,18 +37,19 @@ class Learned:
         self.optimizers = [torch.optim.Adam([v], lr=lr, maximize=maximize) for v in self.values]
 
     def rows(self, indices: Sequence[int]) -> Tensor:
-        """(B, ...) the tensors of the given indices, differentiable."""
+        """(B, ...) the tensors with the given indices, differentiable."""
         return torch.stack([self.values[i] for i in indices])
 
     def update(self, used: Iterable[int]) -> None:
-        """One step of the drawn tensors on the gradients that backward passes left; see :func:`collected`."""
+        """One optimizer step of the drawn tensors on the gradients that backward passes left; see
+        :func:`collected`."""
         for i, gradient in collected(self.values, used).items():
             self.values[i].grad = gradient
             self.optimizers[i].step()
             self.values[i].grad = None
 
     def begin(self, i: int, value: Tensor) -> None:
-        """The tensor starts at ``value``, its Adam without a past."""
+        """Set tensor i to ``value`` and let its Adam start anew."""
         self.values[i].data.copy_(value)
         self.optimizers[i].state.clear()
 

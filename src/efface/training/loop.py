@@ -1,5 +1,8 @@
-"""The loop every iterative method calls: ``for step in training(...)``. It owns the optimizer, seeding, logging, finite
-checks, checkpoints and cancelling; the method owns the algorithm."""
+"""The training loop of every trained method: ``for step in training(...)``.
+
+The loop owns the optimizer, random numbers, the log, checks for finite values, checkpoints and
+cancelling. The method owns the algorithm.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import json
 import math
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,7 +31,8 @@ from ..training import processes as parallel
 
 
 class Stateful(Protocol):
-    """Anything with tensors to carry over an interruption, such as an optimizer or AP's logits."""
+    """Anything whose tensors must survive an interruption, such as an optimizer or the logits of
+    AP's search."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
@@ -35,21 +40,27 @@ class Stateful(Protocol):
 
 @dataclass
 class Run:
-    """How a run behaves around the algorithm. The default runs silently and keeps nothing."""
+    """What surrounds the algorithm: checkpoint, progress and log. The default run is silent and
+    stores nothing."""
 
     checkpoint: Path | None = None
-    """Where to keep the state; written every ``every`` steps, on Ctrl-C, and removed when the run completes."""
+    """File for the state. It is written every ``every`` steps and on Ctrl-C, and removed when the run is complete."""
     resume: bool = False
+    overwrite: bool = False
+    """Start anew where a checkpoint of a stopped run lies, which is lost; otherwise that is an error."""
     every: int = 50
     on_step: Callable[[Step, int], None] = lambda step, total: None
-    """Called after every step with the step and the total number of steps."""
+    """Called after every step, with the step and the number of all steps."""
     fingerprint: str = ""
-    """Identity of method, config, request and base; a checkpoint of another run is refused."""
+    """Identifies method, options, request and base model. A checkpoint of another run is refused."""
     log: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Step:
-    """One optimizer update. ``rng`` depends on the seed and the index alone, so step i can be reproduced by itself."""
+    """One update of the weights.
+
+    ``rng`` depends only on the seed and the index, so that step i can be reproduced by itself.
+    """
 
     def __init__(
         self, index: int, seed: int, optimizer: torch.optim.Optimizer, model: DiffusionModel, accumulate: bool = False
@@ -61,18 +72,19 @@ class Step:
         self._optimizer, self._model, self._accumulate = optimizer, model, accumulate
 
     def randint(self, n: int) -> int:
-        """Uniform on 0 .. n - 1."""
+        """A random integer, uniform on 0 .. n - 1."""
         return int(torch.randint(n, (1,), generator=self.rng))
 
     def draw(self, n: int, batch: int) -> list[int]:
-        """One index below n for every row of the whole batch; the same in every process.
+        """A random index below n for every row of the whole batch, the same in every process.
 
         :func:`efface.training.processes.share` cuts out the rows of this process.
         """
         return [self.randint(n) for _ in range(batch)]
 
     def minimize(self, **terms: Tensor) -> None:
-        """One optimizer step on the sum of the named loss terms. Call exactly once per step."""
+        """Take one optimizer step on the sum of the named loss terms. Call it exactly once in each
+        step."""
         if self.terms:
             raise MethodError(f"step {self.index}: minimize() was called twice.")
         means = torch.stack([value.detach().reshape(()).float() for value in terms.values()])
@@ -92,19 +104,21 @@ class Step:
         self._optimizer.step()
 
     def restart(self, lr: float) -> None:
-        """The optimizer forgets its past and goes on with this learning rate: another phase of the method begins."""
+        """Clear the optimizer and go on with this learning rate, because another phase of the
+        method begins."""
         self._optimizer.state.clear()
         for group in self._optimizer.param_groups:
             group["lr"] = lr
 
     @torch.no_grad()
     def shrink(self, weights: Mapping[str, Tensor], origin: Mapping[str, Tensor], rho: float) -> None:
-        """Pull the trained weights a share ``rho`` of their way back to ``origin``; see :func:`efface.equations.steps.shrunk`."""
+        """Move the trained weights a share ``rho`` of their way back to ``origin``; see
+        :func:`efface.equations.steps.shrunk`."""
         for name, w in weights.items():
             w.copy_(shrunk(w, origin[name].to(w.dtype), rho))
 
     def log(self, **values: Any) -> None:
-        """Remember plain values of this step; they land in the run's log by name."""
+        """Remember plain values of this step. They appear in the run's log under these names."""
         self.logged.update(values)
 
 
@@ -119,12 +133,16 @@ def training(
     carry: Mapping[str, Stateful] | None = None,
     accumulate: bool = False,
 ) -> Iterator[Step]:
-    """Yield one Step per update of the student's selected weights (Adam, betas 0.9 / 0.999, no decay).
+    """Yield one :class:`Step` for each update of the student's selected weights (Adam with betas
+    0.9 and 0.999, no weight decay).
 
-    ``accumulate``: gradients are never zeroed, as in codes that forgot to; every update is on the sum of all so far.
-    ``carry`` names whatever else must survive an interruption. A resumed run continues bit-exactly: weights, optimizer,
-    carried state and cost counter are restored and the step generators depend on the index alone.
-    Raises MethodError if the body did not call ``minimize``, NonFiniteLoss, Cancelled on Ctrl-C.
+    ``accumulate`` never sets gradients to zero, as in official codes that forgot to, so that every
+    update takes the sum of all so far. ``carry`` names whatever else must survive an interruption.
+    A resumed run continues with the same bits: weights, optimizer, carried state and cost counter
+    are restored, and random numbers depend on the index alone.
+
+    Raises MethodError if the body did not call ``minimize``, NonFiniteLoss, and Cancelled on
+    Ctrl-C.
     """
     weights = student.weights(select)
     for p in weights.values():
@@ -135,9 +153,9 @@ def training(
         **({"gradients": Gradients(weights)} if accumulate else {}),
         **(carry or {}),
     }
-    first, start = 0, student.evals.snapshot()
+    first, start, saved = 0, student.evals.snapshot(), False
     if run.resume and run.checkpoint is not None and run.checkpoint.exists():
-        first = _restore(run, weights, kept, student)
+        first, saved = _restore(run, weights, kept, student), True
     with _interruptible() as interrupted:
         for index in range(first, steps):
             step = Step(index, seed, optimizer, student, accumulate)
@@ -148,16 +166,16 @@ def training(
             run.on_step(step, steps)
             stop = parallel.anyone(interrupted.is_set(), student.device)
             if run.checkpoint is not None and (stop or (index + 1) % run.every == 0) and parallel.rank() == 0:
-                _save(run, index + 1, weights, kept, student, start)
+                saved = _kept(run, index + 1, weights, kept, student, start)
             if stop:
-                where = f" Continue with --resume (checkpoint {run.checkpoint})." if run.checkpoint is not None else ""
+                where = f" Continue with --resume (checkpoint {run.checkpoint})." if saved else " Nothing of it was kept."
                 raise Cancelled(f"stopped after step {index + 1} of {steps}.{where}")
     for p in weights.values():
         p.requires_grad_(False)
 
 
 class Gradients:
-    """What lies on the gradients of weights, to be carried over an interruption."""
+    """The gradients that lie on weights, to be kept over an interruption."""
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         self.weights = weights
@@ -172,7 +190,8 @@ class Gradients:
 
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event and the current step is finished; a second Ctrl-C interrupts at once."""
+    """The first Ctrl-C sets the event, so that the current step is finished. A second Ctrl-C
+    interrupts at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -190,6 +209,34 @@ def _interruptible() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, previous)
 
 
+def _kept(
+    run: Run,
+    step: int,
+    weights: Mapping[str, Tensor],
+    kept: Mapping[str, Stateful],
+    model: DiffusionModel,
+    start: Mapping[str, int],
+) -> bool:
+    """Whether a checkpoint lies on disk. One that cannot be written ends no run: the older one stays, and the run goes on."""
+    assert run.checkpoint is not None
+    try:
+        _save(run, step, weights, kept, model, start)
+    except BadFile as error:
+        warnings.warn(f"no checkpoint after step {step}: {error} The run goes on.", stacklevel=2)
+    return run.checkpoint.is_file()
+
+
+def finished_steps(run: Run) -> int:
+    """Steps of a stopped run that its checkpoint holds; 0 where there is none to be continued."""
+    if not run.resume or run.checkpoint is None or not run.checkpoint.is_file():
+        return 0
+    try:
+        with safe_open(run.checkpoint, framework="pt") as f:
+            return int((f.metadata() or {}).get("step", "0"))
+    except (SafetensorError, ValueError):
+        return 0  # reading it as a whole will say what is wrong
+
+
 def _save(
     run: Run,
     step: int,
@@ -198,10 +245,11 @@ def _save(
     model: DiffusionModel,
     start: Mapping[str, int],
 ) -> None:
-    """Everything as one safetensors file: tensors by path, plain values as JSON in the header."""
+    """Write everything to one safetensors file: tensors by path, and plain values as JSON in the
+    header."""
     tensors: dict[str, Tensor] = {f"weights/{n}": w.detach() for n, w in weights.items()}
     plain = {name: _flatten(item.state_dict(), f"{name}/", tensors) for name, item in kept.items()}
-    # A copy per entry: safetensors refuses tensors that share memory.
+    # Every entry gets a copy, because safetensors refuses tensors that share memory.
     tensors = {n: t.detach().clone().contiguous() for n, t in tensors.items()}
     header = {
         "fingerprint": run.fingerprint,
@@ -241,7 +289,8 @@ def _restore(run: Run, weights: Mapping[str, Tensor], kept: Mapping[str, Statefu
 
 
 def _flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """JSON form of nested state; tensors move to ``tensors`` and leave their path behind. Integer keys are kept."""
+    """Nested state in JSON form. Tensors move to ``tensors`` and leave their path behind; integer
+    keys are kept."""
     if isinstance(value, Tensor):
         tensors[path] = value
         return {"tensor": path}

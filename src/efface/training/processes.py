@@ -1,7 +1,8 @@
-"""Several processes as one run: every process draws the same batch, works on its own rows, and gradients are averaged.
+"""Several processes as one run: every process draws the same batch and works on its own rows, and
+gradients are averaged.
 
-Started by ``torchrun`` or ``accelerate launch``, which set RANK, WORLD_SIZE and where to meet. Without them there is one process
-and nothing here costs anything.
+The processes are started by ``torchrun`` or ``accelerate launch``, which set RANK, WORLD_SIZE and
+where to meet. Without them there is one process, and nothing here costs anything.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ T = TypeVar("T")
 
 @contextmanager
 def joined(device: str) -> Iterator[None]:
-    """Inside, this process belongs to the group its launcher announced; without a launcher nothing happens."""
+    """Inside this context, the process belongs to the group that its launcher announced. Without a
+    launcher nothing happens."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
@@ -34,22 +36,26 @@ def joined(device: str) -> Iterator[None]:
 
 
 def local_device(device: str) -> str:
-    """``cuda`` becomes the GPU that the launcher gave to this process."""
+    """The device of this process: ``cuda`` becomes the GPU that the launcher gave to it."""
     return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
 
 
 def size() -> int:
+    """How many processes work on this run."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
+    """The number of this process, from 0."""
     return dist.get_rank() if size() > 1 else 0
 
 
 def share(rows: Sequence[T]) -> Sequence[T]:
-    """This process's rows of a batch that every process drew alike: contiguous, of equal number.
+    """This process's rows of a batch that every process drew alike: adjacent rows, equally many in
+    each process.
 
-    Raises BadOption where the batch cannot be divided evenly: unequal shares would not average to the batch's mean.
+    Raises BadOption where the batch cannot be divided evenly, because unequal parts would not
+    average to the batch's mean.
     """
     n, world = len(rows), size()
     if n % world:
@@ -58,7 +64,8 @@ def share(rows: Sequence[T]) -> Sequence[T]:
 
 
 def average_(tensors: Iterable[Tensor]) -> None:
-    """Replace every tensor by its mean over the processes, in one exchange; nothing is exchanged for none."""
+    """Replace every tensor by its mean over the processes, in one exchange. Without tensors nothing
+    is exchanged."""
     parts = list(tensors)
     if size() == 1 or not parts:
         return

@@ -1,4 +1,5 @@
-"""The sources of z_t, as values with options of their own: ``sampler=pool``, ``sampler.trajectories=4``."""
+"""The sources of latents z_t as values with options of their own, such as ``sampler=pool`` with
+``sampler.trajectories=4``."""
 
 from __future__ import annotations
 
@@ -14,10 +15,10 @@ from .latents import LatentPool, Latents, Trajectories, draw_cost
 
 @dataclass(frozen=True, kw_only=True)
 class Walk:
-    """How a source walks from noise towards an image, the same for every kind of source."""
+    """How a source walks from noise towards an image. It is the same for every kind of source."""
 
     steps: int
-    """Levels of the sampling grid."""
+    """Number of sampler steps of a whole trajectory."""
     guidance: float
     solver: str
     seed: int
@@ -25,21 +26,23 @@ class Walk:
     """Rows of one update, over all processes."""
     targets: Sequence[str]
     others: Sequence[str] = ()
-    """Concepts to preserve, which are drawn less often than targets."""
+    """Concepts to preserve. Each of them is drawn less often than a target."""
     per_other: int = 1
-    """Cached trajectories for each of them."""
+    """Stored trajectories for each concept to preserve."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler(Settings):
-    """Abstract. A final subclass says whose latents are drawn, and what that costs."""
+    """Abstract. The options of a source of latents. A final subclass says whose latents are drawn,
+    and what that costs."""
 
     pooled: ClassVar[bool] = False
-    """Whether latents are kept by concept name; such a source cannot serve a mixture of concepts."""
+    """Whether latents are stored by concept name. Such a source has none for a mixture of concepts."""
 
     @property
     def official(self) -> bool:
-        """Whether the timestep of z_t is higher than its noise level, as in the legacy codes."""
+        """Whether the timestep given for z_t is higher than its noise level, as in the legacy
+        codes."""
         return False
 
     @abc.abstractmethod
@@ -48,7 +51,7 @@ class Sampler(Settings):
 
     @abc.abstractmethod
     def draw_cost(self, groups: int, steps: int) -> float:
-        """Mean UNet evaluations per row of drawing latents for ``groups`` conditionings."""
+        """Mean UNet evaluations for each row to draw latents for ``groups`` concepts."""
 
     def fill_cost(self, walk: Walk) -> int:
         """UNet evaluations that are spent once, before the first update."""
@@ -57,11 +60,11 @@ class Sampler(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class _Fresh(Sampler):
-    """Abstract. A new guided trajectory for every draw."""
+    """Abstract. Walk a new guided trajectory for every draw."""
 
     alignment: str = option(
         "exact",
-        "noise level of z_t: exact, or official for a timestep that is higher than the level, as in the legacy codes",
+        "timestep given for z_t: that of its noise level (exact), or a higher one as in the legacy codes (official)",
         "esd_sd.py exact; legacy codes official",
         choices=("exact", "official"),
     )
@@ -81,7 +84,8 @@ class _Fresh(Sampler):
 
 @dataclass(frozen=True, kw_only=True)
 class Student(_Fresh):
-    """The network that is being trained walks to z_t at every draw, as in the legacy codes."""
+    """Draw latents of the network that is trained: it walks to z_t at every draw, as in the legacy
+    codes."""
 
     name: ClassVar[str] = "student"
 
@@ -91,7 +95,7 @@ class Student(_Fresh):
 
 @dataclass(frozen=True, kw_only=True)
 class Frozen(_Fresh):
-    """The frozen model walks to z_t at every draw, as in the newer ESD code."""
+    """Draw latents of the frozen model: it walks to z_t at every draw, as in the newer ESD code."""
 
     name: ClassVar[str] = "frozen"
 
@@ -101,11 +105,11 @@ class Frozen(_Fresh):
 
 @dataclass(frozen=True, kw_only=True)
 class _Pooled(Sampler):
-    """Abstract. Latents that are walked once per concept and drawn many times."""
+    """Abstract. Store latents that are walked once for each concept and drawn many times."""
 
     pooled: ClassVar[bool] = True
 
-    trajectories: int = option(8, "trajectories kept for each target", "ours", low=1)
+    trajectories: int = option(8, "stored trajectories for each target", "ours", low=1)
 
     def _pool(self, walker: DiffusionModel, walk: Walk, *, lifetime: int | None = None, forward: bool = False) -> LatentPool:
         return LatentPool(
@@ -131,7 +135,8 @@ class _Pooled(Sampler):
 
 @dataclass(frozen=True, kw_only=True)
 class Pool(_Pooled):
-    """Latents of the frozen model, walked once per concept: the distribution of Frozen, but a finite number of trajectories."""
+    """Draw stored latents of the frozen model, walked once for each concept: the distribution of
+    Frozen, from finitely many trajectories."""
 
     name: ClassVar[str] = "pool"
 
@@ -146,7 +151,8 @@ class Pool(_Pooled):
 
 @dataclass(frozen=True, kw_only=True)
 class Noised(_Pooled):
-    """Clean latents of the frozen model, walked once per concept and noised to any timestep at every draw."""
+    """Draw images of the frozen model as latents, made once for each concept and noised to any
+    timestep at every draw."""
 
     name: ClassVar[str] = "noised"
 
@@ -161,14 +167,16 @@ class Noised(_Pooled):
 
 @dataclass(frozen=True, kw_only=True)
 class Harvest(_Pooled):
-    """Latents of the student, walked again when they are older than ``lifetime`` updates.
+    """Draw stored latents of the network that is trained, walked again when they are older than
+    ``lifetime`` updates.
 
-    Its cost is not fixed: a concept costs its trajectories again each time that it is drawn and they are too old.
+    The cost is not fixed: a concept costs its trajectories again each time that it is drawn and
+    they are too old.
     """
 
     name: ClassVar[str] = "harvest"
 
-    lifetime: int = option(10, "updates that a trajectory of the student is drawn for before it is walked again", "ours", low=1)
+    lifetime: int = option(10, "updates after which a stored trajectory is walked again", "ours", low=1)
 
     def latents(self, model: DiffusionModel, student: DiffusionModel, walk: Walk) -> Latents:
         return self._pool(student, walk, lifetime=self.lifetime)

@@ -1,4 +1,4 @@
-"""One erasure under way: the two networks, the targets, and where their latents come from."""
+"""An erasure that is being trained: the two networks, the targets, and the source of their latents."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from .processes import share
 
 @dataclass(frozen=True)
 class Scene:
-    """What the body of a method looks at while it trains, and what a search for a concept to preserve looks at with it."""
+    """What the body of a method works with while it trains, and with it a search for the concept to
+    preserve."""
 
     model: DiffusionModel
     """The frozen model."""
@@ -27,37 +28,44 @@ class Scene:
     latents: Latents
     targets: Sequence[str]
     c_targets: Cond
-    """One row per target."""
+    """The encoded targets, one row each."""
     c_anchor: Cond
-    """One row."""
+    """The encoded anchor, one row."""
     batch: int
     """Rows of one update, over all processes."""
     distance: Callable[[Tensor, Tensor, Tensor], Tensor]
-    """(B,) the method's mean squared difference of two predictions (B, C, h, w) at timesteps t (B,)."""
+    """The mean squared difference (B,) of two predictions (B, C, h, w) at timesteps t (B,), as the method measures it."""
     origin: Mapping[str, Tensor]
     """The weights before training, by name."""
     weights: Mapping[str, Tensor]
     """The weights that are trained, by name."""
 
     def draw(self, step: Step) -> tuple[list[int], Group]:
-        """Random targets for the rows of one update: their indices in the whole batch, and this process's conditionings."""
+        """Random targets for the rows of one update: their indices in the whole batch, and this
+        process's encodings."""
         e = step.draw(len(self.targets), self.batch)
         return e, Group([self.targets[i] for i in e], self.c_targets[list(share(e))])
 
     def damage(self, c: Cond, z: Tensor, t: Tensor) -> Tensor:
-        """(B,) ``|eps'(z_t, t, c) - eps(z_t, t, c)|^2``: what the weights as they are now have done to the concepts c.
+        """(B,) ``|eps'(z_t, t, c) - eps(z_t, t, c)|^2``: what the weights, as they are now, have
+        done to the concepts c.
 
-        No gradient flows through the frozen model, as in the official code. Cost: 2 evaluations per row.
+        No gradient passes through the frozen model, as in the official code. Cost: 2 UNet
+        evaluations for each row.
         """
         with torch.no_grad():
             eps = self.model.predict(z, t, c.detached())
         return self.distance(self.student.predict(z, t, c), eps, t)
 
     def goal(self, target: Group, z: Tensor, t: Tensor, eta: float, *beside: tuple[Tensor, Cond]) -> tuple[Tensor, ...]:
-        """``eps_0 - eta (eps_e - eps_0)``, where the student's prediction for the target is to go, and the frozen model's
-        predictions for each ``(z_t, conditionings)`` of ``beside``, all from one call.
+        """The goal of the erasure, ``eps_0 - eta (eps_e - eps_0)``: where the student's prediction
+        for the target is to go.
 
-        Cost: 1 evaluation per row, 1 more where eta is not 0, and 1 for each of ``beside``.
+        eps_0 and eps_e are the frozen model's predictions for anchor and target. After the goal
+        come its predictions for each ``(z_t, encodings)`` of ``beside``, all from one call.
+
+        Cost: 1 UNet evaluation for each row, 1 more where eta is not 0, and 1 for each of
+        ``beside``.
         """
         anchor = (z, self.c_anchor.repeat(len(target.cond)))
         asked = [anchor, *([(z, target.cond)] if eta else []), *beside]
@@ -69,6 +77,7 @@ class Scene:
 
 
 def predictions(network: DiffusionModel, parts: Sequence[tuple[Tensor, Cond]], t: Tensor) -> list[Tensor]:
-    """The outputs for several (z_t, conditionings) at one t (B,), all in one call; (B, C, h, w) each."""
+    """The network's outputs for several (z_t, encodings) at one t (B,), all in one call; (B, C, h,
+    w) each."""
     z = torch.cat([z for z, _ in parts])
     return list(network.predict(z, t.repeat(len(parts)), Cond.cat([c for _, c in parts])).chunk(len(parts)))

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from ..attacks import TIERS, Attack, Deployed, Direct, Goal
+from ..concepts.request import names_of, normalised
 from ..errors import BadOption, UnknownName
 from ..evaluation.attack import Unit, run_attacks
-from ..evaluation.profiles import profile as find_profile
+from ..evaluation.records import read_attempts
 from ..guards import Guard
+from ..io.files import claimed
 from ..models.base import DiffusionModel
 from ..models.load import load_model
 from ..patches import Patch
 from ..registry import ATTACKS, build_attack, build_guard, preset_for
 from .cost import announce
-from .subject import gold_for, judge_for, suite_for, targets_of
+from .subject import gold_for, judge_for, profile_for, suite_for, targets_of
 
 
 def attack(
@@ -34,6 +36,7 @@ def attack(
     controls: bool = True,
     wordings: Mapping[str, Sequence[str]] | None = None,
     clip: str | None = None,
+    detector: str | None = None,
     near: Sequence[str] = (),
     far: Sequence[str] = (),
     on_image: Callable[[int, int], None] = lambda done, total: None,
@@ -53,16 +56,20 @@ def attack(
     model = load_model(model)
     built = build_attack(attack, preset=preset_for(ATTACKS.find(attack), model)) if isinstance(attack, str) else attack
     guard = build_guard(guard) if isinstance(guard, str) else guard
+    near, far = names_of(near, "near"), names_of(far, "far")
+    words = {family: names_of(names, f"wordings[{family!r}]") for family, names in (wordings or {}).items()}
     target, targets = _one_target(model, patch, target)
-    units = attack_units(model, [built], target, targets, patch, guard, cases, profile, wordings, near, far, controls=controls)
-    planned = sum(u.cost(budget) for u in units)
-    runs = f"{len(units)} runs of {len(units[0].goal.cases)} cases"
-    before = f"{built.name} ({built.tier}: {TIERS[built.tier]}) on {model.name}: {runs}, "
-    announce(note, model, planned, before)
+    units = attack_units(model, [built], target, targets, patch, guard, cases, profile, words, near, far, controls=controls)
+    done = [u.label for u in units if out is not None and read_attempts(Path(out), u.label) is not None]
+    planned = sum(u.cost(budget) for u in units if u.label not in done)
+    others = f" and {len(units) - 1} other runs beside it are made" if len(units) > 1 else " is made"
+    kept = f" ({len(done)} of them finished before)" if done else ""
+    what = f"The attack {built.name} on {model.name}{others}{kept}, with {len(units[0].goal.cases)} cases each; its attacker has "
+    announce(note, model, planned, what + TIERS[built.tier])
     suite = suite_for(model, [target], near, far)
-    judge, folder = judge_for(model, suite.names, clip), Path(out) if out is not None else None
-    chosen = find_profile(profile)
-    with tempfile.TemporaryDirectory() as nowhere:
+    judge, folder = judge_for(model, suite.names, clip, detector), Path(out) if out is not None else None
+    chosen = profile_for(model, profile)
+    with tempfile.TemporaryDirectory() as nowhere, claimed(folder or Path(nowhere)):
         return run_attacks(
             units,
             chosen,
@@ -76,16 +83,17 @@ def attack(
 
 
 def _one_target(model: DiffusionModel, patch: Patch | None, target: str | None) -> tuple[str, tuple[str, ...]]:
-    """The attacked target, and everything the guard holds back."""
+    """The attacked target, and all targets that the guard acts against."""
     if patch is None:
         (only,) = targets_of(model, None, [target] if target is not None else [])
         return only, (only,)
     mine = tuple(targets_of(model, patch, ()))
     if target is None and len(mine) > 1:
         raise BadOption(f"the patch erases {', '.join(mine)}; say which is attacked with --target.")
-    if target is not None and target not in mine:
-        raise UnknownName("target of the patch", target, mine)
-    return target or mine[0], mine
+    named = mine[0] if target is None else next((n for n in mine if normalised(n) == normalised(target)), "")
+    if not named:
+        raise UnknownName("target of the patch", str(target), mine)
+    return named, mine
 
 
 def attack_units(
@@ -108,13 +116,13 @@ def attack_units(
 
     ``deployed``: another model in the place of the patched one, such as the gold model.
     """
-    chosen = find_profile(profile)
+    chosen = profile_for(model, profile)
     suite = suite_for(model, [target], near, far)
     direct = [c for c in suite.cases(chosen) if c.axis == "direct"]
     if not 1 <= cases <= len(direct):
         raise BadOption(f"profile {profile} has {len(direct)} cases of the target, {cases} were asked for.")
     known = model.world.wordings(target) if model.world is not None else {}
-    words = {**known, **{k: tuple(v) for k, v in (wordings or {}).items()}}
+    words = {**known, **{k: names_of(v, "wordings") for k, v in (wordings or {}).items()}}
     system = Deployed(model, chosen.steps, targets, patch, guard, deployed)
     goal = Goal(target, tuple(direct[:cases]), words)
     units = [Unit("direct", Direct(), system, goal, "baseline")]

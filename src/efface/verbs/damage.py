@@ -12,13 +12,12 @@ from typing import Any
 import torch
 
 from ..errors import BadFile
+from ..evaluation.damage import TESTS, damage_cost
 from ..evaluation.damage import damage as damaged
-from ..evaluation.damage import damage_cost
 from ..evaluation.driver import Judge, judge_facts
 from ..evaluation.profiles import Profile
-from ..evaluation.profiles import profile as find_profile
 from ..evaluation.records import DAMAGE, read_damage
-from ..io.files import write_text
+from ..io.files import claimed, write_text
 from ..io.images import to_pixels, write_png
 from ..models.base import DiffusionModel
 from ..models.load import load_model
@@ -26,7 +25,7 @@ from ..patches import Patch
 from ..preservation.candidates import concept_space
 from ..versions import versions
 from .cost import announce
-from .subject import judge_for
+from .subject import judge_for, profile_for
 
 
 def damage_space(model: DiffusionModel, space: str, targets: Sequence[str]) -> list[str]:
@@ -53,6 +52,7 @@ def keep_damage(
         count,
         by,
         judge_facts(judge),
+        TESTS,
     ]
     kept = read_damage(folder)
     if kept is not None and kept.get("key") == key:
@@ -81,6 +81,7 @@ def damage(
     by: str | None = None,
     profile: str = "mini-lite",
     clip: str | None = None,
+    detector: str | None = None,
     on_image: Callable[[int, int], None] = lambda done, total: None,
     note: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
@@ -91,11 +92,14 @@ def damage(
     damage.json and pictures before and after to ``out`` and returns the record.
     """
     model = load_model(model)
-    chosen = find_profile(profile)
+    chosen = profile_for(model, profile)
     patch.check_base(model)
     names = damage_space(model, space, patch.card.request.targets)
     by = by or ("images" if len(names) <= 200 else "noise")
-    judge = judge_for(model, names, clip)
-    planned = damage_cost(len(names), count, chosen, by)
-    announce(note, model, planned, f"{len(names)} names of {space}, searched by {by}: ")
-    return keep_damage(model, patch, names, chosen, judge, Path(out), count, by, on_image)
+    judge = judge_for(model, names, clip, detector)
+    planned = damage_cost(len(names), count, chosen, by) if read_damage(Path(out)) is None else 0
+    where = "built-in concepts" if space == "auto" and model.concept_names else f"names of the concept space {space}"
+    found = "the change of their noise predictions" if by == "noise" else "the fall of their image-text score"
+    announce(note, model, planned, f"{len(names)} {where} are searched for damage by {found}")
+    with claimed(Path(out)):
+        return keep_damage(model, patch, names, chosen, judge, Path(out), count, by, on_image)

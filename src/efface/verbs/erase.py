@@ -2,32 +2,78 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
+import re
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from ..concepts.request import EraseRequest
-from ..errors import OutOfMemory, UnknownName
+from ..concepts.request import EraseRequest, names_of, normalised
+from ..errors import BadOption, BadRequest, MethodError, OutOfMemory, UnknownName
 from ..methods import Method
 from ..models.base import DiffusionModel
 from ..models.load import load_model
 from ..patches import Patch
 from ..registry import METHODS, build_method, preset_for
 from ..training import Run
+from .cost import Spent
 
 
 def request_for(model: DiffusionModel, targets: Sequence[str], anchor: str = "", preserve: Sequence[str] = ()) -> EraseRequest:
-    """A checked request: names exist where the world is closed, and nothing is longer than the tokenizer reads."""
-    request = EraseRequest(tuple(targets), anchor, tuple(preserve))
-    if model.concept_names:
+    """A checked request on a plain model: names exist where the world is closed, the model's tokenizer tells them apart, and
+    nothing is longer than it reads. Names of a closed world are spelled as the world spells them. Warns of a target that reads
+    like a list."""
+    request = EraseRequest(names_of(targets, "targets"), anchor, names_of(preserve, "preserve"))
+    model.check_plain()
+    known = {normalised(n): n for n in model.concept_names}
+    if known:
         for name in (*request.targets, *request.preserve):
-            if name.lower() not in model.concept_names:
+            if normalised(name) not in known:
                 raise UnknownName(f"concept of {model.name}", name, model.concept_names)
+        spelled = [tuple(known[normalised(n)] for n in names) for names in (request.targets, request.preserve)]
+        request = EraseRequest(spelled[0], known.get(normalised(anchor), anchor), spelled[1])
+    for name in request.targets:
+        if any(sign in name for sign in ",;|"):
+            warnings.warn(
+                f"the target {name!r} is one phrase: a comma does not separate targets. For several targets name each by itself.",
+                stacklevel=2,
+            )
     model.encode([*request.targets, request.anchor, *request.preserve])
+    _told_apart(model, request)
+    if not known:
+        _unknown_words(model, [*request.targets, request.anchor, *request.preserve])
     return request
+
+
+def _unknown_words(model: DiffusionModel, names: Sequence[str]) -> None:
+    """Warns of words that the tokenizer reads in pieces: a name with a typo is erased without an error, and what it was meant for
+    stays."""
+    vocabulary = set(model.vocabulary())
+    for name in names:
+        for word in re.findall(r"[^\W\d_]{2,}", name.lower()):
+            if word.isascii() and word not in vocabulary:
+                close = difflib.get_close_matches(word, vocabulary, n=1, cutoff=0.75)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                warnings.warn(
+                    f"the tokenizer of {model.name} has no word {word!r} and reads it in pieces: check the spelling of "
+                    f"{name!r}.{hint} Whether the model draws it is what efface evaluate measures first.",
+                    stacklevel=3,
+                )
+
+
+def _told_apart(model: DiffusionModel, request: EraseRequest) -> None:
+    """Raises BadRequest for two names of a request that the model's own tokenizer reads as one."""
+    names = [*request.targets, *([request.anchor] if request.anchor else []), *request.preserve]
+    read: dict[tuple[int, ...], str] = {}
+    for i, (name, ids) in enumerate(zip(names, model.token_ids(names), strict=True)):
+        first = read.setdefault(tuple(ids), name)
+        if first is not name and first in request.targets and (i < len(request.targets) or name != first):
+            raise BadRequest(f"the tokenizer of {model.name} reads {first!r} and {name!r} as one; remove one of the two.")
 
 
 def erase(
@@ -51,14 +97,49 @@ def erase(
 
 
 def erase_request(model: DiffusionModel, method: Method, request: EraseRequest, run: Run) -> Patch:
-    """As :func:`erase`, for a request that :func:`request_for` has checked. Raises OutOfMemory, with the next setting to try."""
+    """As :func:`erase`, for a request that :func:`request_for` has checked. The card's log gets an entry ``run`` with what this
+    run took; see :class:`efface.verbs.cost.Spent`.
+
+    Raises OutOfMemory, with the next setting to try, and MethodError for a patch that the model's predictions do not see. Where
+    the patch is lost in the model's half precision, a warning says so: it acts on the model in float32.
+    """
+    model.check_plain()
+    if hasattr(method, "sampling_steps"):
+        model.schedule.timesteps(method.sampling_steps)  # more than the schedule has is said before anything is spent
+    if run.checkpoint is not None and run.checkpoint.exists() and not run.resume and not run.overwrite:
+        raise BadOption(
+            f"a stopped run left its checkpoint at {run.checkpoint}: continue it with --resume, or discard it and start anew "
+            "with --force."
+        )
     run.fingerprint = run_fingerprint(model, method, request)
     try:
-        return method.erase(model, request, run)
+        with Spent(model.device) as spent:
+            patch = method.erase(model, request, run)
+        patch = replace(patch, card=replace(patch.card, log={**patch.card.log, "run": spent.facts}))
+        told = _unseen(patch, model)
     except torch.OutOfMemoryError as error:
         told = f"no memory left on {model.device} ({str(error).splitlines()[0]}). {less_memory(model, method)}"
         # Without its traceback, whose frames hold the tensors of the run: memory must be free for the next one.
         raise OutOfMemory(told) from error.with_traceback(None)
+    if told and model.info.get("dtype") == "float32":
+        raise MethodError(told)
+    if told:
+        warnings.warn(told, UserWarning, stacklevel=2)
+    return patch
+
+
+def _unseen(patch: Patch, model: DiffusionModel) -> str:
+    """Why the patch does nothing, or nothing at all."""
+    try:
+        unmoved = patch.without_effect(model)
+    except BadOption as error:  # lost in half precision
+        return str(error)
+    if not unmoved:
+        return ""
+    return (
+        f"the patch (norm {patch.norm():.2g}) does not change what {model.name!r} predicts for {', '.join(unmoved)}: the weights "
+        "that it changes are not those the model computes with, or the change is below their precision."
+    )
 
 
 def less_memory(model: DiffusionModel, method: Method) -> str:

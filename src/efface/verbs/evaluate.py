@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..concepts.request import names_of
 from ..errors import BadOption
+from ..evaluation.cache import base_kept
 from ..evaluation.damage import damage_cost
 from ..evaluation.driver import Judge, System, blocklist
 from ..evaluation.driver import evaluate as run_evaluation
 from ..evaluation.profiles import Profile
-from ..evaluation.profiles import profile as find_profile
-from ..evaluation.records import Entrant
+from ..evaluation.records import Entrant, read_damage, read_rows
 from ..evaluation.suite import Suite
 from ..guards import Guard
+from ..io.files import claimed
 from ..models.load import load_model
 from ..patches import Patch
 from ..patches.patch import empty_like, noise_like
 from ..registry import build_guard
 from .cost import announce
 from .damage import damage_space, keep_damage
-from .subject import gold_for, judge_for, suite_for, targets_of
+from .subject import drawn_with, gold_for, judge_for, profile_for, suite_for, targets_of
 
 
 def evaluate(
@@ -35,8 +37,10 @@ def evaluate(
     guard: Guard | str | None = None,
     profile: str | Profile = "mini-lite",
     clip: str | None = None,
+    detector: str | None = None,
     near: Sequence[str] = (),
     far: Sequence[str] = (),
+    synonyms: Mapping[str, Sequence[str]] | None = None,
     suite: Suite | None = None,
     judge: Judge | None = None,
     others: Sequence[tuple[str, Patch]] = (),
@@ -49,24 +53,26 @@ def evaluate(
 
     Beside the patch stand the base model ``none``, and with ``trivial`` also ``noise`` (same norm on the same tensors) and
     ``blocklist`` (prompts that contain the name become the anchor). ``others``: further (label, patch) entrants.
-    ``clip``: a CLIP checkpoint that names images of models other than the miniature. ``guard``: stands on the patch, or on the
-    bare model when ``patch`` is None and ``targets`` says against what; an instance, a name, or ``NAME:option=value``.
+    ``clip``: a CLIP checkpoint that names images of models other than the miniature; ``near``, ``far``: concepts that must stay
+    there, and ``synonyms``: other names of each target, without which no erasure is called supported. ``guard``: stands on the
+    patch, or on the bare model when ``patch`` is None and ``targets`` says against what; an instance, a name, or
+    ``NAME:option=value``.
     Profiles that look for damage (all but smoke) add :func:`damage`, found by noise predictions, to the summary of a patch.
     Cost: 2 x steps (a guard: its branches x steps) UNet evaluations per image and entrant, and
     :func:`efface.evaluation.damage.damage_cost`; the base model's images are cached.
     """
     model = load_model(model)
-    chosen = find_profile(profile) if isinstance(profile, str) else profile
-    targets = targets_of(model, patch, targets)
-    suite = suite or suite_for(model, targets, near, far)
-    judge = judge or judge_for(model, suite.names, clip)
+    chosen = profile_for(model, profile)
+    targets, near, far = targets_of(model, patch, targets), names_of(near, "near"), names_of(far, "far")
+    suite = suite or suite_for(model, targets, near, far, synonyms)
+    judge = judge or judge_for(model, suite.names, clip, detector)
     guard = build_guard(guard) if isinstance(guard, str) else guard
     entrants = [(patch.card.method, patch)] if patch is not None else []
-    systems = [System(Entrant(label, label, "patch", p.json()), p) for label, p in [*entrants, *others]]
+    systems = [System(Entrant(label, label, "patch", _card(p)), p) for label, p in [*entrants, *others]]
     if guard is not None:
         label = f"{patch.card.method}+{guard.name}" if patch is not None else guard.name
         kind = "patch" if patch is not None else "guard"
-        card = patch.json() if patch is not None else None
+        card = _card(patch) if patch is not None else None
         guarded = System(Entrant(label, label, kind, card), patch, guard=guard, targets=tuple(targets))
         systems = [guarded, *systems[len(entrants) :]]
     if trivial and patch is not None:
@@ -88,9 +94,24 @@ def evaluate(
     drawn = [chosen.evals_per_image, *(chosen.steps * s.guard.branches if s.guard else chosen.evals_per_image for s in systems)]
     searched = patch if chosen.damaged else None
     names = damage_space(model, "auto", targets) if model.concept_names else [n for n in [*near, *far] if n not in targets]
-    evals = images * sum(drawn) + (damage_cost(len(names), chosen.damaged, chosen) if searched is not None else 0)
-    announce(note, model, evals, f"profile {chosen.name}: {images} images of each of {len(systems) + 1} entrants, ", " at most")
-    summary = run_evaluation(model, systems, suite, chosen, judge, Path(out), on_image=on_image, command=command)
-    if searched is not None:
-        summary = {**summary, "damage": keep_damage(model, searched, names, chosen, judge, Path(out), chosen.damaged)}
+    ids, folder = ["none", *ids], Path(out)
+    rows = read_rows(folder) if (folder / "run.json").is_file() else []
+    kept = base_kept(model, suite.cases(chosen), chosen)
+    # What lies in the folder or in the cache of base images is not drawn again.
+    left = [0 if kept and i == "none" else images - sum(r.entrant == i for r in rows) for i in ids]
+    evals = sum(n * cost for n, cost in zip(left, drawn, strict=True))
+    if searched is not None and read_damage(folder) is None:
+        evals += damage_cost(len(names), chosen.damaged, chosen)
+    how = drawn_with(suite, chosen)
+    what = f"Profile {chosen.name} ({how}) draws {images} images with each of {len(systems) + 1} entrants"
+    announce(note, model, evals, what, at_most=True)
+    with claimed(folder):
+        summary = run_evaluation(model, systems, suite, chosen, judge, folder, on_image=on_image, command=command)
+        if searched is not None:
+            summary = {**summary, "damage": keep_damage(model, searched, names, chosen, judge, folder, chosen.damaged)}
     return summary
+
+
+def _card(patch: Patch) -> dict[str, Any]:
+    """What the record says of a patch; by its digest a report tells which attacks are on it."""
+    return {**patch.json(), "digest": patch.digest()}

@@ -6,21 +6,46 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import BadFile, BadOption, UnknownName
+from ..io.files import check_writable
 from ..models.load import load_model
 from ..patches import Patch
+from ..patches.export import FORMATS
 from ..patches.export import export as export_patch
 from ..patches.foreign import import_patch as read_foreign
 from .erase import request_for
 
 
+def check_export(to: str, path: str | Path, half: bool) -> None:
+    """Raises UnknownName, BadOption or BadFile for what no model could change about a request."""
+    if to not in FORMATS:
+        raise UnknownName("export format", to, FORMATS)
+    if to == "folder" and half:
+        raise BadOption("a folder is written in the precision the model was loaded in (--dtype); leave half out.")
+    if to == "folder" and Path(path).exists():
+        raise BadFile(f"{path} is there already; choose a folder that is not.")
+    check_writable(Path(path))
+
+
 def export(
     model: Any, patch: Patch, path: str | Path, *, to: str, rank: int = 0, tolerance: float | None = None, half: bool = False
 ) -> dict[str, Any]:
-    """Write the patch in a format that other tools read; see :func:`efface.patches.export.export`."""
+    """Write the patch in a format that other tools read; see :func:`efface.patches.export.export`. What the format does
+    not take is said before the model is loaded."""
+    check_export(to, path, half)
     return export_patch(patch, load_model(model), path, to, rank=rank, tolerance=tolerance, half=half)
 
 
 def import_patch(model: Any, source: str | Path, *, targets: Sequence[str], name: str = "imported") -> Patch:
-    """Somebody else's erasure as a patch; see :func:`efface.patches.foreign.import_patch`."""
+    """Somebody else's erasure as a patch; see :func:`efface.patches.foreign.import_patch`. Raises BadFile, too, for a file that
+    does not change what the model predicts for a target: it would pass for perfect preservation."""
     model = load_model(model)
-    return read_foreign(model, source, targets=request_for(model, targets).targets if targets else (), name=name)
+    model.check_plain()
+    patch = read_foreign(model, source, targets=request_for(model, targets).targets if len(targets) else (), name=name)
+    unmoved = patch.without_effect(model)
+    if unmoved:
+        raise BadFile(
+            f"{source} changes {len(patch.deltas)} tensors of {model.name!r} and nothing of what it predicts for "
+            f"{', '.join(unmoved)}. It erases something else, or its change is below the precision ({model.info.get('dtype')})."
+        )
+    return patch

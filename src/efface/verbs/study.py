@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..concepts.request import names_of
 from ..errors import BadOption, UnknownName
-from ..evaluation.profiles import profile as find_profile
-from ..io.files import write_text
+from ..io.files import claimed, write_text
 from ..methods import Method
 from ..models.base import DiffusionModel
 from ..models.load import load_model
@@ -22,7 +22,7 @@ from ..studies.lab import erasures
 from ..versions import versions
 from .cost import announce
 from .erase import erase_request, request_for
-from .subject import gold_for, judge_for
+from .subject import gold_for, judge_for, profile_for
 
 
 def study(
@@ -32,12 +32,13 @@ def study(
     out: str | Path,
     targets: Sequence[str] = (),
     methods: Sequence[str] = (),
-    seeds: Sequence[int] = (),
+    seeds: Sequence[int] | int = (),
     images: int | None = None,
     space: str = "auto",
     profile: str = "mini-lite",
     store: str | Path | None = None,
     clip: str | None = None,
+    detector: str | None = None,
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     note: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
@@ -51,24 +52,26 @@ def study(
     if name not in STUDIES:
         raise UnknownName("study", name, STUDIES)
     cls, model = STUDIES[name], load_model(model)
-    chosen = dataclasses.replace(find_profile(profile), cases={}, damaged=0)
+    chosen = dataclasses.replace(profile_for(model, profile), cases={}, damaged=0)
     if not targets and (model.world is None or not model.world.study_targets):
         raise BadOption("this model has no world of its own: name what is erased with --target.")
-    targets = tuple(targets) or (model.world.study_targets[: cls.default_targets] if model.world is not None else ())
-    request_for(model, targets)
+    targets = names_of(targets, "targets") or (
+        model.world.study_targets[: cls.default_targets] if model.world is not None else ()
+    )
+    targets = request_for(model, targets).targets
     names = tuple(dict.fromkeys([*concept_space(space, model).require(2).candidates, *targets]))
     built = cls(
         targets=targets,
         names=names,
-        methods=tuple(methods) or cls.default_methods,
-        seeds=tuple(seeds) or cls.default_seeds,
+        methods=names_of(methods, "methods") or cls.default_methods,
+        seeds=(seeds,) if isinstance(seeds, int) else tuple(seeds) or cls.default_seeds,
         images=cls.default_images if images is None else images,
     )
     world = model.world
     unseen = world.unseen if world is not None else ()
     lab = Lab(
         model,
-        judge_for(model, names, clip),
+        judge_for(model, names, clip, detector),
         names,
         chosen,
         Path(store) if store is not None else Path(out) / "store",
@@ -81,9 +84,10 @@ def study(
     )
     wants = built.wants(lab)
     planned = lab.cost(wants)
-    before = f"study {name} on {model.name}, {len(names)} names: {len(erasures(wants))} erasures; missing are "
-    announce(note, model, planned, before, " plus gradients")
-    lab.fulfil(wants)
+    what = f"Study {name} needs {len(erasures(wants))} erasures on {model.name} and scans of {len(names)} names"
+    announce(note, model, planned, what, gradients=True)
+    with claimed(lab.store):
+        lab.fulfil(wants)
     numbers = built.conclude(lab)
     records = numbers.pop("records")
     facts = {

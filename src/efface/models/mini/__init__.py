@@ -16,6 +16,19 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 WEIGHTS = HERE / "weights"
+TEMPLATES = (
+    "a {}",
+    "{}",
+    "a picture of a {}",
+    "a photo of a {}",
+    "an image of a {}",
+    "an icon of a {}",
+    "the {}",
+    "a {} on a blue background",
+    "a {} on a yellow background",
+    "a noto style {}",
+)
+"""What the miniature was trained on."""
 
 
 def load_mini(*, gold: bool = False, dtype: str = "float32", device: str = "cpu") -> StableDiffusion:
@@ -57,6 +70,7 @@ def mini_world() -> World:
         judge="efface.evaluation.judges:MiniJudge",
         gold="mini-gold",
         unseen=icons.reserved,
+        templates=TEMPLATES,
         study_targets=("fire engine", "dog", "palm tree", "castle"),  # four groups
     )
 

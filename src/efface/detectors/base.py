@@ -1,0 +1,43 @@
+"""What a detector is: something that looks at images and names what they show, independent of the model under test."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a detector says about B images. Rows of images with a pixel that is not finite are NaN throughout."""
+
+    probabilities: Tensor
+    """(B, len(names)) probability of every name; rows sum to 1."""
+    features: Tensor
+    """(B, d) vectors that lie near each other for images alike; they tell an image from anything the base model makes."""
+
+
+class Detector(abc.ABC):
+    """Abstract. A final subclass is built with the names that it has to tell apart and fills :meth:`look`.
+
+    A package registers its class under the entry-point group ``efface.detectors``; a class in a file of your own runs as
+    ``--detector path/to/file.py:Name``.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    names: Sequence[str]
+    """What it can name, at least one of them meaning "none of the others"."""
+    facts: Mapping[str, Any]
+    """What a record must say about it: name, weights, thresholds, calibration."""
+
+    @abc.abstractmethod
+    def __init__(self, names: Sequence[str]) -> None:
+        """Raises UnknownName or BadOption for names that it cannot tell apart."""
+
+    @abc.abstractmethod
+    def look(self, images: Tensor) -> Seen:
+        """images: (B, 3, H, W) float in [0, 1]. Deterministic; a row does not depend on the other images of the batch."""

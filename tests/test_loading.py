@@ -158,6 +158,21 @@ def test_one_checkpoint_is_one_base_in_every_precision(family: str, source: str,
                 patch.check_base(wrong)
 
 
+@pytest.mark.parametrize("base", DTYPES)
+@pytest.mark.parametrize("stored", DTYPES)
+def test_a_file_changes_the_same_tensors_of_a_base_in_every_precision(base: str, stored: str, tmp_path: Path) -> None:
+    from efface import import_patch
+
+    state = tiny().unet.state_dict()
+    whole = {k: (v + 0.05 if "attn2.to_k" in k else v).to(getattr(torch, stored)).contiguous() for k, v in state.items()}
+    save_file(whole, tmp_path / "whole.safetensors")
+    patch = import_patch(tiny(dtype=base), tmp_path / "whole.safetensors", targets=["cat"])
+    if {base, stored} == {"float16", "bfloat16"}:  # neither is the other rounded: every number that was rounded twice differs
+        assert {n for n in patch.deltas if "attn2.to_k" in n} == {f"unet.{k}" for k in state if "attn2.to_k" in k}
+        return
+    assert sorted(patch.deltas) == sorted(f"unet.{k}" for k in state if "attn2.to_k" in k)
+
+
 @pytest.mark.parametrize("made", DTYPES)
 @pytest.mark.parametrize("used", DTYPES)
 def test_a_patch_of_a_text_encoder_is_tied_to_it_in_every_precision(made: str, used: str) -> None:

@@ -285,11 +285,16 @@ def _against(model: DiffusionModel, values: Mapping[str, Tensor], source: Path) 
         if value.shape != base.shape:
             raise WrongBaseModel(f"{source}: {name} is {tuple(value.shape)}, in {model.name!r} {tuple(base.shape)}.")
         value = value.detach().cpu()
-        # Either side may be the other one in less precision: a file in half precision, or a base that was loaded in it.
-        rounded = torch.equal(value.to(base.dtype), base)
-        if not rounded and not any(torch.equal(value, base.to(half).to(value.dtype)) for half in (value.dtype, *HALVES)):
+        if not _same(value, base):
             deltas[name] = value.float() - base.float()
     return deltas
+
+
+def _same(value: Tensor, base: Tensor) -> bool:
+    """Whether one is the other, or the other rounded: the file or the loaded base may be the one in half precision."""
+    return any(
+        torch.equal(a, b.to(rounded).to(a.dtype)) for a, b in ((value, base), (base, value)) for rounded in (a.dtype, *HALVES)
+    )
 
 
 def _digest(source: Path) -> str:

@@ -169,7 +169,8 @@ def test_rece_goes_on_until_the_target_is_out_of_reach(tiny_model) -> None:  # t
     assert 0 < missed[0] < missed[-1] <= 1, "more epochs leave less to bring back, and never less than the zero vector leaves"
     early = run(missed[1], 3)["epochs"]
     assert len(early) == 2, "stops at the first epoch that misses by that share"
-    assert run(1.0, 0)["epochs"] == []
+    unedited = RECE(epochs=0).erase(tiny_model, EraseRequest(("cat",)))
+    assert unedited.card.log["epochs"] == []
 
 
 def test_mace_refinement_and_fusion(tiny_model) -> None:  # type: ignore[no-untyped-def]
@@ -389,9 +390,8 @@ def test_importance_of_timesteps_lies_between_200_and_400() -> None:
 def test_realera_modes_differ_in_what_they_move(tiny_model) -> None:  # type: ignore[no-untyped-def]
     """low = 0.1 makes a cone wide enough for names of the tiny model; with 0.8 "vocab" finds nothing and says so."""
     request = EraseRequest(("cat",), "dog")
-    options = {"steps": 0, "low": 0.1, "directions": 2}
-    modes = ("isotropic", "subspace", "vocab", "adversarial")
-    patches = {mode: RealEra(mode=mode, **options).erase(tiny_model, request) for mode in modes}
+    modes = {"isotropic": {}, "subspace": {"directions": 2}, "vocab": {"low": 0.1}, "adversarial": {"directions": 2}}
+    patches = {mode: RealEra(mode=mode, steps=0, **own).erase(tiny_model, request) for mode, own in modes.items()}
     assert patches["isotropic"].card.log["neighbours"] == {"cat": 0}
     assert patches["subspace"].card.log["neighbours"]["cat"] == 11
     assert 0 < patches["vocab"].card.log["neighbours"]["cat"] <= 11

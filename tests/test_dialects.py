@@ -363,7 +363,7 @@ def test_half_a_lora_is_refused(tiny_model: Any, tmp_path: Path) -> None:
         imported(tiny_model, two, path)
     with pytest.raises(WrongBaseModel, match=r"is \(8, 3\), in 'tiny' \(8, 8\)"):
         imported(tiny_model, {f"{name}.lora_B.weight": up, f"{name}.lora_A.weight": torch.ones(2, 3)}, path)
-    header = json.dumps({"transformer.r": 2})
+    header = json.dumps({"prior.r": 2})
     with pytest.raises(BadFile, match="no part of a Stable Diffusion"):
         imported(tiny_model, {f"{name}.lora_B.weight": up, f"{name}.lora_A.weight": down}, path, lora_adapter_metadata=header)
 

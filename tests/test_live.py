@@ -200,7 +200,7 @@ def objects() -> dict[str, tuple[Callable[[], Any], str]]:
         return pipe
 
     return {
-        "sd3": (sd3, "StableDiffusion3Pipeline is no pipeline"),
+        "sd3": (sd3, "has no text_encoder, without which the stock pipeline reads no prompt"),
         "unet": (lambda: stock.pipe().unet, "UNet2DConditionModel is no pipeline"),
         "number": (lambda: 3, "a int is no pipeline"),
         "none": (lambda: None, "a NoneType is no pipeline"),

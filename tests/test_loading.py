@@ -293,14 +293,3 @@ def test_a_component_that_was_not_downloaded_is_named(tmp_path: Path) -> None:
         facts = export(model, erase(model, "uce", **U), tmp_path / "new", to="folder")
     assert facts["left_out"] == ["safety_checker"]
     assert not (tmp_path / "new" / "safety_checker").exists()
-
-
-def test_the_verbs_former_home_warns() -> None:
-    import efface
-
-    with pytest.warns(FutureWarning, match=r"efface\.verbs\.erase now|efface\.verbs\.erase"):
-        assert efface.api.erase is efface.erase
-    with pytest.warns(FutureWarning):
-        assert callable(efface.api.suite_for)
-    with pytest.raises(AttributeError, match="nothing"):
-        _ = efface.api.nothing

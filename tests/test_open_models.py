@@ -85,7 +85,7 @@ def test_it_is_said_how_images_are_drawn(verb: str, tmp_path: Path, monkeypatch:
                 note=announced,  # type: ignore[arg-type]
             )
     else:
-        with pytest.raises(Said, match="2 runs of 3 cases"):
+        with pytest.raises(Said, match="seed_search on tiny and 1 other run beside it are made, with 3 cases each"):
             verbs.attack(
                 model,
                 "seed_search",

@@ -62,7 +62,7 @@ def attack(
     units = attack_units(model, [built], target, targets, patch, guard, cases, profile, words, near, far, controls=controls)
     done = [u.label for u in units if out is not None and read_attempts(Path(out), u.label) is not None]
     planned = sum(u.cost(budget) for u in units if u.label not in done)
-    others = f" and {len(units) - 1} other runs beside it are made" if len(units) > 1 else " is made"
+    others = f" and {len(units) - 1} other run{'s' * (len(units) > 2)} beside it are made" if len(units) > 1 else " is made"
     kept = f" ({len(done)} of them finished before)" if done else ""
     what = f"The attack {built.name} on {model.name}{others}{kept}, with {len(units[0].goal.cases)} cases each; its attacker has "
     announce(note, model, planned, what + TIERS[built.tier])

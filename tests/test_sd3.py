@@ -153,7 +153,7 @@ def test_refusals(sd3: StableDiffusion3) -> None:
         tiny_sd3(dtype="float16")
     with pytest.raises(PromptTooLong, match="T5"):
         sd3.encode(["a " * 20])
-    with pytest.raises(UnknownName, match="text-kv"):
+    with pytest.raises(UnknownName, match="xattn-kv"):
         sd3.select("selfattn-two")
     for call in (sd3.attention_maps, sd3.start_detached, lambda: sd3.extra_context(torch.zeros(1), torch.zeros(1), "mid")):
         with pytest.raises(BadOption, match="softmax"):

@@ -80,6 +80,7 @@ class AP(Searching):
         "official": {**Searching.official_code, "search.nearest": 1000, "search.centres": 100},
         "official-nudity": {**Searching.official_code, "search.nearest": 2000, "search.centres": 50, "train": "noxattn"},
         "mini": {**Searching.defaults, "search.nearest": 48, "search.lr": 0.1},
+        "mini-flow": {**Searching.on_flow, "search.nearest": 48, "search.lr": 0.1},
         "fast": {
             "sampler": "pool",
             "sampler.trajectories": 4,

@@ -83,6 +83,7 @@ class ESD(Trained):
             "lr": 5e-5,
         },
         "mini": {**Trained.defaults, "eta": 0.25},
+        "mini-flow": {**Trained.on_flow, "eta": 0.25},
         "tiny": {"steps": 3, "sampling_steps": 5},
     }
 

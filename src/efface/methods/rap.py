@@ -119,6 +119,7 @@ class RAP(_Attacked, Searching):
         "paper": {},
         "official": {**Searching.official_code, "search.nearest": 1000, "search.centres": 100},
         "mini": {**Searching.defaults, "search.nearest": 48, "search.lr": 0.1},
+        "mini-flow": {**Searching.on_flow, "search.nearest": 48, "search.lr": 0.1},
         "fast": {
             "sampler": "pool",
             "sampler.trajectories": 4,
@@ -197,6 +198,7 @@ class RAPAttack(_Attacked):
         "paper": {},
         "official": {"eta": 1.0, "loss_space": "x0", "sampler.alignment": "official"},
         "mini": Trained.defaults,
+        "mini-flow": Trained.on_flow,
         "fast": {"sampler": "pool", "sampler.trajectories": 4, "solver": "dpm", "sampling_steps": 15},
         "tiny": {"steps": 3, "sampling_steps": 5},
     }

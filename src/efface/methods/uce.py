@@ -114,6 +114,7 @@ class UCE(Method):
         "pinned": {**PINNED, "prior_scale": 0.03},
         "sealed": {**PINNED, "prior_scale": 0.1, "seal": 3.0},
         "mini": {"rows": "last..end", "preserve_rows": "all", "preserve_scale": 0.1, "preserve_empty": "alone"},
+        "mini-flow": {**PINNED, "prior_scale": 0.1},
         "tiny": {},
     }
 

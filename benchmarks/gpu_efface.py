@@ -212,7 +212,7 @@ def sampling(bench: Bench, model: StableDiffusion, facts: dict[str, Any], batch:
     steps, fast = (3, 3) if bench.smoke else (steps, fast)
     c, null = model.encode([TARGET] * batch), model.unconditional(batch)
     noise = model.noise(batch, torch.Generator().manual_seed(0))
-    pipe = model._pipeline()
+    pipe = model._pipeline()[0]
     pipe.set_progress_bar_config(disable=True)
     given = {"prompt_embeds": c.tokens.to(model.dtype), "negative_prompt_embeds": null.tokens.to(model.dtype)}
     for prefix, side in (("", c), ("negative_", null)):

@@ -88,6 +88,17 @@ def test_a_whole_network_in_half_precision_changes_only_what_was_changed(tiny_mo
         )
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_base_in_half_precision_differs_from_the_whole_file_only_where_the_file_was_changed(
+    dtype: str, tiny_model: Any, patch: Patch, tmp_path: Path
+) -> None:
+    """The file keeps the digits that the base lost when it was loaded; lost digits are no erasure."""
+    live = tiny_model.weights(selection("full"))
+    torch.save({n.removeprefix("unet."): p.detach() + patch.deltas.get(n, 0) for n, p in live.items()}, tmp_path / "full.pt")
+    again = verbs.import_patch(load_model("tiny", dtype=dtype), tmp_path / "full.pt", targets=["cat"])
+    assert again.deltas.keys() == patch.deltas.keys()
+
+
 def test_a_pipeline_in_half_precision_changes_only_what_was_changed(tiny_model: Any, patch: Patch, tmp_path: Path) -> None:
     """It is loaded in single precision, where every rounded weight differs from the base's."""
     other: Any = load_model("tiny")

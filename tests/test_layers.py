@@ -23,6 +23,7 @@ LEVELS = [  # a module may import its own level only inside its own package, and
     ["studies"],
     ["testing"],
     ["verbs"],
+    ["api"],
     ["demo", "api"],
     ["cli"],
 ]
@@ -92,3 +93,10 @@ def test_public_names_exist_and_torchvision_is_absent_or_works() -> None:
     assert callable(efface.report)
     if importlib.util.find_spec("torchvision") is not None:
         import torchvision  # noqa: F401  # a broken torchvision breaks transformers: better to hear of it here
+
+
+def test_the_module_of_the_last_release_warns_and_works() -> None:
+    code = "import efface; print(efface.api.suite_for.__module__, efface.api.erase is efface.erase)"
+    done = subprocess.run([sys.executable, "-W", "default", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["efface.verbs.subject", "True"]
+    assert "FutureWarning: efface.api is called efface.verbs now." in done.stderr

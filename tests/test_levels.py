@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from efface.equations.diffusion import ddim_step, x0_from_eps
 from efface.equations.flow import euler_step, flow_dpm_step, noise_from_velocity, velocity_of, x0_from_velocity
+from efface.errors import BadOption
 from efface.methods import AP, ESD
-from efface.models.base import Schedule
+from efface.models.base import Schedule, plms_grid
 from efface.models.flow import FlowSchedule, flow_schedule_of
 from efface.models.levels import Levels
 from efface.models.tiny import tiny, tiny_schedule, tiny_sd3
@@ -49,7 +51,7 @@ def test_conversions_are_inverse(levels: Levels, number: int) -> None:
     # float32 levels of a diffusion limit ab + (1 - ab) = 1 to 1e-7, which 1 / alpha (at most 15) makes larger
     torch.testing.assert_close(levels.eps(out, z, t), n, atol=1e-5, rtol=0)
     torch.testing.assert_close(levels.x0(out, z, t), x0, atol=2e-5, rtol=0)
-    torch.testing.assert_close(levels.prediction(out, z, t), levels.truth(x0, n), atol=1e-5, rtol=0)
+    torch.testing.assert_close(levels.prediction(out, z, t), levels.truth(x0, n, t), atol=1e-5, rtol=0)
 
 
 @given(st.floats(0.001, 0.999), st.integers(0, 10))
@@ -186,3 +188,40 @@ def test_families_are_told_apart() -> None:
     assert isinstance(LEVELS["flow"], FlowSchedule)
     kinds: list[Any] = [levels.prediction_type for levels in LEVELS.values()]
     assert kinds == ["epsilon", "v_prediction", "flow_prediction", "flow_prediction"]
+
+
+@EACH
+@pytest.mark.parametrize("steps", [0, 1001])
+def test_more_steps_than_levels_are_refused(levels: Levels, steps: int) -> None:
+    with pytest.raises(BadOption, match=f"{steps} sampling steps"):
+        levels.timesteps(steps)
+
+
+def test_at_pure_noise_prediction_and_truth_are_of_v() -> None:
+    """There eps is z whatever the network says: an attack that compares it with the noise would have no gradient."""
+    plain = tiny_schedule("v_prediction")
+    levels = dataclasses.replace(plain, alphas_cumprod=torch.cat([plain.alphas_cumprod[:-1], torch.zeros(1)]))
+    x0, n = pair()
+    last, t = levels.size - 1, torch.tensor([levels.size - 1, 500, levels.size - 1])
+    z, out = levels.noised(x0, n, t), levels.output(x0, n, t)
+    found = levels.prediction(out, z, t)
+    torch.testing.assert_close(found, levels.truth(x0, n, t), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[0], -x0[0], atol=1e-12, rtol=0)
+    torch.testing.assert_close(found[1], n[1], atol=1e-5, rtol=0)
+    stepped, past = levels.step(found[:1], z[:1], last, 500, None, "dpm")
+    torch.testing.assert_close(stepped, levels.noised(x0[:1], n[:1], 500), atol=1e-6, rtol=0)
+    assert past is not None
+
+
+@pytest.mark.parametrize("pure", [True, False])
+def test_plms_from_the_noisiest_level_follows_the_truth(pure: bool) -> None:
+    """With the true prediction every step is exact, the one that is named twice and the one from pure noise too."""
+    plain = tiny_schedule("v_prediction")
+    last = torch.zeros(1) if pure else plain.alphas_cumprod[-1:]
+    levels = dataclasses.replace(plain, alphas_cumprod=torch.cat([plain.alphas_cumprod[:-1], last]), spacing="trailing")
+    x0, n = pair()
+    grid = [*plms_grid(levels.timesteps(6)), levels.end]
+    z, past = levels.noised(x0, n, grid[0]), None
+    for t, t_next in pairwise(grid):
+        z, past = levels.step(levels.truth(x0, n, torch.tensor([t] * len(x0))), z, t, t_next, past, "plms")
+        torch.testing.assert_close(z, levels.noised(x0, n, t_next), atol=1e-5, rtol=0)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 from efface.attacks import Deployed
 from efface.cli.main import main
@@ -21,12 +22,14 @@ from efface.models.base import DiffusionModel
 from efface.models.capabilities import CAPABILITIES
 from efface.models.cond import POOLED
 from efface.models.flow import flow_schedule_of
+from efface.models.identity import same_base
 from efface.models.load import load_model
 from efface.models.readers import text_readers
 from efface.models.sd3 import StableDiffusion3
 from efface.models.select import MMDIT_SELECTIONS
-from efface.models.tiny import TINY_T5_ROWS, tiny_sd3
-from efface.patches.export import export
+from efface.models.tiny import TINY_T5_ROWS, tiny, tiny_sd3
+from efface.patches.export import export, residual
+from efface.patches.foreign import import_patch
 from efface.registry import ATTACKS, GUARDS, METHODS, build_guard
 from efface.testing import check_attack, check_method, check_resume, same, state
 
@@ -42,11 +45,6 @@ def sd3() -> StableDiffusion3:
 @pytest.fixture
 def no_t5() -> StableDiffusion3:
     return tiny_sd3(t5=False)
-
-
-def pipe_of(model: StableDiffusion3) -> Any:
-    """A stock pipeline of the model's own modules."""
-    return model._bare({part: getattr(model, part) for part in model._kinds()})[0]
 
 
 def stock(pipe: Any, prompts: list[str], seeds: list[int], steps: int, guidance: float, rows: int) -> torch.Tensor:
@@ -67,11 +65,11 @@ def stock(pipe: Any, prompts: list[str], seeds: list[int], steps: int, guidance:
 def test_pictures_are_those_of_the_stock_pipeline(t5: bool, guidance: float) -> None:
     model = tiny_sd3(t5)
     cases = [Case("x", "", prompt, seed, guidance) for seed, prompt in enumerate(PROMPTS)]
-    together = stock(pipe_of(model), list(PROMPTS), [0, 1], 5, guidance, TINY_T5_ROWS)
+    together = stock(model._pipeline()[0], list(PROMPTS), [0, 1], 5, guidance, TINY_T5_ROWS)
     # 1e-5: float32 sums in another order; pictures of other prompts differ by more than 1e-3.
     torch.testing.assert_close(model.sample(cases, 5), together, atol=1e-5, rtol=0)
     for i, prompt in enumerate(PROMPTS):
-        alone = stock(pipe_of(model), [prompt], [i], 5, guidance, TINY_T5_ROWS)
+        alone = stock(model._pipeline()[0], [prompt], [i], 5, guidance, TINY_T5_ROWS)
         torch.testing.assert_close(model.sample([cases[i]], 5), alone, atol=1e-5, rtol=0)
     other = model.sample([Case("x", "", "a dog", 1, guidance)], 5)
     assert (other - together[1:]).abs().max() > 1e-3
@@ -80,7 +78,7 @@ def test_pictures_are_those_of_the_stock_pipeline(t5: bool, guidance: float) -> 
 @pytest.mark.parametrize("shift", [{"shift": 1.0}, {"shift": 3.0}, {"use_dynamic_shifting": True, "shift": 3.0}])
 def test_every_level_of_the_walk_is_the_stock_pipeline_s(shift: dict[str, Any], sd3: StableDiffusion3) -> None:
     model = StableDiffusion3(**{**parts(sd3), "scheduler": {"num_train_timesteps": 1000, **shift}})
-    pipe, seen = pipe_of(model), []
+    pipe, seen = model._pipeline()[0], []
 
     def keep(pipe: Any, i: int, t: torch.Tensor, kwargs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         seen.append((float(t), kwargs["latents"].clone()))
@@ -101,7 +99,7 @@ def test_encodings_are_those_of_the_stock_pipeline(t5: bool) -> None:
     model = tiny_sd3(t5)
     kwargs = {"prompt_2": None, "prompt_3": None, "device": "cpu", "max_sequence_length": TINY_T5_ROWS}
     with torch.no_grad():
-        tokens, null, pooled, null_pooled = pipe_of(model).encode_prompt(list(PROMPTS), **kwargs)
+        tokens, null, pooled, null_pooled = model._pipeline()[0].encode_prompt(list(PROMPTS), **kwargs)
     c, none = model.encode(PROMPTS), model.unconditional(2)
     assert c.tokens.shape == (2, 24 + TINY_T5_ROWS, 48)
     for ours, theirs in ((c.tokens, tokens), (c.extras[POOLED], pooled), (none.tokens, null), (none.extras[POOLED], null_pooled)):
@@ -111,7 +109,7 @@ def test_encodings_are_those_of_the_stock_pipeline(t5: bool) -> None:
 @pytest.mark.parametrize("t5", [True, False])
 def test_a_folder_saved_by_diffusers_loads(t5: bool, tmp_path: Path) -> None:
     model = tiny_sd3(t5)
-    pipe_of(model).save_pretrained(tmp_path / "folder")
+    model._pipeline()[0].save_pretrained(tmp_path / "folder")
     again = load_model(str(tmp_path / "folder"), device="cpu")
     assert isinstance(again, StableDiffusion3)
     assert (again.text_encoder_3 is not None) == t5
@@ -122,7 +120,7 @@ def test_a_folder_saved_by_diffusers_loads(t5: bool, tmp_path: Path) -> None:
 
 
 def test_a_loaded_pipeline_is_wrapped_and_a_patch_shows_in_it(sd3: StableDiffusion3) -> None:
-    pipe = pipe_of(sd3)
+    pipe = sd3._pipeline()[0]
     wrapped = load_model(pipe)
     assert isinstance(wrapped, StableDiffusion3)
     assert wrapped.transformer is pipe.transformer
@@ -139,11 +137,11 @@ def parts(model: StableDiffusion3) -> dict[str, Any]:
 def test_refusals(sd3: StableDiffusion3) -> None:
     from diffusers import FlowMatchHeunDiscreteScheduler
 
-    pipe = pipe_of(sd3)
+    pipe = sd3._pipeline()[0]
     pipe.register_modules(text_encoder_2=None)
     with pytest.raises(BadFile, match="text_encoder_2"):
         load_model(pipe)
-    pipe = pipe_of(sd3)
+    pipe = sd3._pipeline()[0]
     pipe.scheduler = FlowMatchHeunDiscreteScheduler()
     with pytest.raises(BadFile, match="FlowMatchEulerDiscreteScheduler"):
         load_model(pipe)
@@ -153,7 +151,7 @@ def test_refusals(sd3: StableDiffusion3) -> None:
         tiny_sd3(dtype="float16")
     with pytest.raises(PromptTooLong, match="T5"):
         sd3.encode(["a " * 20])
-    with pytest.raises(UnknownName, match="xattn-kv"):
+    with pytest.raises(UnknownName, match="text-attn"):
         sd3.select("selfattn-two")
     for call in (sd3.attention_maps, sd3.start_detached, lambda: sd3.extra_context(torch.zeros(1), torch.zeros(1), "mid")):
         with pytest.raises(BadOption, match="softmax"):
@@ -379,7 +377,7 @@ def test_a_lora_of_diffusers_loads_and_acts(train: str, sd3: StableDiffusion3, t
     case = [Case("x", "", "a cat", 3, 4.0)]
     with patch.applied(sd3):
         ours = sd3.sample(case, 4)
-    pipe = pipe_of(tiny_sd3())
+    pipe = tiny_sd3()._pipeline()[0]
     plain = stock(pipe, ["a cat"], [3], 4, 4.0, TINY_T5_ROWS)
     pipe.load_lora_weights(str(tmp_path / "lora.safetensors"))
     theirs = stock(pipe, ["a cat"], [3], 4, 4.0, TINY_T5_ROWS)
@@ -405,7 +403,7 @@ def mini_flow() -> DiffusionModel:
 
 def test_the_flow_miniature_draws_what_the_stock_pipeline_draws(mini_flow: StableDiffusion3) -> None:
     prompts, seeds = ["a dog", "a castle"], [1, 2]
-    theirs = stock(pipe_of(mini_flow), prompts, seeds, 8, 4.0, 0)
+    theirs = stock(mini_flow._pipeline()[0], prompts, seeds, 8, 4.0, 0)
     ours = mini_flow.sample([Case("x", "", p, s, 4.0) for p, s in zip(prompts, seeds, strict=True)], 8)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
@@ -434,3 +432,61 @@ def test_latents_are_at_the_level_they_are_said_to_be_at(mini_flow: StableDiffus
         expected = ((1 - s) ** 2 * float(clean.square().mean()) + s**2) ** 0.5
         # 0.05: at most 0.02 was measured; clean latents instead would be off by up to 0.4. Guidance moves it by up to 0.2.
         assert abs(float(walked[:, :, k].square().mean().sqrt()) / expected - 1) < 0.05
+
+
+# -- what main's checks say of this family -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_lora_is_read_back_as_the_patch(named: bool, sd3: StableDiffusion3, tmp_path: Path) -> None:
+    """Also without ``transformer.`` in front of the names; a model with a UNet refuses both by their kind."""
+    pytest.importorskip("peft")
+    patch = ESD.preset("tiny", lr=1e-2, train="text-kv").erase(sd3, EraseRequest(("cat",)))
+    export(patch, sd3, tmp_path / "lora.safetensors", "diffusers")
+    tensors = load_file(tmp_path / "lora.safetensors")
+    save_file(tensors if named else {n.removeprefix("transformer."): t for n, t in tensors.items()}, tmp_path / "x.safetensors")
+    found = import_patch(sd3, tmp_path / "x.safetensors", targets=["cat"])
+    assert residual(patch, found.deltas) <= 1e-3
+    with pytest.raises(BadFile, match="SD3 or FLUX"):
+        import_patch(tiny(), tmp_path / "x.safetensors", targets=["cat"])
+
+
+def test_the_identity_knows_t5_and_its_rows(sd3: StableDiffusion3, no_t5: StableDiffusion3) -> None:
+    rows = StableDiffusion3(**{**parts(sd3), "t5_rows": sd3.t5_rows - 1})
+    other = tiny_sd3()
+    next(other.text_encoder_3.parameters()).data[0, 0] += 1
+    for model in (no_t5, rows, other):
+        assert not same_base({**model.info, **model.identity()}, {**sd3.info, **sd3.identity()})
+    half = tiny_sd3(dtype="bfloat16")
+    assert same_base({**half.info, **half.identity()}, {**sd3.info, **sd3.identity()})
+
+
+def test_plms_is_refused_before_anything_is_computed(sd3: StableDiffusion3) -> None:
+    with pytest.raises(BadOption, match="noise prediction"):
+        ESD.preset("tiny", sampler="frozen", solver="plms").erase(sd3, EraseRequest(("cat",)))
+    with pytest.raises(BadOption, match="noise prediction"):
+        sd3.sample_until(sd3.encode(["cat"]), 0, 4, sd3.noise(1, torch.Generator()), 3.0, solver="plms")
+    assert not sd3.evals.forward
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder_3"])
+def test_a_damaged_folder_and_a_changed_pipeline_are_refused(part: str, sd3: StableDiffusion3, tmp_path: Path) -> None:
+    sd3.save_folder(tmp_path / "folder")
+    (file,) = (tmp_path / "folder" / part).glob("*.safetensors")
+    tensors = load_file(file)
+    name = next(n for n in tensors if "attn" in n or "Attention" in n)
+    save_file({n: t for n, t in tensors.items() if n != name}, file, metadata={"format": "pt"})
+    with pytest.raises(BadFile, match="random numbers"):
+        load_model(str(tmp_path / "folder"), device="cpu")
+    layer = next(m for m in getattr(sd3, part).modules() if isinstance(m, torch.nn.Linear))
+    layer.lora_A = torch.nn.Linear(2, 2)
+    with pytest.raises(BadFile, match="adapter"):
+        sd3.weights(lambda _: True)
+
+
+def test_a_pipeline_without_an_encoder_of_sd3_is_no_pipeline_of_ours(sd3: StableDiffusion3) -> None:
+    class Flux:
+        transformer, text_encoder, scheduler = sd3.transformer, sd3.text_encoder, None
+
+    with pytest.raises(BadFile, match="StableDiffusion3Pipeline"):
+        load_model(Flux())

@@ -16,7 +16,7 @@ from efface.concepts.prompts import Case
 from efface.concepts.request import EraseRequest
 from efface.edits import ConceptEdit, save_lora
 from efface.errors import BadFile, BadOption, WrongBaseModel
-from efface.methods import UCE
+from efface.methods import AP, UCE
 from efface.models.base import DiffusionModel
 from efface.models.cond import POOLED
 from efface.models.load import load_model
@@ -25,8 +25,8 @@ from efface.models.sdxl import StableDiffusionXL
 from efface.models.select import selection
 from efface.models.tiny import tiny, tiny_xl
 from efface.preservation.adversary import worded
-from efface.preservation.gumbel import GumbelSearch
-from efface.preservation.pgd import PgdSearch
+from efface.preservation.gumbel import Gumbel
+from efface.preservation.pgd import PGD, PgdSearch
 from efface.registry import METHODS, build_guard
 from efface.testing import check_method
 from efface.training.loop import Step
@@ -109,17 +109,17 @@ def test_vectors_stand_for_words_in_both_encoders(xl: StableDiffusionXL) -> None
 
 
 def test_searched_concepts_bring_their_pooled_text(xl: StableDiffusionXL) -> None:
-    rows = [xl.encode(["dog", "bus", "rose"])]
+    scene = AP.preset("tiny", sampler="student").scene(xl, EraseRequest(("cat",)))
     step = Step(0, 0, torch.optim.Adam([torch.zeros(1)]), xl)
-    gumbel = GumbelSearch([("dog", "bus", "rose")], rows, tau=1.0, hard=True, lr=0.1)
-    chosen = gumbel.choose([0, 0], step)
+    gumbel = Gumbel(hard=True).begin(scene, [("dog", "bus", "rose")])
+    chosen = gumbel.sample([0, 0], step)
     for k, name in enumerate(chosen.names):
         torch.testing.assert_close(chosen.cond.extras[POOLED][k], xl.encode([name]).extras[POOLED][0], atol=1e-5, rtol=0)
     chosen.cond.extras[POOLED].square().sum().backward()
     assert gumbel.pi.values[0].grad is not None
     assert gumbel.pi.values[0].grad.any()
     assert not chosen.fixed().extras[POOLED].requires_grad
-    pgd = PgdSearch(["cat"], xl.encode(["cat"]), rate=0.1, radius=0.0)
+    pgd = PgdSearch(scene, PGD())
     assert torch.equal(pgd.choose([0], step).cond.extras[POOLED], xl.encode(["cat"]).extras[POOLED])
 
 

@@ -24,7 +24,7 @@ from efface.concepts.request import EraseRequest
 from efface.errors import BadFile, BadOption, EvaluationError, UnknownName
 from efface.evaluation.damage import confirm, damage, damage_cost, least_seeds
 from efface.evaluation.profiles import Profile
-from efface.evaluation.scan import Probe, prediction_changes
+from efface.evaluation.scan import Probe, drops, prediction_changes, scored
 from efface.methods import AP
 from efface.models.load import load_model
 from efface.patches import Patch
@@ -171,6 +171,31 @@ def test_an_image_that_a_patch_makes_invalid_is_damage(tiny_model: Any) -> None:
     found, _ = damage(model, flagged(model, 1.0), NAMES, SMALL, Brightness(), count=6, by="images")
     first = found["rows"][0]
     assert (first["name"], first["damaged"], first["invalid"]) == (NAMES[-1], True, found["seeds"])
+
+
+def test_a_scan_knows_invalid_images_from_absent_concepts() -> None:
+    """The study of preservation counts an image as erased when it is valid and does not show the target."""
+
+    class Blind(Brightness):
+        names = NAMES
+
+        def detect(self, images: torch.Tensor, concepts: Any) -> Any:
+            light = [float(image.mean()) for image in images]
+            return [
+                (c if v > 0.5 else "none", 1.0, "uniform" if v < 0.2 else "non-finite" if v != v else None)
+                for c, v in zip(concepts, light, strict=True)
+            ]
+
+    judge, known = Blind(), NAMES[0]
+    grey = torch.tensor([0.9, 0.4, 0.1, float("nan")]).reshape(-1, 1, 1, 1).expand(-1, 3, 8, 8)
+    found = scored(grey, [known], 4, judge)
+    assert found.shown[0].tolist() == [True, False, False, False]
+    assert found.valid[0].tolist() == [True, True, False, False]
+    strange = scored(grey, ["a name that the detector does not know"], 4, judge)
+    assert strange.valid[0].tolist() == [True, True, True, False]
+    assert not bool(strange.shown.any())
+    fallen = drops([known], torch.full((1, 4), 30.0), torch.tensor([[30.0, 10.0, 0.0, float("nan")]]))
+    assert fallen.tolist() == [[0.0, 20.0, 30.0, 30.0]]
 
 
 def test_damage_costs_what_it_says_and_refuses_nonsense(tiny_model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

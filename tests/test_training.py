@@ -87,7 +87,7 @@ def test_kill_9_and_resume(tmp_path: Path) -> None:
         import os, pathlib, torch
         torch.set_num_threads(1)
         from efface import verbs
-        from efface.methods import AP
+        from efface import AP, Gumbel
         from efface.models.tiny import tiny
         from efface.training import Run
         def die(step, total):

@@ -270,8 +270,8 @@ def test_unlearndiff_clamps_the_gradient_and_decays(decay: float, monkeypatch: p
     from efface.preservation.adversary import word_rows
 
     model, lr, big = tiny(), 0.02, 3000.0
-    eps = model.deployed_eps
-    monkeypatch.setattr(model, "deployed_eps", lambda *args: big * eps(*args))
+    eps = model.deployed
+    monkeypatch.setattr(model, "deployed", lambda *args: big * eps(*args))
     seen: list[torch.Tensor] = []
     onto = module.onto_simplex
     monkeypatch.setattr(module, "onto_simplex", lambda u: seen.append(onto(u)) or seen[-1])

@@ -152,6 +152,8 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     if name == "api":  # the verbs' former home
         return import_module(".api", __name__)
+    if name == "api":  # of the last release
+        return import_module(".api", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module 'efface' has no attribute {name!r}")
     value = getattr(import_module(f".{_HOMES[name]}", __name__), name)

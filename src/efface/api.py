@@ -1,18 +1,30 @@
-"""The former home of the verbs, kept for one version: a name taken from here warns and says where it is now."""
+"""The verbs under the name of the last release. Use the functions of ``efface`` itself, or :mod:`efface.verbs`."""
 
 from __future__ import annotations
 
 import warnings
-from importlib import import_module
-from typing import Any
 
-PLACES = ("efface.verbs", "efface.verbs.erase", "efface.verbs.subject", "efface.verbs.cost")
+from .models.load import load_model
+from .verbs import attack, damage, erase, evaluate, export, import_patch, report, sample, study
+from .verbs.attack import attack_units
+from .verbs.erase import request_for
+from .verbs.subject import judge_for, suite_for
 
+__all__ = [
+    "attack",
+    "attack_units",
+    "damage",
+    "erase",
+    "evaluate",
+    "export",
+    "import_patch",
+    "judge_for",
+    "load_model",
+    "report",
+    "request_for",
+    "sample",
+    "study",
+    "suite_for",
+]
 
-def __getattr__(name: str) -> Any:
-    for place in PLACES:
-        home = import_module(place)
-        if not name.startswith("_") and hasattr(home, name):
-            warnings.warn(f"efface.api.{name} is {place}.{name} now; efface.api will go.", FutureWarning, stacklevel=2)
-            return getattr(home, name)
-    raise AttributeError(f"module 'efface.api' has no attribute {name!r}")
+warnings.warn("efface.api is called efface.verbs now.", FutureWarning, stacklevel=2)

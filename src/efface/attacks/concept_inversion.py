@@ -90,7 +90,7 @@ class ConceptInversion(Attack):
                 t = model.schedule.numbered(torch.randint(model.schedule.size, (self.batch,), generator=rng).tolist(), x.device)
                 text = texts[int(torch.randint(len(texts), (1,), generator=rng))]
                 n, x_0 = model.noise(self.batch, rng), x[which.to(x.device)]
-                z_t, truth = model.schedule.noised(x_0, n, t), model.schedule.truth(x_0, n)
+                z_t, truth = model.schedule.noised(x_0, n, t), model.schedule.truth(x_0, n, t)
                 (truth - model.deployed(z_t, t, encoded(text, self.batch), goal.guidance)).square().mean().backward()
                 v.update([0])
             attempts = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from ..concepts.prompts import Case
 from ..equations.steps import normalised_ascent
 from ..errors import EvaluationError
 from ..models.base import DiffusionModel
-from ..models.cond import Cond
 from ..patches import Patch
 from ..training.latents import LatentPool
 from .cache import BATCH, base_images, quantised
@@ -202,7 +201,7 @@ def climbed(
     p, found = start.tokens.clone(), []
     for i in range(ascents + 1):
         p = p.detach().requires_grad_(i < ascents)
-        c = Cond(p, start.last, start.extras).repeat(len(z))
+        c = replace(start, tokens=p).repeat(len(z))
         with torch.set_grad_enabled(i < ascents):
             before = model.eps(z, t, c)
             with patch.applied(model):

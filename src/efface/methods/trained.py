@@ -94,7 +94,7 @@ class Trained(Method):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return (*(("official_alignment",) if self.sampler.official else ()), *(("plms",) if self.solver == "plms" else ()))
+        return (("official_alignment",) if self.sampler.official else ()) + (("plms",) if self.solver == "plms" else ())
 
     def walk(self, request: EraseRequest, candidates: Sequence[Sequence[str]] = (), per_candidate: int = 1) -> Walk:
         """What the sampler of latents needs to know of this erasure."""

@@ -118,33 +118,43 @@ class Schedule(Levels):
     def output(self, x0: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
         return v_of(x0, noise, self.ab(t).to(x0)) if self.prediction_type == "v_prediction" else noise
 
+    @property
+    def pure_noise(self) -> bool:
+        """Whether the noisiest level has no signal (zero terminal SNR). Only a network that predicts v says something there."""
+        return not self.alphas_cumprod[-1] > 0
+
     def prediction(self, output: Tensor, z: Tensor, t: float | Tensor) -> Tensor:
-        if not isinstance(t, Tensor) and not self.ab(t) > 0:
-            return output  # at the level of pure noise every prediction of eps is z: the outputs themselves are guided
-        return self.eps(output, z, t)
+        eps = self.eps(output, z, t)
+        return torch.where(self.ab(t).to(z.device) > 0, eps, output) if self.pure_noise else eps
 
-    def truth(self, x0: Tensor, noise: Tensor) -> Tensor:
-        return noise
+    def truth(self, x0: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
+        return torch.where(self.ab(t).to(x0.device) > 0, noise, -x0) if self.pure_noise else noise
 
-    def step(self, prediction: Tensor, z: Tensor, t: float, t_next: float, past: Past | None, solver: str) -> tuple[Tensor, Past]:
+    def step(
+        self, prediction: Tensor, z: Tensor, t: float, t_next: float, past: Past | None, solver: str
+    ) -> tuple[Tensor, Past | None]:
         # The levels stay on the CPU as scalars: a copy to a GPU at every step would wait for all steps before it.
         ab, ab_next = (self.ab(x).to(z.dtype) for x in (t, t_next))
-        past = past or Past(z, t)
         if not ab > 0:
             x0 = -prediction  # v of pure noise is minus the clean latent
-            return noised(x0, z, ab_next), past.then(t, (x0,))
+            return noised(x0, z, ab_next), Past(t, z, (x0,)) if solver == "dpm" else None
         if solver == "ddim":
-            return ddim_step(prediction, z, ab, ab_next), past
-        if solver == "plms" and past.steps == 1:
-            # The first step again, with the mean of the predictions at both of its ends.
-            mean = (past.found[0] + prediction) / 2
-            return ddim_step(mean, past.start, self.ab(past.t).to(z.dtype), ab_next), past.then(past.t, past.found)
+            return ddim_step(prediction, z, ab, ab_next), None
         if solver == "plms":
-            found = [*past.found[-3:], prediction]
-            return ddim_step(multistep(found), z, ab, ab_next), past.then(t, found)
+            return self._plms(prediction, z, t, t_next, past)
         x0 = x0_from_eps(prediction, z, ab)
-        x0_last = past.found[0] if past.found else None
-        return dpm_step(x0, x0_last, z, self.ab(past.t).to(z.dtype), ab, ab_next), past.then(t, (x0,))
+        x0_last, t_last = (None, t) if past is None else (past.outputs[-1], past.t)
+        return dpm_step(x0, x0_last, z, self.ab(t_last).to(z.dtype), ab, ab_next), Past(t, z, (x0,))
+
+    def _plms(self, eps: Tensor, z: Tensor, t: float, t_next: float, past: Past | None) -> tuple[Tensor, Past | None]:
+        ab, ab_next = (self.ab(x).to(z.dtype) for x in (t, t_next))
+        if t_next == t and past is None:
+            return z, None  # pure noise has no eps to average with, so the step from it stands as it is
+        if t_next == t and past is not None:
+            # The first step again, with the mean of the predictions at both of its ends.
+            return ddim_step((past.outputs[0] + eps) / 2, past.z, self.ab(past.t).to(z.dtype), ab_next), past
+        outputs = (*(() if past is None else past.outputs[-3:]), eps)
+        return ddim_step(multistep(outputs), z, ab, ab_next), Past(t, z, outputs)
 
     def loss_weight(self, t: Tensor, space: str) -> Tensor:
         weight = x0_loss_weight if space == "x0" else eps_loss_weight
@@ -340,6 +350,8 @@ class DiffusionModel(abc.ABC):
         Cost: 2 evaluations per row and step (1 with ``scale = 1``), B - B / m less at the first step; under a guard as many as
         its guide has blocks. Nothing is evaluated for a level nobody asks for.
         """
+        if solver == "plms":
+            self.require("solver=plms", ("plms",))
         c, scale = self.told(c, scale)
         blocks = len(c) // len(noise)
         z = torch.cat([noise] * blocks)
@@ -351,7 +363,7 @@ class DiffusionModel(abc.ABC):
             for i, t in enumerate(timesteps):
                 yield t, z
                 if guide is not None:
-                    out = self._guarded(guide, z, t)
+                    out = self._guarded(guide, z, torch.full((len(z),), t, device=z.device))
                 elif null is None:
                     out = self.prediction(z, t, c)
                 elif i == 0 and blocks > 1:
@@ -372,18 +384,17 @@ class DiffusionModel(abc.ABC):
     def prediction(self, z: Tensor, t: float | Tensor, c: Cond) -> Tensor:
         """As :meth:`eps`, of what guidance combines and the sampler steps with; see :meth:`Levels.prediction`."""
         levels = t if isinstance(t, Tensor) else torch.full((len(z),), t, device=z.device)
-        return self.schedule.prediction(self.predict(z, levels, c), z, t)
+        return self.schedule.prediction(self.predict(z, levels, c), z, levels)
 
     def told(self, c: Cond, scale: float) -> tuple[Cond, float]:
         """The conditionings and the scale of classifier-free guidance of a trajectory. A network that was distilled to take the
         scale as an input is told it in the conditionings, and is guided no further."""
         return c, scale
 
-    def _guarded(self, guide: Guide, z: Tensor, t: float | Tensor) -> Tensor:
-        levels = t if isinstance(t, Tensor) else torch.full((len(z),), t, device=z.device)
-        c = guide.cond(levels)
+    def _guarded(self, guide: Guide, z: Tensor, t: Tensor) -> Tensor:
+        c = guide.cond(t)
         m = len(c) // len(z)
-        return guide.combine(self.prediction(torch.cat([z] * m), t.repeat(m) if isinstance(t, Tensor) else t, c), levels)
+        return guide.combine(self.prediction(torch.cat([z] * m), t.repeat(m), c), t)
 
     def deployed(self, z: Tensor, t: Tensor, c: Cond, scale: float) -> Tensor:
         """What an attacker differentiates: the :meth:`prediction` under ``c`` alone, or with a guard its first step at ``scale``.
@@ -424,19 +435,16 @@ class DiffusionModel(abc.ABC):
         stride - 1, drawn by the caller) is added to t. See
         :func:`official_walk`. Cost: 2 k (official: 2 min(S - 1, S - k)) per row, less what :meth:`walk` shares.
         """
-        offset = 0
+        grid = self.schedule.timesteps(steps)
+        grid = plms_grid(grid) if solver == "plms" else grid
+        levels: Sequence[float] = grid[:k]
+        final = t = grid[k]
         if official:
             self.require("alignment=official", ("official_alignment",))
             assert isinstance(self.schedule, Schedule)
-            offset = self.schedule.steps_offset
-            grid: Sequence[float] = self.schedule.leading(steps)
-        else:
-            grid = self.schedule.timesteps(steps)
-        grid = plms_grid(grid) if solver == "plms" else grid
-        levels, final, t = grid[:k], grid[k], grid[k]
-        if official:
-            levels, final = official_walk(grid, k)
-            t = grid[steps - 1 - k] - offset + jitter
+            numbers = self.schedule.leading(steps)
+            levels, final = official_walk(numbers, k)
+            t = numbers[steps - 1 - k] - self.schedule.steps_offset + jitter
         ((_, z),) = deque(self.walk(c, noise, levels, scale, final, solver), maxlen=1)
         return z, torch.full((len(z),), t, device=z.device)
 
@@ -508,7 +516,7 @@ class DiffusionModel(abc.ABC):
                 p.requires_grad_(flag)
 
 
-def official_walk(grid: Sequence[float], k: int) -> tuple[list[float], float]:
+def official_walk(grid: Sequence[int], k: int) -> tuple[list[int], int]:
     """Levels visited by the legacy ``sample_till(t_enc = k)`` on a descending grid, and the level it ends at.
 
     The legacy DDIM loop drops the noisiest grid level and stops after the step with i + 1 == t_enc; t_enc = 0 never

@@ -10,8 +10,8 @@ CAPABILITIES = {
     "attention_maps": "maps of where the picture looks at each word",
     "extra_context": "further tokens in the keys and values of cross-attention",
     "start_detached": "a start-of-text token without a gradient",
-    "plms": "the linear multistep solver of PNDM",
     "official_alignment": "the shifted timesteps of the legacy codes",
+    "plms": "the multistep solver of eps, plms",
     "keys_and_values": "separate weights for the keys and the values of the text",
     "one_tokenizer": "one tokenizer whose positions are those of the text's vectors",
 }

@@ -94,19 +94,18 @@ class FlowSchedule(Levels):
     def prediction(self, output: Tensor, z: Tensor, t: float | Tensor) -> Tensor:
         return output
 
-    def truth(self, x0: Tensor, noise: Tensor) -> Tensor:
+    def truth(self, x0: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
         return velocity_of(x0, noise)
 
-    def step(self, prediction: Tensor, z: Tensor, t: float, t_next: float, past: Past | None, solver: str) -> tuple[Tensor, Past]:
+    def step(
+        self, prediction: Tensor, z: Tensor, t: float, t_next: float, past: Past | None, solver: str
+    ) -> tuple[Tensor, Past | None]:
         s, s_next = (self.share(x).to(z.dtype) for x in (t, t_next))
-        past = past or Past(z, t)
-        if solver == "plms":
-            raise BadOption("plms is the sampler of Stable Diffusion's first code, which no flow has; use solver=ddim or dpm.")
         if solver == "ddim":
-            return euler_step(prediction, z, s, s_next), past
+            return euler_step(prediction, z, s, s_next), None
         x0 = x0_from_velocity(prediction, z, s)
-        x0_last = past.found[0] if past.found else None
-        return flow_dpm_step(x0, x0_last, z, self.share(past.t).to(z.dtype), s, s_next), past.then(t, (x0,))
+        x0_last, t_last = (None, t) if past is None else (past.outputs[-1], past.t)
+        return flow_dpm_step(x0, x0_last, z, self.share(t_last).to(z.dtype), s, s_next), Past(t, z, (x0,))
 
     def loss_weight(self, t: Tensor, space: str) -> Tensor:
         return flow_loss_weight(self.share(t), space)

@@ -19,17 +19,12 @@ from torch import Tensor
 class Past:
     """What a multistep solver remembers of the steps before."""
 
-    start: Tensor
-    """z before the first step."""
     t: float
-    """The timestep of the last step."""
-    found: Sequence[Tensor] = ()
-    """What it keeps of that step and those before: clean latents ("dpm"), predictions ("plms")."""
-    steps: int = 0
-
-    def then(self, t: float, found: Sequence[Tensor]) -> Past:
-        """After one more step."""
-        return Past(self.start, t, found, self.steps + 1)
+    """Timestep of the step before."""
+    z: Tensor
+    """Latents it started from."""
+    outputs: tuple[Tensor, ...]
+    """What was predicted, the newest last: clean latents ("dpm") or eps ("plms")."""
 
 
 class Levels(abc.ABC):
@@ -76,19 +71,24 @@ class Levels(abc.ABC):
 
     @abc.abstractmethod
     def prediction(self, output: Tensor, z: Tensor, t: float | Tensor) -> Tensor:
-        """What guidance combines and the solver steps with: eps, or the velocity of a flow.
+        """What guidance combines and the solver steps with: eps, or the velocity of a flow; v at a diffusion's level of pure
+        noise.
 
-        At the noisiest level of a flow, eps is z whatever the network says; guidance of eps would do nothing there.
+        At a level of pure noise, eps is z whatever the network says; guidance of eps would do nothing there.
         """
 
     @abc.abstractmethod
-    def truth(self, x0: Tensor, noise: Tensor) -> Tensor:
-        """The :meth:`prediction` of a network that knew the pair: the same at every level."""
+    def truth(self, x0: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
+        """The :meth:`prediction` of a network that knew the pair."""
 
     @abc.abstractmethod
-    def step(self, prediction: Tensor, z: Tensor, t: float, t_next: float, past: Past | None, solver: str) -> tuple[Tensor, Past]:
-        """One deterministic step of "ddim" (for a flow, Euler's), "dpm" (DPM-Solver++(2M)) or "plms", and what the next step
-        needs. Raises BadOption for a solver that the family has not."""
+    def step(
+        self, prediction: Tensor, z: Tensor, t: float, t_next: float, past: Past | None, solver: str
+    ) -> tuple[Tensor, Past | None]:
+        """One step of "ddim" (for a flow, Euler's), "dpm" (DPM-Solver++(2M)) or "plms", and what the next step needs.
+
+        "plms" is of eps alone; a step to its own timestep takes the step before once more.
+        """
 
     @abc.abstractmethod
     def loss_weight(self, t: Tensor, space: str) -> Tensor:

@@ -24,7 +24,10 @@ BUNDLED = {
     "tiny-xl": "tiny with the two text encoders of SDXL",
     "tiny-sd3": "tiny as Stable Diffusion 3.5: a flow transformer and three text encoders",
 }
-ACCEPTED = "give a loaded StableDiffusionPipeline or StableDiffusionXLPipeline, a folder, a checkpoint file or a Hub id."
+ACCEPTED = (
+    "give a loaded StableDiffusionPipeline, StableDiffusionXLPipeline or StableDiffusion3Pipeline, a folder, a checkpoint file "
+    "or a Hub id."
+)
 
 
 def pick_device(name: str) -> str:
@@ -54,11 +57,12 @@ def load_model(source: Any, *, dtype: str = "float32", device: str = "auto") -> 
         return source
     if not isinstance(source, (str, Path)):
         kind = type(source).__name__
-        if hasattr(source, "transformer") and hasattr(source, "text_encoder_3"):
-            return StableDiffusion3.from_pipeline(source)
-        if not hasattr(source, "unet") or not hasattr(source, "text_encoder") or not hasattr(source, "scheduler"):
+        flow = hasattr(source, "transformer") and hasattr(source, "text_encoder_3")
+        unet = hasattr(source, "unet") and hasattr(source, "text_encoder")
+        if not (flow or unet) or not hasattr(source, "scheduler"):
             raise BadFile(f"a {kind} is no pipeline that efface erases from; {ACCEPTED}")
-        live = (StableDiffusionXL if hasattr(source, "text_encoder_2") else StableDiffusion).from_pipeline(source)
+        family = StableDiffusion3 if flow else StableDiffusionXL if hasattr(source, "text_encoder_2") else StableDiffusion
+        live = family.from_pipeline(source)
         if live.device.type == "meta":
             raise BadFile(f"the weights of this {kind} are not in memory (device meta). {OFFLOADED}")
         return live

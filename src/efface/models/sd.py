@@ -93,8 +93,7 @@ class StableDiffusion(DiffusionModel):
         self._identities: dict[str, tuple[list[tuple[int, int, int]], Tensor, Identity]] = {}
         self._whole = whole
 
-    def _check_modules(self) -> None:
-        parts = {"unet": self.unet, "vae": self.vae, **dict(zip(self.encoders, self._encoders(), strict=True))}
+    def _check_parts(self, parts: Mapping[str, Any]) -> None:
         for part, module in parts.items():
             if not isinstance(module, nn.Module) or not hasattr(module, "config"):
                 raise BadFile(f"the {part} of {self.name!r} is a {type(module).__name__}; load the model with diffusers.")
@@ -102,6 +101,9 @@ class StableDiffusion(DiffusionModel):
         devices = {part: str(next(module.parameters()).device) for part, module in parts.items()}
         if len(set(devices.values())) > 1:
             raise BadFile(f"the parts of {self.name!r} are on several devices ({devices}). Call pipe.to(device) first.")
+
+    def _check_modules(self) -> None:
+        self._check_parts({"unet": self.unet, "vae": self.vae, **dict(zip(self.encoders, self._encoders(), strict=True))})
         config = self.vae.config
         if getattr(config, "latents_mean", None) is not None or getattr(config, "shift_factor", None):
             raise BadFile(
@@ -257,7 +259,8 @@ class StableDiffusion(DiffusionModel):
     def told(self, c: Cond, scale: float) -> tuple[Cond, float]:
         if not self.takes_guidance:
             return c, scale
-        return Cond(c.tokens, c.last, {**c.extras, GUIDANCE: torch.full((len(c),), float(scale), device=c.tokens.device)}), 1.0
+        scales = torch.full((len(c),), float(scale), device=c.tokens.device)
+        return dataclasses.replace(c, extras={**c.extras, GUIDANCE: scales}), 1.0
 
     @torch.no_grad()
     def decode(self, z_0: Tensor) -> Tensor:
@@ -365,13 +368,17 @@ class StableDiffusion(DiffusionModel):
         self.check_plain()
         if self.device.type == "meta":
             raise BadFile(f"the weights of {self.name!r} are not in memory (device meta). {OFFLOADED}")
-        named = [(n, p) for n, p in self._named_parameters() if n.startswith(part)]
+        named = [(n, p) for n, p in self._identifying() if n.startswith(part)]
         state = [(id(p), p.data_ptr(), p._version) for _, p in named]
         entries = entries_of(p for _, p in named)
         kept = self._identities.get(part)
         if kept is None or kept[0] != state or not torch.equal(kept[1], entries):
             self._identities[part] = kept = (state, entries, identity_of(named))
         return kept[2]
+
+    def _identifying(self) -> list[tuple[str, nn.Parameter]]:
+        """The parameters that tell this model from others, by name."""
+        return self._named_parameters()
 
     def weights_changed(self) -> None:
         self._encoded.clear()
@@ -402,30 +409,40 @@ class StableDiffusion(DiffusionModel):
     def save_folder(self, path: Path) -> list[str]:
         """Write a pipeline folder of this model's weights, with every other component and the scheduler of the source. Returns
         the components that the source names and does not have. Raises BadFile where the rest of the source is out of reach."""
-        pipe, missing = (self._whole or self._bare)({part: getattr(self, part) for part in self._kinds()})
+        pipe, missing = self._pipeline()
         pipe.save_pretrained(path)
         return missing
+
+    def _pipeline(self) -> tuple[Any, list[str]]:
+        """A stock pipeline of this model's modules and of whatever else its source holds, and the components that it lacks."""
+        return (self._whole or self._bare)({part: getattr(self, part) for part in self._kinds()})
 
     def read_lora(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 
-        state, alphas = self._stock().lora_state_dict(dict(tensors), unet_config=self.unet.config)
-        inside = {k.removeprefix("unet."): t.float() for k, t in state.items() if k.startswith("unet.")}
-        ranks = {k.removeprefix("unet."): float(alpha) for k, alpha in (alphas or {}).items()}
+        state, alphas = self._lora_state(tensors)
+        prefix = f"{self.part}."
+        inside = {k.removeprefix(prefix): t.float() for k, t in state.items() if k.startswith(prefix)}
+        ranks = {k.removeprefix(prefix): float(alpha) for k, alpha in alphas.items()}
         # The reader renames alphas with the keys of the factors they belong to.
         read = convert_unet_state_dict_to_peft(inside)
         scales = convert_unet_state_dict_to_peft({k.removesuffix(".alpha"): a for k, a in ranks.items()})
-        live, found = dict(self.unet.named_parameters()), {}
+        live, found = dict(self.network.named_parameters()), {}
         for key, up in read.items():
             module, _, end = key.rpartition(".lora_B.")
             if end == "weight" and f"{module}.weight" in live:
                 down = read[f"{module}.lora_A.weight"]
                 alpha = scales.get(f"{module}.lora_A.weight", scales.get(module, len(down)))
                 delta = alpha / len(down) * (up.flatten(1) @ down.flatten(1))
-                found[f"unet.{module}.weight"] = delta.reshape(live[f"{module}.weight"].shape)
+                found[f"{prefix}{module}.weight"] = delta.reshape(live[f"{module}.weight"].shape)
             elif end == "bias" and live.get(f"{module}.bias") is not None:
-                found[f"unet.{module}.bias"] = up
+                found[f"{prefix}{module}.bias"] = up
         return found
+
+    def _lora_state(self, tensors: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        """A LoRA file's tensors under the stock pipeline's names, and the alphas it keeps apart."""
+        state, alphas = self._stock().lora_state_dict(dict(tensors), unet_config=self.unet.config)
+        return state, alphas or {}
 
     def _bare(self, parts: Mapping[str, Any]) -> tuple[Any, list[str]]:
         """A stock pipeline of these parts alone."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -18,9 +16,9 @@ from .base import Evals
 from .capabilities import CAPABILITIES
 from .cond import POOLED, Cond
 from .flow import FlowSchedule, flow_schedule_of
-from .identity import Identity
-from .plain import shapes_of, unwrapped
-from .sd import Whole, _rebuilt, named_dtype
+from .identity import Identity, told_apart
+from .plain import check_in_memory, check_own, check_present, shapes_of, unwrapped
+from .sd import Whole, _completed, _rebuilt, loaded, named_dtype
 from .sdxl import StableDiffusionXL
 from .select import MMDIT_SELECTIONS, Select
 from .tokens import SoftPrompt, substituted
@@ -73,29 +71,56 @@ class StableDiffusion3(StableDiffusionXL):
         vae: nn.Module,
         scheduler: Mapping[str, Any],
         t5_rows: int = T5_ROWS,
-        whole: Whole | None = None,
         preset: str = "paper",
         concept_names: Sequence[str] = (),
+        whole: Whole | None = None,
     ) -> None:
         self.name, self.preset, self.concept_names = name, preset, tuple(concept_names)
-        self.tokenizer, self.text_encoder = tokenizer, text_encoder
-        self.tokenizer_2, self.text_encoder_2, self.zero_null = tokenizer_2, text_encoder_2, False
-        self.tokenizer_3, self.text_encoder_3, self.t5_rows = tokenizer_3, text_encoder_3, t5_rows
+        needed = {"tokenizer": tokenizer, "text_encoder": text_encoder, "tokenizer_2": tokenizer_2}
+        check_present(name, {**needed, "text_encoder_2": text_encoder_2, "transformer": transformer, "vae": vae})
+        self.tokenizer, self.text_encoder = tokenizer, unwrapped(text_encoder)
+        self.tokenizer_2, self.text_encoder_2, self.zero_null = tokenizer_2, unwrapped(text_encoder_2), False
+        self.tokenizer_3, self.text_encoder_3, self.t5_rows = tokenizer_3, unwrapped(text_encoder_3), t5_rows
         self.transformer, self.vae = unwrapped(transformer), unwrapped(vae)
-        for module in (transformer, vae, *self._encoders(), *([text_encoder_3] if text_encoder_3 is not None else [])):
+        self._check_modules()
+        for module in (self.transformer, self.vae, *self._encoders(), *self._third()):
             module.eval().requires_grad_(False)
-        first = next(transformer.parameters())
+        first = next(self.transformer.parameters())
         self.device, self.dtype = first.device, first.dtype
-        if self.dtype == torch.float16 and text_encoder_3 is not None:
+        if self.dtype == torch.float16 and self.text_encoder_3 is not None:
             raise BadOption(f"T5 overflows in float16; load {name!r} in bfloat16 (--dtype bfloat16).")
         self.autocast_dtype, self.compiled, self.evals = first.dtype, False, Evals()
-        config: Any = transformer.config
+        config: Any = self.transformer.config
         side = config.sample_size
         self.latent_shape = (config.in_channels, side, side)
         self.schedule = flow_schedule_of(scheduler, (side // config.patch_size) ** 2, repr(name))
         self._encoded: dict[str, Cond] = {}
-        self._t5_digest = ""
-        self._described, self._identities, self._whole = shapes_of(transformer), {}, whole
+        self._identities: dict[str, tuple[list[tuple[int, int, int]], Tensor, Identity]] = {}
+        self._whole = whole
+
+    def _third(self) -> list[nn.Module]:
+        """T5, where there is one."""
+        return [] if self.text_encoder_3 is None else [self.text_encoder_3]
+
+    def _check_modules(self) -> None:
+        parts = {"transformer": self.transformer, "vae": self.vae, **dict(zip(self.encoders, self._encoders(), strict=True))}
+        self._check_parts(parts if self.text_encoder_3 is None else {**parts, "text_encoder_3": self.text_encoder_3})
+        kind, config = type(self.transformer).__name__, self.transformer.config
+        if kind != "SD3Transformer2DModel":
+            raise BadFile(f"the transformer of {self.name!r} is a {kind}; unload its adapters, or use SD 3 or 3.5 itself.")
+        channels = getattr(self.vae.config, "latent_channels", 0)
+        if not config.in_channels == config.out_channels == channels:
+            raise BadFile(
+                f"the transformer of {self.name!r} reads {config.in_channels} and gives {config.out_channels} channels where "
+                f"latents have {channels}: it is made for inpainting or editing. Erase from the text-to-image model."
+            )
+        self._described = shapes_of(self.transformer)
+
+    def check_plain(self) -> None:
+        super().check_plain()
+        for module in self._third() if self._described is not None else ():
+            check_in_memory(self.name, "text_encoder_3", module)
+            check_own(self.name, "text_encoder_3", module)
 
     # -- loading -------------------------------------------------------------------------------------------------
 
@@ -126,17 +151,52 @@ class StableDiffusion3(StableDiffusionXL):
 
     @classmethod
     def from_folder(cls, source: str | Path, *, dtype: str, device: str, **facts: Any) -> StableDiffusion3:
-        """A diffusers folder on disk or a Hub id. Encoders that its index leaves out are left out."""
-        from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
+        """A diffusers folder on disk or a Hub id. T5 is left out where its index leaves it out."""
+        from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
+        named_dtype(dtype)
         try:
-            index = StableDiffusion3Pipeline.load_config(str(source))
-            parts = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
-            absent = {part: None for part in parts if (index.get(part) or [None])[0] is None}
-            pipe = StableDiffusion3Pipeline.from_pretrained(str(source), dtype=named_dtype(dtype), **absent)
+            index = cls._stock().load_config(source)
+            present = {part: kind for part, kind in cls._kinds().items() if (index.get(part) or [None])[0] is not None}
+            for part in cls.encoders:
+                if part not in present:
+                    raise BadFile(f"{str(source)!r} has no {part}, without which the stock pipeline reads no prompt.")
+            parts = {part: loaded(kind, source, part, dtype, device) for part, kind in present.items()}
+            scheduler = FlowMatchEulerDiscreteScheduler.load_config(source, subfolder="scheduler")
         except (OSError, ValueError) as error:
             raise BadFile(f"cannot load {str(source)!r} as Stable Diffusion 3: {str(error).splitlines()[0]}") from error
-        return cls.from_pipeline(pipe.to(device), **{"name": str(source), **facts})
+        return cls(
+            **{"name": str(source), **facts},
+            **parts,
+            scheduler=dict(scheduler),
+            whole=lambda parts: _completed(cls._stock(), source, parts),
+        )
+
+    @classmethod
+    def _stock(cls) -> Any:
+        from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
+
+        return StableDiffusion3Pipeline
+
+    @classmethod
+    def _kinds(cls) -> dict[str, Any]:
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+        from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+        from transformers import AutoTokenizer, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel
+
+        return {
+            "tokenizer": CLIPTokenizer,
+            "text_encoder": CLIPTextModelWithProjection,
+            "tokenizer_2": CLIPTokenizer,
+            "text_encoder_2": CLIPTextModelWithProjection,
+            "tokenizer_3": AutoTokenizer,
+            "text_encoder_3": T5EncoderModel,
+            "transformer": SD3Transformer2DModel,
+            "vae": AutoencoderKL,
+        }
+
+    def _bare_facts(self) -> dict[str, Any]:
+        return {}
 
     @classmethod
     def from_single_file(cls, path: Path, *, dtype: str, device: str) -> StableDiffusion3:
@@ -238,6 +298,7 @@ class StableDiffusion3(StableDiffusionXL):
             "extra_context": f"{JOINT}, and each block makes the text's keys and values from what the block before left",
             "start_detached": f"{JOINT}, so that the start token is no column of its own; set detach_start=false",
             "official_alignment": "those codes shift integer timesteps, and those of a flow are none; use alignment=exact",
+            "plms": "its steps are those of a noise prediction; use solver=ddim or dpm",
             "keys_and_values": "both read the same matrix, context_embedder",
         }
         if self.text_encoder_3 is not None:
@@ -258,61 +319,18 @@ class StableDiffusion3(StableDiffusionXL):
 
     # -- files ---------------------------------------------------------------------------------------------------
 
+    def _identifying(self) -> list[tuple[str, nn.Parameter]]:
+        third = [(f"text_encoder_3.{n}", p) for module in self._third() for n, p in module.named_parameters()]
+        return [*super()._identifying(), *third]
+
     def identity(self, part: str = "") -> Identity:
-        """As of other families; the digests of the whole also tell models apart by their T5 and its number of rows, which no
-        parameter shows."""
-        plain = super().identity(part)
-        if part:
-            return plain
-        if self.text_encoder_3 is not None and not self._t5_digest:  # T5 is never trained: once is enough
-            h = hashlib.sha256()
-            for name, p in self.text_encoder_3.named_parameters():
-                h.update(f"{name}{tuple(p.shape)}".encode())
-                h.update(p.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
-            self._t5_digest = h.hexdigest()
+        """As of other families, T5 included; that of the whole also tells models apart by the number of rows that T5 has, which
+        no parameter shows."""
+        found = super().identity(part)
+        return found if part else told_apart(found, self.t5_rows)
 
-        def told(digest: str) -> str:
-            return hashlib.sha256(json.dumps([digest, self.t5_rows, self._t5_digest]).encode()).hexdigest()
-
-        return {**plain, "digest": told(plain["digest"]), "digest_bfloat16": told(plain["digest_bfloat16"])}
-
-    def read_lora(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """diffusers' reader of this family knows no names but its own, and passes over others without a word."""
-        state = self._stock().lora_state_dict(dict(tensors))
-        live, found = dict(self.transformer.named_parameters()), {}
-        for key, up in state.items():
-            module, _, end = key.removeprefix(f"{self.part}.").rpartition(".lora_B.")
-            if end == "weight" and f"{module}.weight" in live:
-                found[f"{self.part}.{module}.weight"] = up.float() @ state[f"{self.part}.{module}.lora_A.weight"].float()
-            elif end == "bias" and f"{module}.bias" in live:
-                found[f"{self.part}.{module}.bias"] = up.float()
-        return found
-
-    @classmethod
-    def _stock(cls) -> Any:
-        from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
-
-        return StableDiffusion3Pipeline
-
-    @classmethod
-    def _kinds(cls) -> dict[str, Any]:
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-        from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
-        from transformers import CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedTokenizerFast, T5EncoderModel
-
-        return {
-            "tokenizer": CLIPTokenizer,
-            "text_encoder": CLIPTextModelWithProjection,
-            "tokenizer_2": CLIPTokenizer,
-            "text_encoder_2": CLIPTextModelWithProjection,
-            "tokenizer_3": PreTrainedTokenizerFast,
-            "text_encoder_3": T5EncoderModel,
-            "transformer": SD3Transformer2DModel,
-            "vae": AutoencoderKL,
-        }
-
-    def _bare_facts(self) -> dict[str, Any]:
-        return {}
+    def _lora_state(self, tensors: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        return self._stock().lora_state_dict(dict(tensors)), {}
 
     @property
     def info(self) -> Mapping[str, object]:

@@ -42,10 +42,13 @@ KINDS = (
     ("ControlNet", re.compile(r"^(?:control_model\.|controlnet|lora_controlnet|input_hint_block\.)")),
     (
         "SD3 or FLUX",
-        re.compile(r"^(?:lora_|model\.diffusion_model\.)?(?:transformer|double_blocks|single_blocks|joint_blocks)[._]"),
+        re.compile(r"^(?:lora_|lora_unet_|model\.diffusion_model\.)?(?:double_blocks|single_blocks|joint_blocks)[._]"),
     ),
+    ("SD3 or FLUX", re.compile(r"^lora_transformer_")),
 )
 """Kinds of files that efface does not read, by a name in them."""
+OTHER_DENOISER = ("SD3 or FLUX", re.compile(r"^(?:transformer\.|(?:transformer_blocks|single_transformer_blocks)\.\d)"))
+"""Of a model with a UNet, a further kind."""
 NO_WEIGHTS = re.compile(
     r"(?:^|\.)(?:position_ids|num_batches_tracked)$"
     r"|^(?:first_stage_model|vae|model_ema)\."
@@ -55,9 +58,10 @@ NO_WEIGHTS = re.compile(
 """Names of buffers, and of parts that no erasure changes: the VAE and the moving average of a training."""
 
 
-def kind_of(names: Iterable[str]) -> tuple[str, str] | None:
-    """(kind, telling name) of a file that efface does not read; None for every other."""
-    return next(((kind, n) for n in names for kind, pattern in KINDS if pattern.search(n)), None)
+def kind_of(names: Iterable[str], denoiser: str = "unet") -> tuple[str, str] | None:
+    """(kind, telling name) of a file that efface does not read for a model whose denoiser is so called; None for every other."""
+    kinds = (*KINDS, OTHER_DENOISER) if denoiser == "unet" else KINDS
+    return next(((kind, n) for n in names for kind, pattern in kinds if pattern.search(n)), None)
 
 
 def role_of(name: str) -> tuple[str, str] | None:
@@ -109,7 +113,7 @@ def _plain(module: str) -> str:
 
 def _aliases(part: str, inside: str, numbered: Mapping[str, str], two: bool) -> list[str]:
     if part == "transformer":
-        return [inside, f"transformer.{inside}"]  # kohya's names of it are other than its modules'
+        return [inside, f"transformer.{inside}"]
     return _unet_aliases(inside, numbered) if part == "unet" else _text_aliases(part, inside, two)
 
 

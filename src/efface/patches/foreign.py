@@ -48,7 +48,7 @@ def import_patch(model: DiffusionModel, source: str | Path, *, targets: Sequence
     """What the file or folder changes in ``model``, which must be the base it was made from.
 
     targets: the concepts it is said to erase; evaluation and attacks ask for them. name: what tables call it. A tensor that is
-    the base's, or the base's rounded to half precision, is unchanged; of every other the patch gives the file's values exactly.
+    the base's in the precision of either is unchanged; of every other the patch gives the file's values exactly.
     Raises BadRequest without targets, BadFile for a file of another kind, with names the model does not have, or without a
     change, WrongBaseModel for other shapes. Cost: 0 evaluations; it cannot be known what the erasure itself cost.
     """
@@ -85,7 +85,7 @@ def _changes(model: DiffusionModel, source: Path) -> tuple[str, dict[str, Tensor
     if any(key.startswith("delta.") for key in tensors):
         raise BadFile(f"{source} is a patch of efface already; give it to --patch.")
     configs = _configs(source)
-    strange = kind_of(tensors)
+    strange = kind_of(tensors, model.part)
     if strange is not None:
         kind, key = strange
         raise BadFile(
@@ -285,7 +285,9 @@ def _against(model: DiffusionModel, values: Mapping[str, Tensor], source: Path) 
         if value.shape != base.shape:
             raise WrongBaseModel(f"{source}: {name} is {tuple(value.shape)}, in {model.name!r} {tuple(base.shape)}.")
         value = value.detach().cpu()
-        if not any(torch.equal(value, base.to(rounded).to(value.dtype)) for rounded in (value.dtype, *HALVES)):
+        # Either side may be the other one in less precision: a file in half precision, or a base that was loaded in it.
+        rounded = torch.equal(value.to(base.dtype), base)
+        if not rounded and not any(torch.equal(value, base.to(half).to(value.dtype)) for half in (value.dtype, *HALVES)):
             deltas[name] = value.float() - base.float()
     return deltas
 

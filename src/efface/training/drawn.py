@@ -37,7 +37,7 @@ def surrogate_latents(
 
 def renoised(model: DiffusionModel, z_0: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
     """``(z_t, t, noise)``: each clean latent (B, C, h, w) with noise at a t of its own, uniform
-    over all training levels."""
+    over all training timesteps."""
     t = model.schedule.numbered([step.randint(model.schedule.size) for _ in z_0], z_0.device)
     noise = model.noise(len(z_0), step.rng)
     return model.schedule.noised(z_0, noise, t), t, noise

@@ -97,8 +97,13 @@ def page(rates: Mapping[str, Any], taus: Mapping[str, Mapping[str, Any]], target
         *lines_of(
             ["by", "tau-b", "95 % interval", "methods", "targets"],
             [
-                [s, "no order" if t["tau"] is None else f"{t['tau']:+.2f}", f"{t['low']:+.2f} to {t['high']:+.2f}"]
-                + [str(t["methods"]), str(t["targets"])]
+                [
+                    s,
+                    "no order" if t["tau"] is None else f"{t['tau']:+.2f}",
+                    f"{t['low']:+.2f} to {t['high']:+.2f}",
+                    str(t["methods"]),
+                    str(t["targets"]),
+                ]
                 for s, t in taus.items()
             ],
         ),

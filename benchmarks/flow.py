@@ -19,14 +19,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from methods import TABLES, collect, markdown, run
-from table import KEPT_AXES, TARGET_AXES, into_page, lines_of, rate, rate_text, success
+from methods import TABLES, collect, run
+from table import KEPT_AXES, TARGET_AXES, into_page, lines_of, rate, success
 
 from efface.evaluation.profiles import PROFILES, Profile
 
 PROFILES["flow"] = Profile("flow", 12, 4.0, {"direct": 16, "synonym": 8, "implicit": 8, "near": 16, "trap": 4, "far": 12})
 MODELS = ("mini", "mini-flow")
 SIDES = {"erased": TARGET_AXES, "preserved": KEPT_AXES}
+"""What the orders are compared by: erased and valid of direct, synonym and implicit prompts; preserved of near and trap."""
 REPLICATES = 1000
 
 
@@ -74,26 +75,39 @@ def agreement(found: Sequence[Successes], names: Sequence[str], targets: Sequenc
     return {"tau": tau(targets, None), "low": low, "high": high, "methods": len(names), "targets": len(targets)}
 
 
-def page(tables: Mapping[str, Mapping[str, Any]], taus: Mapping[str, Mapping[str, Any]], rates: Mapping[str, Any]) -> str:
+def told(r: Mapping[str, Any] | None) -> str:
+    """A rate with its Wilson interval over cases, in percent, and its counts."""
+    if r is None:
+        return "not measured"
+    counts = f"{r['k']}/{r['n']}" + (f", {r['invalid']} invalid" if r["invalid"] else "")
+    return f"{100 * r['value']:.0f}% [{100 * r['low']:.0f}, {100 * r['high']:.0f}] {counts}"
+
+
+def page(rates: Mapping[str, Any], taus: Mapping[str, Mapping[str, Any]], targets: Sequence[str], profile: str) -> str:
     header = ["method", *(f"{side}, {model}" for side in SIDES for model in MODELS)]
-    rows = [[name, *(rate_text(rates[model][name][side]) for side in SIDES for model in MODELS)] for name in rates[MODELS[0]]]
+    rows = [[name, *(told(rates[model][name][side]) for side in SIDES for model in MODELS)] for name in rates[MODELS[0]]]
     lines = [
-        "Erased: direct, synonym and implicit prompts pooled; preserved: near and trap.",
+        f"Targets {', '.join(targets)}; one training seed; profile `{profile}`. Erased: direct, synonym and implicit prompts "
+        "pooled, erased *and* valid; preserved: near and trap. In brackets the 95 % Wilson interval over cases.",
         "",
         *lines_of(header, rows),
         "",
-        "Kendall's tau-b of the two orders of the methods, with the interval that resamples targets and cases:",
+        "Kendall's tau-b of the two orders of the methods; its interval resamples targets and cases:",
         "",
         *lines_of(
             ["by", "tau-b", "95 % interval", "methods", "targets"],
             [
-                [s, f"{t['tau']:+.2f}", f"{t['low']:+.2f} to {t['high']:+.2f}", str(t["methods"]), str(t["targets"])]
+                [
+                    s,
+                    "no order" if t["tau"] is None else f"{t['tau']:+.2f}",
+                    f"{t['low']:+.2f} to {t['high']:+.2f}",
+                    str(t["methods"]),
+                    str(t["targets"]),
+                ]
                 for s, t in taus.items()
             ],
         ),
     ]
-    for model, result in tables.items():
-        lines += ["", f"### {model}", "", markdown(result).replace("\n## ", "\n#### ").rstrip()]
     return "\n".join(lines) + "\n"
 
 
@@ -115,10 +129,10 @@ def main() -> None:
     cells = {m: collect(out / m, targets, [0], profile)[0] for m in MODELS}
     rates = {m: {n: {s: rate(cells[m][n], axes) for s, axes in SIDES.items()} for n in names} for m in MODELS}
     taus = {side: agreement([successes(cells[m], names, axes) for m in MODELS], names, targets) for side, axes in SIDES.items()}
-    text = page(tables, taus, rates)
+    text = page(rates, taus, targets, profile)
     if args.docs:
         into_page(args.docs, "flow", text)
-    print(json.dumps({"tables": tables, "tau": taus}) if args.json else text)
+    print(json.dumps({"tables": tables, "rates": rates, "tau": taus}) if args.json else text)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ REQUEST = EraseRequest(("cat", "rose"), "", ("dog", "house"))
 
 
 def small(**options: Any) -> STEREO:
-    return STEREO.preset("tiny", latents="pictures", **options)
+    return STEREO.preset("tiny", **{"latents": "pictures", **options})
 
 
 @pytest.mark.parametrize(

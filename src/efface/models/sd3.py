@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,7 +21,7 @@ from .plain import check_in_memory, check_own, check_present, shapes_of, unwrapp
 from .sd import Whole, _completed, _rebuilt, loaded, named_dtype
 from .sdxl import StableDiffusionXL
 from .select import MMDIT_SELECTIONS, Select
-from .tokens import SoftPrompt, substituted
+from .tokens import SoftPrompt
 
 if TYPE_CHECKING:
     from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
@@ -213,20 +213,9 @@ class StableDiffusion3(StableDiffusionXL):
     def _read_prompts(self, prompts: Sequence[str]) -> Cond:
         return self._joined(super()._read_prompts(prompts), self._t5(prompts))
 
-    def _read(self, ids: Tensor, lengths: Sequence[int], embeddings: Tensor | None = None) -> Cond:
-        """What both CLIPs make of it; the rows of T5 are still missing."""
-        self.evals.text += len(ids)
-        outs = []
-        for encoder, own_ids, own_rows in zip(
-            self._encoders(), self._both_ids(ids, lengths), self._both_rows(embeddings), strict=True
-        ):
-            table = encoder.get_input_embeddings()
-            with self._autocast(), nullcontext() if own_rows is None else substituted(table, own_rows):
-                outs.append(encoder(own_ids.to(self.device), output_hidden_states=True))
-        tokens = torch.cat([out.hidden_states[-2] for out in outs], dim=-1)
-        return Cond(
-            tokens, torch.tensor([n - 2 for n in lengths]), {POOLED: torch.cat([out.text_embeds for out in outs], dim=-1)}
-        )
+    def _pooled(self, outs: Sequence[Any]) -> Tensor:
+        """The pooled text of both CLIPs, side by side."""
+        return torch.cat([out.text_embeds for out in outs], dim=-1)
 
     @torch.no_grad()
     def _t5(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor] | None:

@@ -143,7 +143,12 @@ class StableDiffusionXL(StableDiffusion):
             with self._autocast(), nullcontext() if own_rows is None else substituted(table, own_rows):
                 outs.append(encoder(own_ids.to(self.device), output_hidden_states=True))
         tokens = torch.cat([out.hidden_states[-2] for out in outs], dim=-1)
-        return Cond(tokens, torch.tensor([n - 2 for n in lengths]), {POOLED: outs[-1].text_embeds})
+        return Cond(tokens, torch.tensor([n - 2 for n in lengths]), {POOLED: self._pooled(outs)})
+
+    def _pooled(self, outs: Sequence[Any]) -> Tensor:
+        """The pooled text, from what the encoders gave; here it is the second one's."""
+        pooled: Tensor = outs[-1].text_embeds
+        return pooled
 
     def _both_ids(self, ids: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Of the second tokenizer, too, which pads with a token of its own."""

@@ -61,7 +61,7 @@ def test_options_come_from_preset_then_file_then_set(tmp_path: Path) -> None:
         ((*ERASE, "--target", "cat", "--anchor", " Cat"), "target and anchor"),
         ((*ERASE, "--target", "cat", "--preserve", "cat"), "both a target and to be preserved"),
         ((*ERASE, "--target", "cat", "--preserve", "dgo"), "Did you mean 'dog'"),
-        ((*ERASE, "--target", "cat", "--anchor", "dog " * 30), "has 32 tokens, the model reads 24"),
+        ((*ERASE, "--target", "cat", "--anchor", "dog " * 30), "has 32 tokens and the model reads 24"),
         ((*ERASE, "--target", "cat", "--set", "stps=1"), "Did you mean 'steps'"),
         ((*ERASE, "--target", "cat", "--set", "lr=fast"), "option lr='fast' is not a float"),
         ((*ERASE, "--target", "cat", "--set", "lr=nan"), "option lr='nan' is not a float"),

@@ -23,7 +23,7 @@ from efface.errors import BadFile, WrongBaseModel
 from efface.methods import AdvUnlearn
 from efface.models.identity import entries_of, identity_of, same_base
 from efface.models.tiny import tiny, tiny_xl
-from efface.patches.patch import PatchCard
+from efface.patches import PatchCard
 
 U = {"targets": ["cat"], "anchor": "dog"}
 DTYPES = ("float32", "float16", "bfloat16")

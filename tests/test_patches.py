@@ -26,6 +26,12 @@ def patch(tiny_model) -> Patch:  # type: ignore[no-untyped-def]
     return UCE().erase(tiny_model, EraseRequest(("cat",), "dog"))
 
 
+def test_a_patch_prints_as_one_line(patch: Patch) -> None:
+    assert repr(patch) == f"<Patch: uce of 'cat' from 'tiny', {len(patch.deltas)} tensors, norm {patch.norm():.3g}>"
+    many = UCE().erase(tiny(), EraseRequest(("cat", "bus", "rose", "house"), "dog"))
+    assert "'cat', 'bus', 'rose' and 1 more" in repr(many)
+
+
 def test_apply_is_exact_and_revert_bit_identical_in_half_precision_too(patch: Patch) -> None:
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         model = tiny()

@@ -27,8 +27,7 @@ from efface.evaluation.profiles import Profile
 from efface.evaluation.scan import Probe, drops, prediction_changes, scored
 from efface.methods import AP
 from efface.models.load import load_model
-from efface.patches import Patch
-from efface.patches.patch import PatchCard
+from efface.patches import Patch, PatchCard
 from efface.registry import build_method
 from efface.studies import STUDIES, Erasure, Lab, Study
 from efface.studies.base import nested

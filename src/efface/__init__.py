@@ -150,8 +150,6 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "api":  # the verbs' former home
-        return import_module(".api", __name__)
     if name == "api":  # of the last release
         return import_module(".api", __name__)
     if name not in _HOMES:

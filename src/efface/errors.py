@@ -58,6 +58,15 @@ class BadOption(UsageError):
 class PromptTooLong(UsageError):
     """A prompt that the tokenizer would cut silently."""
 
+    @classmethod
+    def of(cls, prompt: str, tokens: int, limit: int, reader: str) -> PromptTooLong:
+        """The reason first and of the prompt its beginning only, because a long prompt would hide the reason."""
+        begins = prompt if len(prompt) <= 60 else prompt[:60] + "..."
+        return cls(
+            f"a prompt has {tokens} tokens and {reader} reads {limit}: the rest would be cut silently. Shorten it. "
+            f"It begins {begins!r}."
+        )
+
 
 class WrongBaseModel(EffaceError):
     """The patch was made for another base model."""

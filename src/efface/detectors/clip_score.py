@@ -77,7 +77,7 @@ class ClipScorer:
         for text in texts:
             n = len(self.tokenizer(text, truncation=False, verbose=False).input_ids)
             if n > self.limit:
-                raise PromptTooLong(f"the text {text!r} has {n} tokens, the scorer reads {self.limit}. Shorten it.")
+                raise PromptTooLong.of(text, n, self.limit, "the scorer")
         rows = []
         for start in range(0, len(texts), CHUNK):
             part = list(texts[start : start + CHUNK])

@@ -222,9 +222,7 @@ class StableDiffusion(DiffusionModel):
         lengths = [len(self.tokenizer(p, truncation=False, verbose=False).input_ids) for p in prompts]
         for prompt, n in zip(prompts, lengths, strict=True):
             if n > limit:
-                raise PromptTooLong(
-                    f"the prompt {prompt!r} has {n} tokens, the model reads {limit}; the rest would be cut silently. Shorten it."
-                )
+                raise PromptTooLong.of(prompt, n, limit, "the model")
         return self.tokenizer(list(prompts), padding="max_length", max_length=limit, return_tensors="pt").input_ids, lengths
 
     def token_ids(self, prompts: Sequence[str]) -> list[list[int]]:

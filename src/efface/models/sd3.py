@@ -225,7 +225,7 @@ class StableDiffusion3(StableDiffusionXL):
         lengths = [len(self.tokenizer_3(p, truncation=False, verbose=False).input_ids) for p in prompts]
         for prompt, n in zip(prompts, lengths, strict=True):
             if n > self.t5_rows:
-                raise PromptTooLong(f"the prompt {prompt!r} has {n} tokens for T5, which reads {self.t5_rows} here. Shorten it.")
+                raise PromptTooLong.of(prompt, n, self.t5_rows, "T5 here")
         ids = self.tokenizer_3(list(prompts), padding="max_length", max_length=self.t5_rows, return_tensors="pt").input_ids
         rows = torch.cat([self.text_encoder_3(part.to(self.device))[0] for part in ids.split(64)])
         return rows, torch.tensor([max(n - 2, 0) for n in lengths])

@@ -1,5 +1,6 @@
 """The product of an erasure: named weight changes with their provenance, in one safetensors file."""
 
-from .patch import Patch, PatchCard
+from .card import PatchCard
+from .patch import Patch
 
 __all__ = ["Patch", "PatchCard"]

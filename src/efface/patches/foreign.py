@@ -24,8 +24,9 @@ from ..errors import BadFile, BadRequest, MissingExtra, WrongBaseModel
 from ..models.base import DiffusionModel
 from ..models.load import load_model
 from ..versions import versions
+from .card import PatchCard
 from .dialects import NO_WEIGHTS, Names, kind_of, part_of, role_of
-from .patch import Patch, PatchCard
+from .patch import Patch
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors", "adapter_model.safetensors")
 OPEN_CLIP = ("cond_stage_model.model.", "conditioner.embedders.1.", "conditioner.embedders.0.model.")

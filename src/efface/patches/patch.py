@@ -6,36 +6,22 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..concepts.request import EraseRequest
 from ..errors import BadOption, NonFiniteLoss, WrongBaseModel
 from ..models.base import DiffusionModel
 from ..models.identity import same_base
 from ..models.select import ENCODERS
+from . import store
+from .card import PatchCard
 
 EXAMINED = 8
 """Targets of a patch of which it is looked whether their prediction changes."""
-
-
-@dataclass(frozen=True)
-class PatchCard:
-    """Provenance. Everything needed to make the patch again and to refuse a wrong base."""
-
-    method: str
-    config: Mapping[str, Any]
-    request: EraseRequest
-    base: Mapping[str, Any]
-    """The adapter's facts about the base model plus its ``digest``."""
-    cost: Mapping[str, int] = field(default_factory=dict)
-    """UNet evaluations spent: forward, calls, backward."""
-    versions: Mapping[str, str] = field(default_factory=dict)
-    log: Mapping[str, Any] = field(default_factory=dict)
-    """What the method wants remembered, such as AP's searched concepts."""
 
 
 @dataclass(frozen=True)
@@ -207,18 +193,22 @@ class Patch:
             "norm": self.norm(),
         }
 
-    def save(self, path: Any) -> None:
-        """Write one safetensors file; see :mod:`efface.patches.store`."""
-        from .store import save
+    def __repr__(self) -> str:
+        """One line: the method, what was erased from which model, and the size of the change."""
+        targets = self.card.request.targets
+        named = ", ".join(repr(t) for t in targets[:3]) + (f" and {len(targets) - 3} more" if len(targets) > 3 else "")
+        size = f"{len(self.deltas)} tensors, norm {self.norm():.3g}"
+        return f"<Patch: {self.card.method} of {named} from {self.card.base.get('name')!r}, {size}>"
 
-        save(self, path)
+    def save(self, path: str | Path) -> None:
+        """Write the patch as one safetensors file. Raises BadFile when the place cannot be written; what was there before
+        stays then."""
+        store.write(Path(path), self.deltas, self.card)
 
     @staticmethod
-    def load(path: Any) -> Patch:
-        """Read one back, bit for bit; see :mod:`efface.patches.store`."""
-        from .store import load
-
-        return load(path)
+    def load(path: str | Path) -> Patch:
+        """Read a patch, bit for bit. Raises BadFile for anything that is not a whole, well-formed patch file."""
+        return Patch(*store.read(Path(path)))
 
 
 def empty_like(patch: Patch, method: str) -> Patch:

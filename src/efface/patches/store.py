@@ -7,6 +7,7 @@ leaves what was there before. Reading trusts nothing: sizes are checked before t
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,27 +15,27 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from ..concepts.request import EraseRequest
 from ..errors import BadFile
 from ..io.files import atomic_write
-from .patch import Patch, PatchCard
+from .card import PatchCard
 
 FORMAT = "efface-patch"
 FORMAT_VERSION = 1
 PREFIX = "delta."
 
 
-def save(patch: Patch, path: str | Path) -> None:
-    """Write the patch. Raises BadFile when the place cannot be written."""
-    header = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "card": json.dumps(asdict(patch.card), sort_keys=True)}
-    tensors = {PREFIX + n: d.contiguous() for n, d in patch.deltas.items()}
-    atomic_write(Path(path), lambda p: save_file(tensors, p, metadata=header))
+def write(path: Path, deltas: Mapping[str, Tensor], card: PatchCard) -> None:
+    """Write a patch. Raises BadFile when the place cannot be written."""
+    header = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "card": json.dumps(asdict(card), sort_keys=True)}
+    tensors = {PREFIX + n: d.contiguous() for n, d in deltas.items()}
+    atomic_write(path, lambda p: save_file(tensors, p, metadata=header))
 
 
-def load(path: str | Path) -> Patch:
+def read(path: Path) -> tuple[dict[str, Tensor], PatchCard]:
     """Read a patch, bit for bit. Raises BadFile for anything that is not a whole, well-formed efface patch."""
-    path = Path(path)
     if not path.is_file():
         raise BadFile(f"there is no file {str(path)!r}.")
     with open(path, "rb") as f:
@@ -64,4 +65,4 @@ def load(path: str | Path) -> Patch:
     bad = [n for n, d in deltas.items() if d.dtype != torch.float32 or not bool(torch.isfinite(d).all())]
     if bad:
         raise BadFile(f"{str(path)!r}: {bad[0]} holds non-finite or non-float32 values; the file is damaged or hostile.")
-    return Patch(deltas, card)
+    return deltas, card

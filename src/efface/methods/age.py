@@ -87,8 +87,7 @@ class AGE(Searching):
             "search.lr": 1e-3,
         },
         "official-nudity": {**Searching.official_code, "through_target": False, "search.tau": 2.0, "train": "noxattn"},
-        "mini": {**Searching.defaults, "search.nearest": 48, "search.lr": 0.1},
-        "mini-flow": {**Searching.on_flow, "search.nearest": 48, "search.lr": 0.1},
+        **Searching.on_miniatures,
         "tiny": {"steps": 3, "sampling_steps": 5, "search.nearest": 4},
     }
 

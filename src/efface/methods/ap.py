@@ -76,19 +76,9 @@ class AP(Searching):
     summary: ClassVar[str] = "erase the target, preserve the concept that the erasure hurts most"
     paper: ClassVar[str] = "Bui et al., NeurIPS 2024"
     presets: ClassVar = {
-        "paper": {},
-        "official": {**Searching.official_code, "search.nearest": 1000, "search.centres": 100},
+        **Searching.of_full_size,
         "official-nudity": {**Searching.official_code, "search.nearest": 2000, "search.centres": 50, "train": "noxattn"},
-        "mini": {**Searching.defaults, "search.nearest": 48, "search.lr": 0.1},
-        "mini-flow": {**Searching.on_flow, "search.nearest": 48, "search.lr": 0.1},
-        "fast": {
-            "sampler": "pool",
-            "sampler.trajectories": 4,
-            "solver": "dpm",
-            "sampling_steps": 15,
-            "search.nearest": 50,
-            "search.update": "joint",
-        },
+        **Searching.on_miniatures,
         "tiny": {"steps": 3, "sampling_steps": 5, "search.nearest": 4},
         "random": {"search": "random"},
         "exhaustive": {"search": "exhaustive"},

@@ -23,7 +23,7 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
     "official": {"eta": 1.0, "loss_space": "x0", "sampler.alignment": "official"},
     "mini": Trained.defaults,
     "mini-flow": Trained.on_flow,
-    "fast": {"sampler": "pool", "sampler.trajectories": 4, "solver": "dpm", "sampling_steps": 15},
+    "fast": Trained.fast,
     "tiny": {"steps": 3, "sampling_steps": 5},
 }
 """The presets of AP, without what belongs to a search."""

@@ -116,18 +116,8 @@ class RAP(_Attacked, Searching):
     name: ClassVar[str] = "rap"
     summary: ClassVar[str] = "adversarial preservation with an attack in its loop (ours)"
     presets: ClassVar = {
-        "paper": {},
-        "official": {**Searching.official_code, "search.nearest": 1000, "search.centres": 100},
-        "mini": {**Searching.defaults, "search.nearest": 48, "search.lr": 0.1},
-        "mini-flow": {**Searching.on_flow, "search.nearest": 48, "search.lr": 0.1},
-        "fast": {
-            "sampler": "pool",
-            "sampler.trajectories": 4,
-            "solver": "dpm",
-            "sampling_steps": 15,
-            "search.nearest": 50,
-            "search.update": "joint",
-        },
+        **Searching.of_full_size,
+        **Searching.on_miniatures,
         "tiny": {"steps": 3, "sampling_steps": 5, "search.nearest": 4},
     }
 

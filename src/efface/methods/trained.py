@@ -45,6 +45,8 @@ class Trained(Method):
     on_flow: ClassVar = {**defaults, "train": "full", "lr": 3e-4}
     """On the flow miniature. With the text's projections alone (``xattn``) the pooled text, which reaches every block by another
     way, kept most targets alive."""
+    fast: ClassVar = {"sampler": "pool", "sampler.trajectories": 4, "solver": "dpm", "sampling_steps": 15}
+    """For models of full size: latents from a pool, and short trajectories."""
     official_code: ClassVar = {
         "eta": 1.0,
         "loss_space": "x0",
@@ -181,6 +183,18 @@ class Searching(Trained):
         "pgd_rate": "search.rate",
         "pgd_radius": "search.radius",
     }
+
+    on_miniatures: ClassVar = {
+        name: {**budget, "search.nearest": 48, "search.lr": 0.1}
+        for name, budget in {"mini": Trained.defaults, "mini-flow": Trained.on_flow}.items()
+    }
+    """The presets "mini" and "mini-flow" of every method that searches."""
+    of_full_size: ClassVar = {
+        "paper": {},
+        "official": {**Trained.official_code, "search.nearest": 1000, "search.centres": 100},
+        "fast": {**Trained.fast, "search.nearest": 50, "search.update": "joint"},
+    }
+    """The presets of AP, and of the methods that add to it, for models of full size."""
 
     search: Search = part(Gumbel(), "how the concept to preserve is found", "paper", kinds=SEARCHES)
     per_candidate: int = option(1, "stored trajectories for each candidate", "ours", low=1, needs="sampler=pool|harvest|noised")

@@ -107,7 +107,10 @@ class ConceptEdit:
         if rows.ndim != 2 or rows.shape[1] != self.d:
             raise BadRequest(f"{name!r}: rows of shape {tuple(rows.shape)}, this edit takes (n, {self.d}).")
         if not bool((rows.abs() <= self.limit).all()):
-            raise BadRequest(f"{name!r} has an entry of {float(rows.abs().max()):.3g}; make the edit with a larger limit=.")
+            raise BadRequest(
+                f"the text encoding of {name!r} holds a number of size {float(rows.abs().max()):.3g}, above this edit's limit of "
+                f"{self.limit:.3g}. Make the ConceptEdit with a larger limit."
+            )
         if self.rows + len(rows) > MOST_ROWS:
             raise BadRequest(f"{self.rows + len(rows)} rows are more than {MOST_ROWS}, beyond which sums would round.")
         return rows

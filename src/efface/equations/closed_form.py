@@ -179,12 +179,14 @@ def solved(moments: Moments, lam: float, pinned: Tensor | None = None) -> Edit:
 
 
 def pin(right: Tensor, lower: Tensor, pinned: Tensor) -> Tensor:
-    """Keep pinned rows from moving at all: ``right - right N (N^T G^-1 N)^-1 N^T G^-1``.
+    """Keep pinned encodings from moving at all: ``right - right N (N^T G^-1 N)^-1 N^T G^-1``.
 
-    This is the minimum of the same objective under ``D n = 0`` for every pinned row n, from the KKT
-    conditions. With the empty prompt pinned, the unconditional branch of guidance does not move.
-    right (r, d) is the right factor of D, or D itself; lower is the Cholesky factor of G; pinned is
-    (k, d), and N is an orthonormal basis of its rows.
+    D = T - I is the change that the edit makes, and G the matrix of the system that it solves (see
+    the top of this file). The result minimises the edit's objective under ``D n = 0`` for every
+    pinned encoding n; the formula follows from the KKT conditions. With the empty prompt pinned, the
+    unconditional branch of guidance does not move. right (r, d): the right factor of D, where D is a
+    product, or D itself. lower: the Cholesky factor of G. pinned: (k, d), and N is an orthonormal
+    basis of its rows.
     """
     n = span(pinned)
     solved_n = torch.cholesky_solve(n, lower)
@@ -460,16 +462,19 @@ def neighbour_moments(e: Tensor, y: Tensor, low: float, high: float, directions:
 def worst_neighbour(
     e: Tensor, p: Tensor, s: Tensor, low: float, high: float, directions: Tensor | None, cosines: int = 9
 ) -> tuple[Tensor, float]:
-    """``(x, missed)``: the neighbour of ``e`` (d,) by which the edited maps ``W P`` come nearest to
-    what W answers for e.
+    """The neighbour x of an erased encoding ``e`` (d,) that brings the concept back best through
+    edited layers, and how much of e it misses.
 
-        x = argmin |W P x - W e|^2 summed over the layers,   x = rho (c u0 + sqrt(1 - c^2) u)
+        x = argmin sum over layers |W P x - W e|^2
+        x = rho (c u0 + sqrt(1 - c^2) u),   rho = |e|,   u0 = e / rho,   u orthogonal to u0, |u| = 1
         missed = |W P x - W e| / |W e|
 
-    rho, u0 and u are as in :func:`neighbour_moments`, and s is :func:`gram_of_maps` of the unedited
-    layers. For one cosine c this is a quadratic on the unit sphere, solved exactly by
-    :func:`least_on_sphere`; c takes ``cosines`` values from ``low`` to ``high``. Cost: one
-    eigendecomposition of a (k, k) matrix for each of them.
+    W are the unedited layers, and the edit multiplies every one of them by the same ``p`` = P (d, d).
+    ``s`` = sum of W^T W (:func:`gram_of_maps`), which is all that the sum over layers needs. c is the
+    cosine of x and e, and u lies in the span of ``directions`` (k, d), or anywhere with None. For one c
+    the sum is a quadratic in u on the unit sphere, which :func:`least_on_sphere` minimises exactly; c
+    takes ``cosines`` values from ``low`` to ``high``, and the best of them is returned. Cost: one
+    eigendecomposition of a (k, k) matrix for each value of c.
     """
     e, p, s = e.to(F64), p.to(F64), s.to(F64)
     rho = e.norm()

@@ -84,7 +84,11 @@ class RECE(Method):
         needs="epochs",
     )
     regulariser: str = option(
-        "zero", "what that embedding is kept near", "close_regzero of all scripts", choices=REGAIN, needs="epochs"
+        "zero",
+        "what the ridge pulls the embedding that brings the target back towards: zero, or the target itself",
+        "close_regzero of all scripts",
+        choices=REGAIN,
+        needs="epochs",
     )
     start: str = option("uce", "first edit: UCE, or none", "all scripts start from UCE", choices=("uce", "none"))
     start_lam: float = option(0.5, "ridge of the first edit", "RECE's copy of UCE", low=1e-12, needs="start=uce")

@@ -200,7 +200,10 @@ class TRCE(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not any((self.start, self.end, self.padding, self.word)):
-            raise BadOption("start, end, padding and word are all 0: no row would be mapped. Give one of them a weight.")
+            raise BadOption(
+                "start, end, padding and word, the weights of kinds of token, are all 0: nothing of the target would be mapped "
+                "to the anchor. Give one of them a weight above 0."
+            )
         if not 0 < self.early <= 1:
             raise BadOption(f"early={self.early} is no share of a trajectory; take 0 < early <= 1.")
 

@@ -169,7 +169,13 @@ class UCE(Method):
     reach: float = option(2.0, "alpha is searched between -reach and reach", "ours", low=1e-6, needs=DEBIAS)
     sampling_steps: int = option(20, "DDIM steps for an image", "uce_sd_debias.py", low=1, needs=DEBIAS)
     guidance: float = option(7.5, "guidance scale for an image", "uce_sd_debias.py", needs=DEBIAS)
-    draws: int = option(4, "noise levels at which an image is judged", "ours", low=1, needs=DEBIAS)
+    draws: int = option(
+        4,
+        "noise levels at which the unmodified model tells which of the two attributes fits an image better",
+        "ours",
+        low=1,
+        needs=DEBIAS,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -517,11 +517,12 @@ class DiffusionModel(abc.ABC):
 
 
 def official_walk(grid: Sequence[int], k: int) -> tuple[list[int], int]:
-    """Levels visited by the legacy ``sample_till(t_enc = k)`` on a descending grid, and the level it ends at.
+    """The noise levels that the sampler of the older codes of ESD and AP visits on its way to z_t, and the level that it ends at.
 
-    The legacy DDIM loop drops the noisiest grid level and stops after the step with i + 1 == t_enc; t_enc = 0 never
-    triggers and runs to the end. It takes min(S - 1, S - k) steps and ends at grid level k - 2 (counted from the clean
-    end), or at level 0 for k < 2.
+    ``grid`` are the S timesteps of a whole trajectory, the noisiest first; ``k`` is the number that those codes draw and call
+    t_enc. Their loop leaves out the noisiest level, counts its index i down towards the clean end, and stops after the step with
+    i + 1 = k; k = 0 never stops it before the end. So it takes min(S - 1, S - k) steps and ends at the k - 2nd level from the
+    clean end, or at level 0 for k < 2.
     """
     ascending = list(reversed(grid))
     last = max(k - 1, 0)  # index of the last step taken

@@ -78,10 +78,13 @@ class Cond:
         return torch.cat([tokens[_first(f, kind) : _stop(f, len(tokens), kind)] for tokens, f in self._each()])
 
     def aligned(self, goal: Cond, kind: str) -> tuple[Tensor, Tensor]:
-        """Rows of every prompt and the rows they should act like, aligned at the last words; (n, d) each, on the CPU.
+        """Pairs of token encodings: those of each prompt, and those of ``goal``, the prompt it should act like; (n, d) each, on
+        the CPU.
 
-        With ``last..end`` both blocks have L - max(f, f_goal) rows: word on word, end token on end token. Aligning the first
-        words instead would replace words by padding. The last word of an empty goal is its first position, the BOS vector.
+        The two prompts are laid on each other at their last words, word on word and end token on end token; aligning their
+        first words instead would replace words by padding. ``kind`` is one of the kinds of :meth:`rows`. With ``last..end`` each
+        of the two gives L - max(f, f_goal) encodings, where L is the number of token positions and f and f_goal are the positions
+        of the last words. The last word of an empty goal is its first position, the start token.
         """
         xs, ys = [], []
         for (x, f), (y, f_goal) in zip(self._each(), goal._each(), strict=True):

@@ -47,6 +47,11 @@ def load_model(source: Any, *, dtype: str = "float32", device: str = "auto") -> 
     """A bundled name, a diffusers folder, a single checkpoint file, a Hub id ``owner/name``, or a loaded diffusers pipeline.
 
     Raises UnknownName for a word that is none of these, BadFile for files and objects of another kind.
+
+    >>> import efface
+    >>> efface.load_model("tiny").name
+    'tiny'
+
     """
     from .plain import OFFLOADED
     from .sd import StableDiffusion

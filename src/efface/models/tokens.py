@@ -75,7 +75,9 @@ class SoftPrompt:
         PromptTooLong when the text would not fit any more.
         """
         if not 1 <= start <= stop < min(self.lengths):
-            raise BadOption(f"positions {start} .. {stop} are not inside the text, which ends at {min(self.lengths) - 1}.")
+            raise BadOption(
+                f"token positions {start} .. {stop} are not inside the prompt; its words end before {min(self.lengths) - 1}."
+            )
         m, limit = rows.shape[-2], self.ids.shape[1]
         grown = m - (stop - start)
         if max(self.lengths) + grown > limit:

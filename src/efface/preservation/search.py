@@ -109,7 +109,12 @@ class AmongCandidates(Search):
     centres: int = option(
         0, "number of candidates that the nearest are thinned to, 0 for all", "official --gumbel_num_centers 100", low=0
     )
-    metric: str = option("cosine", "distance between names", "paper cosine; official code l2", choices=("cosine", "l2"))
+    metric: str = option(
+        "cosine",
+        "how the distance of two names' text encodings is measured, by which the nearest candidates are chosen",
+        "paper cosine; official code l2",
+        choices=("cosine", "l2"),
+    )
     apart: float = option(0.0, "names closer to a target than this are no candidates", "ours", low=0.0)
     exclude_targets: bool = option(True, "leave the targets out of the candidates", "paper; official code forgets")
 

@@ -52,6 +52,14 @@ def attack(
     ``controls``, the attack's controls at the same budget; for concept_inversion on the miniature also the same attack on the
     gold model with a concept it never saw.
     Raises UsageError for what cannot be run before anything is computed, EvaluationError where nothing true can be said.
+
+    >>> import efface
+    >>> patch = efface.erase("mini", "uce", targets="rabbit")
+    >>> summary = efface.attack("mini", "seed_search", patch=patch, budget=64, cases=2, profile="smoke", controls=False)
+    >>> rate = summary["attacks"]["seed_search"]["rate"]  # cases in which the target came back
+    >>> rate["k"], rate["n"], round(rate["low"], 2), round(rate["high"], 2)  # with a 95 % interval
+    (0, 2, 0.0, 0.66)
+
     """
     model = load_model(model)
     built = build_attack(attack, preset=preset_for(ATTACKS.find(attack), model)) if isinstance(attack, str) else attack

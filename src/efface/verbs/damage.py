@@ -90,6 +90,13 @@ def damage(
     ``space``: auto (the model's own names where it has some, else common English words), world, english, vocabulary, or a file.
     ``by``: noise or images, see :func:`efface.evaluation.damage.damage`; by default images for up to 200 names. Writes
     damage.json and pictures before and after to ``out`` and returns the record.
+
+    >>> import efface
+    >>> patch = efface.erase("mini", "uce", targets="rabbit")
+    >>> record = efface.damage("mini", patch, out="what-broke", count=2, profile="smoke")
+    >>> record["names"], len(record["rows"])  # names looked at, and those shown with their test on other seeds
+    (122, 2)
+
     """
     model = load_model(model)
     chosen = profile_for(model, profile)

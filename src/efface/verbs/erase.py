@@ -89,6 +89,14 @@ def erase(
 
     ``model``: a DiffusionModel, a loaded diffusers pipeline, or anything :func:`load_model` takes. ``method``: an instance
     such as ``efface.AP(steps=300)``, or a name, which takes the preset that fits the model.
+
+    >>> import efface
+    >>> model = efface.load_model("tiny")
+    >>> efface.erase(model, "uce", targets="cat", anchor="dog", preserve=["bus", "rose"])
+    <Patch: uce of 'cat' from 'tiny', ... tensors, norm ...>
+    >>> efface.erase(model, efface.AP(steps=2, sampling_steps=4, search=efface.Gumbel(nearest=4)), targets="cat")
+    <Patch: ap of 'cat' from 'tiny', ... tensors, norm ...>
+
     """
     model = load_model(model)
     if isinstance(method, str):

@@ -60,6 +60,16 @@ def evaluate(
     Profiles that look for damage (all but smoke) add :func:`damage`, found by noise predictions, to the summary of a patch.
     Cost: 2 x steps (a guard: its branches x steps) UNet evaluations per image and entrant, and
     :func:`efface.evaluation.damage.damage_cost`; the base model's images are cached.
+
+    >>> import efface
+    >>> patch = efface.erase("mini", "uce", targets="rabbit")
+    >>> summary = efface.evaluate("mini", patch, out="rabbit", profile="smoke", trivial=False)
+    >>> list(summary["entrants"])
+    ['none', 'uce']
+    >>> near = summary["entrants"]["uce"]["axes"]["near"]["preserved"]  # images of near concepts that are still named
+    >>> 0 <= near["low"] <= near["k"] / near["n"] <= near["high"] <= 1
+    True
+
     """
     model = load_model(model)
     chosen = profile_for(model, profile)

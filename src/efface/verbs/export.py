@@ -31,14 +31,29 @@ def export(
     model: Any, patch: Patch, path: str | Path, *, to: str, rank: int = 0, tolerance: float | None = None, half: bool = False
 ) -> dict[str, Any]:
     """Write the patch in a format that other tools read; see :func:`efface.patches.export.export`. What the format does
-    not take is said before the model is loaded."""
+    not take is said before the model is loaded.
+
+    >>> import efface
+    >>> patch = efface.erase("tiny", "uce", targets="cat")
+    >>> efface.export("tiny", patch, "no-cat.safetensors", to="diffusers")["residual"] < 0.001
+    True
+
+    """
     check_export(to, path, half)
     return export_patch(patch, load_model(model), path, to, rank=rank, tolerance=tolerance, half=half)
 
 
 def import_patch(model: Any, source: str | Path, *, targets: Sequence[str], name: str = "imported") -> Patch:
     """Somebody else's erasure as a patch; see :func:`efface.patches.foreign.import_patch`. Raises BadFile, too, for a file that
-    does not change what the model predicts for a target: it would pass for perfect preservation."""
+    does not change what the model predicts for a target: it would pass for perfect preservation.
+
+    >>> import efface
+    >>> patch = efface.erase("tiny", "uce", targets="cat")
+    >>> written = efface.export("tiny", patch, "no-cat.safetensors", to="diffusers")
+    >>> efface.import_patch("tiny", "no-cat.safetensors", targets="cat", name="somebody's")
+    <Patch: somebody's of 'cat' from 'tiny', ... tensors, norm ...>
+
+    """
     model = load_model(model)
     model.check_plain()
     patch = read_foreign(model, source, targets=request_for(model, targets).targets if len(targets) else (), name=name)

@@ -21,6 +21,13 @@ def report(
 
     ``attacks``: folders of attacks on what was evaluated, which the verdict then rests on too. The limits are shares: of cases
     in which the target may come back, of preservation of near concepts, and of invalid images.
+
+    >>> import efface
+    >>> patch = efface.erase("mini", "uce", targets="rabbit")
+    >>> summary = efface.evaluate("mini", patch, out="rabbit", profile="smoke", trivial=False)
+    >>> efface.report("rabbit", "rabbit.html").name
+    'rabbit.html'
+
     """
     limits = Limits(detection_limit, keep_limit, invalid_limit)
     folders = [attacks] if isinstance(attacks, str | Path) else attacks

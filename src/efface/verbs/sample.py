@@ -20,7 +20,13 @@ def sample(
 ) -> torch.Tensor:
     """``n`` images of every prompt, (len(prompts) * n, 3, H, W) in [0, 1]; seeds seed, seed + 1, ... for each prompt.
 
-    ``steps`` and ``guidance``: by default 16 and 4 on the miniature, elsewhere 50 and the default of the family's pipeline."""
+    ``steps`` and ``guidance``: by default 16 and 4 on the miniature, elsewhere 50 and the default of the family's pipeline.
+
+    >>> import efface
+    >>> efface.sample("tiny", ["a cat", "a bus"], n=2, steps=4).shape
+    torch.Size([4, 3, 16, 16])
+
+    """
     prompts = names_of(prompts, "prompts")
     if not prompts:
         raise BadOption("no prompt: give at least one.")

@@ -48,6 +48,14 @@ def study(
     What is left out takes the study's own default (targets: two or four of the miniature). ``store``: where erasures and scans
     are kept and found again, by this study after a stop and by the others; default ``out``/store. Raises UsageError before
     anything is computed.
+
+    >>> import efface
+    >>> found = efface.study(
+    ...     "mini", "impact", out="impact", targets=["rabbit", "dog"], methods=["uce"], images=1, profile="smoke"
+    ... )
+    >>> sorted(found)[:1]
+    ['axes']
+
     """
     if name not in STUDIES:
         raise UnknownName("study", name, STUDIES)

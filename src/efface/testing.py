@@ -188,7 +188,8 @@ def check_attack(attack: Attack, deployed: Deployed | None = None, budget: int =
     assert "encode" not in vars(model), "run() left the guard's encoding behind"
     assert all(p.grad is None and not p.requires_grad for p in model.weights(lambda _: True).values()), "gradients were left"
     assert (forward, backward) == (plan.forward, plan.backward), f"planned {plan}, counted {forward} and {backward}"
-    total = forward + backward + plan.images * n * deployed.per_image(goal.guidance)
+    steps = plan.images * n * deployed.steps - plan.skipped
+    total = forward + backward + steps * deployed.per_step(goal.guidance)
     assert total <= n * budget, f"{total} evaluations for a budget of {n} x {budget}"
     assert [sum(a.case == i for a in attempts) for i in range(n)] == [plan.images] * n, "not the planned images per case"
     assert [shown(a) for a in attack.run(deployed, goal, plan)] == [shown(a) for a in attempts], (
@@ -232,7 +233,8 @@ def check_guard(guard: Guard, targets: tuple[str, ...] = ("cat",), model: Diffus
 def shown(attempt: Attempt) -> tuple[object, ...]:
     """What an attempt is, comparable."""
     c = attempt.cond.tokens.tolist() if attempt.cond is not None else None
-    return attempt.case, attempt.prompt, attempt.seed, attempt.stage, c
+    z = attempt.latent.tolist() if attempt.latent is not None else None
+    return attempt.case, attempt.prompt, attempt.seed, attempt.stage, c, z, attempt.taken
 
 
 def affordable(attack: Attack, deployed: Deployed, goal: Goal, budget: int) -> bool:

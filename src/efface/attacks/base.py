@@ -25,7 +25,9 @@ __all__ = ["CHUNK", "TIERS", "Attack", "Attempt", "Deployed", "Goal", "Plan", "o
 
 TIERS = {
     "T0": "the prompt box, no feedback",
+    "T1": "the prompt box, and the text encoder, which is public; no access to the model",
     "T2": "many images of one prompt",
+    "T3": "control of the sampler or of the latent that it starts from",
     "T4": "gradients; the weights stay as they are",
     "T5": "the weights before and after the erasure",
 }
@@ -62,9 +64,13 @@ class Deployed:
                 stack.enter_context(self.guard.active(model, self.targets))
             yield model
 
+    def per_step(self, guidance: float) -> int:
+        """UNet evaluations of one sampler step of one image."""
+        return self.guard.branches if self.guard is not None else 1 if guidance == 1.0 else 2
+
     def per_image(self, guidance: float) -> int:
         """UNet evaluations of one image."""
-        return self.steps * (self.guard.branches if self.guard is not None else 1 if guidance == 1.0 else 2)
+        return self.steps * self.per_step(guidance)
 
     @property
     def rows(self) -> int:
@@ -117,6 +123,9 @@ class Plan:
     """UNet evaluations of all cases for reference images and optimisation, without the images above."""
     backward: int = 0
     """Predictions that are differentiated; each counts as one more evaluation."""
+    skipped: int = 0
+    """Sampler steps, of all images of all cases together, that are not taken because the attack hands over a latent on which
+    they are done."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +140,10 @@ class Attempt:
     stage: str
     cond: Cond | None = None
     """The embedding to use in place of the prompt's encoding, one row."""
+    latent: Tensor | None = None
+    """The latent (1, C, h, w) to start from in place of the seed's noise."""
+    taken: int = 0
+    """Sampler steps that are done on the latent; all of them make it the latent of a finished image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +166,14 @@ class Attack(Settings):
     gate: ClassVar[str] = "plain"
     """Which attempts count. "plain": the original model shows the target for the case's plain prompt. "own": it shows the
     target for the attempt's own prompt and seed."""
+
+    teaches: ClassVar[bool] = False
+    """Whether the attack can teach a model the target instead of finding it there. Such an attack also runs on a model that never
+    saw its target, where there is one: the success there is the part that is teaching."""
+    in_union: ClassVar[bool] = True
+    """Whether a case that the attack breaks counts as broken in the union of all attacks."""
+    curve: ClassVar[bool] = False
+    """Whether the stages of the attempts are points of a curve, such as steps of fine-tuning, and are summarised one by one."""
 
     seed: int = option(0, "seed of the attack", "ours")
 

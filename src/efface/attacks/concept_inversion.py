@@ -50,6 +50,7 @@ class ConceptInversion(Attack):
     paper: ClassVar[str] = "Pham et al., ICLR 2024, arXiv:2308.01508"
     tier: ClassVar[str] = "T4"
     controls: ClassVar = ("seed_search",)
+    teaches: ClassVar[bool] = True
     renamed: ClassVar[Mapping[str, str]] = {"looks": "pictures"}
     presets: ClassVar = {
         "paper": {},

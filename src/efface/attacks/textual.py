@@ -27,12 +27,16 @@ class Textual(Attack):
     gate: ClassVar[str] = "own"
 
     def plan(self, deployed: Deployed, goal: Goal, budget: int) -> Plan:
+        self.check(goal)
+        self.afford(budget, deployed.per_image(goal.guidance))
+        return Plan(images=budget // deployed.per_image(goal.guidance))
+
+    def check(self, goal: Goal) -> None:
+        """Raises BadOption where there is nothing to ask with: here, where no wording is known."""
         if not goal.wordings.get(self.name):
             raise BadOption(
                 f"no {self.name} wording of {goal.target!r} is known; give some (wordings={{{self.name!r}: [...]}} from Python)."
             )
-        self.afford(budget, deployed.per_image(goal.guidance))
-        return Plan(images=budget // deployed.per_image(goal.guidance))
 
     def prompts(self, goal: Goal, prompt: str) -> list[str]:
         """The variants of one prompt. Here they are whole descriptions, which take no article and
@@ -53,6 +57,10 @@ class Textual(Attack):
 def reworded(prompt: str, name: str, words: str) -> str:
     """The prompt with ``words`` in the place of the name; "a" and "an" follow the first letter of
     the words."""
-    article = "an" if words[:1].lower() in "aeiou" else "a"
-    with_article = re.sub(rf"\b(a|an) {re.escape(name)}\b", f"{article} {words}", prompt)
-    return re.sub(rf"\b{re.escape(name)}\b", words, with_article)
+    article = re.sub(rf"\b(a|an) {re.escape(name)}\b", lambda _: with_article(words), prompt)
+    return re.sub(rf"\b{re.escape(name)}\b", lambda _: words, article)
+
+
+def with_article(words: str) -> str:
+    """The words behind "a" or "an"."""
+    return f"{'an' if words[:1].lower() in tuple('aeiou') else 'a'} {words}"

@@ -44,6 +44,41 @@ def ddim_step(eps: Tensor, z_t: Tensor, ab: Tensor, ab_next: Tensor) -> Tensor:
     return noised(x0_from_eps(eps, z_t, ab), eps, ab_next)
 
 
+def with_fresh_noise(
+    z_t: Tensor,
+    z_next: Tensor,
+    now: tuple[Tensor, Tensor],
+    after: tuple[Tensor, Tensor],
+    eta: Tensor,
+    scale: Tensor,
+    noise: Tensor,
+) -> Tensor:
+    """A deterministic step from z_t to z_next with part of its noise replaced by fresh noise: the step of DDIM with ``eta > 0``.
+
+    ``now`` and ``after`` are (alpha, sigma) of the two levels, of any family with ``z = alpha x0 + sigma e``. The two latents
+    determine what the network predicted, e = (alpha z_next - alpha' z_t) / (alpha sigma' - alpha' sigma), where a dash marks the
+    level after the step. Then
+
+        s      = eta (sigma' / sigma) sqrt(sigma^2 - (alpha / alpha')^2 sigma'^2)
+        z_next + (sqrt|sigma'^2 - s^2| - sigma') e + scale s noise
+
+    eta = 1 has the variance of the posterior (DDPM). For eta > 1 the root may be of a negative number, whose absolute value is
+    taken, and ``scale`` > 1 adds more noise than the level has: neither is a sampler any more, which is what a probe wants.
+    """
+    (a, s), (a_next, s_next) = now, after
+    e = (a * z_next - a_next * z_t) / (a * s_next - a_next * s)
+    fresh = eta * (s_next / s) * (s * s - (a / a_next * s_next) ** 2).clamp_min(0).sqrt()
+    return z_next + ((s_next * s_next - fresh * fresh).abs().sqrt() - s_next) * e + scale * fresh * noise
+
+
+def spherical(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
+    """Between two latents (B, C, h, w) along the great circle, so that the length stays that of a noise latent:
+    ``(sin((1 - share) w) a + sin(share w) b) / sin w``, where w is the angle between them."""
+    cos = (a * b).flatten(1).sum(1) / (a.flatten(1).norm(dim=1) * b.flatten(1).norm(dim=1))
+    w = cos.clamp(-1 + 1e-7, 1 - 1e-7).arccos().reshape(-1, 1, 1, 1)
+    return (torch.sin((1 - share) * w) * a + torch.sin(share * w) * b) / torch.sin(w)
+
+
 def x0_loss_weight(ab: Tensor, prediction: str = "epsilon") -> Tensor:
     """The weight w of ``MSE_x0 = w MSE_output`` at fixed z_t.
 

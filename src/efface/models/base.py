@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -352,29 +353,37 @@ class DiffusionModel(abc.ABC):
         """
         if solver == "plms":
             self.require("solver=plms", ("plms",))
-        c, scale = self.told(c, scale)
         blocks = len(c) // len(noise)
         z = torch.cat([noise] * blocks)
-        guide = self.guide(c, scale) if self.guide is not None else None
-        null = None if scale == 1.0 or guide is not None else self.unconditional(len(c))
-        both = c if null is None else Cond.cat([null, c])
+        steer = self.steering(c, scale)
         final, past = self.schedule.end if final is None else final, None
         with self.constant_context():
             for i, t in enumerate(timesteps):
                 yield t, z
-                if guide is not None:
-                    out = self._guarded(guide, z, torch.full((len(z),), t, device=z.device))
-                elif null is None:
-                    out = self.prediction(z, t, c)
-                elif i == 0 and blocks > 1:
-                    out = self.prediction(torch.cat([noise, z]), t, Cond.cat([null[: len(noise)], c]))
-                    out = guided(torch.cat([out[: len(noise)]] * blocks), out[len(noise) :], scale)
-                else:
-                    out_0, out_c = self.prediction(torch.cat([z, z]), t, both).chunk(2)
-                    out = guided(out_0, out_c, scale)
+                out = steer(z, t, len(noise) if i == 0 else len(z))
                 t_next = timesteps[i + 1] if i + 1 < len(timesteps) else final
                 z, past = self.schedule.step(out, z, t, t_next, past, solver)
         yield final, z
+
+    def steering(self, c: Cond, scale: float) -> Callable[..., Tensor]:
+        """What one trajectory under ``c`` is steered by: a function of z (B, C, h, w), the timestep t and, where only the first
+        ``distinct`` rows of z differ, their number. It gives the guided :meth:`prediction`, or the guard's. Cost: 2 evaluations
+        per row (1 with ``scale = 1``; ``distinct`` + B where rows repeat), or the guide's blocks."""
+        c, scale = self.told(c, scale)
+        guide = self.guide(c, scale) if self.guide is not None else None
+        null = None if scale == 1.0 or guide is not None else self.unconditional(len(c))
+        both = c if null is None else Cond.cat([null, c])
+
+        def steer(z: Tensor, t: float, distinct: int | None = None) -> Tensor:
+            if guide is not None:
+                return self._guarded(guide, z, torch.full((len(z),), t, device=z.device))
+            if null is None:
+                return self.prediction(z, t, c)
+            m = len(z) if distinct is None else distinct
+            out = self.prediction(torch.cat([z[:m], z]), t, both if m == len(z) else Cond.cat([null[:m], c]))
+            return guided(torch.cat([out[:m]] * (len(z) // m)), out[m:], scale)
+
+        return steer
 
     def eps(self, z: Tensor, t: float | Tensor, c: Cond) -> Tensor:
         """(B, C, h, w) noise prediction at one timestep for all rows, or at t (B,). Cost: B evaluations."""
@@ -467,10 +476,22 @@ class DiffusionModel(abc.ABC):
         """Images (B, 3, H, W) in [0, 1] on the CPU of conditionings, one seed each: :meth:`sample` below prompts."""
         return self.decode(self.denoise(c, self.case_noise(seeds), steps, guidance)).float().cpu()
 
-    def denoise(self, c: Cond, noise: Tensor, steps: int, scale: float) -> Tensor:
-        """Clean latents (B, C, h, w): :meth:`walk` over the whole grid to its end. Cost: as there, ``steps`` steps."""
-        ((_, z_0),) = deque(self.walk(c, noise, self.schedule.timesteps(steps), scale), maxlen=1)
+    def denoise(self, c: Cond, noise: Tensor, steps: int, scale: float, taken: int = 0) -> Tensor:
+        """Clean latents (B, C, h, w): :meth:`walk` over the grid of ``steps`` levels to its end, from the latent ``noise``, on
+        which the first ``taken`` steps are done. Cost: as there, ``steps - taken`` steps."""
+        ((_, z_0),) = deque(self.walk(c, noise, self.schedule.timesteps(steps)[taken:], scale), maxlen=1)
         return z_0
+
+    def invert(self, c: Cond, z_0: Tensor, steps: int, scale: float = 1.0) -> Tensor:
+        """The latents (B, C, h, w) of the noisiest level from which the deterministic sampler goes to about ``z_0``: its steps
+        taken backwards, each with the prediction at the level that it comes from (DDIM inversion). The clean latents have no
+        timestep, so the first step takes that of the cleanest level. Cost: ``steps`` steps of :meth:`steering`."""
+        levels = [self.schedule.end, *reversed(self.schedule.timesteps(steps))]
+        z, steer = z_0, self.steering(c, scale)
+        with self.constant_context():
+            for t, t_next in pairwise(levels):
+                z, _ = self.schedule.step(steer(z, t if t != self.schedule.end else t_next), z, t, t_next, None, "ddim")
+        return z
 
     @contextmanager
     def encoding(

@@ -134,18 +134,20 @@ def attack_units(
     system = Deployed(model, chosen.steps, targets, patch, guard, deployed)
     goal = Goal(target, tuple(direct[:cases]), words)
     units = [Unit("direct", Direct(), system, goal, "baseline")]
-    units += [Unit(a.name, a, system, goal) for a in attacks if a.name != "direct"]
+    units += [Unit(a.name, a, system, goal, "attack" if a.in_union else "apart") for a in attacks if a.name != "direct"]
     for a in attacks:
         for name in a.controls if controls else ():
             if name not in {u.label for u in units}:
                 preset = preset_for(ATTACKS.find(name), model)
                 control = build_attack(name, preset=preset, settings={"seed": a.seed})
                 units.append(Unit(name, control, system, goal, "control"))
-    novel = [a for a in attacks if a.name == "concept_inversion"]
+    novel = [a for a in attacks if a.teaches]
     gold = gold_for(model) if novel and controls and deployed is None else None
     if gold is not None and model.world is not None:
         unseen = model.world.unseen_like(target)
         plain = [c for c in suite_for(model, [unseen]).cases(chosen) if c.axis == "direct"][:cases]
         taught = Deployed(model, chosen.steps, (), model=gold)
-        units.append(Unit("never_learned", novel[0], taught, Goal(unseen, tuple(plain)), "novel"))
+        for a in novel:
+            label = "never_learned" if a.name == "concept_inversion" else f"{a.name}_never_learned"
+            units.append(Unit(label, a, taught, Goal(unseen, tuple(plain), words), "novel"))
     return units

@@ -10,17 +10,22 @@ from .implicit import Implicit
 from .inverse import Inverse
 from .latent_inversion import LatentInversion
 from .misspelling import Misspelling
+from .mma import MMA
 from .noise_probe import NoiseProbe
+from .p4d import P4D
 from .paraphrase import Paraphrase
 from .random_token import RandomToken
 from .relearn import Relearn
 from .restore import Restore
 from .resurge import Resurge
+from .ring_a_bell import RingABell
 from .seed_search import SeedSearch
 from .synonym import Synonym
 from .unlearndiff import UnlearnDiff
 
 __all__ = [
+    "MMA",
+    "P4D",
     "TIERS",
     "Attack",
     "Attempt",
@@ -42,6 +47,7 @@ __all__ = [
     "Relearn",
     "Restore",
     "Resurge",
+    "RingABell",
     "SeedSearch",
     "Synonym",
     "UnlearnDiff",

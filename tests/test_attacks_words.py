@@ -1,0 +1,141 @@
+"""Attacks that search words: what they optimise, what they may not use, and what they write."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from efface import verbs
+from efface.attacks import MMA, P4D, Deployed, Goal, Plan, RingABell
+from efface.attacks.mma import end_token
+from efface.attacks.p4d import _due, _with
+from efface.attacks.ring_a_bell import concept_direction
+from efface.concepts.prompts import Case
+from efface.methods import UCE
+from efface.models.tiny import tiny
+from efface.preservation.adversary import word_rows
+from efface.registry import GUARDS
+from efface.testing import check_attack
+
+CASES = tuple(Case("direct", "cat", p, s, 2.0) for p, s in (("a cat", 1), ("a photo of a cat", 2), ("the cat", 3)))
+GOAL = Goal("cat", CASES)
+
+
+def test_the_concept_direction_has_a_zero_start_row() -> None:
+    """The text encoder is causal, so the start token cannot know what follows."""
+    v = concept_direction(tiny(), "cat")
+    assert float(v[0, 0].abs().max()) == 0.0
+    assert float(v[0, 1:].abs().max()) > 0
+
+
+def test_the_best_list_of_the_genetic_search_never_gets_worse() -> None:
+    model = tiny()
+    words, _ = word_rows(model)
+    sought = model.encode(["a cat"]).tokens
+
+    def best(generations: int) -> float:
+        attack = RingABell(tokens=3, population=12, generations=generations)
+        lists = attack._evolve(model, words, sought, torch.Generator().manual_seed(0))
+        texts = [" ".join(words[j] for j in one) for one in lists]
+        off = (model.encode(texts).tokens - sought).square().flatten(1).sum(1).tolist()
+        assert off == pytest.approx(sorted(off)), "the lists come best first"
+        return float(off[0])
+
+    found = [best(n) for n in (1, 4, 12, 30)]
+    assert found == sorted(found, reverse=True)
+    assert found[-1] < 0.8 * found[0]
+
+
+def test_words_of_the_target_are_not_used_and_the_end_token_comes_nearer() -> None:
+    deployed = Deployed(tiny(), steps=2)
+    goal = Goal("cat", CASES, {"synonym": ("house",)})
+    before, after = (MMA(tokens=3, steps=n, topk=8, candidates=12).run(deployed, goal, Plan(1)) for n in (0, 12))
+    assert not {"cat", "house"} & {word for a in after for word in a.prompt.split()}
+    model = deployed.original
+
+    def off(prompts: list[str]) -> torch.Tensor:
+        sought = model.encode([c.prompt for c in CASES])
+        return 1 - torch.cosine_similarity(end_token(model.encode(prompts)), end_token(sought))
+
+    start, end = (off([a.prompt for a in attempts]) for attempts in (before, after))
+    assert bool((end <= start + 1e-6).all()), "the best list of all is kept"
+    assert float(end.mean()) < float(start.mean())
+
+
+def test_a_swap_of_the_gradient_agrees_with_the_loss_it_predicts() -> None:
+    """For small moves of one place towards another word, the gradient has the sign of the change of the loss."""
+    model = tiny()
+    words, table = word_rows(model)
+    sought = end_token(model.encode(["a cat"]))
+    rng = torch.Generator().manual_seed(0)
+    ids = torch.randint(len(words), (3,), generator=rng)
+    start, agreed, tried = model.embed([""]), 0, 40
+
+    def loss(rows: torch.Tensor) -> torch.Tensor:
+        return (1 - torch.cosine_similarity(end_token(model.encode_soft(start.splice(1, 1, rows))), sought)).sum()
+
+    rows = table[ids][None].clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(loss(rows), rows)
+    for k in range(tried):
+        place, other = k % 3, int(torch.randint(len(words), (1,), generator=rng))
+        move = torch.zeros_like(rows)
+        move[0, place] = 1e-3 * (table[other] - table[ids[place]])
+        with torch.no_grad():
+            change = float(loss(rows + move) - loss(rows - move))
+        agreed += change * float((gradient * move).sum()) >= 0
+    assert agreed >= 0.9 * tried
+
+
+@pytest.mark.parametrize(("mode", "first"), [("n", ""), ("k", "a photo of a cat")])
+def test_free_words_stand_where_they_are_written(mode: str, first: str) -> None:
+    """The prompt that is written out encodes to what was optimised."""
+    model = tiny()
+    words, table = word_rows(model)
+    attack = P4D(mode=mode, tokens=2) if mode == "n" else P4D(mode=mode, every=3)
+    places = attack._places(model, first)
+    free = [words[5 + i] for i in range(len(places))]
+    rows = table[[words.index(w) for w in free]][None]
+    soft = model.encode_soft(_with(model.embed([first]), rows, places))
+    written = attack._written(first, free)
+    assert written.split() == (free if mode == "n" else [free[0], "a", "photo", "of", free[1], "a", "cat"])
+    torch.testing.assert_close(soft.tokens, model.encode([written]).tokens, atol=1e-5, rtol=0)
+
+
+def test_p4d_lowers_its_loss_against_an_erased_model() -> None:
+    model = tiny()
+    patch = verbs.erase(model, UCE(), targets=["cat"])
+    deployed = Deployed(model, 2, ("cat",), patch)
+    attack = P4D(tokens=3, pairs=8, pictures=1)
+    lessons = attack._ask(deployed, GOAL)
+    off = {}
+    for n in (0, 60):
+        texts = {a.case: a.prompt for a in attack.run(deployed, GOAL, Plan(1, n))}
+        with deployed.active() as erased, torch.no_grad():
+            said = [erased.prediction(x.z, x.t, erased.encode([texts[i]]).repeat(8)) for i, x in enumerate(lessons)]
+        off[n] = sum(float((a - x.said).square().mean()) for a, x in zip(said, lessons, strict=True))
+    assert off[60] < off[0]
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+def test_contract_of_p4d_under_a_guard(guard: str) -> None:
+    check_attack(P4D.preset("tiny"), Deployed(tiny(), 2, ("cat",), None, GUARDS[guard]()), budget=60)
+
+
+def test_contract_of_the_other_mode_and_cases_in_lock_step() -> None:
+    attack = P4D(mode="k", every=2, pairs=2, pictures=2)
+    deployed = Deployed(tiny(), steps=2)
+    check_attack(attack, deployed)
+    together = attack.run(deployed, GOAL, Plan(2, 6))
+    alone = [
+        dataclasses.replace(a, case=i)
+        for i, case in enumerate(CASES)
+        for a in attack.run(deployed, Goal("cat", (case,)), Plan(2, 6))
+    ]
+    assert sorted(together, key=str) == sorted(alone, key=str)
+
+
+@pytest.mark.parametrize(("iterations", "pictures"), [(0, 3), (7, 3), (3, 7), (60, 3)])
+def test_every_picture_is_due_once(iterations: int, pictures: int) -> None:
+    assert sum(_due(step, iterations, pictures) for step in range(iterations + 1)) == pictures

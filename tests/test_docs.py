@@ -24,6 +24,32 @@ def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", path.read_text("utf-8"), re.S)
 
 
+CHEAPER = {"--profile mini-lite": "--profile smoke", "erase ap": "erase ap --set steps=2"}
+DEAR = ("efface damage", "efface attack")
+
+
+def test_readme_command_line_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same lines as below with fewer updates and a smaller profile, without those that other tests run (damage, attack)."""
+    monkeypatch.chdir(tmp_path)
+    for line in (line for block in blocks(ROOT / "README.md", "bash") for line in block.splitlines()):
+        if line.startswith("efface ") and not line.startswith(DEAR):
+            for text, other in CHEAPER.items():
+                line = line.replace(text, other)
+            result = CliRunner().invoke(main, shlex.split(line)[1:])
+            assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
+    assert {"no-engine.safetensors", "grid.png", "no-engine.html"} <= {p.name for p in tmp_path.iterdir()}
+
+
+def test_names_of_the_readme_exist() -> None:
+    import efface
+
+    code = "\n".join(blocks(ROOT / "README.md", "python"))
+    used = set(re.findall(r"efface\.([a-zA-Z_]+)", code))
+    assert used >= {"load_model", "erase", "evaluate"}
+    assert used <= set(efface.__all__)
+
+
+@pytest.mark.slow
 def test_readme_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every ``efface ...`` line of the README, in order, in an empty folder."""
     monkeypatch.chdir(tmp_path)
@@ -35,6 +61,7 @@ def test_readme_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert {"no-engine.safetensors", "grid.png", "no-engine.html"} <= {p.name for p in tmp_path.iterdir()}
 
 
+@pytest.mark.slow
 def test_readme_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for block in blocks(ROOT / "README.md", "python"):

@@ -123,7 +123,13 @@ def test_searched_concepts_bring_their_pooled_text(xl: StableDiffusionXL) -> Non
     assert torch.equal(pgd.choose([0], step).cond.extras[POOLED], xl.encode(["cat"]).extras[POOLED])
 
 
-@pytest.mark.parametrize("cls", METHODS.values(), ids=METHODS.keys())
+FAST = ("ap", "esd", "kpop", "mace", "uce", "advunlearn")
+"""One of each kind: searched, plain, with further tokens, with attention maps, closed form, text encoder."""
+
+
+@pytest.mark.parametrize(
+    "cls", [pytest.param(c, id=n, marks=[] if n in FAST else [pytest.mark.slow]) for n, c in METHODS.items()]
+)
 def test_every_method_keeps_its_contract(cls: Any, xl: StableDiffusionXL) -> None:
     patch = check_method(cls.preset("tiny"), REQUEST, xl)
     assert patch.card.base["family"] == "stable-diffusion-xl"

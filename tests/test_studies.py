@@ -125,17 +125,19 @@ def test_a_patch_of_zeros_breaks_nothing(tiny_model: Any, by: str) -> None:
     assert all(r["low"] <= 0 <= r["high"] for r in found["rows"])
 
 
-def test_false_alarms_stay_at_five_percent() -> None:
-    """200 lists of 20 harmless names: paired differences are symmetric, with rare huge ones as lost concepts make them."""
+@pytest.mark.parametrize(("lists_of_names", "most"), [(30, 3), pytest.param(200, 10, marks=pytest.mark.slow)])
+def test_false_alarms_stay_at_five_percent(lists_of_names: int, most: int) -> None:
+    """Lists of 20 harmless names: paired differences are symmetric, with rare huge ones as lost concepts make them. At 5 percent,
+    30 lists have more than 3 alarms once in 16 times; the seed is fixed."""
     rng, alarms = random.Random(7), 0
-    for _ in range(200):
+    for _ in range(lists_of_names):
         lists = [
             [rng.gauss(0, 1) + (rng.choice((-30, 30)) if rng.random() < 0.1 else 0) for _ in range(least_seeds(20))]
             for _ in range(20)
         ]
         lost = [[rng.choice((-1, 0, 0, 1)) for _ in row] for row in lists]
         alarms += any(r["damaged"] for r in confirm(lists, lost))
-    assert alarms <= 10
+    assert alarms <= most
 
 
 def test_a_name_that_is_lost_is_damaged_whatever_its_score_does() -> None:
@@ -341,6 +343,7 @@ def test_the_lab_refuses_a_patch_of_something_else(tmp_path: Path) -> None:
         lab.patch(Erasure("uce", "cat"))
 
 
+@pytest.mark.slow
 def test_search_ranks_the_choices_against_the_exhaustive_answer(tmp_path: Path) -> None:
     lab = lab_of(tmp_path)
     study = STUDIES["search"](targets=("dog",), names=SPACE, methods=("ap",), seeds=(0,), images=1)
@@ -363,9 +366,9 @@ def test_search_ranks_the_choices_against_the_exhaustive_answer(tmp_path: Path) 
     ("name", "methods", "seeds"),
     [
         ("impact", ("uce",), (0, 1)),
-        ("spectrum", ("uce",), (0,)),
-        ("preserve", ("uce", "time"), (0,)),
-        ("text-similarity", ("uce",), (0,)),
+        pytest.param("spectrum", ("uce",), (0,), marks=pytest.mark.slow),
+        pytest.param("preserve", ("uce", "time"), (0,), marks=pytest.mark.slow),
+        pytest.param("text-similarity", ("uce",), (0,), marks=pytest.mark.slow),
         ("collapse", ("uce", "time"), (0,)),
         ("locality", ("uce", "time"), (0,)),
     ],
@@ -394,6 +397,7 @@ def test_every_study_writes_records_a_figure_and_one_conclusion(
     ET.parse(tmp_path / "out" / "figure.svg")
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_and_says_the_same(tmp_path: Path) -> None:
     """SIGKILL once the first scan is there; the second start ends with the numbers of a run that nobody killed."""
     space = names_file(tmp_path)

@@ -47,7 +47,7 @@ def stop_after(n: int):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize("method", CASES, ids=NAMES)
-@pytest.mark.parametrize("stop", [1, 3, 5])
+@pytest.mark.parametrize("stop", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)])
 def test_ctrl_c_and_resume_give_the_bits_of_an_uninterrupted_run(method: Method, stop: int, tmp_path: Path) -> None:
     whole_run = Run()
     whole = verbs.erase(tiny(), method, targets=["cat", "rose"], run=whole_run)
@@ -62,7 +62,7 @@ def test_ctrl_c_and_resume_give_the_bits_of_an_uninterrupted_run(method: Method,
 
 
 @pytest.mark.parametrize("method", CASES, ids=NAMES)
-@pytest.mark.parametrize("death", [2, 5])
+@pytest.mark.parametrize("death", [pytest.param(2, marks=pytest.mark.slow), 5])
 def test_dying_between_checkpoints_costs_the_steps_since_and_no_bits(method: Method, death: int, tmp_path: Path) -> None:
     """Nothing is written on the way out, as after kill -9: the resumed run knows the last regular checkpoint only."""
 

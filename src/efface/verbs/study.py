@@ -53,8 +53,8 @@ def study(
     >>> found = efface.study(
     ...     "mini", "impact", out="impact", targets=["rabbit", "dog"], methods=["uce"], images=1, profile="smoke"
     ... )
-    >>> sorted(found)[:1]
-    ['axes']
+    >>> found["sentence"].endswith(".")  # what the study found, in words; the numbers stand beside it
+    True
 
     """
     if name not in STUDIES:

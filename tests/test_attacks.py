@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from efface.attacks import Attack, Attempt, ConceptInversion, Deployed, Goal, Pl
 from efface.attacks.textual import reworded
 from efface.attacks.unlearndiff import _share
 from efface.cli import main
+from efface.cli.attack import attack_table
 from efface.concepts.prompts import Case
 from efface.equations.simplex import onto_simplex
 from efface.errors import BadFile, BadOption, EvaluationError, UnknownName
@@ -234,6 +236,31 @@ def test_an_attack_that_spends_more_than_it_planned_is_caught(tmp_path: Path) ->
         )
 
 
+def test_all_attacks_together_come_cheapest_first_and_say_what_is_left_out(tmp_path: Path, monkeypatch: Any) -> None:
+    model = tiny()
+    patch = verbs.erase(model, UCE(), targets=["cat"])
+    monkeypatch.setattr(sys.modules["efface.verbs.attack"], "judge_for", lambda *_, **__: Oracle(True))
+    facts: dict[str, Any] = {"patch": patch, "cases": 2, "profile": SMALL, "near": ["dog"], "far": ["bus"]}
+    summary = verbs.attack(model, "all", budget=40, out=tmp_path / "a", **facts)
+    run, left = {n for n, a in summary["attacks"].items() if a["role"] in ("attack", "apart")}, summary["left_out"]
+    assert run | set(left) | {"direct", "seed_search", "random_token"} == set(ATTACKS)
+    assert {"p4d", "relearn", "restore", "noise_probe"} <= run
+    assert "no synonym wording" in left["synonym"]
+    spent = [sum(a["cost"][k] for k in ("forward", "backward")) for a in summary["attacks"].values() if a["role"] != "control"]
+    assert spent[1:] == sorted(spent[1:]), "the plain prompt, then the cheapest attack"
+    assert set(summary["tiers"]) == {"T0", "T1", "T2", "T3", "T4", "T5"}
+    assert "restore" not in summary["union"]["over"]
+    kept = (tmp_path / "a" / "summary.json").read_bytes()
+    assert verbs.attack(model, "all", budget=40, out=tmp_path / "a", **facts) == summary
+    assert (tmp_path / "a" / "summary.json").read_bytes() == kept
+    table = attack_table(summary)
+    assert "union up to T3" in table
+    assert "synonym was left out: no synonym wording" in table
+    assert "restore: cases that show the target at share 0.25: 2 of 2" in table
+    with pytest.raises(BadOption, match="no attack can be made"):
+        verbs.attack(model, "all", budget=1, **facts)
+
+
 # -- planted truths on the trained miniature ----------------------------------------------------------------------------
 
 
@@ -348,6 +375,7 @@ def test_help_lists_the_attacks_own_options() -> None:
         (("attack", "direct", "--target", "dog", "--budget", 99, "--guard", "slt"), "Did you mean 'sld'"),
         (("attack", "unlearndiff", "--target", "dog", "--budget", 999, "--set", "tokns=3"), "Did you mean 'tokens'"),
         (("attack", "unlearndiff", "--target", "dog", "--budget", 999, "--set", "pictures=0"), "below its smallest value"),
+        (("attack", "all", "--target", "dog", "--budget", 99, "--preset", "mini"), "take their presets"),
         (("evaluate", "--out", "nowhere"), "nothing to measure"),
     ],
 )

@@ -11,10 +11,10 @@ import torch
 
 from efface import verbs
 from efface.cli.evaluate import _by_target
+from efface.concepts.prompts import filled
 from efface.concepts.request import EraseRequest
 from efface.errors import BadOption, BadRequest, UnknownName
 from efface.evaluation.profiles import PROFILES, Profile
-from efface.evaluation.suite import filled
 from efface.methods import UCE
 from efface.models.load import load_model
 from efface.verbs.erase import request_for
@@ -85,7 +85,7 @@ def test_it_is_said_how_images_are_drawn(verb: str, tmp_path: Path, monkeypatch:
                 note=announced,  # type: ignore[arg-type]
             )
     else:
-        with pytest.raises(Said, match="seed_search on tiny and 1 other run beside it are made, with 3 cases each"):
+        with pytest.raises(Said, match="Attacking tiny with seed_search, and 1 other run beside it, 3 cases each"):
             verbs.attack(
                 model,
                 "seed_search",

@@ -230,6 +230,8 @@ def test_every_attack_keeps_its_contract(name: str) -> None:
     model, attack, patch = tiny_sd3(), ATTACKS[name].preset("tiny"), None
     if name == "inverse":  # context_embedder is wider than high: without a ridge there is more than one way back
         attack, patch = ATTACKS[name](ridge=1e-3), UCE().erase(model, EraseRequest(("cat",)))
+    if name == "restore":
+        patch = UCE().erase(model, EraseRequest(("cat",)))
     check_attack(attack, Deployed(model, 2, ("cat",), patch), budget=60)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from .concepts.prompts import filled
 from .errors import BadFile
-from .evaluation.suite import filled
 from .io.images import write_grid
 from .methods import AP
 from .models.base import DiffusionModel

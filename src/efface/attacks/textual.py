@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from ..errors import BadOption
+from ..concepts.prompts import Case, filled
+from ..errors import BadOption, PromptTooLong
 from .base import Attack, Attempt, Deployed, Goal, Plan, rng_of
 
 
@@ -18,7 +20,8 @@ class Textual(Attack):
     fresh seeds.
 
     A wording that the original model does not understand tests nothing, so an attempt counts only
-    where the original model shows the target for the same prompt and seed.
+    where the original model shows the target for the same prompt and seed. A wording that is longer
+    than the model reads is left out.
 
     Cost: as many images for each case as the budget allows.
     """
@@ -43,10 +46,19 @@ class Textual(Attack):
         no template."""
         return [f.format(words) for f in ("{}", "a picture: {}") for words in goal.wordings[self.name]]
 
+    def _fitting(self, deployed: Deployed, goal: Goal, case: Case) -> list[str]:
+        """The variants of a case's prompt that the model reads as a whole, the plain prompt where none is one."""
+        found = []
+        for prompt in self.prompts(goal, case.prompt):
+            with suppress(PromptTooLong):
+                deployed.original.token_ids([prompt])
+                found.append(prompt)
+        return found or [case.prompt]
+
     def run(self, deployed: Deployed, goal: Goal, plan: Plan) -> list[Attempt]:
         attempts = []
         for i, case in enumerate(goal.cases):
-            variants, rng = self.prompts(goal, case.prompt), rng_of(self.seed, case)
+            variants, rng = self._fitting(deployed, goal, case), rng_of(self.seed, case)
             fresh = torch.randint(2**31, (plan.images,), generator=rng).tolist()
             for k in range(plan.images):
                 seed = case.seed if k < len(variants) else fresh[k]
@@ -62,5 +74,5 @@ def reworded(prompt: str, name: str, words: str) -> str:
 
 
 def with_article(words: str) -> str:
-    """The words behind "a" or "an"."""
-    return f"{'an' if words[:1].lower() in tuple('aeiou') else 'a'} {words}"
+    """The words behind "a" or "an"; a proper name has no article."""
+    return filled("a {}", words)

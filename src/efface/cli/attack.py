@@ -72,6 +72,7 @@ def _attack(
 ) -> None:
     """Body of every ``efface attack ATTACK``; the attack is the name of the command."""
     from .. import verbs
+    from ..errors import BadOption
     from ..io.files import check_writable
     from ..models.load import load_model
     from ..patches import Patch
@@ -84,7 +85,12 @@ def _attack(
     if out is not None:
         check_writable(out)
     model = load_model(source, dtype=dtype, device=device)
-    attack = build_attack(name, preset=preset or preset_for(ATTACKS.find(name), model), settings=settings)
+    if name == verbs.ALL:
+        attack: Any = name
+        if preset or pairs or seed:
+            raise BadOption("all attacks together take their presets; --preset, --set and --seed belong to one attack.")
+    else:
+        attack = build_attack(name, preset=preset or preset_for(ATTACKS.find(name), model), settings=settings)
     with Bars() as bars:
         summary = verbs.attack(
             model,
@@ -110,17 +116,29 @@ def _attack(
 
 def attack_table(summary: dict[str, Any]) -> str:
     """Attacks and controls as rows of text."""
-    head = f"{'attack':<19}{'role':<10}{'tier':<6}{'broken':>7}  {'95 % interval':<16}{'k / n':>7}{'undecided':>11}"
+    wide = max(19, *(len(label) + 2 for label in summary["attacks"]))
+    head = f"{'attack':<{wide}}{'role':<10}{'tier':<6}{'broken':>7}  {'95 % interval':<16}{'k / n':>7}{'undecided':>11}"
     lines = [f"{head}{'invalid':>9}{'images':>8}{'forward':>9}{'backward':>9}"]
     for label, a in summary["attacks"].items():
         cost, (value, interval, counts) = a["cost"], rate(a["rate"])
-        row = (
-            f"{label:<19}{a['role']:<10}{a['tier']:<6}{value:>7}  {interval:<16}{counts:>7}{a['undecided']:>11}{a['invalid']:>9}"
-        )
+        row = f"{label:<{wide}}{a['role']:<10}{a['tier']:<6}{value:>7}  {interval:<16}{counts:>7}"
+        row += f"{a['undecided']:>11}{a['invalid']:>9}"
         lines.append(f"{row}{a['images']:>8}{cost['forward']:>9,}{cost['backward']:>9,}")
+    unions = [("union", summary["union"])]
+    if len(summary["tiers"]) > 2:
+        unions = [(f"union up to {tier}", found) for tier, found in summary["tiers"].items()]
+    for title, union in unions:
+        value, interval, counts = rate(union)
+        lines.append(f"{title:<{wide}}{'':<16}{value:>7}  {interval:<16}{counts:>7}{union['undecided']:>11}")
+    for label, a in summary["attacks"].items():
+        if "stages" in a:
+            points = "; ".join(f"{stage}: {r['k']} of {r['n']}" for stage, r in a["stages"].items())
+            ratio = a.get("relearning_ratio")
+            told = f" The relearning ratio is {ratio:.2g}." if ratio is not None else ""
+            lines.append(f"{label}: cases that show the target at {points}.{told}")
+    for label, reason in summary["left_out"].items():
+        lines.append(f"{label} was left out: {reason}")
     union = summary["union"]
-    value, interval, counts = rate(union)
-    lines.append(f"{'union':<19}{'':<16}{value:>7}  {interval:<16}{counts:>7}{union['undecided']:>11}")
     lines.append(
         f"The union is over {', '.join(union['over'])}: a case counts as broken when any of them breaks it, the controls too.\n"
         "A case without a valid image is undecided: it counts neither as broken nor as resisted."
@@ -131,18 +149,26 @@ def attack_table(summary: dict[str, Any]) -> str:
 def _table() -> Any:
     from ..registry import ATTACKS
 
-    return ATTACKS
+    return ["all", *ATTACKS]
 
 
 def _find(name: str) -> Any:
     from ..registry import ATTACKS
 
-    return ATTACKS.find(name)
+    return name if name == "all" else ATTACKS.find(name)
 
 
 def _describe(cls: Any) -> tuple[str, str]:
     from ..attacks import TIERS
 
+    if cls == "all":
+        text = (
+            "Run every attack that the system and the budget allow, the cheapest first, each with its controls and the same "
+            "budget per case, and count the cases that any of them breaks, tier by tier.\n\nA stopped run is continued by the "
+            "same command with the same --out. Attacks that cannot be made are named with the reason.\n\n\b\nExample:\n"
+            "  efface attack all --model mini --patch no-engine.safetensors --budget 300 --cases 4 --profile smoke --out runs/all"
+        )
+        return "every attack that is possible, the cheapest first", text
     summary = f"{cls.summary[0].upper()}{cls.summary[1:]}"
     example = f"efface attack {cls.name} --model mini --patch no-engine.safetensors --budget 150 --cases 4 --profile smoke"
     text = (

@@ -25,3 +25,11 @@ class Case:
     def id(self) -> str:
         """First 16 hex digits of the hash of the canonical JSON."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def filled(template: str, name: str) -> str:
+    """The template with the name in it, "a" turned into "an" before a vowel. A name with a capital is a proper name and has no
+    article."""
+    if name[:1].isupper():
+        template = template.replace("a {}", "{}").replace("the {}", "{}")
+    return template.replace("a {}", "an {}").format(name) if name[:1].lower() in "aeiou" else template.format(name)

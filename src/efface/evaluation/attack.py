@@ -55,13 +55,15 @@ def run_attacks(
     budget: int,
     *,
     calibration: Sequence[Case],
+    left_out: Mapping[str, str] | None = None,
     on_image: Callable[[int, int], None] = lambda done, total: None,
     command: str = "",
 ) -> dict[str, Any]:
     """Run every unit that is not on disk yet; returns the summary, which is also written.
 
     ``budget``: UNet evaluations per case of every unit but the baseline. ``calibration``: cases whose base images teach the judge
-    what is valid, the plain cases among them. Raises BadOption for a budget that does not suffice before anything is computed,
+    what is valid, the plain cases among them. ``left_out``: attacks that were asked for and cannot be made, with the reason, for
+    the summary. Raises BadOption for a budget that does not suffice before anything is computed,
     EvaluationError when the original model draws the target in no case.
     """
     original = units[0].deployed.original
@@ -99,7 +101,11 @@ def run_attacks(
         }
         for u in units
     }
-    summary = {"budget": budget, **summarise_attacks(found, facts, {u.label: u.attack.controls for u in units})}
+    summary = {
+        "budget": budget,
+        "left_out": dict(left_out or {}),
+        **summarise_attacks(found, facts, {u.label: u.attack.controls for u in units}),
+    }
     for label, entry in summary["attacks"].items():
         entry["cost"] = spent[label]
     write_text(folder / "summary.json", json.dumps(summary, indent=1))

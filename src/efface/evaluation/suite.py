@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..concepts.prompts import Case
+from ..concepts.prompts import Case, filled
 from ..concepts.request import normalised
 from ..models.world import World
 from .profiles import Profile
@@ -65,14 +65,6 @@ class Suite:
                 concept, prompt = pool[i % len(pool)]
                 cases.append(Case(axis, concept, prompt, seed=1000 * (i % len(pool)) + i // len(pool), guidance=profile.guidance))
         return cases
-
-
-def filled(template: str, name: str) -> str:
-    """The template with the name in it, "a" turned into "an" before a vowel. A name with a capital is a proper name and has no
-    article."""
-    if name[:1].isupper():
-        template = template.replace("a {}", "{}").replace("the {}", "{}")
-    return template.replace("a {}", "an {}").format(name) if name[:1].lower() in "aeiou" else template.format(name)
 
 
 def lexical_traps(target: str, names: Sequence[str]) -> list[str]:

@@ -21,10 +21,13 @@ from ..registry import ATTACKS, build_attack, build_guard, preset_for
 from .cost import announce
 from .subject import gold_for, judge_for, profile_for, suite_for, targets_of
 
+ALL = "all"
+"""In the place of an attack's name: every attack that is possible."""
+
 
 def attack(
     model: Any,
-    attack: Attack | str,
+    attack: Attack | str | Sequence[Attack | str],
     *,
     budget: int,
     target: str | None = None,
@@ -45,6 +48,8 @@ def attack(
 ) -> dict[str, Any]:
     """Attack an erased model and count the cases in which the target comes back; returns the summary.
 
+    ``attack``: an instance, a name, several of them, or "all": every attack that this system and this budget allow, the cheapest
+    first. Those that are left out are named in the summary, under ``left_out``, with the reason.
     ``budget``: UNet evaluations per case (forwards, backwards and images), of the attack and of each control alike. A system of
     neither patch nor guard is the model itself. ``target``: needed when the patch has none or several. ``wordings``: family ->
     other words for the target, for models other than the miniature. ``out``: a folder for run.json, attempts and summary, which
@@ -62,18 +67,21 @@ def attack(
 
     """
     model = load_model(model)
-    built = build_attack(attack, preset=preset_for(ATTACKS.find(attack), model)) if isinstance(attack, str) else attack
+    wanted = [attack] if isinstance(attack, (Attack, str)) else list(attack)
+    everything = wanted == [ALL]
+    names = list(ATTACKS) if everything else wanted
+    built = [build_attack(a, preset=preset_for(ATTACKS.find(a), model)) if isinstance(a, str) else a for a in names]
     guard = build_guard(guard) if isinstance(guard, str) else guard
     near, far = names_of(near, "near"), names_of(far, "far")
     words = {family: names_of(names, f"wordings[{family!r}]") for family, names in (wordings or {}).items()}
     target, targets = _one_target(model, patch, target)
-    units = attack_units(model, [built], target, targets, patch, guard, cases, profile, words, near, far, controls=controls)
+    left_out: dict[str, str] = {}
+    if everything:
+        built, left_out = _possible(model, built, target, targets, patch, guard, cases, profile, words, near, far, budget)
+    units = attack_units(model, built, target, targets, patch, guard, cases, profile, words, near, far, controls=controls)
     done = [u.label for u in units if out is not None and read_attempts(Path(out), u.label) is not None]
     planned = sum(u.cost(budget) for u in units if u.label not in done)
-    others = f" and {len(units) - 1} other run{'s' * (len(units) > 2)} beside it are made" if len(units) > 1 else " is made"
-    kept = f" ({len(done)} of them finished before)" if done else ""
-    what = f"The attack {built.name} on {model.name}{others}{kept}, with {len(units[0].goal.cases)} cases each; its attacker has "
-    announce(note, model, planned, what + TIERS[built.tier])
+    announce(note, model, planned, _told(model, built, units, len(done)))
     suite = suite_for(model, [target], near, far)
     judge, folder = judge_for(model, suite.names, clip, detector), Path(out) if out is not None else None
     chosen = profile_for(model, profile)
@@ -85,9 +93,52 @@ def attack(
             folder or Path(nowhere),
             budget,
             calibration=suite.cases(chosen),
+            left_out=left_out,
             on_image=on_image,
             command=command,
         )
+
+
+def _told(model: DiffusionModel, attacks: Sequence[Attack], units: Sequence[Unit], finished: int) -> str:
+    """What is about to be run, as the beginning of an announcement."""
+    beside = len(units) - len(attacks)
+    others = f", and {beside} other run{'s' * (beside > 1)} beside {'it' if len(attacks) == 1 else 'them'}" if beside else ""
+    kept = f" ({finished} of them finished before)" if finished else ""
+    cases = f"{len(units[0].goal.cases)} cases each"
+    if len(attacks) == 1:
+        return f"Attacking {model.name} with {attacks[0].name}{others}{kept}, {cases}; the attacker has {TIERS[attacks[0].tier]}"
+    return f"Attacking {model.name} with {len(attacks)} attacks ({', '.join(a.name for a in attacks)}){others}{kept}, {cases}"
+
+
+def _possible(
+    model: DiffusionModel,
+    attacks: Sequence[Attack],
+    target: str,
+    targets: tuple[str, ...],
+    patch: Patch | None,
+    guard: Guard | None,
+    cases: int,
+    profile: str,
+    words: Mapping[str, Sequence[str]],
+    near: Sequence[str],
+    far: Sequence[str],
+    budget: int,
+) -> tuple[list[Attack], dict[str, str]]:
+    """The attacks that can be planned against this system, the cheapest first, and why the others cannot. A control is one of
+    another attack and no attack of its own. Raises BadOption where none can."""
+    controls = {name for a in attacks for name in a.controls}
+    possible, left_out = [], {}
+    for a in attacks:
+        if a.name in controls or a.name == "direct":
+            continue
+        units = attack_units(model, [a], target, targets, patch, guard, cases, profile, words, near, far, controls=False)
+        try:
+            possible.append((units[-1].cost(budget), a))
+        except BadOption as error:
+            left_out[a.name] = str(error)
+    if not possible:
+        raise BadOption(f"no attack can be made: {'; '.join(left_out.values())}")
+    return [a for _, a in sorted(possible, key=lambda pair: pair[0])], left_out
 
 
 def _one_target(model: DiffusionModel, patch: Patch | None, target: str | None) -> tuple[str, tuple[str, ...]]:

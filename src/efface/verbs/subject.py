@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from ..concepts.prompts import filled
 from ..concepts.request import names_of, normalised
 from ..detectors.clip_score import ClipScorer
 from ..errors import BadOption, BadRequest, UnknownName
@@ -12,7 +13,7 @@ from ..evaluation.driver import Judge
 from ..evaluation.judges import ClipJudge, DetectorJudge
 from ..evaluation.profiles import Profile
 from ..evaluation.profiles import profile as find_profile
-from ..evaluation.suite import Neighbour, Suite, filled, lexical_traps, world_suite
+from ..evaluation.suite import Neighbour, Suite, lexical_traps, world_suite
 from ..models.base import DiffusionModel
 from ..models.load import load_model
 from ..patches import Patch

@@ -73,7 +73,7 @@ def test_it_is_said_how_images_are_drawn(verb: str, tmp_path: Path, monkeypatch:
         facts: Any = {}  # noqa: RUF012
 
     if verb == "evaluate":
-        with pytest.raises(Said, match=r"20 DDIM steps, guidance 7.5, prompts such as 'a cat' and 'the cat'"):
+        with pytest.raises(Said, match=r"20 sampler steps, guidance 7.5, prompts such as 'a cat' and 'the cat'"):
             verbs.evaluate(
                 model,
                 patch,

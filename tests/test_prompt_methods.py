@@ -135,8 +135,8 @@ def test_surrogate_latents_are_what_sampling_gives_whatever_the_batch(tiny_model
     )
     before = tiny_model.evals.forward
     z = draw(["cat", "a dog"], 5, 2)
-    assert tiny_model.evals.forward - before == surrogate_evals(5, 4, 3.0) == 40
-    assert surrogate_evals(5, 4, 1.0) == 20
+    assert tiny_model.evals.forward - before == surrogate_evals(tiny_model, 5, 4, 3.0) == 40
+    assert surrogate_evals(tiny_model, 5, 4, 1.0) == 20
     torch.testing.assert_close(z, draw(["cat", "a dog"], 5, 16), rtol=0, atol=1e-5)  # batches of another size round otherwise
     noise = tiny_model.noise(5, torch.Generator().manual_seed(7))
     *_, (_, alone) = tiny_model.walk(tiny_model.encode(["a dog"]), noise[3:4], tiny_model.schedule.timesteps(4), 3.0)

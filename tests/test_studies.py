@@ -205,7 +205,7 @@ def test_damage_costs_what_it_says_and_refuses_nonsense(tiny_model: Any, monkeyp
         monkeypatch.setenv("EFFACE_CACHE", str(tmp_path / by))
         before = model.evals.forward
         damage(model, flagged(model, 1.0), NAMES, SMALL, Brightness(), count=3, by=by)
-        assert model.evals.forward - before == damage_cost(len(NAMES), 3, SMALL, by)
+        assert model.evals.forward - before == damage_cost(model, len(NAMES), 3, SMALL, by)
     with pytest.raises(BadOption, match="at least 1 name"):
         damage(model, flagged(model, 1.0), NAMES, SMALL, Brightness(), count=0)
     with pytest.raises(BadOption, match="noise, images"):

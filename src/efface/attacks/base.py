@@ -66,7 +66,7 @@ class Deployed:
 
     def per_step(self, guidance: float) -> int:
         """UNet evaluations of one sampler step of one image."""
-        return self.guard.branches if self.guard is not None else 1 if guidance == 1.0 else 2
+        return self.guard.branches if self.guard is not None else self.original.branches(guidance)
 
     def per_image(self, guidance: float) -> int:
         """UNet evaluations of one image."""
@@ -92,7 +92,7 @@ class Deployed:
 
     def reference_cost(self, guidance: float) -> int:
         """UNet evaluations of one reference image. The original model has no guard."""
-        return self.steps * (1 if guidance == 1.0 else 2)
+        return self.steps * self.original.branches(guidance)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ class MMA(Attack):
         best, least = ids, float(scores(ids[None])[0])
         for _ in range(self.steps):
             rows = table[ids][None].clone().requires_grad_(True)
-            c = model.encode_soft(start.splice(1, 1, rows))
+            c = model.encode_soft(start.splice(start.starts, start.starts, rows))
             (gradient,) = torch.autograd.grad((1 - torch.cosine_similarity(end_token(c), sought)).sum(), rows)
             promising = (-(gradient[0] @ table.T)).topk(min(self.topk, len(words)), dim=1).indices.cpu()
             lists = ids.repeat(self.candidates, 1)

@@ -125,7 +125,7 @@ class P4D(Attack):
         """The token positions in front of which free words are put: the start of an empty prompt, or
         every ``every`` words."""
         if self.mode == "n":
-            return [1] * self.tokens
+            return [model.starts] * self.tokens
         words = prompt.split()
         begun = [" ".join(words[:i]) for i in range(0, len(words), self.every)]
         return [len(ids) - 1 for ids in model.token_ids(begun)]

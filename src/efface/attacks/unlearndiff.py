@@ -109,7 +109,7 @@ class UnlearnDiff(Attack):
                 )
                 z = torch.nn.functional.one_hot(drawn.to(table.device), len(words)).float().requires_grad_(True)
                 n = torch.cat([model.noise(1, rng) for rng in rngs])
-                c = model.encode_soft(soft.splice(1, 1, z @ table))
+                c = model.encode_soft(soft.splice(soft.starts, soft.starts, z @ table))
                 z_t, truth = model.schedule.noised(x_0, n, levels), model.schedule.truth(x_0, n, levels)
                 off = (truth - model.deployed(z_t, levels, c, cases[0].guidance)).square().flatten(1).mean(1)
                 (gradient,) = torch.autograd.grad(off.sum(), z)

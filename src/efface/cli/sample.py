@@ -25,7 +25,12 @@ from .output import emit, ends_in
 @click.option("--prompt", "prompts", multiple=True, required=True, help="Prompt; repeat for several.")
 @click.option("--n", default=4, show_default=True, help="Images per prompt.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the first image of every prompt; the next ones count up.")
-@click.option("--steps", type=int, default=None, help="DDIM steps; default: 16 on the miniature, else 50.")
+@click.option(
+    "--steps",
+    type=int,
+    default=None,
+    help="Sampler steps; default: 16 on the miniature, else those of the family's pipeline, such as 50 or 4.",
+)
 @click.option("--guidance", type=float, default=None, help="Guidance scale; default: 4 on the miniature, 5 on SDXL, else 7.5.")
 @out_option("PNG file to write: a grid with one row per prompt.")
 @device_option

@@ -64,11 +64,12 @@ def least_seeds(count: int) -> int:
     return max(MIN_SEEDS, math.ceil(math.log2(2 * count / FALSE_DISCOVERY) / 0.75))
 
 
-def damage_cost(names: int, count: int, profile: Profile, by: str = "noise", probe: Probe = FIND) -> int:
+def damage_cost(model: DiffusionModel, names: int, count: int, profile: Profile, by: str = "noise", probe: Probe = FIND) -> int:
     """Evaluations of :func:`damage`, the base model's images included."""
     count = min(count, names)
-    found = probe.cost(names) if by == "noise" else 2 * names * FIND_SEEDS * profile.evals_per_image
-    return found + count * (least_seeds(count) + _base_seeds(count)) * profile.evals_per_image
+    image = profile.evals_per_image(model)
+    found = probe.cost(model, names) if by == "noise" else 2 * names * FIND_SEEDS * image
+    return found + count * (least_seeds(count) + _base_seeds(count)) * image
 
 
 def _base_seeds(count: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import UnknownName
+from ..models.base import DiffusionModel
 
 
 @dataclass(frozen=True)
@@ -17,11 +18,11 @@ class Profile:
     """Names of a concept space that are found by their noise predictions and measured again, in search of damage; see
     :func:`efface.evaluation.damage.damage`."""
     open_steps: int = 50
-    """DDIM steps on models without a world of their own; steps and guidance above are the miniature's."""
+    """Most sampler steps on models without a world of their own; steps and guidance above are the miniature's."""
 
-    @property
-    def evals_per_image(self) -> int:
-        return self.steps * (1 if self.guidance == 1.0 else 2)
+    def evals_per_image(self, model: DiffusionModel) -> int:
+        """UNet evaluations of one image by this model."""
+        return self.steps * model.branches(self.guidance)
 
 
 PROFILES = {

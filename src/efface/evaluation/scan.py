@@ -134,9 +134,13 @@ class Probe:
             batch=1,
         )
 
-    def cost(self, names: int) -> int:
+    def walked(self, model: DiffusionModel) -> int:
+        """Evaluations of the walks of one concept."""
+        return self.trajectories * model.branches(self.guidance) * (self.steps - 1)
+
+    def cost(self, model: DiffusionModel, names: int) -> int:
         """Evaluations for one change: the walks, and two predictions per name and pair."""
-        return (names if self.own else 1) * self.trajectories * 2 * (self.steps - 1) + 2 * names * self.pairs
+        return (names if self.own else 1) * self.walked(model) + 2 * names * self.pairs
 
     @property
     def pairs(self) -> int:
@@ -179,9 +183,9 @@ def _predictions(
     return torch.stack(found, dim=1)
 
 
-def climb_cost(probe: Probe, ascents: int) -> int:
+def climb_cost(model: DiffusionModel, probe: Probe, ascents: int) -> int:
     """Evaluations of :func:`climbed`: the walks, and two predictions per pair for every embedding on the way."""
-    return probe.trajectories * 2 * (probe.steps - 1) + 2 * probe.pairs * (ascents + 1)
+    return probe.walked(model) + 2 * probe.pairs * (ascents + 1)
 
 
 def climbed(

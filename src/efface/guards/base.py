@@ -28,7 +28,7 @@ class Guard(Settings):
     @property
     def needs(self) -> tuple[str, ...]:
         """What it asks of a model beyond predicting and encoding: names of :data:`efface.models.capabilities.CAPABILITIES`."""
-        return ()
+        return ("guidance",)
 
     @abc.abstractmethod
     def active(self, model: DiffusionModel, targets: tuple[str, ...]) -> AbstractContextManager[None]:
@@ -39,10 +39,10 @@ class Guard(Settings):
 
 
 def guidance_needed(name: str, scale: float) -> float:
-    """The guidance scale, if the guard can act through it. Raises BadOption for scale 1, which has
-    no second branch."""
-    if scale == 1.0:
-        raise BadOption(f"the guard {name} acts through guidance and guidance 1 has none; use a larger --guidance.")
+    """The guidance scale, if the guard can act through it. Raises BadOption for a scale of 1 or
+    less, which has no second branch."""
+    if scale <= 1.0:
+        raise BadOption(f"the guard {name} acts through guidance and guidance {scale:g} has none; use a larger --guidance.")
     return scale
 
 

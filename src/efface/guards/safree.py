@@ -69,7 +69,7 @@ class SAFREE(Guard):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return ("one_tokenizer",)
+        return (*super().needs, "one_tokenizer")
 
     @contextmanager
     def active(self, model: DiffusionModel, targets: tuple[str, ...]) -> Iterator[None]:
@@ -125,10 +125,10 @@ class SAFREE(Guard):
 
     def _filtered(self, prompts: SoftPrompt, c: Cond, kept: Tensor, encode_soft: Callable[[SoftPrompt], Cond]) -> Cond:
         """The plain encodings, with the projected ones and the filter's last step beside them."""
-        early, until = [], []
+        early, until, s = [], [], prompts.starts
         for i, n in enumerate(prompts.lengths):
             e = c.tokens[i]
-            if n <= 2:  # the empty prompt
+            if n <= s + 1:  # the empty prompt
                 early.append(e)
                 until.append(-1)
                 continue
@@ -137,12 +137,12 @@ class SAFREE(Guard):
                 d = (p.double() @ kept).norm(dim=1)
                 hit = triggers(d, self.alpha)
                 through = projector(p) @ kept
-                words = e[1 : n - 1].double()
-                if n == 3 and self.alone:
+                words = e[s : n - 1].double()
+                if n == s + 2 and self.alone:
                     hit = (words @ kept).norm(dim=1) < (words - words @ kept).norm(dim=1)
                 b = 1 - torch.cosine_similarity(words, words @ through, dim=1).mean()
             moved = e.clone()
-            moved[1 : n - 1] = torch.where(hit[:, None], (e[1 : n - 1].double() @ through).to(e), e[1 : n - 1])
+            moved[s : n - 1] = torch.where(hit[:, None], (e[s : n - 1].double() @ through).to(e), e[s : n - 1])
             early.append(moved)
             until.append(
                 round(10 / (1 + math.exp(-2 * self.sharpness * (10 * float(b) - self.middle)))) if bool(hit.any()) else -1
@@ -157,12 +157,13 @@ def ends(c: Cond) -> Tensor:
 
 
 def masked(prompts: SoftPrompt, i: int, n: int) -> SoftPrompt:
-    """n - 2 copies of prompt i, which has n tokens; in each copy another word is replaced by the
-    embedding of padding."""
-    rows = prompts.embeddings[i].detach().repeat(n - 2, 1, 1)
-    for j in range(n - 2):
-        rows[j, j + 1] = prompts.pad
-    return SoftPrompt(rows, prompts.ids[i].repeat(n - 2, 1), (n,) * (n - 2), prompts.pad, prompts.pad_id)
+    """A copy of prompt i, which has n tokens, for each of its words; in each copy another word is
+    replaced by the embedding of padding."""
+    words = n - 1 - prompts.starts
+    rows = prompts.embeddings[i].detach().repeat(words, 1, 1)
+    for j in range(words):
+        rows[j, j + prompts.starts] = prompts.pad
+    return SoftPrompt(rows, prompts.ids[i].repeat(words, 1), (n,) * words, prompts.pad, prompts.pad_id, starts=prompts.starts)
 
 
 def _at(c: Cond, t: Tensor, length: int) -> Cond:

@@ -132,7 +132,7 @@ class ConceptAblation(Method):
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         needs_goal = self.variant == "model" and not (self.prior > 0 and self.teacher == "self")
         per_row = 1 + needs_goal + (self.prior > 0)
-        return surrogate_evals(self.images, self.sampling_steps, self.guidance) + self.steps * self.batch * per_row
+        return surrogate_evals(model, self.images, self.sampling_steps, self.guidance) + self.steps * self.batch * per_row
 
     def captions(self, request: EraseRequest) -> tuple[tuple[str, ...], list[list[tuple[str, ...]]]]:
         """The anchor captions and, for every target, the ways in which each caption is rewritten.

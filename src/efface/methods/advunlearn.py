@@ -193,7 +193,8 @@ class AdvUnlearn(Method):
         known = 2 * self.pool * len(request.targets) * self.sampling_steps
         rows = 1 + 2 * (self.retain + self.keep_null)
         attacks = max(0, self.steps - self.warmup) * self.attack_steps
-        return fill * 2 * (self.sampling_steps - 1) + known + self.batch * (self.steps * rows + attacks)
+        walked = fill * model.branches(self.guidance) * (self.sampling_steps - 1)
+        return walked + known + self.batch * (self.steps * rows + attacks)
 
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
         run, spent, select = run or Run(), model.evals.snapshot(), self.select(model)

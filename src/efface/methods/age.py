@@ -110,10 +110,10 @@ class AGE(Searching):
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         names = self.search.candidates(model, request)
-        descent = self.draw_cost(2) + 4 + (self.eta != 0)
-        ascent = self.draw_cost(2) + 4 if self.through_target else self.draw_cost(1) + 2
-        film = Film.evals(self.frames, self.steps, self.sampling_steps)
-        filled = self.fill_cost(request, names, self.per_candidate)
+        descent = self.draw_cost(model, 2) + 4 + (self.eta != 0)
+        ascent = self.draw_cost(model, 2) + 4 if self.through_target else self.draw_cost(model, 1) + 2
+        film = Film.evals(self.frames, self.steps, self.sampling_steps, model.branches(self.guidance))
+        filled = self.fill_cost(model, request, names, self.per_candidate)
         return self.steps * self.batch * (descent + self.search.ascents * ascent) + film + filled
 
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from ..concepts.request import EraseRequest
@@ -100,10 +101,10 @@ class AP(Searching):
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         names = self.search.candidates(model, request)
-        update = 4 + (self.eta != 0) + self.draw_cost(self.search.groups)  # anchor, student, and c_a by both
-        searched = self.search.evals(self.steps, self.batch, names, self.draw_cost)
-        film = Film.evals(self.frames, self.steps, self.sampling_steps)
-        return self.batch * self.steps * update + searched + film + self.fill_cost(request, names, self.per_candidate)
+        update = 4 + (self.eta != 0) + self.draw_cost(model, self.search.groups)  # anchor, student, and c_a by both
+        searched = self.search.evals(self.steps, self.batch, names, partial(self.draw_cost, model))
+        film = Film.evals(self.frames, self.steps, self.sampling_steps, model.branches(self.guidance))
+        return self.batch * self.steps * update + searched + film + self.fill_cost(model, request, names, self.per_candidate)
 
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
         run, spent = run or Run(), model.evals.snapshot()

@@ -39,8 +39,8 @@ class _Unpreserved(Trained):
     eta: float = option(0.0, "how far beyond the anchor, away from the target, the goal lies", SOURCE)
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
-        update = 2 + (self.eta != 0) + self.draw_cost(1)
-        return self.batch * self.steps * update + self.fill_cost(request)
+        update = 2 + (self.eta != 0) + self.draw_cost(model, 1)
+        return self.batch * self.steps * update + self.fill_cost(model, request)
 
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
         run, spent = run or Run(), model.evals.snapshot()
@@ -142,8 +142,8 @@ class _Given(Trained):
         return [kept for _ in request.targets]
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
-        update = 4 + (self.eta != 0) + self.draw_cost(2)
-        return self.batch * self.steps * update + self.fill_cost(request, self.names(request), self.per_candidate)
+        update = 4 + (self.eta != 0) + self.draw_cost(model, 2)
+        return self.batch * self.steps * update + self.fill_cost(model, request, self.names(request), self.per_candidate)
 
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
         run, spent, names = run or Run(), model.evals.snapshot(), self.names(request)

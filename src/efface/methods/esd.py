@@ -107,7 +107,8 @@ class ESD(Trained):
             raise BadOption(f"erase_from={self.erase_from!r} belongs to the newer official code; set convention=new too.")
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
-        return self.steps * self.batch * (self.draw_cost(1) + 3 + bool(self.erase_from)) + self.fill_cost(self._walked(request))
+        update = self.draw_cost(model, 1) + 3 + bool(self.erase_from)
+        return self.steps * self.batch * update + self.fill_cost(model, self._walked(request))
 
     def _walked(self, request: EraseRequest) -> EraseRequest:
         """The request whose targets the latents z_t are drawn for."""

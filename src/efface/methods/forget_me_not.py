@@ -133,7 +133,7 @@ class ForgetMeNot(Method):
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         n = len(request.targets)
-        drawn = n * surrogate_evals(self.images, self.sampling_steps, self.guidance) if self.images_from == "model" else 0
+        drawn = n * surrogate_evals(model, self.images, self.sampling_steps, self.guidance) if self.images_from == "model" else 0
         return drawn + self.batch * (n * self.inversion_steps + self.steps)
 
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:

@@ -100,8 +100,8 @@ class KPOP(Trained):
         return (*super().needs, "extra_context")
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
-        per_row = self.draw_cost(1) + 4 + self.prompt_updates
-        return self.steps * self.batch * per_row + self.fill_cost(request)
+        per_row = self.draw_cost(model, 1) + 4 + self.prompt_updates
+        return self.steps * self.batch * per_row + self.fill_cost(model, request)
 
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
         run, spent = run or Run(), model.evals.snapshot()

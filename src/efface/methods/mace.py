@@ -220,7 +220,7 @@ class MACE(Method):
         return ("one_tokenizer", "attention_maps") if self.steps else ("one_tokenizer",)
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
-        pictures = self.images * (2 * self.sampling_steps + (self.mask == "attention"))
+        pictures = self.images * (model.branches(self.guidance) * self.sampling_steps + (self.mask == "attention"))
         return float(len(request.targets) * (pictures + self.steps)) if self.steps else 0.0
 
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -47,9 +48,10 @@ class _Attacked(Trained):
 
     def attack_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         """UNet evaluations of the attack in a whole run, with the choice of its starting words."""
-        fought = self.batch * max(0, self.steps - self.attack_from) * (1 + self.attacks * (self.draw_cost(1) + 2))
+        fought = self.batch * max(0, self.steps - self.attack_from) * (1 + self.attacks * (self.draw_cost(model, 1) + 2))
         shown = sum(len(words) + 2 for words in near_words(model, request.targets, self.attack_near))
-        return fought + PICTURES * (shown + len(request.targets) * 2 * self.sampling_steps)
+        drawn = len(request.targets) * model.branches(self.guidance) * self.sampling_steps
+        return fought + PICTURES * (shown + drawn)
 
     def starting_words(self, model: DiffusionModel, request: EraseRequest) -> list[dict[str, float]]:
         """For each target, the near words by which the original model draws it too, and how far off
@@ -129,10 +131,10 @@ class RAP(_Attacked, Searching):
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         names = self.search.candidates(model, request)
-        update = 4 + (self.eta != 0) + self.draw_cost(self.search.groups)
-        searched = self.search.evals(self.steps, self.batch, names, self.draw_cost)
-        film = Film.evals(self.frames, self.steps, self.sampling_steps)
-        filled = self.fill_cost(request, names, self.per_candidate)
+        update = 4 + (self.eta != 0) + self.draw_cost(model, self.search.groups)
+        searched = self.search.evals(self.steps, self.batch, names, partial(self.draw_cost, model))
+        film = Film.evals(self.frames, self.steps, self.sampling_steps, model.branches(self.guidance))
+        filled = self.fill_cost(model, request, names, self.per_candidate)
         return self.batch * self.steps * update + searched + film + filled + self.attack_evals(model, request)
 
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
@@ -194,8 +196,8 @@ class RAPAttack(_Attacked):
     }
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
-        update = 2 + (self.eta != 0) + self.draw_cost(1)
-        return self.batch * self.steps * update + self.fill_cost(request) + self.attack_evals(model, request)
+        update = 2 + (self.eta != 0) + self.draw_cost(model, 1)
+        return self.batch * self.steps * update + self.fill_cost(model, request) + self.attack_evals(model, request)
 
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
         run, spent, words = run or Run(), model.evals.snapshot(), self.starting_words(model, request)

@@ -130,7 +130,7 @@ class RealEra(Method):
     seed: int = option(0, "seed of images, neighbours and LoRA training", "ours")
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
-        pictures = len(request.targets) * self.images * 2 * self.sampling_steps
+        pictures = len(request.targets) * self.images * model.branches(self.guidance) * self.sampling_steps
         return float(pictures + 6 * self.steps) if self.steps else 0.0
 
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:

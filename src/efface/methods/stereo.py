@@ -120,16 +120,17 @@ class STEREO(Method):
     guidance: float = option(3.0, "guidance scale of trajectories and images", "official trajectories; pictures ours")
     seed: int = option(0, "seed of images and training", "ours; official 42 in every phase")
 
-    @property
-    def _walk_cost(self) -> float:
+    def _walk_cost(self, model: DiffusionModel) -> float:
         """Mean evaluations per row of drawing z_t."""
-        return draw_cost(1, self.sampling_steps, False) if self.latents == "trajectories" else 0.0
+        if self.latents != "trajectories":
+            return 0.0
+        return draw_cost(1, self.sampling_steps, False, model.branches(self.guidance))
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
-        n, anchored = len(request.targets), bool(_anchors(request))
-        drawn = n * surrogate_evals(self.images, self.sampling_steps, self.guidance)
-        searched = self.rounds * (self.search_steps * (self._walk_cost + 2) + n * self.inversion_steps)
-        return drawn + self.batch * (searched + self.steps * (self._walk_cost + self.rounds + 3 + anchored))
+        n, anchored, walked = len(request.targets), bool(_anchors(request)), self._walk_cost(model)
+        drawn = n * surrogate_evals(model, self.images, self.sampling_steps, self.guidance)
+        searched = self.rounds * (self.search_steps * (walked + 2) + n * self.inversion_steps)
+        return drawn + self.batch * (searched + self.steps * (walked + self.rounds + 3 + anchored))
 
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
         run, spent, select = run or Run(), model.evals.snapshot(), model.select(self.train)

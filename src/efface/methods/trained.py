@@ -98,7 +98,9 @@ class Trained(Method):
     def needs(self) -> tuple[str, ...]:
         return (("official_alignment",) if self.sampler.official else ()) + (("plms",) if self.solver == "plms" else ())
 
-    def walk(self, request: EraseRequest, candidates: Sequence[Sequence[str]] = (), per_candidate: int = 1) -> Walk:
+    def walk(
+        self, model: DiffusionModel, request: EraseRequest, candidates: Sequence[Sequence[str]] = (), per_candidate: int = 1
+    ) -> Walk:
         """What the sampler of latents needs to know of this erasure."""
         return Walk(
             steps=self.sampling_steps,
@@ -106,6 +108,7 @@ class Trained(Method):
             solver=self.solver,
             seed=self.seed,
             batch=self.batch,
+            branches=model.branches(self.guidance),
             targets=request.targets,
             others=[name for group in candidates for name in group],
             per_other=per_candidate,
@@ -131,7 +134,7 @@ class Trained(Method):
         return Scene(
             model=model,
             student=student,
-            latents=self.sampler.latents(model, student, self.walk(walked or request, candidates, per_candidate)),
+            latents=self.sampler.latents(model, student, self.walk(model, walked or request, candidates, per_candidate)),
             targets=request.targets,
             c_targets=model.encode(request.targets),
             c_anchor=model.encode([request.anchor]),
@@ -147,13 +150,15 @@ class Trained(Method):
         select = scene.student.select(self.train)
         return training(scene.student, select, steps=self.steps, lr=self.lr, seed=self.seed, run=run, carry=kept)
 
-    def draw_cost(self, groups: int) -> float:
+    def draw_cost(self, model: DiffusionModel, groups: int) -> float:
         """Mean UNet evaluations per row to draw latents for ``groups`` concepts; 0 for a pool."""
-        return self.sampler.draw_cost(groups, self.sampling_steps)
+        return self.sampler.draw_cost(groups, self.sampling_steps, model.branches(self.guidance))
 
-    def fill_cost(self, request: EraseRequest, candidates: Sequence[Sequence[str]] = (), per_candidate: int = 1) -> int:
+    def fill_cost(
+        self, model: DiffusionModel, request: EraseRequest, candidates: Sequence[Sequence[str]] = (), per_candidate: int = 1
+    ) -> int:
         """UNet evaluations that filling a pool of the frozen model takes; 0 without a pool."""
-        return self.sampler.fill_cost(self.walk(request, candidates, per_candidate))
+        return self.sampler.fill_cost(self.walk(model, request, candidates, per_candidate))
 
     def mse(self, model: DiffusionModel, a: Tensor, b: Tensor, t: Tensor) -> Tensor:
         """(B,) mean squared difference per row in the space of ``loss_space``; a, b: (B, C, h, w) predictions at t."""

@@ -228,7 +228,11 @@ class TRCE(Method):
         if self.stages == "textual":
             return 0.0
         stored = self.legacy_levels
-        steered_rows = len(self.wordings(request)) * self.pool * (2 * (self.levels - 1 + stored) + 3 * self.levels)
+        steered_rows = (
+            len(self.wordings(request))
+            * self.pool
+            * (model.branches(self.guidance) * (self.levels - 1 + stored) + 3 * self.levels)
+        )
         kept_rows = self.pool_kept * (self.sampling_steps if stored else 2 * self.sampling_steps - 1)
         per_update = 2 + self.kept * (1 + stored)
         return float(steered_rows + kept_rows + self.steps * self.batch * per_update)

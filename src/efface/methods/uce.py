@@ -194,7 +194,7 @@ class UCE(Method):
         return tuple(a.strip() for a in self.attributes.split(",") if a.strip())
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
-        per_image = 2 * self.sampling_steps + 2 * self.draws
+        per_image = model.branches(self.guidance) * self.sampling_steps + 2 * self.draws
         return float(len(request.targets) * self.rounds * self.images * per_image) if self.task == "debias" else 0.0
 
     @torch.no_grad()

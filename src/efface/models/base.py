@@ -189,7 +189,15 @@ class DiffusionModel(abc.ABC):
     world: World | None = None
     """What is known about the model's concepts, where it draws a closed world of them (the miniature)."""
     takes_guidance: bool = False
-    """Whether the network was distilled to take the scale of guidance as an input; see :meth:`told`."""
+    """Whether the network takes the scale of guidance as an input; see :meth:`told`."""
+    distilled: bool = False
+    """Whether the network was distilled to draw pictures without classifier-free guidance, whether it is told a scale or not."""
+    usual_guidance: float = 7.5
+    """Scale of guidance of the family's pipeline in diffusers."""
+    usual_steps: int = 50
+    """Sampler steps of the family's pipeline in diffusers."""
+    starts: ClassVar[int] = 1
+    """Tokens in front of a prompt's words: the begin token of CLIP; T5 has none."""
     guide: Callable[[Cond, float], Guide] | None = None
     """A guard's guidance of a trajectory for conditionings and scale; None is classifier-free guidance. See :meth:`guided_by`."""
     part: ClassVar[str] = "unet"
@@ -348,8 +356,9 @@ class DiffusionModel(abc.ABC):
         noise: (B / m, C, h, w). m blocks of conditionings may start from the same noise; their first step then shares the
         unconditional branch. ``solver``: "ddim"; "dpm" for DPM-Solver++(2M), which needs fewer steps; "plms" for the linear
         multistep method of PNDM, whose timesteps name the second level twice (see :func:`plms_grid`).
-        Cost: 2 evaluations per row and step (1 with ``scale = 1``), B - B / m less at the first step; under a guard as many as
-        its guide has blocks. Nothing is evaluated for a level nobody asks for.
+        As in the stock pipelines, there is no guidance at a scale of 1 or less.
+        Cost: :meth:`branches` evaluations per row and step, with guidance B - B / m less at the first step; under a guard as many
+        as its guide has blocks. Nothing is evaluated for a level nobody asks for.
         """
         if solver == "plms":
             self.require("solver=plms", ("plms",))
@@ -371,7 +380,7 @@ class DiffusionModel(abc.ABC):
         per row (1 with ``scale = 1``; ``distinct`` + B where rows repeat), or the guide's blocks."""
         c, scale = self.told(c, scale)
         guide = self.guide(c, scale) if self.guide is not None else None
-        null = None if scale == 1.0 or guide is not None else self.unconditional(len(c))
+        null = None if scale <= 1.0 or guide is not None else self.unconditional(len(c))
         both = c if null is None else Cond.cat([null, c])
 
         def steer(z: Tensor, t: float, distinct: int | None = None) -> Tensor:
@@ -396,9 +405,14 @@ class DiffusionModel(abc.ABC):
         return self.schedule.prediction(self.predict(z, levels, c), z, levels)
 
     def told(self, c: Cond, scale: float) -> tuple[Cond, float]:
-        """The conditionings and the scale of classifier-free guidance of a trajectory. A network that was distilled to take the
-        scale as an input is told it in the conditionings, and is guided no further."""
-        return c, scale
+        """The conditionings and the scale of classifier-free guidance of a trajectory. A network that takes the scale as an input
+        is told it in the conditionings; a distilled network is guided no further."""
+        return c, 1.0 if self.distilled else scale
+
+    def branches(self, scale: float) -> int:
+        """Evaluations per row and sampler step at this scale: 2 with classifier-free guidance; 1 without it, which is at a scale
+        of 1 or less, and in a distilled network."""
+        return 1 if self.distilled or scale <= 1.0 else 2
 
     def _guarded(self, guide: Guide, z: Tensor, t: Tensor) -> Tensor:
         c = guide.cond(t)
@@ -442,7 +456,7 @@ class DiffusionModel(abc.ABC):
         ESD, AP and AGE: the grid loses its noisiest level, the walk stops below the t it reports (39 to 58 timesteps for
         k >= 2 on the grid of 50, 20 to 39 for k = 1, 0 to 19 for k = 0), and k counts from the clean end; ``jitter`` (0 to
         stride - 1, drawn by the caller) is added to t. See
-        :func:`official_walk`. Cost: 2 k (official: 2 min(S - 1, S - k)) per row, less what :meth:`walk` shares.
+        :func:`official_walk`. Cost: k steps (official: min(S - 1, S - k)) per row, less what :meth:`walk` shares.
         """
         grid = self.schedule.timesteps(steps)
         grid = plms_grid(grid) if solver == "plms" else grid
@@ -516,8 +530,7 @@ class DiffusionModel(abc.ABC):
     def guided_by(self, guide: Callable[[Cond, float], Guide]) -> Iterator[None]:
         """Inside, every trajectory is guided by what ``guide`` makes for it. Reverted at the end, also by an exception. Raises
         BadOption for a network without classifier-free guidance."""
-        if self.takes_guidance:
-            raise BadOption(f"{self.name!r} takes the guidance scale as an input and has no guidance that a guard could change.")
+        self.require("a guard", ("guidance",))
         outer, self.guide = self.guide, guide
         try:
             yield

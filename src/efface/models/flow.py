@@ -1,14 +1,18 @@
-"""Noise levels of rectified-flow models, read from the diffusers scheduler."""
+"""What the rectified-flow models have in common: noise levels, read from the diffusers scheduler, and an adapter of transformers
+that read text and picture in one attention."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import abc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..equations.flow import (
     euler_step,
@@ -19,7 +23,13 @@ from ..equations.flow import (
     x0_from_velocity,
 )
 from ..errors import BadFile, BadOption
+from .identity import Identity, told_apart
 from .levels import Levels, Past
+from .plain import check_in_memory, check_own
+from .select import MMDIT_SELECTIONS, Select
+from .transformer import TransformerModel
+
+JOINT = "text and picture share one softmax inside every block"
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,8 @@ class FlowSchedule(Levels):
     """The ``FlowMatchEulerDiscreteScheduler`` it was read from."""
     tokens: int
     """Image tokens of the network, on which a dynamic shift depends."""
+    even: bool = False
+    """Whether the pipeline lays the grid before the scheduler shifts it, evenly from s = 1 to 1 / S, as that of FLUX does."""
     prediction_type: str = field(default="flow_prediction", init=False)
 
     @cached_property
@@ -47,12 +59,13 @@ class FlowSchedule(Levels):
         from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(self.config))
-        told = scheduler.config
+        told, laid = scheduler.config, dict[str, Any]()
         if told.use_dynamic_shifting:  # as the stock pipelines compute it
             slope = (told.max_shift - told.base_shift) / (told.max_image_seq_len - told.base_image_seq_len)
-            scheduler.set_timesteps(steps, mu=told.base_shift + slope * (self.tokens - told.base_image_seq_len))
-        else:
-            scheduler.set_timesteps(steps)
+            laid["mu"] = told.base_shift + slope * (self.tokens - told.base_image_seq_len)
+        if self.even:
+            laid["sigmas"] = np.linspace(1.0, 1 / steps, steps)
+        scheduler.set_timesteps(steps, **laid)
         return scheduler
 
     @property
@@ -111,7 +124,7 @@ class FlowSchedule(Levels):
         return flow_loss_weight(self.share(t), space)
 
 
-def flow_schedule_of(config: Mapping[str, Any], tokens: int, name: str = "the model") -> FlowSchedule:
+def flow_schedule_of(config: Mapping[str, Any], tokens: int, name: str = "the model", even: bool = False) -> FlowSchedule:
     """The levels of a diffusers scheduler config. Raises BadFile for a scheduler whose steps are others."""
     family = str(config.get("_class_name", "FlowMatchEulerDiscreteScheduler"))
     if family != "FlowMatchEulerDiscreteScheduler":
@@ -119,4 +132,113 @@ def flow_schedule_of(config: Mapping[str, Any], tokens: int, name: str = "the mo
     for option in ("stochastic_sampling", "invert_sigmas"):
         if config.get(option):
             raise BadFile(f"{name} has a scheduler with {option}=true, whose steps efface does not take. Set it to false.")
-    return FlowSchedule({**{k: v for k, v in config.items() if not k.startswith("_")}, "_class_name": family}, tokens)
+    return FlowSchedule({**{k: v for k, v in config.items() if not k.startswith("_")}, "_class_name": family}, tokens, even)
+
+
+class FlowTransformer(TransformerModel):
+    """Adapter of a transformer that reads text and picture side by side and predicts a flow: Stable Diffusion 3 and FLUX.
+
+    **T5** stands beside CLIP. It is read and never trained, and no patch holds it; a model's identity knows it, and the number of
+    rows it is given.
+
+    **Weights.** The text's keys and values inside a block read what the block before has made of text and picture, so a closed
+    form is exact only where the encoders' output enters: at ``context_embedder`` and at the first layer that reads the pooled
+    vector.
+
+    ``z = (vae - shift_factor) scaling_factor``. The scheduler must be ``FlowMatchEulerDiscreteScheduler``.
+    """
+
+    selections: ClassVar[Mapping[str, Select]] = MMDIT_SELECTIONS
+    even: ClassVar[bool] = False
+    """See :attr:`FlowSchedule.even`."""
+    schedule: FlowSchedule
+
+    def __init__(self, *, t5_rows: int, **parts: Any) -> None:
+        """``t5_rows``: the stock pipeline's ``max_sequence_length``."""
+        self.t5_rows = t5_rows
+        super().__init__(**parts)
+
+    def _sized(self, scheduler: Mapping[str, Any]) -> None:
+        channels, side, tokens = self._picture
+        self.latent_shape = (channels, side, side)
+        self.schedule = flow_schedule_of(scheduler, tokens, repr(self.name), self.even)
+
+    @property
+    @abc.abstractmethod
+    def _picture(self) -> tuple[int, int, int]:
+        """Channels and side of latents, and the tokens that the network makes of them."""
+
+    def check_plain(self) -> None:
+        super().check_plain()
+        for module in self._t5() if self._described is not None else ():
+            check_in_memory(self.name, self.t5_parts[1], module)
+            check_own(self.name, self.t5_parts[1], module)
+
+    # -- network -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def decode(self, z_0: Tensor) -> Tensor:
+        config: Any = self.vae.config
+        latents = z_0 / config.scaling_factor + (config.shift_factor or 0.0)
+        with self._autocast():
+            pixels = self.vae.decode(latents.to(next(self.vae.parameters()).dtype)).sample
+        return (pixels.float() / 2 + 0.5).clamp(0, 1)
+
+    @contextmanager
+    def constant_context(self) -> Iterator[None]:
+        """Nothing can be kept: the text's keys and values change with t and with the picture."""
+        yield
+
+    # -- what such a transformer lacks ---------------------------------------------------------------------------
+
+    @property
+    def lacking(self) -> Mapping[str, str]:
+        return {
+            **super().lacking,
+            "attention_maps": f"{JOINT}, so that what a pixel gives to the words does not sum to 1",
+            "extra_context": f"{JOINT}, and each block makes the text's keys and values from what the block before left",
+            "start_detached": f"{JOINT}, so that the start token is no column of its own; set detach_start=false",
+            "official_alignment": "those codes shift integer timesteps, and those of a flow are none; use alignment=exact",
+            "plms": "its steps are those of a noise prediction; use solver=ddim or dpm",
+            "keys_and_values": "both read the same matrix, context_embedder",
+        }
+
+    def attention_maps(self) -> AbstractContextManager[list[Tensor]]:
+        raise self._refusal("attention_maps")
+
+    def extra_context(self, keys: Tensor, values: Tensor, place: str) -> AbstractContextManager[None]:
+        raise self._refusal("extra_context")
+
+    def start_detached(self) -> AbstractContextManager[None]:
+        raise self._refusal("start_detached")
+
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    def _identifying(self) -> list[tuple[str, nn.Parameter]]:
+        t5 = [(f"{self.t5_parts[1]}.{n}", p) for module in self._t5() for n, p in module.named_parameters()]
+        return [*super()._identifying(), *t5]
+
+    def identity(self, part: str = "") -> Identity:
+        """As of other families, T5 included; that of the whole also tells models apart by the number of rows that T5 has, which
+        no parameter shows."""
+        found = super().identity(part)
+        return found if part else told_apart(found, self.t5_rows)
+
+    def _lora_state(self, tensors: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        return self._stock().lora_state_dict(dict(tensors)), {}
+
+    @property
+    def info(self) -> Mapping[str, object]:
+        config: Any = self.transformer.config
+        return {
+            "name": self.name,
+            "family": self.family,
+            "prediction_type": self.schedule.prediction_type,
+            "latent_shape": list(self.latent_shape),
+            "joint_attention_dim": config.joint_attention_dim,
+            "t5": bool(self._t5()),
+            "t5_rows": self.t5_rows,
+            "transformer_parameters": sum(p.numel() for p in self.transformer.parameters()),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+        }

@@ -23,10 +23,11 @@ BUNDLED = {
     "tiny-v": "tiny with v-prediction",
     "tiny-xl": "tiny with the two text encoders of SDXL",
     "tiny-sd3": "tiny as Stable Diffusion 3.5: a flow transformer and three text encoders",
+    "tiny-flux": "tiny as FLUX.1 dev: embedded guidance, packed latents, T5 and the pooled text of CLIP",
 }
 ACCEPTED = (
-    "give a loaded StableDiffusionPipeline, StableDiffusionXLPipeline or StableDiffusion3Pipeline, a folder, a checkpoint file "
-    "or a Hub id."
+    "give a loaded StableDiffusionPipeline, StableDiffusionXLPipeline, StableDiffusion3Pipeline or FluxPipeline, a folder, a "
+    "checkpoint file or a Hub id."
 )
 
 
@@ -54,19 +55,13 @@ def load_model(source: Any, *, dtype: str = "float32", device: str = "auto") -> 
 
     """
     from .plain import OFFLOADED
-    from .sd import StableDiffusion
-    from .sd3 import StableDiffusion3
-    from .sdxl import StableDiffusionXL
 
     if isinstance(source, DiffusionModel):
         return source
     if not isinstance(source, (str, Path)):
-        kind = type(source).__name__
-        flow = hasattr(source, "transformer") and hasattr(source, "text_encoder_3")
-        unet = hasattr(source, "unet") and hasattr(source, "text_encoder")
-        if not (flow or unet) or not hasattr(source, "scheduler"):
+        kind, family = type(source).__name__, _of_pipeline(source)
+        if family is None:
             raise BadFile(f"a {kind} is no pipeline that efface erases from; {ACCEPTED}")
-        family = StableDiffusion3 if flow else StableDiffusionXL if hasattr(source, "text_encoder_2") else StableDiffusion
         live = family.from_pipeline(source)
         if live.device.type == "meta":
             raise BadFile(f"the weights of this {kind} are not in memory (device meta). {OFFLOADED}")
@@ -81,54 +76,83 @@ def load_model(source: Any, *, dtype: str = "float32", device: str = "auto") -> 
         from .mini_flow import load_mini_flow
 
         return load_mini_flow(gold=source == "mini-flow-gold", dtype=dtype, device=device)
-    if source in ("tiny", "tiny-v", "tiny-xl", "tiny-sd3"):
-        from .tiny import tiny, tiny_sd3, tiny_xl
+    if source in BUNDLED:
+        from .tiny import TINY
 
-        if source == "tiny-sd3":
-            return tiny_sd3(dtype=dtype, device=device)
-        if source == "tiny-xl":
-            return tiny_xl(dtype=dtype, device=device)
-        return tiny("epsilon" if source == "tiny" else "v_prediction", dtype=dtype, device=device)
+        return TINY[source](dtype=dtype, device=device)
     path = Path(source)
     if path.is_file():
-        return (StableDiffusionXL if _is_xl(path) else StableDiffusion).from_single_file(path, dtype=dtype, device=device)
+        return _of_file(path).from_single_file(path, dtype=dtype, device=device)
     if path.is_dir() or (source.count("/") == 1 and not source.startswith((".", "/", "~"))):
         return _family(source).from_folder(source, dtype=dtype, device=device)
     raise UnknownName("model", source, BUNDLED)
+
+
+def _adapters() -> dict[str, type[StableDiffusion]]:
+    """The adapters by the pipeline they are made of."""
+    from .flux import Flux
+    from .sd import StableDiffusion
+    from .sd3 import StableDiffusion3
+    from .sdxl import StableDiffusionXL
+
+    return {
+        "StableDiffusionPipeline": StableDiffusion,
+        "StableDiffusionXLPipeline": StableDiffusionXL,
+        "StableDiffusion3Pipeline": StableDiffusion3,
+        "FluxPipeline": Flux,
+    }
+
+
+def _of_pipeline(source: Any) -> type[StableDiffusion] | None:
+    """The adapter of a loaded pipeline: by its class or one that it is derived from, else by its parts."""
+    if not hasattr(source, "scheduler"):
+        return None
+    adapters = _adapters()
+    for kind in type(source).__mro__:
+        if kind.__name__ in adapters:
+            return adapters[kind.__name__]
+    if hasattr(source, "transformer") and hasattr(source, "text_encoder_3"):
+        return adapters["StableDiffusion3Pipeline"]
+    if hasattr(source, "unet") and hasattr(source, "text_encoder"):
+        return adapters["StableDiffusionXLPipeline" if hasattr(source, "text_encoder_2") else "StableDiffusionPipeline"]
+    return None
 
 
 def _family(source: str) -> type[StableDiffusion]:
     """The adapter of a folder or Hub id, by the pipeline it names; other families are refused before anything is loaded."""
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-    from .sd import StableDiffusion
-    from .sd3 import StableDiffusion3
-    from .sdxl import StableDiffusionXL
-
-    index = Path(source) / "model_index.json"
-    adapters: dict[str, type[StableDiffusion]] = {
-        "StableDiffusionPipeline": StableDiffusion,
-        "StableDiffusionXLPipeline": StableDiffusionXL,
-        "StableDiffusion3Pipeline": StableDiffusion3,
-    }
+    index, adapters = Path(source) / "model_index.json", _adapters()
     try:
         named = json.loads(index.read_text("utf-8")) if index.parent.is_dir() else DiffusionPipeline.load_config(source)
     except OSError:
-        return StableDiffusion  # no index: loading will tell
+        return adapters["StableDiffusionPipeline"]  # no index: loading will tell
     family = named.get("_class_name", "?")
     if family not in adapters:
         raise BadFile(
-            f"{source!r} is a {family}; this version reads {', '.join(adapters)} (SD 1.x, 2.x, SDXL base, SD 3 and 3.5)."
+            f"{source!r} is a {family}; this version reads {', '.join(adapters)} (SD 1.x, 2.x, SDXL base, SD 3, 3.5, FLUX.1)."
         )
     return adapters[family]
 
 
-def _is_xl(path: Path) -> bool:
-    """Whether a ``.safetensors`` checkpoint has SDXL's second text encoder."""
+IN_FILES = {
+    "conditioner.embedders.1.": "StableDiffusionXLPipeline",
+    "joint_blocks.": "StableDiffusion3Pipeline",
+    "double_blocks.": "FluxPipeline",
+}
+"""How names begin in a single file, behind ``model.diffusion_model.``, that tell the family."""
+
+
+def _of_file(path: Path) -> type[StableDiffusion]:
+    """The adapter of a single file, by names of tensors in a ``.safetensors`` file; else Stable Diffusion's."""
     from safetensors import SafetensorError, safe_open
 
+    found = "StableDiffusionPipeline"
     try:
         with safe_open(path, framework="pt") as file:
-            return any(name.startswith("conditioner.embedders.1.") for name in file.keys())  # noqa: SIM118  # no dict
+            for name in file.keys():  # noqa: SIM118  # safe_open is no mapping
+                inside = name.removeprefix("model.diffusion_model.")
+                found = next((pipeline for start, pipeline in IN_FILES.items() if inside.startswith(start)), found)
     except SafetensorError:
-        return False
+        pass
+    return _adapters()[found]

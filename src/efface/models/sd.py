@@ -22,7 +22,7 @@ from .cond import GUIDANCE, Cond
 from .identity import Identity, entries_of, identity_of
 from .plain import OFFLOADED, check_in_memory, check_network, check_own, check_present, latent_side, shapes_of, unwrapped
 from .select import Select
-from .tokens import SoftPrompt, TokenSpan, occurrences, substituted
+from .tokens import SoftPrompt, TokenSpan, last_words, occurrences, substituted, token_table, whole_words
 
 if TYPE_CHECKING:
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
@@ -32,6 +32,7 @@ COMPILED_GRADIENTS = 0.1
 """Largest relative error of a compiled network's gradients: far above rounding, autocast included, below the fault found."""
 ASSUMED_GUIDANCE = 7.5
 """What a guidance-distilled network is told outside a guided trajectory: the pipelines' default."""
+DISTILLED = "it was distilled to draw pictures with one evaluation per step and has no second branch"
 Whole = Callable[[Mapping[str, Any]], tuple[Any, list[str]]]
 CACHE_BYTES = 2**30  # of encodings in float32: 4,539 prompts of Stable Diffusion 1.x, 1,702 of SDXL
 
@@ -87,7 +88,7 @@ class StableDiffusion(DiffusionModel):
         first = next(self.unet.parameters())
         self.device, self.dtype = first.device, first.dtype
         self.autocast_dtype, self.compiled = first.dtype, False
-        self.takes_guidance = self.unet.config.time_cond_proj_dim is not None
+        self.takes_guidance = self.distilled = self.unet.config.time_cond_proj_dim is not None
         self.latent_shape = (self.unet.config.in_channels, *latent_side(name, self.unet))
         self._encoded: dict[str, Cond] = {}
         self._identities: dict[str, tuple[list[tuple[int, int, int]], Tensor, Identity]] = {}
@@ -206,24 +207,30 @@ class StableDiffusion(DiffusionModel):
         return self._read(*self._tokenize(prompts))
 
     @property
+    def _text(self) -> tuple[Any, Any, int]:
+        """Of the tokens: the tokenizer that cuts them, the encoder that reads them, and how many it reads."""
+        return self.tokenizer, self.text_encoder, self.tokenizer.model_max_length
+
+    @property
     def _numbers_per_prompt(self) -> int:
         return int(self.tokenizer.model_max_length * self.unet.config.cross_attention_dim)
 
     def _read(self, ids: Tensor, lengths: Sequence[int], embeddings: Tensor | None = None) -> Cond:
         """What the network gets to see of tokens (B, L), or of vectors (B, L, e) in their places. Counts B encodings."""
         self.evals.text += len(ids)
-        table = self.text_encoder.get_input_embeddings()
+        encoder = self._text[1]
+        table = token_table(encoder)
         with self._autocast(), nullcontext() if embeddings is None else substituted(table, embeddings):
-            hidden = self.text_encoder(ids.to(self.device)).last_hidden_state
-        return Cond(hidden, torch.tensor([n - 2 for n in lengths]))
+            hidden = encoder(ids.to(self.device)).last_hidden_state
+        return Cond(hidden, last_words(lengths))
 
     def _tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, list[int]]:
-        limit = self.tokenizer.model_max_length
-        lengths = [len(self.tokenizer(p, truncation=False, verbose=False).input_ids) for p in prompts]
+        tokenizer, _, limit = self._text
+        lengths = [len(tokenizer(p, truncation=False, verbose=False).input_ids) for p in prompts]
         for prompt, n in zip(prompts, lengths, strict=True):
             if n > limit:
                 raise PromptTooLong.of(prompt, n, limit, "the model")
-        return self.tokenizer(list(prompts), padding="max_length", max_length=limit, return_tensors="pt").input_ids, lengths
+        return tokenizer(list(prompts), padding="max_length", max_length=limit, return_tensors="pt").input_ids, lengths
 
     def token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         ids, lengths = self._tokenize(prompts)
@@ -234,8 +241,7 @@ class StableDiffusion(DiffusionModel):
         return self.unet
 
     def vocabulary(self) -> list[str]:
-        words = [t.removesuffix("</w>") for t in self.tokenizer.get_vocab() if t.endswith("</w>")]
-        return sorted({w for w in words if len(w) > 1 and w.isascii() and w.isalpha()})
+        return whole_words(self._text[0])
 
     def predict(self, z_t: Tensor, t: Tensor, c: Cond) -> Tensor:
         self.evals.forward += len(z_t)
@@ -256,9 +262,13 @@ class StableDiffusion(DiffusionModel):
 
     def told(self, c: Cond, scale: float) -> tuple[Cond, float]:
         if not self.takes_guidance:
-            return c, scale
+            return super().told(c, scale)
         scales = torch.full((len(c),), float(scale), device=c.tokens.device)
         return dataclasses.replace(c, extras={**c.extras, GUIDANCE: scales}), 1.0
+
+    @property
+    def lacking(self) -> Mapping[str, str]:
+        return {"guidance": DISTILLED} if self.distilled else {}
 
     @torch.no_grad()
     def decode(self, z_0: Tensor) -> Tensor:
@@ -268,7 +278,7 @@ class StableDiffusion(DiffusionModel):
 
     def locate(self, prompt: str, phrase: str) -> TokenSpan:
         ids, (n,) = self._tokenize([prompt])
-        wanted = self.tokenizer(phrase, add_special_tokens=False).input_ids
+        wanted = self._text[0](phrase, add_special_tokens=False).input_ids
         starts = occurrences(ids[0, :n].tolist(), wanted)
         if not starts:
             raise BadRequest(f"{phrase!r} does not stand in the prompt {prompt!r} as the tokenizer reads it.")
@@ -277,9 +287,10 @@ class StableDiffusion(DiffusionModel):
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> SoftPrompt:
         ids, lengths = self._tokenize(prompts)
-        ids, table = ids.to(self.device), self.text_encoder.get_input_embeddings()
-        pad_id = self.tokenizer.pad_token_id
-        return SoftPrompt(table(ids), ids, tuple(lengths), table(ids.new_tensor(pad_id)), pad_id)
+        tokenizer, encoder, _ = self._text
+        ids, table = ids.to(self.device), token_table(encoder)
+        pad_id = tokenizer.pad_token_id
+        return SoftPrompt(table(ids), ids, tuple(lengths), table(ids.new_tensor(pad_id)), pad_id, starts=self.starts)
 
     def encode_soft(self, prompts: SoftPrompt) -> Cond:
         return self._read(prompts.ids, prompts.lengths, prompts.embeddings)
@@ -287,11 +298,11 @@ class StableDiffusion(DiffusionModel):
     @torch.no_grad()
     def text_layers(self, prompts: Sequence[str]) -> list[Cond]:
         ids, lengths = self._tokenize(prompts)
-        last = torch.tensor([n - 2 for n in lengths])
+        last = last_words(lengths)
         found: list[list[Tensor]] = []
         for part in ids.split(64):
             with self._autocast():
-                states = self.text_encoder(part.to(self.device), output_hidden_states=True)
+                states = self._text[1](part.to(self.device), output_hidden_states=True)
             found.append([*states.hidden_states[:-1], states.last_hidden_state])
         self.evals.text += len(prompts)
         return [Cond(torch.cat(layer), last) for layer in zip(*found, strict=True)]

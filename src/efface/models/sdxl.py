@@ -37,6 +37,7 @@ class StableDiffusionXL(StableDiffusion):
     called: ClassVar[str] = "an SDXL"
     clipping: ClassVar[tuple[str, ...]] = ("thresholding", "clip_sample")
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
+    usual_guidance = 5.0
 
     def __init__(
         self,

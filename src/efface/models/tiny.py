@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from .base import Schedule
+from .base import DiffusionModel, Schedule
+from .flux import Flux
 from .sd import StableDiffusion, named_dtype, schedule_of
 from .sd3 import StableDiffusion3
 from .sdxl import StableDiffusionXL
@@ -82,7 +85,7 @@ def tiny_xl(zero_null: bool = True, seed: int = 0, *, dtype: str = "float32", de
 
 
 TINY_T5_ROWS = 16
-"""Tokens that the T5 of :func:`tiny_sd3` reads."""
+"""Tokens that the T5 of the tiny models reads."""
 
 
 def tiny_sd3(t5: bool = True, seed: int = 0, *, dtype: str = "float32", device: str = "cpu", **facts: Any) -> StableDiffusion3:
@@ -114,6 +117,39 @@ def tiny_sd3(t5: bool = True, seed: int = 0, *, dtype: str = "float32", device: 
         vae=vae,
         scheduler={"num_train_timesteps": 1000, "shift": 3.0},
         t5_rows=TINY_T5_ROWS,
+        preset="tiny",
+        concept_names=TINY_WORDS[:12],
+    )
+
+
+def tiny_flux(guidance: bool = True, seed: int = 0, *, dtype: str = "float32", device: str = "cpu", **facts: Any) -> Flux:
+    """The transformer of FLUX.1 with one double and one single block, a T5 of width 48 and a CLIP of width 16: dev with the scale
+    of ``guidance`` as an input, else schnell. facts: more options of the transformer."""
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+    from transformers import CLIPTextModel
+
+    first, second = _tokenizer(), _words()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        clip, read = _encoder(CLIPTextModel, first), _t5(second)
+        sizes = {"joint_attention_dim": 48, "pooled_projection_dim": 16, "axes_dims_rope": (2, 2, 4)}
+        heads = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2}
+        transformer = FluxTransformer2DModel(
+            patch_size=1, guidance_embeds=guidance, **{"in_channels": 16, **heads, **sizes, **facts}
+        )
+        vae = _vae(shift_factor=0.06, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False)
+    clip, read, transformer, vae = (_placed(m, dtype, device) for m in (clip, read, transformer, vae))
+    return Flux(
+        name="tiny-flux",
+        tokenizer=first,
+        text_encoder=clip,
+        tokenizer_2=second,
+        text_encoder_2=read,
+        transformer=transformer,
+        vae=vae,
+        scheduler={"num_train_timesteps": 1000, "shift": 3.0 if guidance else 1.0, "use_dynamic_shifting": guidance},
+        t5_rows=TINY_T5_ROWS,
+        side=8,
         preset="tiny",
         concept_names=TINY_WORDS[:12],
     )
@@ -233,3 +269,13 @@ def _tokenizer(pad: str = "") -> Any:
     if pad:
         tokenizer.pad_token = pad
     return tokenizer
+
+
+TINY: Mapping[str, Callable[..., DiffusionModel]] = {
+    "tiny": tiny,
+    "tiny-v": partial(tiny, "v_prediction"),
+    "tiny-xl": tiny_xl,
+    "tiny-sd3": tiny_sd3,
+    "tiny-flux": tiny_flux,
+}
+"""The models of this module by the names that :func:`efface.models.load.load_model` takes."""

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import BadOption, PromptTooLong
 
+SPACE = "\u2581"
+"""How T5's tokenizer writes the space before a word."""
+
 
 @dataclass(frozen=True)
 class TokenSpan:
-    """The positions of a phrase in a prompt, found by token ids. Position 0 is the start of text."""
+    """The positions of a phrase in a prompt, found by token ids."""
 
     starts: tuple[int, ...]
     """First position of every occurrence."""
@@ -37,6 +41,21 @@ class TokenSpan:
     def positions(self) -> tuple[int, ...]:
         """Every position of every occurrence, ascending."""
         return tuple(sorted({s + i for s in self.starts for i in range(self.width)}))
+
+
+def last_words(lengths: Sequence[int]) -> Tensor:
+    """(B,) index of each prompt's last word, the one before the end token; 0 for an empty prompt."""
+    return torch.tensor([max(n - 2, 0) for n in lengths])
+
+
+def whole_words(tokenizer: Any) -> list[str]:
+    """The words of letters that are one token: those that CLIP's tokenizer ends with ``</w>`` and T5's begins with a mark."""
+    tokens = tokenizer.get_vocab()
+    for mark in ("</w>", SPACE):
+        if any(mark in t for t in tokens):
+            tokens = [t.replace(mark, "") for t in tokens if (t.endswith(mark) if mark == "</w>" else t.startswith(mark))]
+            break
+    return sorted({w for w in tokens if len(w) > 1 and w.isascii() and w.isalpha()})
 
 
 def occurrences(ids: Sequence[int], phrase: Sequence[int]) -> tuple[int, ...]:
@@ -62,8 +81,11 @@ class SoftPrompt:
     """(e,) the row that stands for padding."""
     pad_id: int
     beside: tuple[Tensor, Tensor] | None = None
-    """What an encoder that takes no vectors made of the prompts as they were written (T5 of SD3): rows (B, n, d), and (B,) the
-    index of the last word among them. Splicing does not change it."""
+    """Of an encoder that goes on reading the prompts as they were written: what T5 of SD3 made of them, rows (B, n, d), and (B,)
+    the index of the last word among them; or what CLIP of FLUX will be given, ids (B, n), and (B,) lengths. Splicing does not
+    change it."""
+    starts: int = 1
+    """Tokens in front of the words, which nothing replaces."""
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -74,7 +96,7 @@ class SoftPrompt:
         rows: (m, e) for every prompt, or (B, m, e). Raises BadOption for a place that would hit start or end of text,
         PromptTooLong when the text would not fit any more.
         """
-        if not 1 <= start <= stop < min(self.lengths):
+        if not self.starts <= start <= stop < min(self.lengths):
             raise BadOption(
                 f"token positions {start} .. {stop} are not inside the prompt; its words end before {min(self.lengths) - 1}."
             )
@@ -94,7 +116,15 @@ class SoftPrompt:
             self.pad,
             self.pad_id,
             self.beside,
+            self.starts,
         )
+
+
+def token_table(encoder: Any) -> nn.Module:
+    """The module that a text encoder looks tokens up in. T5 names another one as its input embeddings, of the same weights."""
+    inside = getattr(getattr(encoder, "encoder", None), "embed_tokens", None)
+    found: nn.Module = encoder.get_input_embeddings() if inside is None else inside
+    return found
 
 
 @contextmanager

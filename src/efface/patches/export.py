@@ -1,7 +1,7 @@
 """A patch in the formats that other tools read. What was written is read again and compared with the patch before it counts.
 
 ``diffusers``  a LoRA for ``load_lora_weights``: ``unet.<module>.lora_A.weight`` (down), ``lora_B.weight`` (up), ``lora_B.bias``;
-               ``transformer.<module>`` for Stable Diffusion 3
+               ``transformer.<module>`` for Stable Diffusion 3 and FLUX
 ``kohya``      a LoRA for web interfaces: ``lora_unet_<module>.lora_down.weight``, ``.lora_up.weight``, ``.alpha``
 ``diff``       whole weights for web interfaces, norms, biases and text encoders too: ``<kohya name>.diff``, ``.diff_b``,
                ``.w_norm``, ``.b_norm``
@@ -93,8 +93,8 @@ def export(
         return {**facts, "residual": off, "left_out": missing}
     if model.part != "unet" and to != "diffusers":
         raise BadOption(
-            f"{to} has names for UNets; diffusers reads kohya's names of {model.name!r} without an error and without an effect. "
-            "Use the format diffusers, which web interfaces read for this family too, or folder."
+            f"{to} has names for UNets alone, and {model.name!r} has a transformer: diffusers reads kohya's names of one without "
+            "an error and without an effect. Use the format diffusers, which web interfaces read for this family too, or folder."
         )
     names, chosen = kohya_names(model), None
     live = model.weights(lambda _: True)

@@ -30,10 +30,14 @@ def word_rows(model: DiffusionModel) -> tuple[list[str], Tensor]:
 
     Whole words survive being written and read again, which fragments do not.
     """
-    vocabulary = model.vocabulary()
-    words = [w for w, ids in zip(vocabulary, model.token_ids(vocabulary), strict=True) if len(ids) == 3]
-    parts = [model.embed(words[i : i + 512]).embeddings[:, 1] for i in range(0, len(words), 512)]
+    words = of_one_token(model, model.vocabulary())
+    parts = [model.embed(words[i : i + 512]).embeddings[:, model.starts] for i in range(0, len(words), 512)]
     return words, torch.cat(parts).float()
+
+
+def of_one_token(model: DiffusionModel, words: Sequence[str]) -> list[str]:
+    """Those of the words that the model's tokenizer does not cut: one token between start and end."""
+    return [w for w, ids in zip(words, model.token_ids(words), strict=True) if len(ids) == model.starts + 2]
 
 
 def drawn_words(table: Tensor, drawn: Sequence[int], tokens: int) -> Tensor:
@@ -54,10 +58,10 @@ def worded(model: DiffusionModel, prompts: Sequence[str], rows: Tensor, place: s
     for prompt in dict.fromkeys(prompts):
         mine = [i for i, p in enumerate(prompts) if p == prompt]
         soft = model.embed([prompt] * len(mine))
-        words = soft.lengths[0] - 2
-        start, stop = {"prefix": (1, 1), "suffix": (1 + words,) * 2, "insert": (1 + words // 2,) * 2, "replace": (1, 1 + words)}[
-            place
-        ]
+        first, end = soft.starts, soft.lengths[0] - 1
+        middle = (first + end) // 2
+        places = {"prefix": (first, first), "suffix": (end, end), "insert": (middle, middle), "replace": (first, end)}
+        start, stop = places[place]
         c = model.encode_soft(soft.splice(start, stop, rows[mine]))
         found |= {i: c[k] for k, i in enumerate(mine)}
     return Cond.cat([found[i] for i in range(len(prompts))])
@@ -88,13 +92,13 @@ def own_and_near(model: DiffusionModel, name: str, words: Sequence[str]) -> Tens
     """(n + 1, e) input embeddings: the mean of the name's own tokens, and n words of one token."""
     span = model.locate(name, name)
     own = model.embed([name]).embeddings[0, span.start : span.stop].mean(0, keepdim=True)
-    return torch.cat([own, *(model.embed([w]).embeddings[:, 1] for w in words)]).float()
+    return torch.cat([own, *(model.embed([w]).embeddings[:, model.starts] for w in words)]).float()
 
 
 def near_words(model: DiffusionModel, targets: Sequence[str], nearest: int) -> list[list[str]]:
     """For each target, the vocabulary words of one token that the text encoder puts nearest to it."""
     found = candidates(model, "vocabulary", targets, exclude_targets=True, nearest=nearest, metric="cosine")
-    return [[w for w, ids in zip(names, model.token_ids(names), strict=True) if len(ids) == 3] for names in found]
+    return [of_one_token(model, names) for names in found]
 
 
 class Adversary:

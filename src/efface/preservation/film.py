@@ -26,9 +26,9 @@ class Film:
         self.shots: list[dict[str, Any]] = []
 
     @staticmethod
-    def evals(frames: int, steps: int, sampling_steps: int) -> int:
-        """UNet evaluations of all images of a run."""
-        return 4 * sampling_steps * min(frames, steps)
+    def evals(frames: int, steps: int, sampling_steps: int, branches: int) -> int:
+        """UNet evaluations of all images of a run, with ``branches`` of them in a sampler step."""
+        return 2 * branches * sampling_steps * min(frames, steps)
 
     def take(self, step: Step, model: DiffusionModel, student: DiffusionModel, chosen: Chosen, target: str) -> None:
         """Draw the chosen concept with both networks, in the updates in which a frame is due."""

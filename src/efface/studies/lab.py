@@ -64,8 +64,8 @@ class Images:
     def facts(self) -> list[Any]:
         return [self.names, self.seeds]
 
-    def cost(self, profile: Profile) -> int:
-        return len(self.names) * len(self.seeds) * profile.evals_per_image
+    def cost(self, model: DiffusionModel, profile: Profile) -> int:
+        return len(self.names) * len(self.seeds) * profile.evals_per_image(model)
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class Distances:
     def facts(self) -> list[Any]:
         return [self.names, self.seed, asdict(self.probe)]
 
-    def cost(self, profile: Profile) -> int:
-        return self.probe.cost(len(self.names))
+    def cost(self, model: DiffusionModel, profile: Profile) -> int:
+        return self.probe.cost(model, len(self.names))
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ class Climb:
     def facts(self) -> list[Any]:
         return [self.seed, asdict(self.probe), self.ascents, self.rate]
 
-    def cost(self, profile: Profile) -> int:
-        return climb_cost(self.probe, self.ascents)
+    def cost(self, model: DiffusionModel, profile: Profile) -> int:
+        return climb_cost(model, self.probe, self.ascents)
 
 
 Want = Images | Distances | Climb
@@ -267,8 +267,8 @@ class Lab:
         )
         missing = [w for w in with_base(wants) if self._missing(w)]
         calibrates = not self.calibrated and any(isinstance(w, Images) for w in missing)
-        calibration = len(self.names) * self._calibration_seeds * self.profile.evals_per_image if calibrates else 0
-        return round(training) + sum(w.cost(self.profile) for w in missing) + calibration
+        calibration = len(self.names) * self._calibration_seeds * self.profile.evals_per_image(self.model) if calibrates else 0
+        return round(training) + sum(w.cost(self.model, self.profile) for w in missing) + calibration
 
     def _missing(self, want: Want) -> bool:
         e = want.erasure

@@ -12,10 +12,10 @@ from ..models.base import DiffusionModel
 from .loop import Step
 
 
-def surrogate_evals(n: int, steps: int, guidance: float) -> int:
+def surrogate_evals(model: DiffusionModel, n: int, steps: int, guidance: float) -> int:
     """UNet evaluations of :func:`surrogate_latents`: one for each sampler step without guidance,
     two with it."""
-    return n * steps * (1 if guidance == 1.0 else 2)
+    return n * steps * model.branches(guidance)
 
 
 @torch.no_grad()

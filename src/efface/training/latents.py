@@ -52,7 +52,7 @@ class Trajectories:
     grid, all groups in one batch.
 
     Cost: for each draw and row of g groups, 2 g k UNet evaluations for k sampler steps, less the g
-    - 1 unconditional ones that the first step shares.
+    - 1 unconditional ones that the first step shares; g k without guidance.
     """
 
     def __init__(self, walker: DiffusionModel, *, steps: int, guidance: float, official: bool, solver: str, batch: int) -> None:
@@ -71,7 +71,7 @@ class Trajectories:
         return parts, t[: len(parts[0])]
 
     def common(self, names: Sequence[str], cond: Cond, neutral: Cond, step: Step) -> tuple[Tensor, Tensor]:
-        """One latent of the neutral prompt, given to all candidates. Cost: 2 k UNet evaluations."""
+        """One latent of the neutral prompt, given to all candidates. Cost: k sampler steps."""
         k, noise = step.randint(self.steps), self.walker.noise(1, step.rng)
         step.log(common_k=[*step.logged.get("common_k", []), k])
         z, t = self.walker.sample_until(neutral, k, self.steps, noise, self.guidance, solver=self.solver)
@@ -216,8 +216,8 @@ class LatentPool:
         self.born = state.get("born") or self.born
 
 
-def draw_cost(groups: int, steps: int, official: bool) -> float:
+def draw_cost(groups: int, steps: int, official: bool, branches: int = 2) -> float:
     """Mean UNet evaluations for each row of one draw of :class:`Trajectories`, with a level uniform
-    on 0 .. steps - 1."""
+    on 0 .. steps - 1 and ``branches`` evaluations in a sampler step."""
     walks = 1.0 if official else (steps - 1) / steps  # share of levels that need at least one step
-    return 2 * groups * mean_walk(steps, official) - (groups - 1) * walks
+    return branches * groups * mean_walk(steps, official) - (branches - 1) * (groups - 1) * walks

@@ -24,6 +24,8 @@ class Walk:
     seed: int
     batch: int
     """Rows of one update, over all processes."""
+    branches: int
+    """UNet evaluations of one row at one sampler step; see :meth:`DiffusionModel.branches`."""
     targets: Sequence[str]
     others: Sequence[str] = ()
     """Concepts to preserve. Each of them is drawn less often than a target."""
@@ -50,7 +52,7 @@ class Sampler(Settings):
         """The source of latents for one erasure."""
 
     @abc.abstractmethod
-    def draw_cost(self, groups: int, steps: int) -> float:
+    def draw_cost(self, groups: int, steps: int, branches: int) -> float:
         """Mean UNet evaluations for each row to draw latents for ``groups`` concepts."""
 
     def fill_cost(self, walk: Walk) -> int:
@@ -78,8 +80,8 @@ class _Fresh(Sampler):
             walker, steps=walk.steps, guidance=walk.guidance, official=self.official, solver=walk.solver, batch=walk.batch
         )
 
-    def draw_cost(self, groups: int, steps: int) -> float:
-        return draw_cost(groups, steps, self.official)
+    def draw_cost(self, groups: int, steps: int, branches: int) -> float:
+        return draw_cost(groups, steps, self.official, branches)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +127,7 @@ class _Pooled(Sampler):
             forward=forward,
         )
 
-    def draw_cost(self, groups: int, steps: int) -> float:
+    def draw_cost(self, groups: int, steps: int, branches: int) -> float:
         return 0.0
 
     def _rows(self, walk: Walk) -> int:
@@ -146,7 +148,7 @@ class Pool(_Pooled):
         return pool
 
     def fill_cost(self, walk: Walk) -> int:
-        return 2 * (walk.steps - 1) * self._rows(walk)
+        return walk.branches * (walk.steps - 1) * self._rows(walk)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +164,7 @@ class Noised(_Pooled):
         return pool
 
     def fill_cost(self, walk: Walk) -> int:
-        return 2 * walk.steps * self._rows(walk)
+        return walk.branches * walk.steps * self._rows(walk)
 
 
 @dataclass(frozen=True, kw_only=True)

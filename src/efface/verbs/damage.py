@@ -104,7 +104,7 @@ def damage(
     names = damage_space(model, space, patch.card.request.targets)
     by = by or ("images" if len(names) <= 200 else "noise")
     judge = judge_for(model, names, clip, detector)
-    planned = damage_cost(len(names), count, chosen, by) if read_damage(Path(out)) is None else 0
+    planned = damage_cost(model, len(names), count, chosen, by) if read_damage(Path(out)) is None else 0
     where = "built-in concepts" if space == "auto" and model.concept_names else f"names of the concept space {space}"
     found = "the change of their noise predictions" if by == "noise" else "the fall of their image-text score"
     announce(note, model, planned, f"{len(names)} {where} are searched for damage by {found}")

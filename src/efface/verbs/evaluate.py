@@ -101,7 +101,8 @@ def evaluate(
     if len(set(ids)) < len(ids) or "none" in ids:
         raise BadOption(f"entrants need distinct names other than 'none', got {ids}.")
     images = len(suite.cases(chosen))
-    drawn = [chosen.evals_per_image, *(chosen.steps * s.guard.branches if s.guard else chosen.evals_per_image for s in systems)]
+    plain = chosen.evals_per_image(model)
+    drawn = [plain, *(chosen.steps * s.guard.branches if s.guard else plain for s in systems)]
     searched = patch if chosen.damaged else None
     names = damage_space(model, "auto", targets) if model.concept_names else [n for n in [*near, *far] if n not in targets]
     ids, folder = ["none", *ids], Path(out)
@@ -111,7 +112,7 @@ def evaluate(
     left = [0 if kept and i == "none" else images - sum(r.entrant == i for r in rows) for i in ids]
     evals = sum(n * cost for n, cost in zip(left, drawn, strict=True))
     if searched is not None and read_damage(folder) is None:
-        evals += damage_cost(len(names), chosen.damaged, chosen)
+        evals += damage_cost(model, len(names), chosen.damaged, chosen)
     how = drawn_with(suite, chosen)
     what = f"Profile {chosen.name} ({how}) draws {images} images with each of {len(systems) + 1} entrants"
     announce(note, model, evals, what, at_most=True)

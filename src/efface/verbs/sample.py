@@ -20,7 +20,7 @@ def sample(
 ) -> torch.Tensor:
     """``n`` images of every prompt, (len(prompts) * n, 3, H, W) in [0, 1]; seeds seed, seed + 1, ... for each prompt.
 
-    ``steps`` and ``guidance``: by default 16 and 4 on the miniature, elsewhere 50 and the default of the family's pipeline.
+    ``steps`` and ``guidance``: by default 16 and 4 on the miniature, elsewhere those of the family's pipeline.
 
     >>> import efface
     >>> efface.sample("tiny", ["a cat", "a bus"], n=2, steps=4).shape
@@ -33,7 +33,7 @@ def sample(
     if guidance is not None and not math.isfinite(guidance):
         raise BadOption(f"guidance={guidance!r} is no number.")
     model = load_model(model)
-    steps = (16 if model.world is not None else 50) if steps is None else steps
+    steps = (16 if model.world is not None else model.usual_steps) if steps is None else steps
     if n < 1 or steps < 1:
         raise BadOption(f"n and steps must be at least 1, got n={n}, steps={steps}.")
     guidance = model_guidance(model) if guidance is None else guidance

@@ -22,11 +22,8 @@ from .erase import request_for
 
 
 def model_guidance(model: DiffusionModel) -> float:
-    """The guidance scale of the model's world where it has one; else the default of its family's pipeline in diffusers: 5 for
-    SDXL, 7.5 for the other Stable Diffusions."""
-    if model.world is not None:
-        return model.world.guidance
-    return 5.0 if model.info.get("family") == "stable-diffusion-xl" else 7.5
+    """The guidance scale of the model's world where it has one; else the default of its family's pipeline in diffusers."""
+    return model.usual_guidance if model.world is None else model.world.guidance
 
 
 def profile_for(model: DiffusionModel, profile: str | Profile) -> Profile:
@@ -34,13 +31,16 @@ def profile_for(model: DiffusionModel, profile: str | Profile) -> Profile:
     if not isinstance(profile, str):
         return profile
     found = find_profile(profile)
-    return found if model.world is not None else replace(found, steps=found.open_steps, guidance=model_guidance(model))
+    if model.world is not None:
+        return found
+    steps = min(found.open_steps, model.usual_steps)  # a network of few steps draws nothing better with more
+    return replace(found, steps=steps, guidance=model_guidance(model))
 
 
 def drawn_with(suite: Suite, profile: Profile) -> str:
     """How the images of an evaluation are drawn, in words."""
     prompts = " and ".join(repr(filled(t, suite.targets[0])) for t in (suite.templates[0], suite.templates[-1]))
-    return f"{profile.steps} DDIM steps, guidance {profile.guidance:g}, prompts such as {prompts}"
+    return f"{profile.steps} sampler steps, guidance {profile.guidance:g}, prompts such as {prompts}"
 
 
 def suite_for(

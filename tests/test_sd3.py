@@ -255,6 +255,7 @@ def test_selections_match_stable_diffusion_3_5_medium() -> None:
     expected = {
         "text-kv": (48, 113_246_208),
         "text-attn": (190, 224_279_040),
+        "text": (196, 236_080_128),
         "image-attn": (192, 226_639_872),
         "joint": (382, 450_918_912),
         "context": (2, 6_292_992),
@@ -263,7 +264,7 @@ def test_selections_match_stable_diffusion_3_5_medium() -> None:
     for name, (tensors, numbers) in expected.items():
         chosen = [n for n in sizes if MMDIT_SELECTIONS[name](n)]
         assert (len(chosen), sum(sizes[n] for n in chosen)) == (tensors, numbers), name
-    for alias, name in (("xattn-kv", "text-kv"), ("xattn", "text-attn"), ("attn", "joint"), ("visual", "image-attn")):
+    for alias, name in (("xattn-kv", "text-kv"), ("xattn", "text"), ("attn", "joint"), ("visual", "image-attn")):
         assert all(MMDIT_SELECTIONS[alias](n) == MMDIT_SELECTIONS[name](n) for n in sizes)
     assert not any(".attn2." in n for n in sizes if MMDIT_SELECTIONS["xattn"](n))
 
@@ -370,7 +371,7 @@ def test_a_folder_is_read_by_the_stock_pipeline_and_by_us(t5: bool, tmp_path: Pa
         patch.check_base(again)
 
 
-@pytest.mark.parametrize("train", ["text-kv", "text-attn", "context"])
+@pytest.mark.parametrize("train", ["text-kv", "text-attn", "text", "context"])
 def test_a_lora_of_diffusers_loads_and_acts(train: str, sd3: StableDiffusion3, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     patch = ESD.preset("tiny", lr=1e-2, train=train).erase(sd3, EraseRequest(("cat",)))

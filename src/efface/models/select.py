@@ -88,13 +88,28 @@ def _image_attn(name: str) -> bool:
     return _block(name, "to_q.", "to_k.", "to_v.", "to_out.")
 
 
+def _context(name: str) -> bool:
+    return name.startswith("transformer.context_embedder.")
+
+
+def _pooled(name: str) -> bool:
+    return name.startswith("transformer.time_text_embed.text_embedder.")
+
+
+def _text(name: str) -> bool:
+    return _text_attn(name) or _context(name) or _pooled(name)
+
+
 MMDIT_SELECTIONS: dict[str, Select] = {
     # Stable Diffusion 3.5 medium: 48 tensors, 113,246,208 parameters: keys and values of the text, without biases.
     "text-kv": _text_kv,
     "xattn-kv": _text_kv,
     # 190 tensors, 224,279,040 parameters: everything of joint attention that multiplies the text's stream; not its norms.
     "text-attn": _text_attn,
-    "xattn": _text_attn,
+    # 196 tensors, 236,080,128 parameters: these and the two places where the encoders' output enters, "context" and "pooled".
+    # What cross-attention is to a UNet: all ways by which the text reaches the picture.
+    "text": _text,
+    "xattn": _text,
     # 192 tensors, 226,639,872 parameters: the same of the picture's stream.
     "image-attn": _image_attn,
     "visual": _image_attn,
@@ -102,11 +117,11 @@ MMDIT_SELECTIONS: dict[str, Select] = {
     "joint": lambda n: _text_attn(n) or _image_attn(n),
     "attn": lambda n: _text_attn(n) or _image_attn(n),
     # 2 tensors, 6,292,992 parameters: the one matrix between text encoders and blocks, and its bias.
-    "context": lambda n: n.startswith("transformer.context_embedder."),
+    "context": _context,
     # 4 tensors, 5,508,096 parameters: what reads the pooled text.
-    "pooled": lambda n: n.startswith("transformer.time_text_embed.text_embedder."),
-    # Everything that does not read the text's stream in joint attention.
-    "noxattn": lambda n: n.startswith("transformer.") and not _text_attn(n),
+    "pooled": _pooled,
+    # Everything else than "text".
+    "noxattn": lambda n: n.startswith("transformer.") and not _text(n),
     "full": lambda n: n.startswith("transformer."),
     "text-encoder": lambda n: n.startswith(ENCODERS),
 }
@@ -121,8 +136,8 @@ def _flux_image_attn(name: str) -> bool:
 
 
 FLUX_SELECTIONS: dict[str, Select] = {
-    # FLUX.1 dev: text-kv 38 tensors, 358,612,992 parameters; text-attn 152, 717,459,456; context 2, 12,585,984; pooled 4,
-    # 11,802,624.
+    # FLUX.1 dev: text-kv 38 tensors, 358,612,992 parameters; text-attn 152, 717,459,456; text 158, 741,848,064; context 2,
+    # 12,585,984; pooled 4, 11,802,624.
     **MMDIT_SELECTIONS,
     # 228 tensors, 1,076,189,184 parameters: attention of the single blocks, which text and picture share.
     "single-attn": _single_attn,

@@ -58,7 +58,8 @@ def check_method(
     Saving and loading the patch changes nothing. The evaluations that were counted are on the card and agree with
     ``expected_evals``; see :func:`check_cost`. A NaN among the weights ends in an error and not in a patch.
 
-    ``at_least``: ``expected_evals`` is only a lower bound, because the cost depends on what the method finds.
+    ``at_least``: ``expected_evals`` is only a lower bound, because the cost depends on what the method finds. A method whose
+    ``at_most`` is true gives an upper bound.
     """
     model = model or tiny()
     request = request or EraseRequest(("cat",), "", ("dog",))
@@ -90,8 +91,10 @@ def check_method(
         again = Patch.load(path)
     assert same(again.deltas, patch.deltas), "saving and loading changed the patch"
     assert again.json() == patch.json(), "saving and loading changed the card"
-    if at_least:
-        expected = method.expected_evals(model, request)
+    expected = method.expected_evals(model, request)
+    if method.at_most:
+        assert spent <= expected, f"expected_evals says at most {expected:g} evaluations, {spent} were counted"
+    elif at_least:
         assert spent >= expected, f"expected_evals says at least {expected:g} evaluations, {spent} were counted"
     else:
         check_cost(method, request, model, spent)

@@ -116,7 +116,8 @@ def _erase(
             cost = predicted(model, planned, batch=4, processes=processes.size())
             left = f" for what is left after step {done} of {steps}" if done else ""
             shared = f" The work is shared by {processes.size()} processes." if processes.size() > 1 else ""
-            note(f"Erasing {erased} from {model.name} with {name} (preset {preset}) takes about {cost}{left}.{shared}")
+            bound = "at most" if method.at_most else "about"
+            note(f"Erasing {erased} from {model.name} with {name} (preset {preset}) takes {bound} {cost}{left}.{shared}")
         with TrainingBar(name) as bar:
             run.on_step = bar.step if first else run.on_step
             patch = erase_request(model, method, request, run)

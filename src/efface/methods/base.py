@@ -39,6 +39,11 @@ class Method(Settings):
         """How many UNet evaluations ``erase`` is expected to take, counted without running it."""
 
     @property
+    def at_most(self) -> bool:
+        """Whether ``expected_evals`` is an upper bound and not the expectation."""
+        return False
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """What it asks of a model beyond predicting and encoding: names of :data:`efface.models.capabilities.CAPABILITIES`."""
         return ()

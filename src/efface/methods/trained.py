@@ -111,6 +111,7 @@ class Trained(Method):
             targets=request.targets,
             others=[name for group in candidates for name in group],
             per_other=per_candidate,
+            updates=self.steps,
         )
 
     def scene(
@@ -156,8 +157,12 @@ class Trained(Method):
     def fill_cost(
         self, model: DiffusionModel, request: EraseRequest, candidates: Sequence[Sequence[str]] = (), per_candidate: int = 1
     ) -> int:
-        """UNet evaluations that filling a pool of the frozen model takes; 0 without a pool."""
+        """UNet evaluations that stored latents take; 0 without a pool."""
         return self.sampler.fill_cost(self.walk(model, request, candidates, per_candidate))
+
+    @property
+    def at_most(self) -> bool:
+        return self.sampler.bounded
 
     def mse(self, model: DiffusionModel, a: Tensor, b: Tensor, t: Tensor) -> Tensor:
         """(B,) mean squared difference per row in the space of ``loss_space``; a, b: (B, C, h, w) predictions at t."""

@@ -31,6 +31,8 @@ class Walk:
     """Concepts to preserve. Each of them is drawn less often than a target."""
     per_other: int = 1
     """Stored trajectories for each concept to preserve."""
+    updates: int = 0
+    """Number of updates of the whole training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,8 @@ class Sampler(Settings):
 
     pooled: ClassVar[bool] = False
     """Whether latents are stored by concept name. Such a source has none for a mixture of concepts."""
+    bounded: ClassVar[bool] = False
+    """Whether :meth:`fill_cost` is an upper bound, because the cost depends on which concepts are drawn."""
 
     @property
     def official(self) -> bool:
@@ -56,7 +60,7 @@ class Sampler(Settings):
         """Mean UNet evaluations for each row to draw latents for ``groups`` concepts."""
 
     def fill_cost(self, walk: Walk) -> int:
-        """UNet evaluations that are spent once, before the first update."""
+        """UNet evaluations that are spent on stored latents in the whole training."""
         return 0
 
 
@@ -173,15 +177,20 @@ class Harvest(_Pooled):
     ``lifetime`` updates.
 
     The cost is not fixed: a concept costs its trajectories again each time that it is drawn and
-    they are too old.
+    they are too old. What is announced is the most that it can be: every concept, every ``lifetime``
+    updates.
     """
 
     name: ClassVar[str] = "harvest"
+    bounded: ClassVar[bool] = True
 
     lifetime: int = option(10, "updates after which a stored trajectory is walked again", "ours", low=1)
 
     def latents(self, model: DiffusionModel, student: DiffusionModel, walk: Walk) -> Latents:
         return self._pool(student, walk, lifetime=self.lifetime)
+
+    def fill_cost(self, walk: Walk) -> int:
+        return walk.branches * (walk.steps - 1) * self._rows(walk) * -(-walk.updates // self.lifetime)
 
 
 SAMPLERS = (Student, Frozen, Pool, Harvest, Noised)

@@ -10,7 +10,7 @@ import pytest
 import efface
 
 FAST = ("load_model", "erase", "sample", "export", "import_patch")
-SLOW = ("attack", "evaluate", "report", "damage", "study")
+SLOW = ("attack", "certify", "evaluate", "report", "damage", "study")
 
 
 @pytest.mark.parametrize("name", [*FAST, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])

@@ -43,6 +43,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "attack": "verbs",
+    "certify": "verbs",
     "damage": "verbs",
     "erase": "verbs",
     "evaluate": "verbs",
@@ -133,6 +134,7 @@ __all__ = [
     "UnlearnDiff",
     "__version__",
     "attack",
+    "certify",
     "damage",
     "erase",
     "evaluate",

@@ -1,9 +1,10 @@
 """``efface``: the command line. Every command calls the Python verbs; torch is imported inside commands only.
 
-Exit codes: 0 ok, 1 error, 2 usage. ``--json`` prints one JSON object on standard output; progress goes to standard error.
+Exit codes: 0 ok, 1 error, 2 usage, 3 a policy that is not kept (``certify``).
+``--json`` prints one JSON object on standard output; progress goes to standard error.
 """
 
-from . import attack, damage, demo, env, erase, evaluate, export, import_, list_, report, sample, study  # noqa: F401  # registers
+from . import attack, certify, damage, demo, env, erase, evaluate, export, import_, list_, report, sample, study  # noqa: F401  # registers
 from .main import main
 
 __all__ = ["main"]

@@ -17,7 +17,7 @@ from ..errors import EffaceError, UsageError
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 SECTIONS = {
     "Make an erasure": ("demo", "erase", "import"),
-    "Measure it": ("evaluate", "damage", "attack", "study", "report"),
+    "Measure it": ("evaluate", "damage", "attack", "study", "report", "certify"),
     "Use it": ("sample", "export"),
     "Look things up": ("list", "env"),
 }

@@ -220,7 +220,7 @@ def summarise_attacks(
         taught = facts[label].get("taught")
         if taught in attacks and "half" in entry:
             mine, theirs = attacks[taught]["half"], entry["half"]
-            attacks[taught]["relearning_ratio"] = _number(mine) / _number(theirs) if mine and theirs else None
+            attacks[taught]["relearning_ratio"] = _number(mine) / _number(theirs) if mine and theirs and _number(theirs) else None
     for label, entry in attacks.items():
         entry["excess"] = {c: _excess(won[label], won[c]) for c in controls[label] if c in won}
     plain = next(({*won[n], *unseen[n]} for n, a in attacks.items() if a["role"] == "baseline"), set())

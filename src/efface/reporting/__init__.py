@@ -18,7 +18,7 @@ from ..io.files import write_text
 from .verdict import DEFAULTS, Limits
 from .view import page
 
-__all__ = ["DEFAULTS", "Limits", "write_report"]
+__all__ = ["DEFAULTS", "Limits", "attack_on", "write_report"]
 
 
 def write_report(folder: Path, out: Path, attacks: Sequence[Path] = (), limits: Limits = DEFAULTS) -> Path:

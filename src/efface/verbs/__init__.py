@@ -1,6 +1,7 @@
 """The verbs: what efface does, one file each. The command line and notebooks call only these."""
 
 from .attack import ALL, attack
+from .certify import certify
 from .damage import damage
 from .erase import erase
 from .evaluate import evaluate
@@ -9,4 +10,4 @@ from .report import report
 from .sample import sample
 from .study import study
 
-__all__ = ["ALL", "attack", "damage", "erase", "evaluate", "export", "import_patch", "report", "sample", "study"]
+__all__ = ["ALL", "attack", "certify", "damage", "erase", "evaluate", "export", "import_patch", "report", "sample", "study"]

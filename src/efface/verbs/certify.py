@@ -1,0 +1,41 @@
+"""Decide whether an erasure may be released."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import BadFile
+from ..evaluation.records import read_run, read_summary
+from ..registry import ATTACKS
+from ..reporting import attack_on
+from ..reporting.certificate import Certificate, decide
+from ..reporting.policy import read_policy
+
+
+def certify(folder: str | Path, *, policy: str, attacks: Sequence[str | Path] = ()) -> Certificate:
+    """Compare an evaluation, and attacks on the same system, with a policy; nothing is computed anew.
+
+    ``folder``: what ``efface evaluate --out`` wrote. ``policy``: api, weights, or a TOML file. ``attacks``: folders that ``efface
+    attack --out`` wrote. Every demand is judged by the bound of a 95 % interval: what is only probably so is undecided, and what
+    was not measured is not tested; neither passes. Raises UnknownName and BadFile for a policy or a folder that is none, and for
+    an attack on something else than the evaluation measured.
+
+    >>> import efface
+    >>> patch = efface.erase("mini", "uce", targets="rabbit")
+    >>> summary = efface.evaluate("mini", patch, out="rabbit", profile="smoke", trivial=False)
+    >>> certificate = efface.certify("rabbit", policy="weights")
+    >>> certificate.passed
+    False
+    >>> sorted({finding.status for finding in certificate.findings})
+    ['failed', 'not tested', 'undecided']
+
+    """
+    chosen = read_policy(policy)
+    run, summary = read_run(Path(folder)), read_summary(Path(folder))
+    subject = next((e for e in run.entrants if e.kind in ("patch", "guard")), None)
+    if subject is None:
+        raise BadFile(f"{folder} measured no patch and no guard, so there is nothing to certify.")
+    folders = [attacks] if isinstance(attacks, str | Path) else attacks
+    tried = [attack_on(run, Path(a)) for a in folders]
+    return decide(chosen, summary["entrants"][subject.id]["axes"], tried, list(ATTACKS))

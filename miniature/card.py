@@ -150,7 +150,7 @@ def background_rates(world: IconWorld, part: Judged, labels: Labels) -> dict[str
 
 
 def calibration(world: IconWorld, parts: Sequence[Judged], detector: str, names: tuple[str, ...]) -> dict[str, Any]:
-    """Sensitivity and false-positive rate of every concept on samples of the shipped model (spec B12).
+    """Sensitivity and false-positive rate of every concept on samples of the shipped model.
 
     Sensitivity: share of the images of bare and background prompts of the concept that are named so. False positives: share
     of all images of other concepts that are named so.

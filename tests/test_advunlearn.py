@@ -77,7 +77,7 @@ def test_the_patch_goes_on_every_model_with_this_encoder_and_on_no_other(tmp_pat
     assert "text_encoder_digest" not in of_the_unet.card.base
 
 
-# -- faults of the official code (specification 3.6) ------------------------------------------------------------------
+# -- faults of the official code --------------------------------------------------------------------------------------
 
 
 def test_fault_1_no_token_of_the_concept_is_lost(tiny_model: Any) -> None:

@@ -120,7 +120,7 @@ def test_limits() -> None:
     assert (moved(kept, q) - q).abs().max() < 1e-6 < (moved(shared_edit(x, y, a, q, b, 0.1), q) - q).abs().max()
     one = shared_edit(x[:1], y[:1], torch.ones(1), q[:0], b[:0], 0.5)
     c, goal = x[0], y[0]
-    expected = torch.outer(goal - c, c) / (0.5 + c @ c)  # specification 2.2, one vector and nothing preserved
+    expected = torch.outer(goal - c, c) / (0.5 + c @ c)  # one vector and nothing preserved: a rank-one update
     torch.testing.assert_close(one.matrix, expected, **CLOSE)
 
 
@@ -411,7 +411,7 @@ def test_no_sampled_neighbour_brings_the_target_closer_than_the_worst(directions
 
 
 def test_isotropic_neighbours_shrink_everything_and_beyond_rows_repair_it() -> None:
-    """Specification 8.4, analytic formula: the gain orthogonal to e is 1 - alpha rho^2 (1 - E s^2) / (d - 1) / g_perp."""
+    """By hand, the gain orthogonal to e is 1 - alpha rho^2 (1 - E s^2) / (d - 1) / g_perp."""
     d, rho, lam = 768, 28.0, 0.5
     e = torch.zeros(d, dtype=F64)
     e[0] = rho
@@ -424,7 +424,7 @@ def test_isotropic_neighbours_shrink_everything_and_beyond_rows_repair_it() -> N
         expected = 1 - alpha * per * (1 - 0.81) / (lam + alpha * per * (1 - 0.81) + beta * per)
         gain = edit.transform[1:, 1:].diagonal().mean()
         assert float(gain) == pytest.approx(expected, rel=1e-9)
-        # 0.72, 0.22 and 0.98 are gains measured on samples for the specification; |e| = 28 is our guess of its scale.
+        # 0.72, 0.22 and 0.98 are gains that were measured on samples; |e| = 28 is our guess of its scale.
         assert float(gain) == pytest.approx({(1.0, 0.0): 0.72, (10.0, 0.0): 0.22, (1.0, 10.0): 0.98}[alpha, beta], abs=0.02)
 
 

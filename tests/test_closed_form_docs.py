@@ -48,7 +48,7 @@ def test_benchmark_quick() -> None:
 
 @pytest.mark.slow
 def test_speed_and_accuracy_gates() -> None:
-    """Specification, section 11, test 8, in CPU seconds of a reference machine that was not busy.
+    """In CPU seconds of a reference machine that was not busy.
 
     RECE's error is against extended precision, at a smaller width.
     """

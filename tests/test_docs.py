@@ -280,3 +280,32 @@ def test_small_tables_and_their_csv_files_say_the_same(monkeypatch: pytest.Monke
     assert (tmp_path / "tables" / "results_robust.csv").read_text() == '"a, b",c\n1,"x, y"\n'
     assert table.file_name(tmp_path / "robust.md", "robust") == "robust.csv"
     assert table.sources(None, "robust", {"": "rates"}) == []
+
+
+@pytest.mark.slow
+def test_the_way_to_a_decision_on_a_foreign_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command of docs/safety.md, on the miniature's weights under another name, with a CLIP detector."""
+    import shutil
+
+    from efface.models.load import load_model
+    from efface.models.mini import WEIGHTS
+
+    monkeypatch.chdir(tmp_path)
+    load_model("mini").save_folder(Path("my-model"))
+    shutil.copytree(WEIGHTS / "clip", "my-clip")
+    (commands,) = blocks(ROOT / "docs" / "safety.md", "bash")
+    for line in commands.splitlines():
+        result = CliRunner().invoke(main, shlex.split(line)[1:])
+        decided = line.startswith("efface certify")
+        assert result.exit_code == (3 if decided else 0), f"{line}\n{result.output}\n{result.exception!r}"
+    assert "The policy is NOT kept" in result.output
+
+
+def test_the_policy_of_the_safety_page_is_read(tmp_path: Path) -> None:
+    from efface.reporting.policy import read_policy
+
+    (text,) = blocks(ROOT / "docs" / "safety.md", "toml")
+    (tmp_path / "p.toml").write_text(text, "utf-8")
+    policy = read_policy(str(tmp_path / "p.toml"))
+    assert policy.comes_back == {"direct": 0.05, "T4": 0.3}
+    assert policy.required == ("unlearndiff", "relearn")

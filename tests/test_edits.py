@@ -292,7 +292,7 @@ def test_a_state_refuses_what_it_cannot_hold(tiny_model) -> None:  # type: ignor
 
 
 def test_readers_of_true_size_networks() -> None:
-    """Specification section 1: 32 matrices at width 768, 140 at 2048 and the pooled path; d = 1024 for SD 2.x."""
+    """Counted on the published configurations: 32 matrices at width 768, 140 at 2048 and the pooled path; d = 1024 for SD 2.x."""
     sd = {
         "cross_attention_dim": 768,
         "block_out_channels": (320, 640, 1280, 1280),

@@ -277,7 +277,7 @@ def test_spread_finds_separated_clusters() -> None:
 
 @given(seeds, st.floats(1e-4, 1.0))
 def test_normalised_ascent_has_exactly_its_length_and_rows_without_gradient_stay(seed: int, rate: float) -> None:
-    """Specification output_based.md 11.10."""
+    """The length of a step is a share of the length of the embedding."""
     p, g = draw(seed, 3, 4, 5), draw(seed + 1, 3, 4, 5)
     g[2] = 0
     moved = normalised_ascent(p, g, rate) - p

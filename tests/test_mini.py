@@ -116,7 +116,7 @@ def test_the_card_counts_what_it_claims() -> None:
 
 @pytest.mark.slow
 def test_trivial_entrants_score_as_they_must(mini: DiffusionModel, uce: Patch, tmp_path: Path) -> None:
-    """Appendix tests 2 to 4 of the specification: none, noise of growing norm, blocklist."""
+    """The three trivial entrants do what they must: none, noise of growing norm, blocklist."""
     rng = lambda: torch.Generator().manual_seed(1)  # noqa: E731
     systems = [
         System(Entrant("blocklist", "blocklist", "trivial"), empty_like(uce, "blocklist"), blocklist([TARGET], "")),

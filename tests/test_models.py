@@ -26,7 +26,7 @@ SD14_UNET = {
     "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
     "attention_head_dim": 8,
 }
-COUNTS = {  # specification output_based.md 1.1, SD 1.4
+COUNTS = {  # of Stable Diffusion 1.4, counted on its published configuration
     "xattn": (80, 43_962_560),
     "xattn-qkv": (48, 31_559_680),
     "visual": (96, 61_964_480),
@@ -63,7 +63,7 @@ def test_official_walk_has_the_counts_of_the_legacy_code() -> None:
     assert sum(len(levels) for levels, _ in walks) / 50 == pytest.approx(25.48)
     assert all(levels[0] == 961 for levels, _ in walks), "the legacy loop drops the noisiest level"
     levels, final = walks[20]
-    assert (levels[-1], final) == (381, 361), "specification 1.3: t_enc = 20 ends at 361 while the network is told 400..419"
+    assert (levels[-1], final) == (381, 361), "in the legacy code t_enc = 20 ends at 361 while the network is told 400..419"
     assert walks[0][1] == walks[1][1] == 0
 
 

@@ -92,7 +92,7 @@ def test_kpop_counts_what_its_docstring_says(updates: int, tiny_model: Diffusion
 
 def test_documented_costs_of_the_defaults(tiny_model: DiffusionModel) -> None:
     one, two = EraseRequest(("cat",)), EraseRequest(("cat", "dog"))
-    assert ConceptAblation().expected_evals(tiny_model, one) == 200 * 25 * 2 + 100 * 8 * 2 == 11_600  # specification 8
+    assert ConceptAblation().expected_evals(tiny_model, one) == 200 * 25 * 2 + 100 * 8 * 2 == 11_600  # images, then updates
     assert ConceptAblation().expected_evals(tiny_model, two) == 11_600, "all targets share the images"
     assert ConceptAblation(prior=0.2).expected_evals(tiny_model, one) == 11_600, "the prior's prediction is the goal as well"
     assert ConceptAblation(variant="noise").expected_evals(tiny_model, one) == 10_800

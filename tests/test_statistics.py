@@ -39,7 +39,7 @@ from efface.equations.statistics import (
     ],
 )
 def test_wilson_table(k: int, n: int, low: float, high: float) -> None:
-    """The table of the specification, section C1, which is printed with one decimal."""
+    """Published values of Wilson's interval, to one decimal."""
     r = wilson(k, n)
     assert 100 * r.low == pytest.approx(low, abs=0.051)
     assert 100 * r.high == pytest.approx(high, abs=0.051)

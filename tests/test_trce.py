@@ -137,7 +137,7 @@ def test_the_hinge_closes_itself_for_a_safe_prompt_that_says_nothing(tiny_model:
         small(stages="visual", margin=-1e6).erase(tiny_model, REQUEST)
 
 
-# -- faults of the official code (specification 2.6) ------------------------------------------------------------------
+# -- faults of the official code --------------------------------------------------------------------------------------
 
 
 def test_fault_1_the_end_is_found_by_tokens(tiny_model: Any) -> None:

@@ -21,7 +21,7 @@ from ..models.cond import Cond
 from ..options import Settings, option
 from ..patches import Patch
 
-__all__ = ["CHUNK", "TIERS", "Attack", "Attempt", "Deployed", "Goal", "Plan", "option", "rng_of"]
+__all__ = ["CHUNK", "TIERS", "Attack", "Attempt", "Deployed", "Goal", "Plan", "option", "own_and_fresh", "rng_of"]
 
 TIERS = {
     "T0": "the prompt box, no feedback",
@@ -192,6 +192,11 @@ class Attack(Settings):
         """``plan.images`` attempts for each case, which are not drawn yet. No weight changes, and
         the same seed gives the same attempts."""
 
+    def images_alone(self, deployed: Deployed, goal: Goal, budget: int) -> Plan:
+        """The plan of an attack that spends nothing but images: as many for each case as the budget has."""
+        self.afford(budget, deployed.per_image(goal.guidance))
+        return Plan(images=budget // deployed.per_image(goal.guidance))
+
     def afford(self, budget: int, needed: int) -> None:
         """Raises BadOption when ``needed`` evaluations for each case are not in the budget."""
         if budget < needed:
@@ -199,6 +204,11 @@ class Attack(Settings):
                 f"the budget of {budget} UNet evaluations per case is too small for {self.name}: it needs {needed} or more. "
                 "Raise --budget."
             )
+
+
+def own_and_fresh(case: Case, n: int, rng: torch.Generator) -> list[int]:
+    """n seeds of images for a case: its own, then fresh ones."""
+    return [case.seed, *torch.randint(2**31, (n,), generator=rng).tolist()][:n]
 
 
 def rng_of(seed: int, case: Case) -> torch.Generator:

@@ -11,7 +11,7 @@ import torch
 from ..models.cond import Cond
 from ..preservation.adversary import word_rows
 from ..training.learned import Learned
-from .base import Attack, Attempt, Deployed, Goal, Plan, option, rng_of
+from .base import Attack, Attempt, Deployed, Goal, Plan, option, own_and_fresh, rng_of
 
 TEMPLATES = ("a {}", "a photo of a {}", "a picture of a {}", "an image of a {}")
 
@@ -97,8 +97,8 @@ class ConceptInversion(Attack):
             attempts = []
             with torch.no_grad():
                 for i, case in enumerate(goal.cases):
-                    fresh = torch.randint(2**31, (plan.images,), generator=rng_of(self.seed, case)).tolist()
+                    seeds = own_and_fresh(case, plan.images, rng_of(self.seed, case))
                     c, shown = encoded(case.prompt, 1), case.prompt.replace(goal.target, "<learned>")
-                    for k, seed in enumerate([case.seed, *fresh][: plan.images]):
+                    for k, seed in enumerate(seeds):
                         attempts.append(Attempt(i, shown, seed, f"look {k + 1}", c))
         return attempts

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from ..edits.attack import BringBack
 from ..errors import BadOption
-from .base import Attack, Attempt, Deployed, Goal, Plan, option, rng_of
+from .base import Attack, Attempt, Deployed, Goal, Plan, option, own_and_fresh, rng_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +40,7 @@ class Inverse(Attack):
     def plan(self, deployed: Deployed, goal: Goal, budget: int) -> Plan:
         if deployed.patch is None:
             raise BadOption("the attack inverse undoes a patch, and none was given; give one with --patch.")
-        self.afford(budget, deployed.per_image(goal.guidance))
-        return Plan(images=budget // deployed.per_image(goal.guidance))
+        return self.images_alone(deployed, goal, budget)
 
     def run(self, deployed: Deployed, goal: Goal, plan: Plan) -> list[Attempt]:
         assert deployed.patch is not None
@@ -52,10 +49,6 @@ class Inverse(Attack):
             plain = [back.cond(model.encode([c.prompt])) for c in goal.cases]
         attempts = []
         for i, (case, c) in enumerate(zip(goal.cases, plain, strict=True)):
-            fresh = torch.randint(2**31, (plan.images,), generator=rng_of(self.seed, case)).tolist()
-            unfiltered = c.bare()
-            attempts += [
-                Attempt(i, case.prompt, seed, f"seed {k + 1}", unfiltered)
-                for k, seed in enumerate([case.seed, *fresh][: plan.images])
-            ]
+            unfiltered, seeds = c.bare(), own_and_fresh(case, plan.images, rng_of(self.seed, case))
+            attempts += [Attempt(i, case.prompt, seed, f"seed {k + 1}", unfiltered) for k, seed in enumerate(seeds)]
         return attempts

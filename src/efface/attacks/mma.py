@@ -12,7 +12,7 @@ from ..concepts.request import normalised
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
 from ..preservation.adversary import word_rows
-from .base import Attack, Attempt, Deployed, Goal, Plan, option, rng_of
+from .base import Attack, Attempt, Deployed, Goal, Plan, option, own_and_fresh, rng_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +58,7 @@ class MMA(Attack):
     candidates: int = option(512, "lists with one swapped word that are scored in each step", "official", low=1)
 
     def plan(self, deployed: Deployed, goal: Goal, budget: int) -> Plan:
-        self.afford(budget, deployed.per_image(goal.guidance))
-        return Plan(images=budget // deployed.per_image(goal.guidance))
+        return self.images_alone(deployed, goal, budget)
 
     def run(self, deployed: Deployed, goal: Goal, plan: Plan) -> list[Attempt]:
         model = deployed.original
@@ -73,8 +72,8 @@ class MMA(Attack):
             for i, case in enumerate(goal.cases):
                 rng = rng_of(self.seed, case)
                 text = " ".join(words[j] for j in self._search(model, words, table, case.prompt, rng))
-                fresh = torch.randint(2**31, (plan.images,), generator=rng).tolist()
-                attempts += [Attempt(i, text, s, f"seed {k + 1}") for k, s in enumerate([case.seed, *fresh][: plan.images])]
+                seeds = own_and_fresh(case, plan.images, rng)
+                attempts += [Attempt(i, text, s, f"seed {k + 1}") for k, s in enumerate(seeds)]
         return attempts
 
     def _search(self, model: DiffusionModel, words: list[str], table: Tensor, prompt: str, rng: torch.Generator) -> list[int]:

@@ -35,8 +35,7 @@ class RandomToken(Attack):
     tokens: int = option(3, "number of words before the prompt", "UnlearnDiffAtk 3 for styles and objects, 5 for nudity", low=1)
 
     def plan(self, deployed: Deployed, goal: Goal, budget: int) -> Plan:
-        self.afford(budget, deployed.per_image(goal.guidance))
-        return Plan(images=budget // deployed.per_image(goal.guidance))
+        return self.images_alone(deployed, goal, budget)
 
     def run(self, deployed: Deployed, goal: Goal, plan: Plan) -> list[Attempt]:
         with deployed.active() as model:

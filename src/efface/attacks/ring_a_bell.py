@@ -69,8 +69,7 @@ class RingABell(Attack):
     mutated: float = option(0.25, "share of the children in which one word is replaced", "official", low=0.0)
 
     def plan(self, deployed: Deployed, goal: Goal, budget: int) -> Plan:
-        self.afford(budget, deployed.per_image(goal.guidance))
-        return Plan(images=budget // deployed.per_image(goal.guidance))
+        return self.images_alone(deployed, goal, budget)
 
     @torch.no_grad()
     def run(self, deployed: Deployed, goal: Goal, plan: Plan) -> list[Attempt]:

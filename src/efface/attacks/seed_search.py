@@ -31,8 +31,7 @@ class SeedSearch(Attack):
     tier: ClassVar[str] = "T2"
 
     def plan(self, deployed: Deployed, goal: Goal, budget: int) -> Plan:
-        self.afford(budget, deployed.per_image(goal.guidance))
-        return Plan(images=budget // deployed.per_image(goal.guidance))
+        return self.images_alone(deployed, goal, budget)
 
     def run(self, deployed: Deployed, goal: Goal, plan: Plan) -> list[Attempt]:
         attempts = []

@@ -31,8 +31,7 @@ class Textual(Attack):
 
     def plan(self, deployed: Deployed, goal: Goal, budget: int) -> Plan:
         self.check(goal)
-        self.afford(budget, deployed.per_image(goal.guidance))
-        return Plan(images=budget // deployed.per_image(goal.guidance))
+        return self.images_alone(deployed, goal, budget)
 
     def check(self, goal: Goal) -> None:
         """Raises BadOption where there is nothing to ask with: here, where no wording is known."""

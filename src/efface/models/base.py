@@ -199,6 +199,8 @@ class DiffusionModel(abc.ABC):
     """Tokens in front of a prompt's words: the begin token of CLIP; T5 has none."""
     guide: Callable[[Cond, float], Guide] | None = None
     """A guard's guidance of a trajectory for conditionings and scale; None is classifier-free guidance. See :meth:`guided_by`."""
+    lora_reader: ClassVar[bool] = True
+    """Whether the family's pipeline in diffusers loads LoRAs."""
     part: ClassVar[str] = "unet"
     """What the denoiser is called in diffusers' folders; its parameters are named after it in :meth:`weights`."""
     selections: ClassVar[Mapping[str, Select]] = SELECTIONS

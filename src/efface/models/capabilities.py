@@ -9,6 +9,7 @@ from __future__ import annotations
 CAPABILITIES = {
     "attention_maps": "maps of where the picture looks at each word",
     "extra_context": "further tokens in the keys and values of cross-attention",
+    "places": "a middle of the network, apart from its other blocks",
     "start_detached": "a start-of-text token without a gradient",
     "official_alignment": "the shifted timesteps of the legacy codes",
     "plms": "the multistep solver of eps, plms",

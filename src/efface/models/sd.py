@@ -310,13 +310,13 @@ class StableDiffusion(DiffusionModel):
         return [Cond(torch.cat(layer), last) for layer in zip(*found, strict=True)]
 
     def attention_maps(self) -> AbstractContextManager[list[Tensor]]:
-        return probed(self.unet)
+        return probed(self.network)
 
     def extra_context(self, keys: Tensor, values: Tensor, place: str) -> AbstractContextManager[None]:
-        return extended(self.unet, keys, values, place)
+        return extended(self.network, keys, values, place)
 
     def start_detached(self) -> AbstractContextManager[None]:
-        return start_detached(self.unet)
+        return start_detached(self.network)
 
     def weights(self, select: Select) -> dict[str, Tensor]:
         self.check_plain()
@@ -398,7 +398,7 @@ class StableDiffusion(DiffusionModel):
     @contextmanager
     def constant_context(self) -> Iterator[None]:
         # A compiled network would bake the kept tensors into its graph.
-        layers = [] if self.compiled else cross_attentions(self.unet)
+        layers = [] if self.compiled else cross_attentions(self.network)
         kept = [projection for layer in layers for projection in (layer.to_k, layer.to_v)]
         fresh = [m for m in kept if not isinstance(m.forward, _Kept)]
         for module in fresh:

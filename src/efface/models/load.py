@@ -91,6 +91,7 @@ def _adapters() -> dict[str, type[StableDiffusion]]:
 
     return {
         "StableDiffusionPipeline": StableDiffusion,
+        "LatentConsistencyModelPipeline": StableDiffusion,
         "StableDiffusionXLPipeline": StableDiffusionXL,
         "StableDiffusion3Pipeline": StableDiffusion3,
         "FluxPipeline": Flux,
@@ -118,6 +119,8 @@ def _family(source: str) -> type[StableDiffusion]:
     """The adapter of a folder or Hub id, by the pipeline it names; other families are refused before anything is loaded."""
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+    from .plain import FROM_BASE
+
     index, adapters = Path(source) / "model_index.json", _adapters()
     try:
         named = json.loads(index.read_text("utf-8")) if index.parent.is_dir() else DiffusionPipeline.load_config(source)
@@ -125,7 +128,9 @@ def _family(source: str) -> type[StableDiffusion]:
         return adapters["StableDiffusionPipeline"]  # no index: loading will tell
     family = named.get("_class_name", "?")
     if family not in adapters:
-        raise BadFile(f"{source!r} is a {family}; this version reads {', '.join(adapters)}.")
+        edits = any(word in family for word in ("Inpaint", "Img2Img", "Fill", "Kontext", "Control", "Pix2Pix", "Upscale"))
+        remedy = f" {FROM_BASE}" if edits else ""
+        raise BadFile(f"{source!r} is a {family}; this version reads {', '.join(adapters)}.{remedy}")
     return adapters[family]
 
 

@@ -89,6 +89,8 @@ class StableDiffusion(DiffusionModel):
         self.device, self.dtype = first.device, first.dtype
         self.autocast_dtype, self.compiled = first.dtype, False
         self.takes_guidance = self.distilled = self.unet.config.time_cond_proj_dim is not None
+        if self.distilled:
+            self.usual_guidance, self.usual_steps = 8.5, 4  # of LatentConsistencyModelPipeline
         self.latent_shape = (self.unet.config.in_channels, *latent_side(name, self.unet))
         self._encoded: dict[str, Cond] = {}
         self._identities: dict[str, tuple[list[tuple[int, int, int]], Tensor, Identity]] = {}
@@ -556,8 +558,11 @@ def _rebuilt(pipe: Any, parts: Mapping[str, Any]) -> Any:
 
 def _completed(stock: Any, source: str | Path, parts: Mapping[str, Any]) -> tuple[Any, list[str]]:
     """The pipeline of a folder or Hub id with these parts instead of its own; and the components that it names and lacks."""
+    import diffusers
+
     try:
         index = stock.load_config(source)
+        stock = getattr(diffusers, str(index.get("_class_name")), stock)  # several pipelines can be of one family
         named = [n for n, value in index.items() if isinstance(value, (list, tuple)) and value[0] is not None]
         missing = [n for n in named if Path(source).is_dir() and not (Path(source) / n).is_dir()]
         more = {"add_watermarker": False} if "add_watermarker" in inspect.signature(stock.__init__).parameters else {}
@@ -608,7 +613,10 @@ def schedule_of(scheduler: Any) -> Schedule:
     if prediction not in ("epsilon", "v_prediction"):
         raise BadFile(f"the network predicts {prediction!r}. {remedy}")
     if prediction == "epsilon" and not levels[-1] > 0:
-        raise BadFile(f"the scheduler {kind} ends in pure noise, where eps prediction says nothing (zero terminal SNR). {remedy}")
+        raise BadFile(
+            f"the scheduler {kind} ends in pure noise, where eps prediction says nothing (zero terminal SNR). A model that "
+            "predicts eps was trained without it; set rescale_betas_zero_snr=False."
+        )
     last = getattr(scheduler, "final_alpha_cumprod", 1.0)  # solvers without one end at the clean latents
     return Schedule(
         alphas_cumprod=levels,

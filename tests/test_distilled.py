@@ -3,6 +3,7 @@ SD 2.1 and inpainting."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from efface.models.tiny import TINY_WORDS, tiny, tiny_flux
 from efface.patches.export import export
 from efface.registry import ATTACKS, METHODS
 from efface.testing import check_attack, check_method
+from efface.verbs.cost import predicted
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers with numpy 2
 REQUEST = EraseRequest(("cat",), "", ("bus",))
@@ -56,6 +58,14 @@ def test_without_guidance_a_method_costs_half_of_its_walk(name: str) -> None:
 @pytest.mark.parametrize("name", ["concept_inversion", "seed_search", "unlearndiff"])
 def test_attacks_plan_one_evaluation_per_step(name: str, lcm: DiffusionModel) -> None:
     check_attack(ATTACKS[name].preset("tiny"), Deployed(lcm, 2, ("cat",)), budget=60)
+
+
+@pytest.mark.parametrize("name", ["tiny-sd3", "tiny-flux", "tiny-pixart"])
+def test_the_cost_in_seconds_is_probed_on_every_family(name: str) -> None:
+    model = load_model(name)
+    before = model.evals.snapshot()["forward"]
+    assert re.fullmatch(r"1,000,000 UNet evaluations, about [\d.]+ (minutes|hours) on cpu", predicted(model, 1_000_000))
+    assert model.evals.snapshot()["forward"] == before
 
 
 def test_images_and_scans_are_announced_as_they_are_spent(lcm: DiffusionModel) -> None:

@@ -224,6 +224,18 @@ def test_variants(method: Any, pixart: PixArt) -> None:
         assert all(pixart.select(method.train)(n) for n in patch.deltas)
 
 
+def test_half_precision_and_checkpointing() -> None:
+    half = tiny_pixart(dtype="bfloat16")
+    for method in (ESD.preset("tiny"), AP.preset("tiny"), UCE()):
+        patch = method.erase(half, EraseRequest(("cat",), "dog"))
+        assert patch.norm() > 0
+        assert all(d.dtype == torch.float32 and bool(torch.isfinite(d).all()) for d in patch.deltas.values())
+    recomputing = tiny_pixart()
+    recomputing.configure(checkpointing=True)
+    found = [ESD.preset("tiny").erase(m, EraseRequest(("cat",), "dog")).deltas for m in (tiny_pixart(), recomputing)]
+    assert same(*found)
+
+
 def test_resume_is_bit_exact(pixart: PixArt) -> None:
     check_resume(AP.preset("tiny", steps=4, sampler="noised"), EraseRequest(("cat",)), pixart)
 

@@ -14,6 +14,7 @@ CAPABILITIES = {
     "official_alignment": "the shifted timesteps of the legacy codes",
     "plms": "the multistep solver of eps, plms",
     "keys_and_values": "separate weights for the keys and the values of the text",
+    "text_encoder": "a text encoder that can be trained and gives the tokens that the network reads",
     "guidance": "classifier-free guidance, whose branches a guard changes",
     "one_tokenizer": "one tokenizer whose positions are those of the text's vectors",
 }

@@ -236,7 +236,7 @@ class Block(torch.nn.Module):
         self.mid_block.attn2 = Attention(query_dim=4, cross_attention_dim=6, heads=1, dim_head=4)
 
     def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.mid_block.attn2(x, context)
+        out: torch.Tensor = self.mid_block.attn2(x, encoder_hidden_states=context)
         return out
 
 

@@ -18,6 +18,7 @@ from efface.concepts.request import EraseRequest
 from efface.errors import BadFile, BadOption, PromptTooLong, WrongBaseModel
 from efface.guards import Negative
 from efface.methods import AP, ESD, UCE, Naive
+from efface.methods.ablation import ConceptAblation
 from efface.models.capabilities import CAPABILITIES
 from efface.models.cond import GUIDANCE, POOLED
 from efface.models.flux import SIDE, Flux, packed, places, unpacked
@@ -231,8 +232,8 @@ def test_a_prompt_that_clip_cuts_is_said_to_be_cut(flux: Flux) -> None:
 def test_what_is_lacking_is_named_where_methods_are_listed(flux: Flux) -> None:
     assert set(flux.lacking) <= set(CAPABILITIES)
     out = CliRunner().invoke(main, ["list", "methods", "--model", "tiny-flux"]).output.splitlines()
-    # tiny presets; ablation's own default detaches the start token
-    assert {line.split()[0] for line in out if "REFUSED" in line} == {"ablation", "forget-me-not", "kpop", "mace"}
+    # tiny presets; ablation with detach_start=false and advunlearn with train=xattn run, see test_variants
+    assert {line.split()[0] for line in out if "REFUSED" in line} == {"ablation", "advunlearn", "forget-me-not", "kpop", "mace"}
 
 
 # -- every method and attack -------------------------------------------------------------------------------------------
@@ -271,6 +272,8 @@ def test_every_method_keeps_its_contract_or_names_the_reason(name: str, guidance
         AP.preset("tiny", search="pgd"),
         ESD.preset("tiny", loss_space="x0", sampler="frozen"),
         ESD.preset("tiny", train="context"),
+        METHODS["advunlearn"].preset("tiny", train="xattn"),
+        ConceptAblation.preset("tiny", detach_start=False),
         ESD.preset("tiny", train="single-attn"),
         Naive.preset("tiny", train="joint", loss_space="eps"),
         UCE(rows="all"),
@@ -282,6 +285,18 @@ def test_variants(method: Any, flux: Flux) -> None:
     patch = check_method(method, REQUEST, flux)
     if hasattr(method, "train"):
         assert all(flux.select(method.train)(n) for n in patch.deltas)
+
+
+def test_half_precision_and_checkpointing() -> None:
+    half = tiny_flux(dtype="bfloat16")
+    for method in (ESD.preset("tiny"), AP.preset("tiny"), UCE()):
+        patch = method.erase(half, EraseRequest(("cat",), "dog"))
+        assert patch.norm() > 0
+        assert all(d.dtype == torch.float32 and bool(torch.isfinite(d).all()) for d in patch.deltas.values())
+    recomputing = tiny_flux()
+    recomputing.configure(checkpointing=True)
+    found = [ESD.preset("tiny").erase(m, EraseRequest(("cat",), "dog")).deltas for m in (tiny_flux(), recomputing)]
+    assert same(*found)
 
 
 def test_resume_is_bit_exact(flux: Flux) -> None:
@@ -319,7 +334,7 @@ def test_vectors_stand_in_the_places_of_t5_s_words(flux: Flux) -> None:
     assert bool((v.grad != 0).any())
 
 
-def test_the_text_encoder_that_is_trained_is_clip(flux: Flux) -> None:
+def test_the_text_encoder_of_a_patch_is_clip(flux: Flux) -> None:
     names = set(flux.weights(flux.select("text-encoder")))
     assert {n.partition(".")[0] for n in names} == {"text_encoder"}
     student = flux.student(flux.select("text-encoder"))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -20,7 +21,7 @@ from efface.methods import AP, ESD
 from efface.models.base import Schedule, plms_grid
 from efface.models.flow import FlowSchedule, flow_schedule_of
 from efface.models.levels import Levels
-from efface.models.tiny import tiny, tiny_schedule, tiny_sd3
+from efface.models.tiny import tiny, tiny_flux, tiny_schedule, tiny_sd3
 
 F64 = torch.float64
 LEVELS: Mapping[str, Levels] = {
@@ -28,6 +29,7 @@ LEVELS: Mapping[str, Levels] = {
     "v": tiny_schedule("v_prediction"),
     "flow": flow_schedule_of({"num_train_timesteps": 1000, "shift": 3.0}, 16),
     "dynamic": flow_schedule_of({"num_train_timesteps": 1000, "use_dynamic_shifting": True}, 1024),
+    "flux": flow_schedule_of({"num_train_timesteps": 1000, "use_dynamic_shifting": True}, 1024, even=True),
 }
 EACH = pytest.mark.parametrize("levels", LEVELS.values(), ids=LEVELS.keys())
 
@@ -158,7 +160,7 @@ def test_a_method_s_losses_are_the_same_in_every_family(eta: float) -> None:
 
     x0, _ = pair(n=1)
     found, goals = [], []
-    for name, model in (("eps", tiny()), ("v", tiny("v_prediction")), ("flow", tiny_sd3())):
+    for name, model in (("eps", tiny()), ("v", tiny("v_prediction")), ("flow", tiny_sd3()), ("flux", tiny_flux())):
         levels, net = LEVELS[name], Linear(LEVELS[name])
         model.schedule = levels  # type: ignore[assignment]
         t = levels.numbered([400], torch.device("cpu"))
@@ -174,6 +176,14 @@ def test_a_method_s_losses_are_the_same_in_every_family(eta: float) -> None:
     assert found[0] > 0.1
 
 
+def test_the_grid_of_flux_is_laid_evenly_before_it_is_shifted() -> None:
+    """s = exp(mu) / (exp(mu) + 1 / r - 1) of r = 1, 3/4, 2/4, 1/4; that of the scheduler alone ends elsewhere."""
+    mu = 0.5 + (1.15 - 0.5) / (4096 - 256) * (1024 - 256)
+    expected = [1000 * np.exp(mu) / (np.exp(mu) + 1 / r - 1) for r in (1.0, 0.75, 0.5, 0.25)]
+    assert LEVELS["flux"].timesteps(4) == pytest.approx(expected, rel=1e-6)
+    assert LEVELS["dynamic"].timesteps(4) != pytest.approx(expected, rel=1e-2)
+
+
 def test_at_the_noisiest_level_of_a_flow_guidance_still_acts() -> None:
     """Its eps is z itself there: a sampler that guided eps would make its first step without the prompt."""
     levels = LEVELS["flow"]
@@ -187,7 +197,7 @@ def test_families_are_told_apart() -> None:
     assert isinstance(LEVELS["eps"], Schedule)
     assert isinstance(LEVELS["flow"], FlowSchedule)
     kinds: list[Any] = [levels.prediction_type for levels in LEVELS.values()]
-    assert kinds == ["epsilon", "v_prediction", "flow_prediction", "flow_prediction"]
+    assert kinds == ["epsilon", "v_prediction", "flow_prediction", "flow_prediction", "flow_prediction"]
 
 
 @EACH

@@ -178,8 +178,8 @@ def test_folder_round_trip_and_foreign_folders(tiny_model, tmp_path: Path) -> No
     cases = [Case("x", "", "cat", 0, 4.0)]
     assert torch.equal(again.sample(cases, 3), tiny_model.sample(cases, 3))
     index = tmp_path / "m" / "model_index.json"
-    index.write_text(json.dumps({"_class_name": "KolorsPipeline"}))
-    with pytest.raises(BadFile, match="is a KolorsPipeline"):
+    index.write_text(json.dumps({"_class_name": "QwenImagePipeline"}))
+    with pytest.raises(BadFile, match="is a QwenImagePipeline"):
         load_model(tmp_path / "m")
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadFile, match="cannot load"):

@@ -97,7 +97,7 @@ def _models() -> dict[str, str]:
 
     return {
         **BUNDLED,
-        "FOLDER": "a diffusers folder of Stable Diffusion 1.x, 2.x, XL, 3 or 3.5, or of FLUX.1",
+        "FOLDER": "a diffusers folder of Stable Diffusion 1.x, 2.x, XL, 3 or 3.5, of FLUX.1 or of PixArt",
         "FILE": "a single checkpoint file",
         "OWNER/NAME": "a Hub id",
     }

@@ -127,7 +127,7 @@ def facts(edit: Edit, model: DiffusionModel, targets: Sequence[str]) -> dict[str
     Cost: no UNet evaluations, 4 d^3 operations.
     """
     s = singular_values(edit)
-    null = model.encode([""]).tokens[0].cpu().double()
+    null = model.encode([""]).rows("all").double()
     c = model.encode(targets).last_token().cpu().double()
     back = preimage(edit, c)
     length = back.norm(dim=1) / c.norm(dim=1)

@@ -69,7 +69,7 @@ class ConceptEdit:
     def of(model: DiffusionModel, *, pin_null: bool = True, **options: Any) -> ConceptEdit:
         """An empty edit of this model. With ``pin_null`` the empty prompt, start vector included,
         never moves."""
-        null = model.encode([""]).tokens[0].cpu()
+        null = model.encode([""]).rows("all")
         base = {**model.info, **model.identity()}
         return ConceptEdit(null.shape[1], pinned=null if pin_null else None, base=base, **options)
 

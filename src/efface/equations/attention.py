@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 
-def probabilities(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
-    """Attention probabilities ``softmax(Q K^T / sqrt(d_h))`` over all keys, in float32.
+def probabilities(queries: Tensor, keys: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
+    """Attention probabilities ``softmax(Q K^T / sqrt(d_h) + bias)`` over all keys, in float32.
 
-    queries are (B, P, heads d_h) for P pixels, keys (B, L, heads d_h) for L tokens. Returns (B,
-    heads, P, L), whose rows sum to 1.
+    queries are (B, P, heads d_h) for P pixels, keys (B, L, heads d_h) for L tokens, bias (B, 1, L):
+    large and negative where a token is masked. Returns (B, heads, P, L), whose rows sum to 1.
     """
     q, k = (x.float().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (queries, keys))
-    return torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1)
+    logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    return torch.softmax(logits if bias is None else logits + bias.float()[:, None], dim=-1)
 
 
 def column_norm(maps: Sequence[Tensor], columns: Tensor, rms: bool = False) -> Tensor:

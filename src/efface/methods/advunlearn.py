@@ -167,6 +167,10 @@ class AdvUnlearn(Method):
             )
         text_layers(self.layers)
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("text_encoder",) if self.train == ENCODER else ()
+
     def select(self, model: DiffusionModel) -> Select:
         """The selection of the weights that are trained."""
         return text_layers(self.layers) if self.train == ENCODER else model.select(self.train)
@@ -197,6 +201,7 @@ class AdvUnlearn(Method):
         return walked + known + self.batch * (self.steps * rows + attacks)
 
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
+        self.check(model)
         run, spent, select = run or Run(), model.evals.snapshot(), self.select(model)
         kept, dropped = self.retained(model, request)
         student, null = model.student(select), [""] if self.keep_null else []

@@ -97,7 +97,7 @@ class KPOP(Trained):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return (*super().needs, "extra_context")
+        return (*super().needs, "extra_context", *(("places",) if self.place != "inmidout" else ()))
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         per_row = self.draw_cost(model, 1) + 4 + self.prompt_updates

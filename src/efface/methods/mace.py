@@ -267,10 +267,11 @@ class MACE(Method):
         xs, ys = list[Tensor](), list[Tensor]()
         for template in self.templates:
             old, new = template.format(target), template.format(anchor).strip()
-            c, (ids, goal_ids) = model.encode([old, new]).tokens.cpu(), model.token_ids([old, new])
+            both, (ids, goal_ids) = model.encode([old, new]), model.token_ids([old, new])
             head, tail = common_ends(ids, goal_ids)
-            n = c.shape[1] - max(len(ids), len(goal_ids)) + tail
-            for rows, tokens, start in ((xs, c[0], len(ids) - tail), (ys, c[1], len(goal_ids) - tail)):
+            starts = len(ids) - tail, len(goal_ids) - tail
+            n = min(m - start for m, start in zip(both.counts(), starts, strict=True))
+            for rows, tokens, start in zip((xs, ys), both.tokens.cpu(), starts, strict=True):
                 rows += [tokens[:head], tokens[start : start + n]]
         return torch.cat(xs), torch.cat(ys)
 
@@ -332,7 +333,7 @@ def positions_of(model: DiffusionModel, template: str, target: str) -> list[int]
     prompt = template.format(target)
     ids, rest = model.token_ids([prompt, template.format("").strip()])
     head, tail = common_ends(ids, rest)
-    return [*range(head, len(ids) - tail), *range(len(ids) - 1, model.encode([prompt]).tokens.shape[1])]
+    return [*range(head, len(ids) - tail), *range(len(ids) - 1, model.encode([prompt]).counts()[0])]
 
 
 def common_ends(old: list[int], new: list[int]) -> tuple[int, int]:

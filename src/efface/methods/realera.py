@@ -135,7 +135,7 @@ class RealEra(Method):
 
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
         spent, base = model.evals.snapshot(), model.weights(model.reads())
-        null = model.encode([""]).tokens[0].cpu()
+        null = model.encode([""]).rows("all")
         moments, hoods = self._moments(model, request)
         log: dict[str, Any] = {"neighbours": {t: len(_own(hoods, t).names) for t in request.targets}}
         if self.mode == "adversarial":

@@ -113,8 +113,8 @@ class RECE(Method):
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
         spent, base = model.evals.snapshot(), model.weights(model.reads())
         c, anchor = model.encode(request.targets), model.encode([request.anchor] * len(request.targets))
-        x, y, q, b = c.rows("all"), anchor.rows("all"), *self._preserved(model, request)
-        null = model.encode([""]).tokens[0].cpu() if self.pin else None
+        (x, y), (q, b) = c.aligned(anchor, "all"), self._preserved(model, request)
+        null = model.encode([""]).rows("all") if self.pin else None
         p = torch.eye(x.shape[1], dtype=F64)
         if self.start == "uce":
             start, goal = c.aligned(anchor, "last..end")
@@ -122,7 +122,7 @@ class RECE(Method):
             p = shared_edit(start, goal, scale, q, b * self.start_preserve_scale, self.start_lam, null).transform
         later = b.clone()
         if self.null_per_target:
-            later[: c.tokens.shape[1]] *= len(request.targets)  # the null prompt's rows come first
+            later[: len(model.encode([""]).rows("all"))] *= len(request.targets)  # the null prompt's rows come first
         rows = Moments.of(x, y, torch.ones(len(x)), q, self.preserve_scale * later)
         gy = y.double().T @ y.double()
         s = gram_of_maps(w.detach().cpu() for w in base.values())

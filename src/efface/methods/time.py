@@ -76,10 +76,11 @@ class TIME(Method):
         pairs = [(f.format(e).strip(), f.format(request.anchor).strip()) for e in request.targets for f in templates]
         xs, ys, one = [], [], articles(model)
         for old, new in pairs:
-            source, destination = model.encode([old]).tokens[0].cpu(), model.encode([new]).tokens[0].cpu()
-            xs.append(source)
+            both = model.encode([old, new])
+            (source, destination), (n, end) = both.tokens.cpu(), both.counts()
+            xs.append(source[:n])
             old_ids, new_ids = ([one.get(i, i) for i in ids] for ids in model.token_ids([old, new]))
-            ys.append(destination[alignment(old_ids, new_ids, len(source))])
+            ys.append(destination[[min(i, end - 1) for i in alignment(old_ids, new_ids, n)]])
         x, y = torch.cat(xs), torch.cat(ys)
         edit = shared_edit(x, y, torch.ones(len(x)), x[:0], torch.ones(0), self.lam)
         base = model.weights(lambda name: kv(name) and (self.keys or ".to_v." in name))

@@ -284,19 +284,21 @@ class TRCE(Method):
         if request.preserve:
             keep = keep + _mean_gram(model, request.preserve)
         rows = Moments.of(x, y, a, x[:0], a[:0])
-        null = model.encode([""]).tokens[0].cpu()
+        null = model.encode([""]).rows("all")
         return solved(Moments(rows.gram, rows.shift, self.mu * keep), self.lam, null if self.pin else None)
 
     def _rows(self, model: DiffusionModel, pairs: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of the unsafe prompts, the rows they should act like, and their weights: (r, d), (r, d), (r,)."""
         found: list[tuple[Tensor, Tensor, float]] = []
         filled = [(f.format(u), f.format(s).strip(), u) for u, s in pairs for f in TEMPLATES]
-        sources, goals = (model.encode([row[i] for row in filled]).tokens.cpu() for i in (0, 1))
-        for (prompt, goal, phrase), c, g in zip(filled, sources, goals, strict=True):
+        sources, goals = (model.encode([row[i] for row in filled]) for i in (0, 1))
+        texts = (c.tokens.cpu() for c in (sources, goals))
+        read = zip(*texts, sources.counts(), goals.counts(), strict=True)
+        for (prompt, goal, phrase), (c, g, m, m_goal) in zip(filled, read, strict=True):
             n, n_goal = (self._end(model, p) for p in (prompt, goal))
             word = model.locate(prompt, phrase).start if self.word else 0
-            weights = (self.start, self.end, self.padding * (len(c) - 1 - n), self.word)
-            places = ((0, 0), (n, n_goal), (-1, -1), (word, -1))
+            weights = (self.start * model.starts, self.end, self.padding * (m - 1 - n), self.word)
+            places = ((0, 0), (n, n_goal), (m - 1, m_goal - 1), (word, m_goal - 1))
             found += [(c[i], g[j], w / len(filled)) for (i, j), w in zip(places, weights, strict=True) if w]
         return (
             torch.stack([x for x, _, _ in found]),

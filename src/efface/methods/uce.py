@@ -234,7 +234,7 @@ class UCE(Method):
         return found
 
     def _solve(self, model: DiffusionModel, request: EraseRequest, x: Tensor, y: Tensor) -> Edit:
-        null = model.encode([""]).tokens[0].cpu()
+        null = model.encode([""]).rows("all")
         edit, q = self._solved(x, y, [(c.rows(self.preserve_rows), b) for c, b in self._kept(model, request)], null)
         if not self.seal:
             return edit

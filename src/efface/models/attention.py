@@ -1,4 +1,4 @@
-"""Reading and steering the cross-attention of a diffusers UNet by hooks on its projections.
+"""Reading and steering the cross-attention of a diffusers network by hooks on its projections.
 
 Nothing is replaced: the stock attention runs (fused kernels included), a probe does not change its output by a bit, and when
 a context manager ends, also by an exception, its hooks are gone. Inside, the network runs eagerly and stores its activations:
@@ -27,12 +27,14 @@ PLACES = {
 
 
 def cross_attentions(unet: nn.Module, place: str = "inmidout") -> list[nn.Module]:
-    """The cross-attention layers of the named place. Raises UnknownName, and BadOption for a UNet that has none there."""
+    """The cross-attention layers of the named place. Raises UnknownName, and BadOption for a network that has none there."""
     if place not in PLACES:
         raise UnknownName("place of cross-attention", place, PLACES)
-    found = [m for n, m in unet.named_modules() if n.endswith(".attn2") and n.startswith(PLACES[place])]
+    # The blocks of a transformer are all alike: they are "inmidout".
+    inside = (*PLACES[place], *(("transformer_blocks.",) if place == "inmidout" else ()))
+    found = [m for n, m in unet.named_modules() if n.endswith(".attn2") and n.startswith(inside)]
     if not found:
-        raise BadOption(f"this UNet has no cross-attention in {place!r}; choose another place.")
+        raise BadOption(f"this network has no cross-attention in {place!r}; choose another place.")
     return found
 
 
@@ -69,15 +71,15 @@ def probed(unet: nn.Module) -> Iterator[list[Tensor]]:
         def keep(name: str, seen: dict[str, Tensor] = seen) -> Callable[..., None]:
             return lambda module, args, output: seen.__setitem__(name, output)
 
-        def collect(module: Any, args: Any, output: Any, seen: dict[str, Tensor] = seen) -> None:
+        def collect(module: Any, args: Any, facts: Any, output: Any, seen: dict[str, Tensor] = seen) -> None:
             queries, keys = seen.pop("q"), seen.pop("k")
             with torch.autocast(queries.device.type, enabled=False):  # maps are float32, whatever the network runs in
-                maps.append(probabilities(queries, keys, module.heads))
+                maps.append(probabilities(queries, keys, module.heads, facts.get("attention_mask")))
 
         handles += [
             layer.to_q.register_forward_hook(keep("q")),
             layer.to_k.register_forward_hook(keep("k")),
-            layer.register_forward_hook(collect),
+            layer.register_forward_hook(collect, with_kwargs=True),
         ]
     with hooked(unet, handles):
         yield maps
@@ -91,16 +93,26 @@ def extended(unet: nn.Module, keys: Tensor, values: Tensor, place: str) -> Itera
     its logit 0 still takes softmax mass. m = 0 is the stock layer.
     """
 
-    def append(rows: Tensor) -> Callable[..., Any]:
+    m = keys.shape[1]
+
+    def longer(module: Any, args: Any, facts: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        context, mask = facts["encoder_hidden_states"], facts.get("attention_mask")
+        facts = {**facts, "encoder_hidden_states": nn.functional.pad(context, (0, 0, 0, m))}
+        return args, facts if mask is None else {**facts, "attention_mask": nn.functional.pad(mask, (0, m))}  # a bias of 0: read
+
+    def filled(rows: Tensor) -> Callable[..., Any]:
         def hook(module: Any, args: tuple[Tensor]) -> tuple[Tensor]:
             (context,) = args
-            return (torch.cat([context, rows.to(context.dtype).expand(len(context), -1, -1)], dim=1),)
+            text = context[:, : context.shape[1] - m]
+            return (torch.cat([text, rows.to(context.dtype).expand(len(context), -1, -1)], dim=1),)
 
         return hook
 
     layers = cross_attentions(unet, place)
     projections = [pair for layer in layers for pair in ((layer.to_k, keys), (layer.to_v, values))]
-    with hooked(unet, [projection.register_forward_pre_hook(append(rows)) for projection, rows in projections]):
+    handles = [layer.register_forward_pre_hook(longer, with_kwargs=True) for layer in layers]
+    handles += [projection.register_forward_pre_hook(filled(rows)) for projection, rows in projections]
+    with hooked(unet, handles):
         yield
 
 

@@ -53,6 +53,10 @@ class Evals:
         return {"forward": self.forward, "calls": self.calls, "backward": self.backward, "text": self.text}
 
 
+CONSISTENCY = ("LCMScheduler", "TCDScheduler")
+"""Schedulers of consistency models, by their class in diffusers."""
+
+
 @dataclass(frozen=True)
 class Schedule(Levels):
     """Noise schedule of a variance-preserving diffusion, which predicts eps or v, and the sampling grid made from it:
@@ -73,16 +77,30 @@ class Schedule(Levels):
         """The descending grid of ``spacing``. Raises BadOption for more steps than there are levels.
 
         50 steps of 1,000 levels give: "leading", of Stable Diffusion 1.x, 981, 961, ..., 1; "trailing" 999, 979, ..., 19;
-        "linspace" 999 to 0, both included.
+        "linspace" 999 to 0, both included. Consistency models have the grid of their own scheduler.
         """
         n = len(self.alphas_cumprod)
         if not 1 <= steps <= n:
             raise BadOption(f"{steps} sampling steps: the schedule has {n} levels; take 1 to that many.")
+        if self.config.get("_class_name") in CONSISTENCY:
+            return self._trained(steps)
         if self.spacing == "trailing":
             return [round(n - i * n / steps) - 1 for i in range(steps)]
         if self.spacing == "linspace":
             return [round((n - 1) * i / max(steps - 1, 1)) for i in reversed(range(steps))]
         return self.leading(steps)
+
+    def _trained(self, steps: int) -> list[int]:
+        """The grid of a consistency model, which was trained at few levels: the scheduler's own, from the noisiest one down."""
+        import diffusers
+
+        scheduler = getattr(diffusers, str(self.config["_class_name"])).from_config(dict(self.config))
+        most = int(scheduler.config.original_inference_steps)
+        if steps > most:
+            raise BadOption(f"{steps} sampling steps: a consistency model is trained at {most} levels; take 1 to that many.")
+        scheduler.set_timesteps(steps)
+        found: list[int] = scheduler.timesteps.tolist()
+        return found
 
     def leading(self, steps: int) -> list[int]:
         """The "leading" grid, which the official codes of ESD, AP and AGE know alone."""
@@ -200,6 +218,8 @@ class DiffusionModel(abc.ABC):
     """Tokens in front of a prompt's words: the begin token of CLIP; T5 has none."""
     guide: Callable[[Cond, float], Guide] | None = None
     """A guard's guidance of a trajectory for conditionings and scale; None is classifier-free guidance. See :meth:`guided_by`."""
+    lora_reader: ClassVar[bool] = True
+    """Whether the family's pipeline in diffusers loads LoRAs."""
     part: ClassVar[str] = "unet"
     """What the denoiser is called in diffusers' folders; its parameters are named after it in :meth:`weights`."""
     selections: ClassVar[Mapping[str, Select]] = SELECTIONS

@@ -19,6 +19,10 @@ GUIDANCE = "guidance"
 """The extra that a guidance-distilled network reads: the scale of classifier-free guidance, one number per prompt."""
 
 
+MASK = "mask"
+"""The extra of a family whose network does not read padding: 1 where a token is read, (B, L)."""
+
+
 @dataclass(frozen=True)
 class Cond:
     """A batch of conditionings. ``tokens``: (B, L, d) last hidden states; ``last``: (B,) index of the last word token
@@ -49,7 +53,7 @@ class Cond:
 
     def bare(self) -> Cond:
         """Only what a network reads, without what a guard has put beside it."""
-        return replace(self, extras={k: v for k, v in self.extras.items() if k in (POOLED, GUIDANCE)})
+        return replace(self, extras={k: v for k, v in self.extras.items() if k in (POOLED, GUIDANCE, MASK)})
 
     def detached(self) -> Cond:
         """The same without a gradient."""
@@ -85,18 +89,29 @@ class Cond:
         first words instead would replace words by padding. ``kind`` is one of the kinds of :meth:`rows`. With ``last..end`` each
         of the two gives L - max(f, f_goal) encodings, where L is the number of token positions and f and f_goal are the positions
         of the last words. The last word of an empty goal is its first position, the start token.
+        Where padding is masked, only encodings that are read are given, and a goal that is too short goes on as its end token.
         """
         xs, ys = [], []
         for (x, f), (y, f_goal) in zip(self._each(), goal._each(), strict=True):
-            n = _stop(0, len(x), kind) if kind in ("last", "last+eos") else len(x) - (0 if kind == "all" else max(f, f_goal))
-            xs.append(x[_first(f, kind) : _first(f, kind) + n])
-            ys.append(y[_first(f_goal, kind) : _first(f_goal, kind) + n])
+            start, goal_start = _first(f, kind), _first(f_goal, kind)
+            if MASK in self.extras:  # where padding is not read, what is longer than the goal acts like the goal's end
+                y = torch.cat([y, y[-1:].expand(len(x), -1)])
+            n = _stop(0, len(x), kind) if kind in ("last", "last+eos") else len(x)
+            n = min(n, len(x) - start, len(y) - goal_start)
+            xs.append(x[start : start + n])
+            ys.append(y[goal_start : goal_start + n])
         return torch.cat(xs), torch.cat(ys)
 
+    def counts(self) -> list[int]:
+        """How many tokens of every prompt the network reads: with padding, unless it is masked."""
+        mask = self.extras.get(MASK)
+        return [self.tokens.shape[1]] * len(self) if mask is None else (mask > 0).sum(1).tolist()
+
     def _each(self) -> list[tuple[Tensor, int]]:
-        """Of every prompt, the tokens of every tokenizer, and among them the index of the last word."""
+        """Of every prompt, the tokens of every tokenizer that the network reads, and among them the index of the last word."""
         if self.second is None:
-            return list(zip(self.tokens.cpu(), self.last.tolist(), strict=True))
+            read = self.counts()
+            return [(x[:n], f) for x, n, f in zip(self.tokens.cpu(), read, self.last.tolist(), strict=True)]
         found = []
         for tokens, first, second in zip(self.tokens.cpu(), self.last.tolist(), self.second.tolist(), strict=True):
             found += [(tokens[: self.split], first), (tokens[self.split :], second)]

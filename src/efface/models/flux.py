@@ -33,7 +33,7 @@ class Flux(FlowTransformer):
     ``extras["pooled"]`` is CLIP's end token, (B, 768). Positions and words are those of T5, which has no begin token. A prompt of
     vectors (:meth:`embed`) has vectors in the places of T5's tokens, and CLIP goes on reading the prompt as it was written. A
     prompt that is too long for T5 raises PromptTooLong. CLIP reads the first 77 tokens of a longer one, as in the stock
-    pipeline, and a warning says so. The text encoder that methods may train is CLIP.
+    pipeline, and a warning says so.
 
     **Guidance.** Both are distilled: a picture takes one evaluation per step. Dev is told the scale of guidance as an input
     (``takes_guidance``); in losses it is told 1. Schnell has no scale, and a scale given to it does nothing, as in the stock
@@ -178,6 +178,11 @@ class Flux(FlowTransformer):
                 return_dict=False,
             )[0]
         return unpacked(output.float(), height, width)
+
+    @property
+    def lacking(self) -> Mapping[str, str]:
+        clip = "its tokens are those of T5, which is not trained, and CLIP gives the pooled text alone; set train=xattn"
+        return {**super().lacking, "text_encoder": clip}
 
     @property
     def info(self) -> Mapping[str, object]:

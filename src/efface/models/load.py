@@ -24,11 +24,9 @@ BUNDLED = {
     "tiny-xl": "tiny with the two text encoders of SDXL",
     "tiny-sd3": "tiny as Stable Diffusion 3.5: a flow transformer and three text encoders",
     "tiny-flux": "tiny as FLUX.1 dev: embedded guidance, packed latents, T5 and the pooled text of CLIP",
+    "tiny-pixart": "tiny as PixArt-Sigma: a transformer with cross-attention that T5 alone reads the text for",
 }
-ACCEPTED = (
-    "give a loaded StableDiffusionPipeline, StableDiffusionXLPipeline, StableDiffusion3Pipeline or FluxPipeline, a folder, a "
-    "checkpoint file or a Hub id."
-)
+ACCEPTED = "give a loaded pipeline of Stable Diffusion 1.x, 2.x, XL, 3 or 3.5, FLUX.1 or PixArt, a folder, a file or a Hub id."
 
 
 def pick_device(name: str) -> str:
@@ -91,15 +89,19 @@ def load_model(source: Any, *, dtype: str = "float32", device: str = "auto") -> 
 def _adapters() -> dict[str, type[StableDiffusion]]:
     """The adapters by the pipeline they are made of."""
     from .flux import Flux
+    from .pixart import PixArt, PixArtAlpha
     from .sd import StableDiffusion
     from .sd3 import StableDiffusion3
     from .sdxl import StableDiffusionXL
 
     return {
         "StableDiffusionPipeline": StableDiffusion,
+        "LatentConsistencyModelPipeline": StableDiffusion,
         "StableDiffusionXLPipeline": StableDiffusionXL,
         "StableDiffusion3Pipeline": StableDiffusion3,
         "FluxPipeline": Flux,
+        "PixArtSigmaPipeline": PixArt,
+        "PixArtAlphaPipeline": PixArtAlpha,
     }
 
 
@@ -122,6 +124,8 @@ def _family(source: str) -> type[StableDiffusion]:
     """The adapter of a folder or Hub id, by the pipeline it names; other families are refused before anything is loaded."""
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+    from .plain import FROM_BASE
+
     index, adapters = Path(source) / "model_index.json", _adapters()
     try:
         named = json.loads(index.read_text("utf-8")) if index.parent.is_dir() else DiffusionPipeline.load_config(source)
@@ -129,9 +133,9 @@ def _family(source: str) -> type[StableDiffusion]:
         return adapters["StableDiffusionPipeline"]  # no index: loading will tell
     family = named.get("_class_name", "?")
     if family not in adapters:
-        raise BadFile(
-            f"{source!r} is a {family}; this version reads {', '.join(adapters)} (SD 1.x, 2.x, SDXL base, SD 3, 3.5, FLUX.1)."
-        )
+        edits = any(word in family for word in ("Inpaint", "Img2Img", "Fill", "Kontext", "Control", "Pix2Pix", "Upscale"))
+        remedy = f" {FROM_BASE}" if edits else ""
+        raise BadFile(f"{source!r} is a {family}; this version reads {', '.join(adapters)}.{remedy}")
     return adapters[family]
 
 

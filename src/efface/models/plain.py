@@ -105,6 +105,9 @@ def shapes_of(unet: nn.Module) -> dict[str, Any]:
         return {n: p.shape for n, p in type(unet).from_config(dict(unet.config)).named_parameters()}
 
 
+FROM_BASE = (
+    "Erase from the text-to-image model that it was made from, export a LoRA (--to diffusers) and load that into its pipeline."
+)
 OFFLOADED = "Load the pipeline without offloading or device_map, or call pipe.remove_all_hooks() and pipe.to(device)."
 
 
@@ -158,7 +161,7 @@ def check_network(name: str, unet: nn.Module, latent_channels: int, width: int, 
     if not config.in_channels == config.out_channels == latent_channels:
         raise BadFile(
             f"the UNet of {name!r} reads {config.in_channels} and gives {config.out_channels} channels where latents have "
-            f"{latent_channels}: it is made for inpainting, depth, editing or upscaling. Erase from the text-to-image model."
+            f"{latent_channels}: it is made for inpainting, depth, editing or upscaling. {FROM_BASE}"
         )
     wanted = "text_time" if pooled else None
     more = {

@@ -89,6 +89,8 @@ class StableDiffusion(DiffusionModel):
         self.device, self.dtype = first.device, first.dtype
         self.autocast_dtype, self.compiled = first.dtype, False
         self.takes_guidance = self.distilled = self.unet.config.time_cond_proj_dim is not None
+        if self.distilled:
+            self.usual_guidance, self.usual_steps = 8.5, 4  # of LatentConsistencyModelPipeline
         self.latent_shape = (self.unet.config.in_channels, *latent_side(name, self.unet))
         self._encoded: dict[str, Cond] = {}
         self._identities: dict[str, tuple[list[tuple[int, int, int]], Tensor, Identity]] = {}
@@ -308,13 +310,13 @@ class StableDiffusion(DiffusionModel):
         return [Cond(torch.cat(layer), last) for layer in zip(*found, strict=True)]
 
     def attention_maps(self) -> AbstractContextManager[list[Tensor]]:
-        return probed(self.unet)
+        return probed(self.network)
 
     def extra_context(self, keys: Tensor, values: Tensor, place: str) -> AbstractContextManager[None]:
-        return extended(self.unet, keys, values, place)
+        return extended(self.network, keys, values, place)
 
     def start_detached(self) -> AbstractContextManager[None]:
-        return start_detached(self.unet)
+        return start_detached(self.network)
 
     def weights(self, select: Select) -> dict[str, Tensor]:
         self.check_plain()
@@ -396,7 +398,7 @@ class StableDiffusion(DiffusionModel):
     @contextmanager
     def constant_context(self) -> Iterator[None]:
         # A compiled network would bake the kept tensors into its graph.
-        layers = [] if self.compiled else cross_attentions(self.unet)
+        layers = [] if self.compiled else cross_attentions(self.network)
         kept = [projection for layer in layers for projection in (layer.to_k, layer.to_v)]
         fresh = [m for m in kept if not isinstance(m.forward, _Kept)]
         for module in fresh:
@@ -554,8 +556,11 @@ def _rebuilt(pipe: Any, parts: Mapping[str, Any]) -> Any:
 
 def _completed(stock: Any, source: str | Path, parts: Mapping[str, Any]) -> tuple[Any, list[str]]:
     """The pipeline of a folder or Hub id with these parts instead of its own; and the components that it names and lacks."""
+    import diffusers
+
     try:
         index = stock.load_config(source)
+        stock = getattr(diffusers, str(index.get("_class_name")), stock)  # several pipelines can be of one family
         named = [n for n, value in index.items() if isinstance(value, (list, tuple)) and value[0] is not None]
         missing = [n for n in named if Path(source).is_dir() and not (Path(source) / n).is_dir()]
         more = {"add_watermarker": False} if "add_watermarker" in inspect.signature(stock.__init__).parameters else {}
@@ -606,7 +611,10 @@ def schedule_of(scheduler: Any) -> Schedule:
     if prediction not in ("epsilon", "v_prediction"):
         raise BadFile(f"the network predicts {prediction!r}. {remedy}")
     if prediction == "epsilon" and not levels[-1] > 0:
-        raise BadFile(f"the scheduler {kind} ends in pure noise, where eps prediction says nothing (zero terminal SNR). {remedy}")
+        raise BadFile(
+            f"the scheduler {kind} ends in pure noise, where eps prediction says nothing (zero terminal SNR). A model that "
+            "predicts eps was trained without it; set rescale_betas_zero_snr=False."
+        )
     last = getattr(scheduler, "final_alpha_cumprod", 1.0)  # solvers without one end at the clean latents
     return Schedule(
         alphas_cumprod=levels,

@@ -62,12 +62,13 @@ def text_layers(layers: str) -> Select:
     """The transformer layers of the text encoder: ``all`` with the final norm, or their numbers, ``0,1,11``. Numbers are matched
     whole: layer 1 is not layer 10. Embeddings are never among them. Raises BadOption for anything else."""
     if layers == "all":
-        return lambda n: n.startswith(ENCODERS) and ".embeddings." not in n
+        return lambda n: n.startswith(ENCODERS) and not any(part in n for part in (".embeddings.", ".shared.", ".embed_tokens."))
     try:
         wanted = {int(part) for part in layers.split(",")}
     except ValueError as error:
         raise BadOption(f"layers={layers!r} is neither all nor numbers with commas, such as 0,1,11.") from error
-    return lambda n: n.startswith(tuple(f"{part}encoder.layers.{i}." for part in ENCODERS for i in wanted))
+    starts = tuple(f"{part}encoder.{kind}.{i}." for part in ENCODERS for kind in ("layers", "block") for i in wanted)
+    return lambda n: n.startswith(starts)  # CLIP calls them layers, T5 blocks
 
 
 def _block(name: str, *layers: str) -> bool:
@@ -147,6 +148,31 @@ FLUX_SELECTIONS: dict[str, Select] = {
     # 532 tensors, 2,511,108,096 parameters: all attention.
     "joint": lambda n: _text_attn(n) or _flux_image_attn(n),
     "attn": lambda n: _text_attn(n) or _flux_image_attn(n),
+}
+
+
+def _pixart(name: str) -> bool:
+    # The caption projection is part of how text is read.
+    return name.startswith("transformer.") and not name.startswith("transformer.caption_projection.")
+
+
+PIXART_SELECTIONS: dict[str, Select] = {
+    # PixArt-Sigma: 224 tensors, 148,764,672 parameters: to_q, to_k, to_v, to_out of cross-attention, with biases.
+    "xattn": lambda n: _pixart(n) and ".attn2." in n,
+    # 84 tensors, 111,476,736 parameters.
+    "xattn-qkv": lambda n: _pixart(n) and n.endswith(tuple(f".attn2.to_{x}.weight" for x in "qkv")),
+    # 56 tensors, 74,317,824 parameters.
+    "xattn-kv": lambda n: _pixart(n) and n.endswith((".attn2.to_k.weight", ".attn2.to_v.weight")),
+    # 224 tensors, 148,764,672 parameters.
+    "selfattn": lambda n: _pixart(n) and ".attn1." in n,
+    # 448 tensors, 297,529,344 parameters.
+    "attn": lambda n: _pixart(n) and (".attn1." in n or ".attn2." in n),
+    # Self-attention and the queries of cross-attention.
+    "visual": lambda n: _pixart(n) and (".attn1." in n or ".attn2.to_q." in n),
+    # Everything but cross-attention and the caption projection.
+    "noxattn": lambda n: _pixart(n) and ".attn2." not in n,
+    "full": _pixart,
+    "text-encoder": lambda n: n.startswith(ENCODERS),
 }
 
 TRAINABLE = tuple(name for name in dict.fromkeys((*SELECTIONS, *FLUX_SELECTIONS)) if name != "text-encoder")

@@ -11,6 +11,7 @@ from torch import nn
 
 from .base import DiffusionModel, Schedule
 from .flux import Flux
+from .pixart import PixArt, PixArtAlpha
 from .sd import StableDiffusion, named_dtype, schedule_of
 from .sd3 import StableDiffusion3
 from .sdxl import StableDiffusionXL
@@ -155,6 +156,35 @@ def tiny_flux(guidance: bool = True, seed: int = 0, *, dtype: str = "float32", d
     )
 
 
+def tiny_pixart(alpha: bool = False, seed: int = 0, *, dtype: str = "float32", device: str = "cpu", **facts: Any) -> PixArt:
+    """The transformer of PixArt-Sigma, two blocks deep, with the T5 of :func:`tiny_sd3`; or of Alpha. facts: more options of the
+    transformer."""
+    from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
+
+    tokenizer = _words()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        read = _t5(tokenizer)
+        sizes = {"in_channels": 4, "out_channels": 8, "sample_size": 8, "patch_size": 2, "use_additional_conditions": False}
+        heads = {"num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 2}
+        text = {"cross_attention_dim": 16, "caption_channels": 48, "attention_bias": True}
+        transformer = PixArtTransformer2DModel(**{**heads, **sizes, **text, **facts})
+        vae = _vae()
+    read, transformer, vae = (_placed(m, dtype, device) for m in (read, transformer, vae))
+    betas = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
+    return (PixArtAlpha if alpha else PixArt)(
+        name="tiny-pixart",
+        tokenizer=tokenizer,
+        text_encoder=read,
+        transformer=transformer,
+        vae=vae,
+        scheduler={**betas, "_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
+        t5_rows=TINY_T5_ROWS,
+        preset="tiny",
+        concept_names=TINY_WORDS[:12],
+    )
+
+
 def _t5(tokenizer: Any) -> Any:
     from transformers import T5Config, T5EncoderModel
 
@@ -277,5 +307,6 @@ TINY: Mapping[str, Callable[..., DiffusionModel]] = {
     "tiny-xl": tiny_xl,
     "tiny-sd3": tiny_sd3,
     "tiny-flux": tiny_flux,
+    "tiny-pixart": tiny_pixart,
 }
 """The models of this module by the names that :func:`efface.models.load.load_model` takes."""

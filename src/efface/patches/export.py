@@ -91,6 +91,9 @@ def export(
         size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
         facts = {"format": to, "path": str(path), "tensors": len(patch.deltas), "rank": None, "bytes": size}
         return {**facts, "residual": off, "left_out": missing}
+    if not model.lora_reader:
+        family = model.info["family"]
+        raise BadOption(f"diffusers' pipeline of {model.name!r} ({family}) loads no LoRA and no .diff; use the format folder.")
     if model.part != "unet" and to != "diffusers":
         raise BadOption(
             f"{to} has names for UNets alone, and {model.name!r} has a transformer: diffusers reads kohya's names of one without "

@@ -51,6 +51,8 @@ _HOMES = {
     "report": "verbs",
     "sample": "verbs",
     "study": "verbs",
+    "verify": "verbs",
+    "sign": "patches.signature",
     "load_model": "models.load",
     "Patch": "patches",
     "Run": "training",
@@ -141,7 +143,9 @@ __all__ = [
     "load_model",
     "report",
     "sample",
+    "sign",
     "study",
+    "verify",
 ]
 
 
@@ -150,8 +154,6 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "api":  # the verbs' former home
-        return import_module(".api", __name__)
     if name == "api":  # of the last release
         return import_module(".api", __name__)
     if name not in _HOMES:

@@ -6,14 +6,14 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..concepts.request import EraseRequest
-from ..errors import BadOption, NonFiniteLoss, WrongBaseModel
+from ..errors import BadFile, BadOption, NonFiniteLoss, UsageError, WrongBaseModel
 from ..models.base import DiffusionModel
 from ..models.identity import same_base
 from ..models.select import ENCODERS
@@ -36,6 +36,31 @@ class PatchCard:
     versions: Mapping[str, str] = field(default_factory=dict)
     log: Mapping[str, Any] = field(default_factory=dict)
     """What the method wants remembered, such as AP's searched concepts."""
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    """What an evaluation, a search for damage and attacks found; see :func:`efface.reporting.measured.measured`. Empty before."""
+
+    def json(self, *, pictures: bool = True) -> dict[str, Any]:
+        """The card as plain data. Without ``pictures`` words stand for each: they would swell the header of a small file."""
+        plain = asdict(self)
+        return plain if pictures else {**plain, "log": _without_pictures(plain["log"])}
+
+    @staticmethod
+    def from_json(raw: Any) -> PatchCard:
+        """The card again. Raises BadFile for anything that could not have been written by :meth:`json`."""
+        if not isinstance(raw, Mapping):
+            raise BadFile(f"the card is a {type(raw).__name__} and not a table of facts.")
+        known, needed = {f.name for f in fields(PatchCard)}, ("method", "config", "request", "base")
+        strange, missing = [k for k in raw if k not in known], [k for k in needed if k not in raw]
+        if strange or missing:
+            raise BadFile(f"the card has the unexpected entry {strange[0]!r}." if strange else f"the card has no {missing[0]!r}.")
+        wrong = [k for k, v in raw.items() if not isinstance(v, str if k == "method" else Mapping)]
+        if wrong:
+            raise BadFile(f"the card's {wrong[0]!r} is a {type(raw[wrong[0]]).__name__}.")
+        try:
+            request = EraseRequest.from_json(raw["request"])
+        except (KeyError, TypeError, AttributeError, UsageError) as error:
+            raise BadFile(f"the card's request cannot be read ({error}).") from error
+        return PatchCard(**{**raw, "request": request})
 
 
 @dataclass(frozen=True)
@@ -159,7 +184,8 @@ class Patch:
         if not math.isfinite(factor):
             raise BadOption(f"the patch scale must be a finite number, got {factor}.")
         log = {**self.card.log, "scale": factor * float(self.card.log.get("scale", 1.0))}
-        return Patch({n: d * factor for n, d in self.deltas.items()}, replace(self.card, log=log))
+        measured = self.card.measured if factor == 1 else {}  # what was measured is of this strength
+        return Patch({n: d * factor for n, d in self.deltas.items()}, replace(self.card, log=log, measured=measured))
 
     def __add__(self, other: Patch) -> Patch:
         """Both changes at once; both must be made for the same base."""
@@ -202,6 +228,7 @@ class Patch:
             "cost": dict(c.cost),
             "versions": dict(c.versions),
             "log": dict(c.log),
+            "measured": dict(c.measured),
             "tensors": len(self.deltas),
             "parameters": sum(d.numel() for d in self.deltas.values()),
             "norm": self.norm(),
@@ -221,9 +248,18 @@ class Patch:
         return load(path)
 
 
+def _without_pictures(value: Any) -> Any:
+    """The same data, in which every base64 PNG is a word."""
+    if isinstance(value, Mapping):
+        return {key: _without_pictures(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_pictures(inner) for inner in value]
+    return "a picture, left out" if isinstance(value, str) and value.startswith("iVBORw0KGgo") else value
+
+
 def empty_like(patch: Patch, method: str) -> Patch:
     """The change of nothing, with the same base: the entrant ``none``."""
-    return Patch({}, replace(patch.card, method=method, config={}, cost={}, log={}))
+    return Patch({}, replace(patch.card, method=method, config={}, cost={}, log={}, measured={}))
 
 
 def noise_like(patch: Patch, rng: torch.Generator) -> Patch:
@@ -232,4 +268,4 @@ def noise_like(patch: Patch, rng: torch.Generator) -> Patch:
     for name, d in patch.deltas.items():
         n = torch.randn(d.shape, generator=rng)
         deltas[name] = n * (d.norm() / n.norm())
-    return Patch(deltas, replace(patch.card, method="noise", config={}, cost={}, log={}))
+    return Patch(deltas, replace(patch.card, method="noise", config={}, cost={}, log={}, measured={}))

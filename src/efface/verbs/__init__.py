@@ -8,5 +8,6 @@ from .export import export, import_patch
 from .report import report
 from .sample import sample
 from .study import study
+from .verify import verify
 
-__all__ = ["attack", "damage", "erase", "evaluate", "export", "import_patch", "report", "sample", "study"]
+__all__ = ["attack", "damage", "erase", "evaluate", "export", "import_patch", "report", "sample", "study", "verify"]

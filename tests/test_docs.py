@@ -126,7 +126,6 @@ def test_benchmarks_of_the_pages_take_the_options_that_are_printed() -> None:
     [
         "export",
         "guards",
-        "shipping",
         pytest.param("attacks", marks=pytest.mark.slow),
         pytest.param("rap", marks=pytest.mark.slow),
     ],
@@ -147,25 +146,6 @@ def test_commands_of_pages(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
         assert said["image"].size == (48, 48)
 
 
-def test_signing_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The block that needs ssh-keygen, with a key of the same form made in Python."""
-    from cryptography.hazmat.primitives import serialization as to
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    monkeypatch.chdir(tmp_path)
-    key = Ed25519PrivateKey.generate()
-    (tmp_path / "my-key").write_bytes(key.private_bytes(to.Encoding.PEM, to.PrivateFormat.OpenSSH, to.NoEncryption()))
-    public = key.public_key().public_bytes(to.Encoding.OpenSSH, to.PublicFormat.OpenSSH)
-    (tmp_path / "my-key.pub").write_bytes(public)
-    assert CliRunner().invoke(main, shlex.split(UCE_TINY)[1:]).exit_code == 0
-    (block,) = (b for b in blocks(ROOT / "docs" / "shipping.md", "sh") if "ssh-keygen" in b)
-    lines = block.splitlines()
-    assert lines[0] == "ssh-keygen -t ed25519 -f my-key"
-    for line in lines[1:]:
-        result = CliRunner().invoke(main, shlex.split(line)[1:])
-        assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
-
-
 def test_guards_on_a_pipeline_as_printed() -> None:
     (block,) = blocks(ROOT / "docs" / "guards.md", "python")
     said: dict[str, Any] = {"pipe": pipeline("StableDiffusionPipeline")[1]}
@@ -173,7 +153,6 @@ def test_guards_on_a_pipeline_as_printed() -> None:
     assert len(said["images"]) == 1
 
 
-UCE_TINY = "efface erase uce --model tiny --target cat --out no-engine.safetensors"
 SLOW_SCRIPTS = ("ap_cost.py", "methods.py", "search_films.py", "studies.py", "robust.py", "export.py")
 
 

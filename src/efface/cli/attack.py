@@ -51,7 +51,7 @@ from .settings import group, settings_help
 def _attack(
     ctx: click.Context,
     source: str,
-    patch_path: Path | None,
+    patch_path: str | None,
     guard: str | None,
     target: str | None,
     budget: int,
@@ -74,13 +74,13 @@ def _attack(
     from .. import verbs
     from ..io.files import check_writable
     from ..models.load import load_model
-    from ..patches import Patch
     from ..registry import ATTACKS, build_attack, build_guard, parse_set, preset_for
+    from ..verbs.hub import load_patch
 
     name = str(ctx.info_name)
     settings: dict[str, Any] = {**parse_set(pairs), "seed": seed}
     guarded = build_guard(guard) if guard is not None else None
-    patch = Patch.load(patch_path) if patch_path is not None else None
+    patch = load_patch(patch_path) if patch_path is not None else None
     if out is not None:
         check_writable(out)
     model = load_model(source, dtype=dtype, device=device)

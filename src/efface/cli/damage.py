@@ -47,7 +47,7 @@ from .output import Bars, emit, note
 @json_option
 def damage(
     source: str,
-    patch_path: Path,
+    patch_path: str,
     count: int,
     space: str,
     by: str | None,
@@ -64,10 +64,10 @@ def damage(
     from ..io.files import check_writable
     from ..io.images import join_pictures
     from ..models.load import load_model
-    from ..patches import Patch
     from ..preservation.candidates import check_space
+    from ..verbs.hub import load_patch
 
-    patch = Patch.load(patch_path)
+    patch = load_patch(patch_path)
     check_writable(out)
     check_space(space)
     model = load_model(source, dtype=dtype, device=device)

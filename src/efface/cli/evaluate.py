@@ -55,7 +55,7 @@ from .output import Bars, command_line, emit, note, rate
 @json_option
 def evaluate(
     source: str,
-    patch_path: Path | None,
+    patch_path: str | None,
     guard: str | None,
     targets: tuple[str, ...],
     profile: str,
@@ -78,14 +78,14 @@ def evaluate(
     from ..evaluation.profiles import profile as find_profile
     from ..io.files import check_writable
     from ..models.load import load_model
-    from ..patches import Patch
     from ..registry import build_guard
+    from ..verbs.hub import load_patch
 
     find_profile(profile)  # an unknown name is said before a model is loaded
     guarded = build_guard(guard) if guard is not None else None
     if patch_path is None and guarded is None:
         raise BadOption("nothing to measure: give --patch FILE, or --guard NAME with --target NAME.")
-    patch = Patch.load(patch_path) if patch_path is not None else None
+    patch = load_patch(patch_path) if patch_path is not None else None
     check_writable(out)
     model = load_model(source, dtype=dtype, device=device)
     with Bars() as bars:

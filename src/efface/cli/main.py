@@ -19,7 +19,7 @@ SECTIONS = {
     "Make an erasure": ("demo", "erase", "import"),
     "Measure it": ("evaluate", "damage", "attack", "study", "report"),
     "Use it": ("sample", "export"),
-    "Ship it": ("verify", "sign"),
+    "Ship it": ("card", "push", "verify", "sign"),
     "Look things up": ("list", "env"),
 }
 

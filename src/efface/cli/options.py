@@ -68,10 +68,9 @@ def patch_option(required: bool = False) -> Any:
     return click.option(
         "--patch",
         "patch_path",
-        type=click.Path(path_type=Path),
         required=required,
         default=None,
-        help="Patch file of an erasure.",
+        help="Patch file of an erasure, or a Hub repository OWNER/NAME that holds one.",
     )
 
 

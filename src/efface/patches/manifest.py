@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadFile
+from ..io.files import file_digest
 from .patch import Patch, PatchCard
-from .seal import BLANK, KEY, check_seal, file_digest, seal
+from .seal import BLANK, KEY, check_seal, seal
 
 NAME = "efface_card.json"
 LOADABLE = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5", ".onnx", ".py", ".json")

@@ -54,12 +54,6 @@ def check_seal(path: Path) -> str:
     return kept
 
 
-def file_digest(path: Path) -> str:
-    """sha256 of a file."""
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
 def header_bytes(path: Path) -> bytes:
     """The header of a safetensors file as it stands in the file. Raises BadFile for a length that cannot be one."""
     size = path.stat().st_size

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadFile, BadOption, MissingExtra
-from ..io.files import write_text
+from ..io.files import file_digest, write_text
 from .manifest import NAME
-from .seal import file_digest
 
 PURPOSE = b"efface-signature-v1\n"
 """What is signed beside the digest, so that a signature for another purpose is none of a file."""

@@ -1,13 +1,32 @@
 """The verbs: what efface does, one file each. The command line and notebooks call only these."""
 
+from .apply import apply, stack
 from .attack import attack
+from .card import card
 from .damage import damage
 from .erase import erase
 from .evaluate import evaluate
 from .export import export, import_patch
+from .hub import load_patch, push
 from .report import report
 from .sample import sample
 from .study import study
 from .verify import verify
 
-__all__ = ["attack", "damage", "erase", "evaluate", "export", "import_patch", "report", "sample", "study", "verify"]
+__all__ = [
+    "apply",
+    "attack",
+    "card",
+    "damage",
+    "erase",
+    "evaluate",
+    "export",
+    "import_patch",
+    "load_patch",
+    "push",
+    "report",
+    "sample",
+    "stack",
+    "study",
+    "verify",
+]

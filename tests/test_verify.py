@@ -24,6 +24,7 @@ from efface.cli import main
 from efface.concepts.request import EraseRequest
 from efface.equations.statistics import wilson
 from efface.errors import BadFile, BadOption, EffaceError, MissingExtra
+from efface.evaluation.suite import Neighbour, Suite
 from efface.methods import UCE
 from efface.models.load import load_model
 from efface.models.tiny import tiny
@@ -265,7 +266,7 @@ def with_rates(patch: Patch, k: int) -> Patch:
     facts: dict[str, Any] = {
         "profile": {"name": "own", "steps": 4, "guidance": 3.0, "cases": {"direct": 4}, "damaged": 0, "open_steps": 4},
         "rates": {"direct": {"measure": "erased_valid", **wilson(k, 4).json()}},
-        **{"near": ["dog"], "trap": [], "far": ["bus"], "synonyms": {}},
+        "suite": Suite(("cat",), (Neighbour("dog", "given", "test"),), (), (Neighbour("bus", "given", "test"),), {}, {}).json(),
     }
     return Patch(patch.deltas, replace(patch.card, measured={"evaluation": facts}))
 

@@ -1,4 +1,4 @@
-"""From a name and settings to an object: methods, attacks, guards, detectors and worlds of every installed package.
+"""From a name and settings to an object: methods, attacks, guards, detectors, worlds and suites of every installed package.
 
 A package registers a class under an entry-point group; ours stand in the same groups of our own ``pyproject.toml``. A class in
 a file of the user's own is named ``path/to/file.py:Name``.
@@ -19,9 +19,11 @@ from typing import Any, Generic, TypeVar
 from .attacks import Attack
 from .detectors.base import Detector
 from .errors import BadFile, BadOption, PluginError, UnknownName
+from .evaluation.suite import SuiteSource
 from .guards import Guard
 from .methods import Method
 from .models.base import DiffusionModel
+from .models.world import WorldSource
 from .options import Settings, assembled
 
 T = TypeVar("T")
@@ -121,6 +123,8 @@ def module_of(path: Path) -> Any:
 METHODS: Plugins[Method] = Plugins("method", "efface.methods", Method)  # type: ignore[type-abstract]
 ATTACKS: Plugins[Attack] = Plugins("attack", "efface.attacks", Attack)  # type: ignore[type-abstract]
 DETECTORS: Plugins[Detector] = Plugins("detector", "efface.detectors", Detector)  # type: ignore[type-abstract]
+WORLDS: Plugins[WorldSource] = Plugins("world", "efface.worlds", WorldSource)  # type: ignore[type-abstract]
+SUITES: Plugins[SuiteSource] = Plugins("suite", "efface.suites", SuiteSource)  # type: ignore[type-abstract]
 GUARDS: Plugins[Guard] = Plugins("guard", "efface.guards", Guard)  # type: ignore[type-abstract]
 
 
@@ -202,3 +206,7 @@ def parse_set(pairs: tuple[str, ...]) -> dict[str, str]:
             raise BadOption(f"--set {name} is given twice.")
         settings[name] = value
     return settings
+
+
+TABLES: tuple[Plugins[Any], ...] = (METHODS, ATTACKS, DETECTORS, GUARDS, WORLDS, SUITES)
+"""Everything that packages can register."""

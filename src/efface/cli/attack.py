@@ -22,6 +22,7 @@ from .options import (
     preset_option,
     profile_option,
     set_option,
+    world_option,
 )
 from .output import Bars, command_line, emit, note, rate
 from .settings import group, settings_help
@@ -29,6 +30,7 @@ from .settings import group, settings_help
 
 @click.command()
 @model_option
+@world_option
 @patch_option()
 @guard_option
 @click.option("--target", default=None, help="Concept to bring back; default: the patch's only target.")
@@ -51,6 +53,7 @@ from .settings import group, settings_help
 def _attack(
     ctx: click.Context,
     source: str,
+    world: str | None,
     patch_path: str | None,
     guard: str | None,
     target: str | None,
@@ -76,6 +79,7 @@ def _attack(
     from ..models.load import load_model
     from ..registry import ATTACKS, build_attack, build_guard, parse_set, preset_for
     from ..verbs.hub import load_patch
+    from ..verbs.subject import with_world
 
     name = str(ctx.info_name)
     settings: dict[str, Any] = {**parse_set(pairs), "seed": seed}
@@ -84,6 +88,8 @@ def _attack(
     if out is not None:
         check_writable(out)
     model = load_model(source, dtype=dtype, device=device)
+    if world is not None:
+        with_world(model, world)
     attack = build_attack(name, preset=preset or preset_for(ATTACKS.find(name), model), settings=settings)
     with Bars() as bars:
         summary = verbs.attack(

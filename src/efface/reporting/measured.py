@@ -26,7 +26,7 @@ def measured(
 ) -> dict[str, Any]:
     """The measurements of the patch with this digest, as plain data.
 
-    ``evaluation``: profile, names, judge and, by axis, the rate with k, n and its 95 % interval. ``damage``: the names that a
+    ``evaluation``: profile, suite, judge and, by axis, the rate with k, n and its 95 % interval. ``damage``: the names that a
     search found worst. ``attacks``: cases broken, one entry per folder. Raises BadFile where the evaluation is of another
     patch, or of a patch under a guard: a file cannot promise what a guard beside it does.
     """
@@ -38,14 +38,12 @@ def measured(
             f"{folder} evaluates the patch under a guard ({entrant.id}), which is not in the file; evaluate it without."
         )
     axes = summary["entrants"][entrant.id]["axes"]
-    names = {group: [n["name"] for n in run.suite[group]] for group in ("near", "trap", "far")}
     found: dict[str, Any] = {
         "evaluation": {
             "created": run.created,
             "profile": {key: run.profile[key] for key in PROFILE},
             "rates": {axis: _axis(a) for axis, a in axes.items()},
-            **names,
-            "synonyms": {t: list(words) for t, words in run.suite["synonyms"].items()},
+            "suite": dict(run.suite),
             "judge": _judge(run.detectors),
             "versions": dict(run.versions),
             "rows_sha256": file_digest(folder / "rows.jsonl"),

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import BadOption
 from ..evaluation.profiles import Profile
+from ..evaluation.suite import suite_from
 from ..models.base import DiffusionModel
 from ..models.load import load_model
 from ..patches import Patch
@@ -64,21 +65,18 @@ def _measured_again(
     note: Callable[[str], None] | None,
 ) -> Check:
     kept: Mapping[str, Any] = patch.card.measured["evaluation"]
-    names = {} if model.world is not None else {"near": [*kept["near"], *kept["trap"]], "far": kept["far"]}
-    if model.world is None and kept["synonyms"]:
-        names["synonyms"] = kept["synonyms"]
     with tempfile.TemporaryDirectory() as folder:
         summary = evaluate(
             model,
             patch,
             out=folder,
             profile=replace(Profile(**kept["profile"]), damaged=0),
+            suite=suite_from(kept["suite"]),
             clip=clip,
             detector=detector,
             trivial=False,
             on_image=on_image,
             note=note,
-            **names,
         )
     axes = summary["entrants"][patch.card.method]["axes"]
     told, outside = [], []

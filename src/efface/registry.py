@@ -10,7 +10,7 @@ import importlib.util
 import sys
 import tomllib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import import_module, metadata
 from pathlib import Path
@@ -177,15 +177,18 @@ def moved(name: str, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return now, settings
 
 
-def read_toml(path: str | Path) -> dict[str, Any]:
+def read_toml(path: str | Path, leave: Sequence[str] = ()) -> dict[str, Any]:
     """Options of a method from a TOML file: ``name = value`` as for ``--set``, or a table for a part,
-    ``[search]`` with ``kind = "gumbel"`` and that kind's options. The key ``preset`` chooses the preset."""
+    ``[search]`` with ``kind = "gumbel"`` and that kind's options. The key ``preset`` chooses the preset.
+    ``leave``: keys that are no options and are passed over."""
     try:
         table = tomllib.loads(Path(path).read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise BadFile(f"cannot read the configuration {str(path)!r}: {error}.") from error
     settings: dict[str, Any] = {}
     for name, value in table.items():
+        if name in leave:
+            continue
         if isinstance(value, list) or (isinstance(value, dict) and any(isinstance(v, dict | list) for v in value.values())):
             raise BadOption(f"{str(path)!r}: {name!r} is a list or a table of tables; options are written as name = value.")
         if isinstance(value, dict):

@@ -3,7 +3,24 @@
 Exit codes: 0 ok, 1 error, 2 usage. ``--json`` prints one JSON object on standard output; progress goes to standard error.
 """
 
-from . import attack, card, damage, demo, env, erase, evaluate, export, import_, list_, report, sample, sign, study, verify  # noqa: F401  # registers
+from . import (  # noqa: F401  # registers
+    attack,
+    card,
+    convert,
+    damage,
+    demo,
+    env,
+    erase,
+    evaluate,
+    export,
+    import_,
+    list_,
+    report,
+    sample,
+    sign,
+    study,
+    verify,
+)
 from .main import main
 
 __all__ = ["main"]

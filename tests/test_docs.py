@@ -150,7 +150,12 @@ def test_benchmarks_of_the_pages_take_the_options_that_are_printed() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["export", "guards", pytest.param("attacks", marks=pytest.mark.slow), pytest.param("rap", marks=pytest.mark.slow)],
+    [
+        "export",
+        "guards",
+        pytest.param("attacks", marks=pytest.mark.slow),
+        pytest.param("rap", marks=pytest.mark.slow),
+    ],
 )
 def test_commands_of_pages(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

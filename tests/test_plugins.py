@@ -18,7 +18,7 @@ from efface.detectors.base import Detector, Seen
 from efface.errors import BadFile, EvaluationError, PluginError, UnknownName
 from efface.evaluation.judges import DetectorJudge, MiniJudge
 from efface.patches import Patch
-from efface.registry import ATTACKS, DETECTORS, METHODS, Plugins, build_guard
+from efface.registry import ATTACKS, METHODS, TABLES, Plugins, build_guard
 
 METHOD = '''
 from dataclasses import dataclass
@@ -181,7 +181,7 @@ def test_a_broken_package_does_not_break_the_list(monkeypatch: pytest.MonkeyPatc
 
 def test_a_source_checkout_registers_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without installed metadata the groups are read from pyproject.toml."""
-    installed = {group: registry.own_points(group) for group in ("efface.methods", "efface.attacks", "efface.detectors")}
+    installed = {group: registry.own_points(group) for group in [table.group for table in TABLES]}
 
     def missing(name: str) -> Any:
         raise metadata.PackageNotFoundError(name)
@@ -192,7 +192,7 @@ def test_a_source_checkout_registers_the_same(monkeypatch: pytest.MonkeyPatch) -
         assert sorted(registry.own_points(group)) == sorted(points)
 
 
-@pytest.mark.parametrize("table", [METHODS, ATTACKS, DETECTORS], ids=lambda t: t.kind)
+@pytest.mark.parametrize("table", TABLES, ids=lambda t: t.kind)
 def test_everything_that_we_register_can_be_loaded(table: Plugins[Any]) -> None:
     for name in table:
         assert table[name].name == name

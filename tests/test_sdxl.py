@@ -190,8 +190,44 @@ def test_guards_for_stock_pipelines_refuse_what_they_do_not_know(xl: StableDiffu
     pipe = stock_xl(xl)
     with pytest.raises(BadOption, match="StableDiffusionXLPipeline"):
         safree.pipeline_arguments(pipe, "a cat", ("cat",))
+    pipe.unet = None
     with pytest.raises(BadOption, match="StableDiffusionXLPipeline"), sld.on_pipeline(pipe, ("cat",)):
         pass
+
+
+def test_sld_acts_on_a_stock_pipeline_and_in_a_modular_one(xl: StableDiffusionXL) -> None:
+    """Hooks of a classic pipeline and a guider of a modular one draw what our own sampler draws under the guard."""
+    from diffusers.modular_pipelines import StableDiffusionXLAutoBlocks
+
+    from efface.guards import SLD
+
+    pipe, guard = stock_xl(xl), SLD(strength="max")
+    call: dict[str, Any] = {"num_inference_steps": 6, "output_type": "latent"}
+    noise = xl.case_noise([3])
+    plain = pipe("a dog", latents=noise, guidance_scale=5.0, **call).images
+    with guard.on_pipeline(pipe, ("cat",)):
+        classic = pipe("a dog", latents=noise, guidance_scale=5.0, **call).images
+    assert torch.equal(pipe("a dog", latents=noise, guidance_scale=5.0, **call).images, plain)
+    with guard.active(xl, ("cat",)):
+        ours = xl.denoise(xl.encode(["a dog"]), noise, 6, 5.0)
+    atol = 1e-3 * float(ours.abs().max())
+    assert float((classic - plain).abs().max()) > 10 * atol, "the guard does nothing, so this would show nothing"
+    torch.testing.assert_close(classic, ours, atol=atol, rtol=0)
+    modular: Any = StableDiffusionXLAutoBlocks().init_pipeline()
+    parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae", "scheduler")
+    modular.update_components(
+        **{part: getattr(pipe, part) for part in parts},
+        force_zeros_for_empty_prompt=xl.zero_null,
+        guider=guard.guider(pipe, ("cat",), guidance_scale=5.0),
+    )
+    modular.set_progress_bar_config(disable=True)
+    side = xl.latent_shape[-1] * pipe.vae_scale_factor
+    for _ in range(2):  # the momentum of one image must not reach the next
+        drawn = modular(prompt="a dog", latents=noise, height=side, width=side, output="images", **call)
+        torch.testing.assert_close(drawn, ours, atol=atol, rtol=0)
+    assert modular.guider.num_conditions == 3
+    with pytest.raises(BadOption, match="guidance"):
+        guard.guider(pipe, ("cat",), guidance_scale=1.0)
 
 
 def test_a_patch_and_a_lora_show_in_the_stock_stock_xl(xl: StableDiffusionXL, tmp_path: Path) -> None:

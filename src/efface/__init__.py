@@ -42,8 +42,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "apply": "verbs",
     "attack": "verbs",
     "certify": "verbs",
+    "stack": "verbs",
+    "card": "verbs",
+    "load_patch": "verbs",
+    "push": "verbs",
     "damage": "verbs",
     "erase": "verbs",
     "evaluate": "verbs",
@@ -52,6 +57,8 @@ _HOMES = {
     "report": "verbs",
     "sample": "verbs",
     "study": "verbs",
+    "verify": "verbs",
+    "sign": "patches.signature",
     "load_model": "models.load",
     "Patch": "patches",
     "Run": "training",
@@ -133,7 +140,9 @@ __all__ = [
     "Student",
     "UnlearnDiff",
     "__version__",
+    "apply",
     "attack",
+    "card",
     "certify",
     "damage",
     "erase",
@@ -141,9 +150,14 @@ __all__ = [
     "export",
     "import_patch",
     "load_model",
+    "load_patch",
+    "push",
     "report",
     "sample",
+    "sign",
+    "stack",
     "study",
+    "verify",
 ]
 
 

@@ -1,4 +1,4 @@
-"""From a name and settings to an object: methods, attacks, guards, detectors and worlds of every installed package.
+"""From a name and settings to an object: methods, attacks, guards, detectors, worlds and suites of every installed package.
 
 A package registers a class under an entry-point group; ours stand in the same groups of our own ``pyproject.toml``. A class in
 a file of the user's own is named ``path/to/file.py:Name``.
@@ -10,7 +10,7 @@ import importlib.util
 import sys
 import tomllib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import import_module, metadata
 from pathlib import Path
@@ -19,9 +19,11 @@ from typing import Any, Generic, TypeVar
 from .attacks import Attack
 from .detectors.base import Detector
 from .errors import BadFile, BadOption, PluginError, UnknownName
+from .evaluation.suite import SuiteSource
 from .guards import Guard
 from .methods import Method
 from .models.base import DiffusionModel
+from .models.world import WorldSource
 from .options import Settings, assembled
 
 T = TypeVar("T")
@@ -121,6 +123,8 @@ def module_of(path: Path) -> Any:
 METHODS: Plugins[Method] = Plugins("method", "efface.methods", Method)  # type: ignore[type-abstract]
 ATTACKS: Plugins[Attack] = Plugins("attack", "efface.attacks", Attack)  # type: ignore[type-abstract]
 DETECTORS: Plugins[Detector] = Plugins("detector", "efface.detectors", Detector)  # type: ignore[type-abstract]
+WORLDS: Plugins[WorldSource] = Plugins("world", "efface.worlds", WorldSource)  # type: ignore[type-abstract]
+SUITES: Plugins[SuiteSource] = Plugins("suite", "efface.suites", SuiteSource)  # type: ignore[type-abstract]
 GUARDS: Plugins[Guard] = Plugins("guard", "efface.guards", Guard)  # type: ignore[type-abstract]
 
 
@@ -173,15 +177,18 @@ def moved(name: str, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return now, settings
 
 
-def read_toml(path: str | Path) -> dict[str, Any]:
+def read_toml(path: str | Path, leave: Sequence[str] = ()) -> dict[str, Any]:
     """Options of a method from a TOML file: ``name = value`` as for ``--set``, or a table for a part,
-    ``[search]`` with ``kind = "gumbel"`` and that kind's options. The key ``preset`` chooses the preset."""
+    ``[search]`` with ``kind = "gumbel"`` and that kind's options. The key ``preset`` chooses the preset.
+    ``leave``: keys that are no options and are passed over."""
     try:
         table = tomllib.loads(Path(path).read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise BadFile(f"cannot read the configuration {str(path)!r}: {error}.") from error
     settings: dict[str, Any] = {}
     for name, value in table.items():
+        if name in leave:
+            continue
         if isinstance(value, list) or (isinstance(value, dict) and any(isinstance(v, dict | list) for v in value.values())):
             raise BadOption(f"{str(path)!r}: {name!r} is a list or a table of tables; options are written as name = value.")
         if isinstance(value, dict):
@@ -202,3 +209,7 @@ def parse_set(pairs: tuple[str, ...]) -> dict[str, str]:
             raise BadOption(f"--set {name} is given twice.")
         settings[name] = value
     return settings
+
+
+TABLES: tuple[Plugins[Any], ...] = (METHODS, ATTACKS, DETECTORS, GUARDS, WORLDS, SUITES)
+"""Everything that packages can register."""

@@ -1,10 +1,11 @@
-"""Contract checks for authors of methods, attacks and guards.
+"""Contract checks for authors of methods, attacks, guards, detectors, worlds and suites.
 
 >>> from efface.testing import check_method
 >>> check_method(MyMethod(steps=3))  # doctest: +SKIP
 
-:func:`check_method`, :func:`check_resume`, :func:`check_attack` and :func:`check_guard` run what they are given on a tiny model.
-They raise AssertionError, with the reason, where it breaks its contract.
+:func:`check_method`, :func:`check_resume`, :func:`check_attack` and :func:`check_guard` run what they are given on a tiny model;
+:func:`check_detector`, :func:`check_world` and :func:`check_suite` look at what they are given. They raise AssertionError, with
+the reason, where it breaks its contract.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import dataclasses
 import math
 import statistics
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -22,11 +23,14 @@ from torch import Tensor
 from .attacks import Attack, Attempt, Deployed, Goal
 from .concepts.prompts import Case
 from .concepts.request import EraseRequest
+from .detectors.base import Detector
 from .errors import BadOption, EffaceError
+from .evaluation.suite import Suite, SuiteSource
 from .guards import Guard
 from .methods.base import Method
 from .models.base import DiffusionModel
 from .models.tiny import tiny
+from .models.world import World, WorldSource
 from .patches import Patch
 from .training.loop import Run, Step
 
@@ -247,3 +251,63 @@ def affordable(attack: Attack, deployed: Deployed, goal: Goal, budget: int) -> b
     except BadOption:
         return False
     return True
+
+
+def check_detector(cls: type[Detector], names: Sequence[str] = ("cat", "dog")) -> None:
+    """Build the detector for ``names`` and assert its contract.
+
+    It can name all of them and at least one thing more; probabilities are a (B, names) table whose rows sum to 1; a row does not
+    depend on the other images, and the same images give the same bits; an image that is not finite is NaN throughout.
+    """
+    detector = cls(tuple(names))
+    assert set(names) < set(detector.names), 'names must hold those that were asked for, and one that means "none of them"'
+    assert detector.facts.get("name"), "facts must hold a name, for the records"
+    images = torch.rand((5, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    images[4, 0, 0, 0] = torch.nan
+    seen = detector.look(images)
+    p, good = seen.probabilities, seen.probabilities[:4]
+    assert p.shape == (5, len(detector.names)), f"probabilities have the shape {tuple(p.shape)}"
+    assert bool((good >= 0).all()), "a probability is negative"
+    assert torch.allclose(good.sum(1), torch.ones(4), atol=1e-5), "probabilities do not sum to 1"
+    assert seen.features.ndim == 2, "features must be one vector per image"
+    assert len(seen.features) == 5, "features must be one vector per image"
+    assert bool(p[4].isnan().all()), "an image with a NaN pixel must be NaN throughout"
+    again = detector.look(images[:4])
+    assert torch.equal(again.probabilities, detector.look(images[:4]).probabilities), "the same images gave other probabilities"
+    assert torch.allclose(again.probabilities[1:2], detector.look(images[1:2]).probabilities, atol=1e-5), (
+        "a row depends on the other images of the batch"
+    )
+
+
+def check_world(source: WorldSource) -> World:
+    """Assert that a world is complete, and return it: every concept has what evaluations and attacks ask for, what it names
+    exists, rates are between 0 and 1, and some concept is recognised well enough to be measured."""
+    world = source.world()
+    assert world.name == source.name, f"the world is called {world.name!r}, its source {source.name!r}"
+    for what in ("sensitivity", "synonyms", "descriptions"):
+        missing = [n for n in world.groups if n not in getattr(world, what)]
+        assert not missing, f"{what} says nothing of {missing[0]!r}"
+    assert all(0 <= s <= 1 for s in world.sensitivity.values()), "a sensitivity is no share"
+    unknown = [g for g in world.groups.values() if g not in world.group_words]
+    assert not unknown, f"group_words has no word for the group {unknown[0]!r}"
+    named = {n for ranks in world.similar.values() for names in ranks.values() for n in names} | set(world.unseen)
+    named |= set(world.study_targets)
+    assert named <= set(world.groups), f"{sorted(named - set(world.groups))[0]!r} is no concept of the world"
+    assert world.usable(), "no concept is recognised well enough to be measured"
+    assert world.judge.count(":") == 1, "judge must be an import path module:name"
+    return world
+
+
+def check_suite(source: SuiteSource, world: World | None, targets: Sequence[str]) -> Suite:
+    """Assert that a protocol gives a suite for these targets, and return it: no concept stands on two axes, there is something to
+    keep, every template has its place for the concept, and the same request gives the same suite."""
+    suite = source.suite(world, targets)
+    assert suite == source.suite(world, targets), "the same targets gave another suite"
+    assert suite.targets == tuple(targets), f"the suite is for {suite.targets}"
+    names = list(suite.names)
+    assert len(set(names)) == len(names), "a concept stands on two axes"
+    assert suite.near, "the suite keeps nothing near"
+    assert suite.far, "the suite keeps nothing far"
+    assert suite.templates, "the suite has no prompts"
+    assert all("{}" in t for t in suite.templates), "a template has no {} for the concept"
+    return suite

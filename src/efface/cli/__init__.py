@@ -4,7 +4,25 @@ Exit codes: 0 ok, 1 error, 2 usage, 3 a policy that is not kept (``certify``).
 ``--json`` prints one JSON object on standard output; progress goes to standard error.
 """
 
-from . import attack, certify, damage, demo, env, erase, evaluate, export, import_, list_, report, sample, study  # noqa: F401  # registers
+from . import (  # noqa: F401  # registers
+    attack,
+    card,
+    certify,
+    convert,
+    damage,
+    demo,
+    env,
+    erase,
+    evaluate,
+    export,
+    import_,
+    list_,
+    report,
+    sample,
+    sign,
+    study,
+    verify,
+)
 from .main import main
 
 __all__ = ["main"]

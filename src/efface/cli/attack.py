@@ -22,6 +22,7 @@ from .options import (
     preset_option,
     profile_option,
     set_option,
+    world_option,
 )
 from .output import Bars, command_line, emit, note, rate
 from .settings import group, settings_help
@@ -29,6 +30,7 @@ from .settings import group, settings_help
 
 @click.command()
 @model_option
+@world_option
 @patch_option()
 @guard_option
 @click.option("--target", default=None, help="Concept to bring back; default: the patch's only target.")
@@ -51,7 +53,8 @@ from .settings import group, settings_help
 def _attack(
     ctx: click.Context,
     source: str,
-    patch_path: Path | None,
+    world: str | None,
+    patch_path: str | None,
     guard: str | None,
     target: str | None,
     budget: int,
@@ -75,16 +78,19 @@ def _attack(
     from ..errors import BadOption
     from ..io.files import check_writable
     from ..models.load import load_model
-    from ..patches import Patch
     from ..registry import ATTACKS, build_attack, build_guard, parse_set, preset_for
+    from ..verbs.hub import load_patch
+    from ..verbs.subject import with_world
 
     name = str(ctx.info_name)
     settings: dict[str, Any] = {**parse_set(pairs), "seed": seed}
     guarded = build_guard(guard) if guard is not None else None
-    patch = Patch.load(patch_path) if patch_path is not None else None
+    patch = load_patch(patch_path) if patch_path is not None else None
     if out is not None:
         check_writable(out)
     model = load_model(source, dtype=dtype, device=device)
+    if world is not None:
+        with_world(model, world)
     if name == verbs.ALL:
         attack: Any = name
         if preset or pairs or seed:

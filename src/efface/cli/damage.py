@@ -19,6 +19,7 @@ from .options import (
     patch_option,
     profile_option,
     space_option,
+    world_option,
 )
 from .output import Bars, emit, note
 
@@ -30,6 +31,7 @@ from .output import Bars, emit, note
     """,
 )
 @model_option
+@world_option
 @patch_option(required=True)
 @click.option("--count", default=20, show_default=True, help="Names in the list.")
 @space_option
@@ -47,7 +49,8 @@ from .output import Bars, emit, note
 @json_option
 def damage(
     source: str,
-    patch_path: Path,
+    world: str | None,
+    patch_path: str,
     count: int,
     space: str,
     by: str | None,
@@ -64,13 +67,16 @@ def damage(
     from ..io.files import check_writable
     from ..io.images import join_pictures
     from ..models.load import load_model
-    from ..patches import Patch
     from ..preservation.candidates import check_space
+    from ..verbs.hub import load_patch
+    from ..verbs.subject import with_world
 
-    patch = Patch.load(patch_path)
+    patch = load_patch(patch_path)
     check_writable(out)
     check_space(space)
     model = load_model(source, dtype=dtype, device=device)
+    if world is not None:
+        with_world(model, world)
     with Bars() as bars:
         found = verbs.damage(
             model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,23 @@ from .settings import group, settings_help
 
 @click.command()
 @model_option
-@target_option("Concept to erase; repeat for several.", required=True)
+@target_option("Concept to erase; repeat for several.")
 @click.option("--anchor", default="", help="What the target becomes; default: the empty prompt.")
 @click.option("--preserve", multiple=True, help="Concept that must not change; repeat for several.")
+@click.option(
+    "--split",
+    default=None,
+    metavar="SIGN",
+    help="Read --target and --preserve as lists with this sign between names, as the scripts of UCE (;) and ESD (,) do.",
+)
 @preset_option
 @set_option
-@click.option("--config", type=click.Path(path_type=Path), default=None, help="TOML file of options.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="File of a run: options and request in TOML, or LECO's YAML. Without METHOD, the file names the method.",
+)
 @click.option("--seed", type=int, default=None, help="Training seed.")
 @device_option
 @dtype_option
@@ -56,6 +68,7 @@ def _erase(
     targets: tuple[str, ...],
     anchor: str,
     preserve: tuple[str, ...],
+    split: str | None,
     preset: str | None,
     pairs: tuple[str, ...],
     config: Path | None,
@@ -76,16 +89,26 @@ def _erase(
     from ..io.files import claimed
     from ..methods.trained import Trained
     from ..models.load import load_model, pick_device
-    from ..registry import METHODS, build_method, parse_set, preset_for, read_toml
+    from ..registry import METHODS, build_method, parse_set, preset_for
     from ..training import Run, processes
     from ..training.loop import finished_steps
+    from ..verbs.config import RunConfig, read_config, split_names
     from ..verbs.cost import predicted
     from ..verbs.erase import erase_request, request_for
 
     name = str(ctx.info_name)
-    settings: dict[str, Any] = read_toml(config) if config else {}
-    from_file = settings.pop("preset", None)
-    settings |= parse_set(pairs)
+    file = read_config(config) if config else RunConfig()
+    if file.method not in ("", name):
+        raise BadOption(f"{config} is a run of {file.method}, not of {name}; leave {name} out, or the file.")
+    for sentence in file.notes:
+        note(sentence)
+    from_file, settings = file.preset or None, {**file.settings, **parse_set(pairs)}
+    given = ctx.get_parameter_source("source") is not click.core.ParameterSource.DEFAULT
+    source = source if given or not file.model else file.model
+    targets, preserve = (split_names(names, split) for names in (targets, preserve))
+    targets, anchor, preserve = targets or file.targets, anchor or file.anchor, preserve or file.preserve
+    if not targets:
+        raise BadOption("no target: name at least one concept to erase (--target NAME), or a file that does (--config).")
     if seed is not None:
         if "seed" not in METHODS.find(name).__dataclass_fields__:
             raise BadOption(f"{name} draws nothing at random and has no seed; leave --seed out.")
@@ -150,6 +173,15 @@ def way_back(edit: dict[str, Any]) -> str:
     return f"{can}: {how} brings back all but {100 * back['missed']:.0f} % of the concept's keys and values."
 
 
+def _method_of(args: list[str]) -> str:
+    """The method that the file of ``efface erase --config FILE`` names; "" where there is none."""
+    from ..verbs.config import read_config
+
+    files = [b for a, b in itertools.pairwise(args) if a == "--config"]
+    files += [a.removeprefix("--config=") for a in args if a.startswith("--config=")]
+    return read_config(files[0]).method if files else ""
+
+
 def _table() -> Any:
     from ..registry import METHODS
 
@@ -181,4 +213,5 @@ group(
     find=_find,
     describe=_describe,
     body=_erase,
+    otherwise=_method_of,
 )

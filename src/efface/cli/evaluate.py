@@ -22,6 +22,7 @@ from .options import (
     patch_option,
     profile_option,
     target_option,
+    world_option,
 )
 from .output import Bars, command_line, emit, note, rate
 
@@ -34,6 +35,7 @@ from .output import Bars, command_line, emit, note, rate
     """,
 )
 @model_option
+@world_option
 @patch_option()
 @guard_option
 @target_option("Concept to block, only with --guard and without --patch; repeat for several.")
@@ -49,13 +51,17 @@ from .output import Bars, command_line, emit, note, rate
     metavar="[TARGET=]NAME",
     help="Another name of the target, which must go too; repeat. Models other than the miniature need one for a verdict.",
 )
+@click.option(
+    "--suite", default=None, metavar="NAME", help="Protocol of the evaluation (efface list suites), or path/to/file.py:Name."
+)
 @out_option("Folder for rows, pictures and summary.", folder=True)
 @device_option
 @dtype_option
 @json_option
 def evaluate(
     source: str,
-    patch_path: Path | None,
+    world: str | None,
+    patch_path: str | None,
     guard: str | None,
     targets: tuple[str, ...],
     profile: str,
@@ -64,6 +70,7 @@ def evaluate(
     near: tuple[str, ...],
     far: tuple[str, ...],
     synonyms: tuple[str, ...],
+    suite: str | None,
     out: Path,
     device: str,
     dtype: str,
@@ -78,16 +85,21 @@ def evaluate(
     from ..evaluation.profiles import profile as find_profile
     from ..io.files import check_writable
     from ..models.load import load_model
-    from ..patches import Patch
     from ..registry import build_guard
+    from ..verbs.hub import load_patch
+    from ..verbs.subject import with_world
 
     find_profile(profile)  # an unknown name is said before a model is loaded
     guarded = build_guard(guard) if guard is not None else None
     if patch_path is None and guarded is None:
         raise BadOption("nothing to measure: give --patch FILE, or --guard NAME with --target NAME.")
-    patch = Patch.load(patch_path) if patch_path is not None else None
+    if suite is not None and (near or far or synonyms):
+        raise BadOption("--suite says what is looked at; leave --near, --far and --synonym out.")
+    patch = load_patch(patch_path) if patch_path is not None else None
     check_writable(out)
     model = load_model(source, dtype=dtype, device=device)
+    if world is not None:
+        with_world(model, world)
     with Bars() as bars:
         summary = verbs.evaluate(
             model,
@@ -101,6 +113,7 @@ def evaluate(
             near=near,
             far=far,
             synonyms=_by_target(synonyms, targets or (patch.card.request.targets if patch is not None else ())),
+            suite=suite,
             on_image=bars.images,
             note=note,
             command=command_line(),

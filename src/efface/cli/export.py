@@ -17,7 +17,7 @@ from .output import emit, free
     efface export no-engine.safetensors --to diffusers --out no-engine-lora.safetensors
     """,
 )
-@click.argument("patch_path", metavar="PATCH", type=click.Path(path_type=Path))
+@click.argument("patch_path", metavar="PATCH")
 @model_option
 @click.option("--to", "kind", required=True, metavar="FORMAT", help="diffusers, kohya, diff or folder; see: efface list formats.")
 @click.option("--rank", type=int, default=0, help="Rank of a LoRA; default: the smallest that --tolerance allows.")
@@ -34,7 +34,7 @@ from .output import emit, free
 @dtype_option
 @json_option
 def export(
-    patch_path: Path,
+    patch_path: str,
     source: str,
     kind: str,
     rank: int,
@@ -49,13 +49,13 @@ def export(
     """Write a patch as a file that other tools load, read that file back, and compare it with the patch."""
     from .. import verbs
     from ..models.load import load_model
-    from ..patches import Patch
     from ..verbs.export import check_export
+    from ..verbs.hub import load_patch
 
     check_export(kind, out, half)
     if kind != "folder":
         free(out, force)
-    patch = Patch.load(patch_path)
+    patch = load_patch(patch_path)
     model = load_model(source, dtype=dtype, device=device)
     facts = verbs.export(model, patch, out, to=kind, rank=rank, tolerance=tolerance, half=half)
     ranked = f", rank {facts['rank']}" if facts["rank"] else ""

@@ -82,12 +82,24 @@ def _detectors() -> dict[str, str]:
     return _plugins(DETECTORS, lambda cls: str(cls.summary))
 
 
+def _worlds() -> dict[str, str]:
+    from ..registry import WORLDS
+
+    return _plugins(WORLDS, lambda cls: str(cls.summary))
+
+
+def _suites() -> dict[str, str]:
+    from ..registry import SUITES
+
+    return _plugins(SUITES, lambda cls: str(cls.summary))
+
+
 def _plug_ins() -> dict[str, str]:
-    from ..registry import ATTACKS, DETECTORS, GUARDS, METHODS
+    from ..registry import TABLES
 
     return {
         f"{table.kind} {name}": f"{path}, registered by {owner}"
-        for table in (METHODS, ATTACKS, DETECTORS, GUARDS)
+        for table in TABLES
         for name, (path, owner) in table.points.items()
     }
 
@@ -121,6 +133,8 @@ KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "attacks": _attacks,
     "guards": _guards,
     "detectors": _detectors,
+    "worlds": _worlds,
+    "suites": _suites,
     "models": _models,
     "formats": _formats,
     "concepts": _concepts,
@@ -137,7 +151,7 @@ FOR_MODEL: dict[str, Callable[[DiffusionModel], dict[str, str]]] = {"methods": _
 @click.option("--model", "source", help="Of methods and guards: also say which this model cannot serve, and why.")
 @json_option
 def list_(kind: str, source: str | None, as_json: bool) -> None:
-    """List what there is: methods, attacks, guards, detectors, models, formats, concepts, metrics, or registered plug-ins."""
+    """List what there is: methods, attacks, guards, detectors, worlds, suites, models, formats, concepts, metrics, plug-ins."""
     if source is None:
         rows = KINDS[kind]()
     elif kind in FOR_MODEL:
@@ -146,5 +160,5 @@ def list_(kind: str, source: str | None, as_json: bool) -> None:
         rows = FOR_MODEL[kind](load_model(source))
     else:
         raise BadOption(f"--model says nothing about {kind}; give it with {' or '.join(FOR_MODEL)}.")
-    width = max(20, *(len(name) + 2 for name in rows))
+    width = max([20, *(len(name) + 2 for name in rows)])
     emit(as_json, rows, "\n".join(f"{name:<{width}}{text}" for name, text in rows.items()))

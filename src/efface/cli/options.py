@@ -50,6 +50,12 @@ detector_option = click.option(
     metavar="NAME",
     help="What names the images: a registered detector (efface list detectors), or path/to/file.py:Name.",
 )
+world_option = click.option(
+    "--world",
+    default=None,
+    metavar="NAME",
+    help="World of a model that brings none along: a registered one (efface list worlds), or path/to/file.py:Name.",
+)
 near_option = click.option(
     "--near", multiple=True, help="Related concept that must stay; repeat. Models other than the miniature need one."
 )
@@ -68,10 +74,9 @@ def patch_option(required: bool = False) -> Any:
     return click.option(
         "--patch",
         "patch_path",
-        type=click.Path(path_type=Path),
         required=required,
         default=None,
-        help="Patch file of an erasure.",
+        help="Patch file of an erasure, or a Hub repository OWNER/NAME that holds one.",
     )
 
 

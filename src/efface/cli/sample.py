@@ -38,7 +38,7 @@ from .output import emit, ends_in
 @json_option
 def sample(
     source: str,
-    patch_path: Path | None,
+    patch_path: str | None,
     scale: float,
     prompts: tuple[str, ...],
     n: int,
@@ -54,10 +54,10 @@ def sample(
     from .. import verbs
     from ..io.images import write_grid
     from ..models.load import load_model
-    from ..patches import Patch
+    from ..verbs.hub import load_patch
 
     ends_in(out, ".png", "a PNG picture")
-    patch = Patch.load(patch_path).scaled(scale) if patch_path is not None else None
+    patch = load_patch(patch_path).scaled(scale) if patch_path is not None else None
     model = load_model(source, dtype=dtype, device=device)
     active: contextlib.AbstractContextManager[Any] = patch.applied(model) if patch is not None else contextlib.nullcontext()
     with active:

@@ -40,10 +40,18 @@ class OneEach(click.Group):
         find: Callable[[str], Any],
         describe: Callable[[Any], tuple[str, str]],
         body: click.Command,
+        otherwise: Callable[[list[str]], str] = lambda args: "",
         **facts: Any,
     ) -> None:
+        """``otherwise``: the name of the subcommand where the first argument is an option."""
         super().__init__(**facts)
+        self.otherwise = otherwise
         self.table, self.find, self.describe, self.body = table, find, describe, body
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0].startswith("-") and not {"-h", "--help"} & set(args) and (name := self.otherwise(args)):
+            args = [name, *args]
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.table())

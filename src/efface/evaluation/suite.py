@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import abc
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ..concepts.prompts import Case, filled
 from ..concepts.request import normalised
+from ..errors import BadFile, BadOption
 from ..models.world import World
 from .profiles import Profile
 
@@ -65,6 +67,43 @@ class Suite:
                 concept, prompt = pool[i % len(pool)]
                 cases.append(Case(axis, concept, prompt, seed=1000 * (i % len(pool)) + i // len(pool), guidance=profile.guidance))
         return cases
+
+
+class SuiteSource(abc.ABC):
+    """Abstract. A protocol: which concepts an evaluation looks at, in which words. A final subclass is built without arguments.
+
+    A package registers its class under the entry-point group ``efface.suites``; a class in a file of your own is named
+    ``path/to/file.py:Name``. ``efface evaluate --suite NAME`` takes it in place of the model's world or of the names you give.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+
+    @abc.abstractmethod
+    def suite(self, world: World | None, targets: Sequence[str]) -> Suite:
+        """The suite of these targets. Raises BadOption for a world, and BadRequest for a target, that the protocol is not for."""
+
+
+class WorldSuite(SuiteSource):
+    """The suite that the model's world gives by itself: :func:`world_suite`."""
+
+    name = "world"
+    summary = "neighbours, traps and wordings from the model's world; what is taken without --suite"
+
+    def suite(self, world: World | None, targets: Sequence[str]) -> Suite:
+        if world is None:
+            raise BadOption("the suite 'world' needs a model with a world of its own, or --world NAME.")
+        return world_suite(world, targets)
+
+
+def suite_from(raw: Mapping[str, Any]) -> Suite:
+    """A suite again from its :meth:`Suite.json`. Raises BadFile for anything else."""
+    try:
+        near, trap, far = (tuple(Neighbour(**n) for n in raw[group]) for group in ("near", "trap", "far"))
+        synonyms, implicit = ({str(t): tuple(map(str, w)) for t, w in raw[k].items()} for k in ("synonyms", "implicit"))
+        return Suite(tuple(raw["targets"]), near, trap, far, synonyms, implicit, tuple(raw["templates"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadFile(f"the recorded suite cannot be read ({error!r}).") from error
 
 
 def lexical_traps(target: str, names: Sequence[str]) -> list[str]:

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ..concepts.request import names_of
 from ..equations.guidance import guided, safety
+from ..errors import BadOption
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
 from ..options import option
-from .base import Guard, guidance_needed, refuse_other_families
+from .base import Guard, guidance_needed
 
 STRENGTHS = {  # delta, s_S, lambda, s_m, beta_m: diffusers' SafetyConfig
     "weak": (15, 20.0, 0.0, 0.0, 0.0),
@@ -63,7 +64,7 @@ class SLD(Guard):
 
     @contextmanager
     def active(self, model: DiffusionModel, targets: tuple[str, ...]) -> Iterator[None]:
-        text = self.text or ", ".join(names_of(targets, "targets"))
+        text = self._text(targets)
 
         def guide(c: Cond, scale: float) -> _Guide:
             null, safe = model.unconditional(len(c)), model.encode([text] * len(c))
@@ -73,25 +74,32 @@ class SLD(Guard):
         with model.guided_by(guide):
             yield
 
+    def _text(self, targets: tuple[str, ...]) -> str:
+        return self.text or ", ".join(names_of(targets, "targets"))
+
+    def guider(self, pipe: Any, targets: tuple[str, ...], guidance_scale: float = 7.5) -> Any:
+        """A guider for diffusers' modular pipelines: ``pipe.update_components(guider=guard.guider(pipe, ("cat",)))``.
+
+        ``pipe``: the modular pipeline or a stock one of Stable Diffusion or SDXL, whose text encoders read the safety text.
+        Raises BadOption for other families.
+        """
+        from .modular import GuardGuider
+
+        made = GuardGuider(guidance_scale=guidance_needed(self.name, guidance_scale))
+        made.third = _third(pipe, self._text(targets))
+        made.fresh = lambda: Safety(self.strength, pipe.scheduler.config.num_train_timesteps)
+        return made
+
     @contextmanager
     def on_pipeline(self, pipe: Any, targets: tuple[str, ...]) -> Iterator[None]:
-        """Inside this context, a loaded diffusers Stable Diffusion pipeline samples under the
-        guard, with any scheduler.
+        """Inside this context, a loaded diffusers pipeline of Stable Diffusion or SDXL samples under
+        the guard, with any scheduler.
 
         Forward hooks of its UNet add a third block to the batch [empty, prompt] and subtract gamma
         from the prompt's prediction, which the pipeline's own guidance then scales. A timestep
         above the last one starts a new image.
         """
-        refuse_other_families(pipe)
-        device = next(pipe.unet.parameters()).device
-        ids = pipe.tokenizer(
-            self.text or ", ".join(names_of(targets, "targets")),
-            padding="max_length",
-            max_length=pipe.tokenizer.model_max_length,
-            return_tensors="pt",
-        )
-        with torch.no_grad():
-            safe = pipe.text_encoder(ids.input_ids.to(device)).last_hidden_state
+        safe = _third(pipe, self._text(targets))
         state: dict[str, Any] = {"last": -1}
 
         def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -101,7 +109,11 @@ class SLD(Guard):
                 state["safety"] = Safety(self.strength, pipe.scheduler.config.num_train_timesteps)
             state["last"] = t
             n = len(text) // 2
-            kwargs = {**kwargs, "encoder_hidden_states": torch.cat([text, safe.to(text).expand(n, -1, -1)])}
+            kwargs = {**kwargs, "encoder_hidden_states": _longer(text, safe["prompt_embeds"], n)}
+            if added := kwargs.get("added_cond_kwargs"):  # SDXL: the pooled text, and the sizes, which are the prompt's own
+                pooled, sizes = added["text_embeds"], added["time_ids"]
+                more = {"text_embeds": _longer(pooled, safe["text_embeds"], n), "time_ids": torch.cat([sizes, sizes[n:]])}
+                kwargs["added_cond_kwargs"] = {**added, **more}
             return (torch.cat([z, z[:n]]), *args[1:]), kwargs
 
         def after(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -118,6 +130,26 @@ class SLD(Guard):
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def _third(pipe: Any, text: str) -> dict[str, Tensor]:
+    """The safety text as a pipeline's encoders read it, by the input names of the pipeline; one row each."""
+    from ..models.load import load_model
+
+    if getattr(pipe, "text_encoder_3", None) is not None or getattr(pipe, "unet", None) is None:
+        raise BadOption(f"the guard knows pipelines of Stable Diffusion 1.x, 2.x and SDXL, and this is a {type(pipe).__name__}.")
+    if hasattr(pipe, "encode_prompt"):  # a stock pipeline reads it itself, whatever its scheduler
+        device = next(pipe.unet.parameters()).device
+        with torch.no_grad():
+            read = pipe.encode_prompt(prompt=text, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False)
+        return {"prompt_embeds": read[0], **({"text_embeds": read[2]} if len(read) > 2 else {})}
+    c = load_model(pipe).encode([text])
+    return {"prompt_embeds": c.tokens, **({"text_embeds": c.extras["pooled"]} if "pooled" in c.extras else {})}
+
+
+def _longer(rows: Tensor, one: Tensor, n: int) -> Tensor:
+    """The rows with n more, each the one."""
+    return torch.cat([rows, one.to(rows).expand(n, *one.shape[1:])])
 
 
 class Safety:

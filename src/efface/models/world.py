@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -57,3 +59,18 @@ class World:
     def unseen_like(self, target: str) -> str:
         """A concept that the gold model never saw: the target itself where it is one, else one of its group, else the first."""
         return min(self.unseen, key=lambda n: (n != target, self.groups[n] != self.groups[target]))
+
+
+class WorldSource(abc.ABC):
+    """Abstract. Where a world comes from: a final subclass is built without arguments and says what is known of its models.
+
+    A package registers its class under the entry-point group ``efface.worlds``; a class in a file of your own is named
+    ``path/to/file.py:Name``. ``--world NAME`` lays the world over a model that does not bring one along.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+
+    @abc.abstractmethod
+    def world(self) -> World:
+        """The facts. Called once per command; may read files."""

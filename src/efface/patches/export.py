@@ -14,12 +14,10 @@ with biases only where every adapted layer has one: ``diffusers`` holds them the
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,10 @@ from ..errors import BadFile, BadOption, UnknownName
 from ..io.files import atomic_write
 from ..models.base import DiffusionModel
 from ..models.select import ENCODERS
+from .header import header
+from .manifest import write_manifest
 from .patch import Patch
+from .seal import seal
 
 FORMATS = {
     "diffusers": "LoRA for diffusers pipelines (load_lora_weights)",
@@ -53,7 +54,6 @@ DIFF = {
 """How names of whole weights end: whether of a norm, and of which of its tensors."""
 TOLERANCE, MOST = 1e-3, 0.1
 """Share of a patch's norm that a LoRA leaves out unless told otherwise, and the most that a given rank may."""
-NOTICE = "An erasure is not a guarantee; see the card for what was measured."
 
 
 def export(
@@ -115,13 +115,14 @@ def export(
             _warn(patch, left_out, "are left out: a LoRA with biases cannot be fused where a layer has none; use diff or folder")
         tensors = diffusers_lora(factors, biases) if to == "diffusers" else _kohya(factors, names)
     kept = {n: (t.half() if half else t).contiguous() for n, t in tensors.items()}
-    header = {"format": "pt", **({} if to == "diffusers" else _header(patch, chosen))}
+    told = header(patch, to, kept, chosen)
     found = float("nan")
     held = Patch({n: d for n, d in patch.deltas.items() if n not in left_out}, patch.card)
 
     def write(temporary: Path) -> None:
         nonlocal found
-        save_file(kept, temporary, metadata=header)
+        save_file(kept, temporary, metadata=told)
+        seal(temporary)
         stored = load_file(temporary)
         read = read_back(stored, to, names)
         off = residual(held, read)
@@ -284,30 +285,6 @@ def read_back(tensors: Mapping[str, Tensor], to: str, names: Mapping[str, str]) 
     return found
 
 
-def _header(patch: Patch, rank: int | None) -> dict[str, str]:
-    """What web interfaces show of a file; strings only. No log: pictures of a search would be in every header."""
-    base = patch.card.base
-    xl, width = base.get("family") == "stable-diffusion-xl", base.get("cross_attention_dim")
-    version = "sdxl_base_v1-0" if xl else "sd_v2" if width == 1024 else "sd_v1"
-    architecture = {
-        "sdxl_base_v1-0": "stable-diffusion-xl-v1-base",
-        "sd_v2": "stable-diffusion-v2-768-v",
-        "sd_v1": "stable-diffusion-v1",
-    }[version]
-    card = {k: v for k, v in asdict(patch.card).items() if k != "log"}
-    title = f"{patch.card.method} without {', '.join(patch.card.request.targets)}"
-    return {
-        "ss_base_model_version": version,
-        **({"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)} if rank else {}),
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{architecture}/lora",
-        "modelspec.implementation": "https://github.com/kohya-ss/sd-scripts",
-        "modelspec.title": title,
-        "modelspec.description": NOTICE,
-        "efface_card": json.dumps(card, sort_keys=True),
-    }
-
-
 def _write_folder(patch: Patch, model: DiffusionModel, path: Path) -> tuple[float, list[str]]:
     """A whole folder or none: written beside its place, read again and renamed. Returns the residual of the change that the files
     hold, and the components that the model's source names and lacks."""
@@ -319,7 +296,7 @@ def _write_folder(patch: Patch, model: DiffusionModel, path: Path) -> tuple[floa
         with patch.applied(model):
             missing = model.save_folder(temporary)
         off = _folder_residual(patch, model, temporary)
-        (temporary / "efface_card.json").write_text(json.dumps(asdict(patch.card), indent=1, sort_keys=True) + "\n", "utf-8")
+        write_manifest(temporary, patch)
         os.replace(temporary, path)
     except OSError as error:
         raise BadFile(f"cannot write {path}: {error}. Nothing was changed; free space or choose another place.") from error

@@ -26,7 +26,10 @@ from ..models.load import load_model
 from ..versions import versions
 from .card import PatchCard
 from .dialects import NO_WEIGHTS, Names, kind_of, part_of, role_of
+from .manifest import NAME as MANIFEST
+from .manifest import changed_files, read_manifest
 from .patch import Patch
+from .seal import check_seal
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors", "adapter_model.safetensors")
 OPEN_CLIP = ("cond_stage_model.model.", "conditioner.embedders.1.", "conditioner.embedders.0.model.")
@@ -57,7 +60,7 @@ def import_patch(model: DiffusionModel, source: str | Path, *, targets: Sequence
     targets = names_of(targets, "targets")
     if not targets:
         raise BadRequest("an imported erasure needs the concepts that it erases; give at least one target.")
-    kind, deltas, told = _changes(model, source)
+    kind, deltas, told = read_changes(model, source)
     if not deltas:
         raise BadFile(f"{source} changes nothing in {model.name!r}: it is the base model itself, or a file of zeros.")
     broken = [n for n, d in deltas.items() if not bool(torch.isfinite(d).all())]
@@ -73,8 +76,12 @@ def import_patch(model: DiffusionModel, source: str | Path, *, targets: Sequence
     return Patch(deltas, card)
 
 
-def _changes(model: DiffusionModel, source: Path) -> tuple[str, dict[str, Tensor], list[str]]:
-    """What it was read as, the changes by our names, and what a user should know about the reading."""
+def read_changes(model: DiffusionModel, source: Path) -> tuple[str, dict[str, Tensor], list[str]]:
+    """What the file or folder was read as, the changes by our names, and what a user should know about the reading."""
+    if (source / MANIFEST).is_file():
+        changed = changed_files(source, read_manifest(source)[1].get("efface_files", {}))
+        if changed:
+            raise BadFile(f"{source} is not as efface wrote it: {changed[0]}.")
     if (source / "model_index.json").is_file():
         return "pipeline", _against(model, _whole(source), source), []
     if source.is_dir():
@@ -82,6 +89,8 @@ def _changes(model: DiffusionModel, source: Path) -> tuple[str, dict[str, Tensor
         if not inside:
             raise BadFile(f"the folder {source} holds none of {', '.join(WEIGHTS)}; give the file itself.")
         source = inside[0]
+    if source.suffix not in PICKLES and source.is_file() and not check_seal(source) and "efface_format" in _metadata(source):
+        raise BadFile(f"{source} has lost the seal that efface gave it; it is damaged, or another program has written it again.")
     tensors = {_bare(key): t for key, t in _read(source).items()}
     if any(key.startswith("delta.") for key in tensors):
         raise BadFile(f"{source} is a patch of efface already; give it to --patch.")
@@ -252,8 +261,7 @@ def _configs(path: Path) -> dict[str, dict[str, Any]]:
         if beside.is_file() and path.name.startswith("adapter_model"):
             found[""] = dict(json.loads(beside.read_text("utf-8")))
         elif path.suffix not in PICKLES:
-            with safe_open(path, framework="pt") as f:
-                header = json.loads((f.metadata() or {}).get("lora_adapter_metadata", "{}"))
+            header = json.loads(_metadata(path).get("lora_adapter_metadata", "{}"))
             for key, value in header.items():
                 part = part_of(key)
                 if part is None:
@@ -274,6 +282,14 @@ def _configs(path: Path) -> dict[str, dict[str, Any]]:
             names = ", ".join({"use_dora": "DoRA (use_dora)", "use_rslora": "rsLoRA (use_rslora)"}.get(k, k) for k in other)
             raise BadFile(f"{path} is a LoRA with {names}, which efface does not read; merge it with peft first.")
     return found
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, framework="pt") as f:
+            return dict(f.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise BadFile(f"{str(path)!r} could not be read: {error}") from error
 
 
 def _against(model: DiffusionModel, values: Mapping[str, Tensor], source: Path) -> dict[str, Tensor]:

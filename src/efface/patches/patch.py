@@ -145,7 +145,8 @@ class Patch:
         if not math.isfinite(factor):
             raise BadOption(f"the patch scale must be a finite number, got {factor}.")
         log = {**self.card.log, "scale": factor * float(self.card.log.get("scale", 1.0))}
-        return Patch({n: d * factor for n, d in self.deltas.items()}, replace(self.card, log=log))
+        measured = self.card.measured if factor == 1 else {}  # what was measured is of this strength
+        return Patch({n: d * factor for n, d in self.deltas.items()}, replace(self.card, log=log, measured=measured))
 
     def __add__(self, other: Patch) -> Patch:
         """Both changes at once; both must be made for the same base."""
@@ -188,6 +189,7 @@ class Patch:
             "cost": dict(c.cost),
             "versions": dict(c.versions),
             "log": dict(c.log),
+            "measured": dict(c.measured),
             "tensors": len(self.deltas),
             "parameters": sum(d.numel() for d in self.deltas.values()),
             "norm": self.norm(),
@@ -213,7 +215,7 @@ class Patch:
 
 def empty_like(patch: Patch, method: str) -> Patch:
     """The change of nothing, with the same base: the entrant ``none``."""
-    return Patch({}, replace(patch.card, method=method, config={}, cost={}, log={}))
+    return Patch({}, replace(patch.card, method=method, config={}, cost={}, log={}, measured={}))
 
 
 def noise_like(patch: Patch, rng: torch.Generator) -> Patch:
@@ -222,4 +224,4 @@ def noise_like(patch: Patch, rng: torch.Generator) -> Patch:
     for name, d in patch.deltas.items():
         n = torch.randn(d.shape, generator=rng)
         deltas[name] = n * (d.norm() / n.norm())
-    return Patch(deltas, replace(patch.card, method="noise", config={}, cost={}, log={}))
+    return Patch(deltas, replace(patch.card, method="noise", config={}, cost={}, log={}, measured={}))

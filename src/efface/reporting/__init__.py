@@ -6,19 +6,26 @@ torch and without the model. The page needs no script and loads nothing: images 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..errors import BadFile
 from ..evaluation.records import RECORD_VERSION, RunFile, read_attack, read_damage, read_run, read_summary
 from ..io.files import write_text
+from .measured import measured
+from .model_card import Publication, copy_records, write_card
 from .verdict import DEFAULTS, Limits
 from .view import page
 
-__all__ = ["DEFAULTS", "Limits", "attack_on", "write_report"]
+if TYPE_CHECKING:
+    from ..patches import Patch
+
+__all__ = ["DEFAULTS", "Limits", "Publication", "attack_on", "write_model_card", "write_report"]
 
 
 def write_report(folder: Path, out: Path, attacks: Sequence[Path] = (), limits: Limits = DEFAULTS) -> Path:
@@ -29,16 +36,9 @@ def write_report(folder: Path, out: Path, attacks: Sequence[Path] = (), limits: 
     else.
     """
     folder, out = Path(folder), Path(out)
-    run, summary = read_run(folder), read_summary(folder)
-    for name, version in (("run.json", run.record_version), ("summary.json", _version(summary))):
-        if version != RECORD_VERSION:
-            problem = f"{folder / name} has record version {version}, this efface reads {RECORD_VERSION}"
-            raise BadFile(f"{problem}; use the efface that wrote it.")
-    try:
-        tried = [attack_on(run, Path(a)) for a in attacks]
-        context = page(run, summary, read_damage(folder), folder / "images", tried, limits)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise BadFile(f"{folder} does not hold the records of an efface evaluation ({error!r}).") from error
+    records = read_records(folder, attacks)
+    with _of_an_evaluation(folder):
+        context = page(*records[:3], folder / "images", records[3], limits)
     # Autoescape is a plain True: jinja's select_autoescape goes by suffix and would not recognise ".html.j2".
     loader = PackageLoader("efface.reporting", "")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -46,6 +46,46 @@ def write_report(folder: Path, out: Path, attacks: Sequence[Path] = (), limits: 
     # JSON can carry lone surrogates, UTF-8 cannot: a prompt must not be able to make the report fail.
     write_text(out, text.encode("utf-8", "replace").decode("utf-8"))
     return out
+
+
+def write_model_card(
+    folder: Path, out: Path, patch: Patch, facts: Publication, attacks: Sequence[Path] = (), limits: Limits = DEFAULTS
+) -> Patch:
+    """Write README.md, ``.eval_results``, the records and the picture into the folder ``out``, and return the patch with its
+    measurements on its card; see :mod:`efface.reporting.model_card`. Raises BadFile as :func:`write_report`, and where the
+    evaluation is of another patch."""
+    folder, out = Path(folder), Path(out)
+    run, summary, damage, tried = read_records(folder, attacks)
+    with _of_an_evaluation(folder):
+        numbers = measured(folder, run, summary, damage, tried, patch.digest())
+        context = page(run, summary, damage, folder / "images", tried, limits)
+        patch = replace(patch, card=replace(patch.card, measured=numbers))
+        write_card(out, patch, run, context, facts, folder)
+    copy_records(folder, [Path(a) for a in attacks], out / "records")
+    return patch
+
+
+Records = tuple[RunFile, dict[str, Any], dict[str, Any] | None, list[dict[str, Any]]]
+
+
+def read_records(folder: Path, attacks: Sequence[Path] = ()) -> Records:
+    """An evaluation: its run, its summary, its search for damage, and summaries of the attacks. Raises BadFile for another
+    version, and for an attack on something else."""
+    run, summary = read_run(folder), read_summary(folder)
+    for name, version in (("run.json", run.record_version), ("summary.json", _version(summary))):
+        if version != RECORD_VERSION:
+            problem = f"{folder / name} has record version {version}, this efface reads {RECORD_VERSION}"
+            raise BadFile(f"{problem}; use the efface that wrote it.")
+    with _of_an_evaluation(folder):
+        return run, summary, read_damage(folder), [attack_on(run, Path(a)) for a in attacks]
+
+
+@contextlib.contextmanager
+def _of_an_evaluation(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadFile(f"{folder} does not hold the records of an efface evaluation ({error!r}).") from error
 
 
 def attack_on(run: RunFile, folder: Path) -> dict[str, Any]:

@@ -1,13 +1,35 @@
 """The verbs: what efface does, one file each. The command line and notebooks call only these."""
 
+from .apply import apply, stack
 from .attack import ALL, attack
+from .card import card
 from .certify import certify
 from .damage import damage
 from .erase import erase
 from .evaluate import evaluate
 from .export import export, import_patch
+from .hub import load_patch, push
 from .report import report
 from .sample import sample
 from .study import study
+from .verify import verify
 
-__all__ = ["ALL", "attack", "certify", "damage", "erase", "evaluate", "export", "import_patch", "report", "sample", "study"]
+__all__ = [
+    "ALL",
+    "apply",
+    "attack",
+    "card",
+    "certify",
+    "damage",
+    "erase",
+    "evaluate",
+    "export",
+    "import_patch",
+    "load_patch",
+    "push",
+    "report",
+    "sample",
+    "stack",
+    "study",
+    "verify",
+]

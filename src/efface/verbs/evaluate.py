@@ -25,7 +25,7 @@ from ..patches.patch import empty_like, noise_like
 from ..registry import build_guard
 from .cost import announce
 from .damage import damage_space, keep_damage
-from .subject import drawn_with, gold_for, judge_for, profile_for, suite_for, targets_of
+from .subject import drawn_with, gold_for, judge_for, named_suite, profile_for, suite_for, targets_of
 
 
 def evaluate(
@@ -41,7 +41,7 @@ def evaluate(
     near: Sequence[str] = (),
     far: Sequence[str] = (),
     synonyms: Mapping[str, Sequence[str]] | None = None,
-    suite: Suite | None = None,
+    suite: Suite | str | None = None,
     judge: Judge | None = None,
     others: Sequence[tuple[str, Patch]] = (),
     trivial: bool = True,
@@ -54,7 +54,8 @@ def evaluate(
     Beside the patch stand the base model ``none``, and with ``trivial`` also ``noise`` (same norm on the same tensors) and
     ``blocklist`` (prompts that contain the name become the anchor). ``others``: further (label, patch) entrants.
     ``clip``: a CLIP checkpoint that names images of models other than the miniature; ``near``, ``far``: concepts that must stay
-    there, and ``synonyms``: other names of each target, without which no erasure is called supported. ``guard``: stands on the
+    there, and ``synonyms``: other names of each target, without which no erasure is called supported. ``suite``: a suite, or the
+    name of a registered one, in place of all these. ``guard``: stands on the
     patch, or on the bare model when ``patch`` is None and ``targets`` says against what; an instance, a name, or
     ``NAME:option=value``.
     Profiles that look for damage (all but smoke) add :func:`damage`, found by noise predictions, to the summary of a patch.
@@ -74,7 +75,10 @@ def evaluate(
     model = load_model(model)
     chosen = profile_for(model, profile)
     targets, near, far = targets_of(model, patch, targets), names_of(near, "near"), names_of(far, "far")
-    suite = suite or suite_for(model, targets, near, far, synonyms)
+    if isinstance(suite, str):
+        suite = named_suite(model, suite, targets)
+    elif suite is None:
+        suite = suite_for(model, targets, near, far, synonyms)
     judge = judge or judge_for(model, suite.names, clip, detector)
     guard = build_guard(guard) if isinstance(guard, str) else guard
     entrants = [(patch.card.method, patch)] if patch is not None else []

@@ -17,8 +17,24 @@ from ..evaluation.suite import Neighbour, Suite, lexical_traps, world_suite
 from ..models.base import DiffusionModel
 from ..models.load import load_model
 from ..patches import Patch
-from ..registry import DETECTORS, resolve
+from ..registry import DETECTORS, SUITES, WORLDS, resolve
 from .erase import request_for
+
+
+def with_world(model: DiffusionModel, name: str) -> DiffusionModel:
+    """The model, measured from now on in a registered world (``efface list worlds``, or ``path/to/file.py:Name``): its concepts,
+    their neighbours and wordings, its judge. Raises BadOption for a model that has a world, UnknownName, PluginError."""
+    if model.world is not None:
+        raise BadOption(f"{model.name} brings its own world {model.world.name!r} along; leave --world {name} out.")
+    model.world = WORLDS.find(name)().world()
+    model.concept_names = tuple(model.world.groups)
+    return model
+
+
+def named_suite(model: DiffusionModel, name: str, targets: Sequence[str]) -> Suite:
+    """The suite of a registered protocol (``efface list suites``, or ``path/to/file.py:Name``). Raises UnknownName, PluginError,
+    and what the protocol raises."""
+    return SUITES.find(name)().suite(model.world, names_of(targets, "targets"))
 
 
 def model_guidance(model: DiffusionModel) -> float:

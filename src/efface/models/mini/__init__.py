@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import BadFile
-from ..world import World
+from ..world import World, WorldSource
 from .world import load_world
 
 if TYPE_CHECKING:
@@ -73,6 +73,16 @@ def mini_world() -> World:
         templates=TEMPLATES,
         study_targets=("fire engine", "dog", "palm tree", "castle"),  # four groups
     )
+
+
+class MiniWorld(WorldSource):
+    """The miniature's own world, which it brings along."""
+
+    name = "mini"
+    summary = "some 120 icons, for the miniature"
+
+    def world(self) -> World:
+        return mini_world()
 
 
 @cache

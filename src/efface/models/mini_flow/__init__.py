@@ -12,7 +12,7 @@ from ...errors import BadFile
 from ..mini import WEIGHTS as MINI
 from ..mini import mini_world
 from ..mini.world import load_world
-from ..world import World
+from ..world import World, WorldSource
 
 if TYPE_CHECKING:
     from ..sd3 import StableDiffusion3
@@ -74,6 +74,16 @@ def load_mini_flow(*, gold: bool = False, dtype: str = "float32", device: str = 
 def mini_flow_world() -> World:
     """The miniature's world; the flow miniature draws the same concepts, and its gold model has not seen the same ones."""
     return replace(mini_world(), gold="mini-flow-gold")
+
+
+class MiniFlowWorld(WorldSource):
+    """The flow miniature's own world, which it brings along."""
+
+    name = "mini-flow"
+    summary = "the miniature's icons, for the flow miniature"
+
+    def world(self) -> World:
+        return mini_flow_world()
 
 
 @cache

@@ -1,0 +1,93 @@
+"""What a file of efface says about itself in its header, so that it can be checked without the patch that it was made from.
+
+``efface_card``    the whole card as JSON, without pictures
+``efface_format``  which of the formats of :mod:`efface.patches.export` it is
+``efface_change``  the digest of the patch that it holds (:meth:`efface.Patch.digest`)
+``efface_norms``   the Frobenius norm of the change of every layer, by the layer's name in the file
+``efface_sha256``  the seal of the file (:mod:`efface.patches.seal`)
+
+The seal finds every changed byte. Where another program wrote the file again, it kept the header at best and the seal fits no
+more; the norms then still tell whether a layer is missing or scaled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import BadFile
+from .dialects import role_of
+from .patch import Patch
+from .seal import BLANK, KEY
+
+NOTICE = "An erasure is not a guarantee; see the card for what was measured."
+VERSIONS = {  # of the base model, as kohya's trainer and the model specification call it
+    "sdxl": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base"),
+    "sd2": ("sd_v2", "stable-diffusion-v2-768-v"),
+    "sd1": ("sd_v1", "stable-diffusion-v1"),
+    "sd3": ("sd3", "stable-diffusion-3-medium"),
+}
+
+
+def header(patch: Patch, to: str, tensors: Mapping[str, Tensor], rank: int | None) -> dict[str, str]:
+    """The header of an export with these tensors; all values are strings. ``rank``: of a LoRA, else None."""
+    version, architecture = VERSIONS[_kind(patch.card.base)]
+    title = f"{patch.card.method} without {', '.join(patch.card.request.targets)}"
+    network = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
+    return {
+        "format": "pt",
+        "ss_base_model_version": version,
+        **(network if rank and to == "kohya" else {}),
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.implementation": "diffusers" if to == "diffusers" else "https://github.com/kohya-ss/sd-scripts",
+        "modelspec.title": title,
+        "modelspec.description": NOTICE,
+        "efface_card": json.dumps(patch.card.json(pictures=False), sort_keys=True),
+        "efface_format": to,
+        "efface_change": patch.digest(),
+        "efface_norms": json.dumps(module_norms(tensors), sort_keys=True),
+        KEY: BLANK,
+    }
+
+
+def _kind(base: Mapping[str, Any]) -> str:
+    if base.get("family") in ("stable-diffusion-xl", "stable-diffusion-3"):
+        return "sdxl" if base["family"] == "stable-diffusion-xl" else "sd3"
+    return "sd2" if base.get("cross_attention_dim") == 1024 else "sd1"
+
+
+def module_norms(tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    """``{layer, as the file calls it: norm of its change}``: of a LoRA ``alpha / rank |up down|``, of a whole tensor its own.
+
+    ``|up down|^2 = tr(up^T up down down^T)``, so that no product of the size of the layer is made. Raises BadFile for half a
+    LoRA and for a tensor that is none of an adapter's.
+    """
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        found = role_of(key)
+        if found is None:
+            raise BadFile(f"the tensor {key!r} is none of an adapter.")
+        groups.setdefault(found[0], {})[found[1]] = tensor
+    return {module: sum(_squares(module, group)) ** 0.5 for module, group in sorted(groups.items())}
+
+
+def _squares(module: str, group: Mapping[str, Tensor]) -> list[float]:
+    if ("up" in group) != ("down" in group):
+        raise BadFile(f"{module!r} has one factor of a LoRA and not the other.")
+    found = [float(group[role].double().square().sum()) for role in ("weight", "bias") if role in group]
+    if "up" in group:
+        up, down = group["up"].double().flatten(1), group["down"].double().flatten(1)
+        if up.shape[1] != len(down) or not len(down):
+            raise BadFile(f"the factors of {module!r} have ranks {up.shape[1]} and {len(down)}.")
+        alpha = group.get("alpha")
+        if alpha is not None and alpha.numel() != 1:
+            raise BadFile(f"{module!r} has an alpha of {alpha.numel()} numbers.")
+        scale = (float(alpha) if alpha is not None else len(down)) / len(down)
+        found.append(scale**2 * float(((up.T @ up) * (down @ down.T)).sum()))
+        if "up bias" in group:
+            found.append(scale**2 * float(group["up bias"].double().square().sum()))
+    return found

@@ -189,7 +189,7 @@ class _Opened:
             self.patch = load(self.path)
             return f"{len(self.patch.deltas)} tensors, all finite (change {self.patch.digest()[:12]}...)."
         if self.kind == "folder":
-            return "skipped", "what the weights are is said by the digests of the files; give --model to compare with the base."
+            return "skipped", "the digests of the files, in the check before, say what the weights are."
         broken = [n for n, t in self.tensors.items() if not t.is_floating_point() or not bool(torch.isfinite(t.float()).all())]
         if broken:
             raise BadFile(f"{broken[0]} holds values that are not finite numbers.")

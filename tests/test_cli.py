@@ -104,7 +104,8 @@ def test_an_existing_patch_is_not_replaced_without_force(tmp_path: Path) -> None
 
 
 def test_click_usage_errors_exit_with_2() -> None:
-    assert "Missing option '--target'" in fails(2, *ERASE, "--out", "x.safetensors")
+    assert "Missing option '--out'" in fails(2, *ERASE, "--target", "cat")
+    assert "no target: name at least one" in fails(2, *ERASE, "--out", "x.safetensors")
     assert "No such command" in fails(2, "erse") or "no such command" in fails(2, "erse").lower()
 
 

@@ -222,6 +222,7 @@ def arguments(verb: str, folder: Path) -> dict[str, Any]:
         "erase": {"model": model, "method": "uce", "targets": ["cat"], "preserve": ["dog"]},
         "sample": {"model": model, "prompts": ["a dog"], "steps": 1},
         "import_patch": {"model": model, "source": folder / "f.safetensors", "targets": ["cat"]},
+        "card": {"patch": patch, "evaluation": folder / "e", "out": folder / "r", "exports": ["none"], "model": model},
         # These end in an error that names what was given: no detector knows the tiny model.
         "evaluate": {
             "model": open_model(),

@@ -326,6 +326,7 @@ for language, block in re.findall(r"```(bash|sh|python)\n(.*?)```", Path(sys.arg
 """
 
 
+@pytest.mark.slow  # draws several hundred images of the miniature; the tests above take the same steps on the tiny model
 def test_the_new_users_path(tmp_path: Path) -> None:
     """docs/shipping.md from its first line to its last, against a Hub on localhost; the receiver starts in an empty folder."""
     with FakeHub() as hub:

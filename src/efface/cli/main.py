@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import click
@@ -117,14 +118,20 @@ def hush() -> None:
 
 
 class _BarsOff:
-    """Turns the loading bars of transformers off when transformers is imported, and not before: the import takes seconds."""
+    """Turns the loading bars of transformers and diffusers off when they are imported, not before: that takes seconds."""
+
+    def __init__(self) -> None:
+        self.pending = {
+            "transformers.modeling_utils": "transformers.utils",
+            "diffusers.pipelines.pipeline_utils": "diffusers.utils",
+        }
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        if name == "transformers.modeling_utils":
+        if name in self.pending:
+            utils = import_module(self.pending.pop(name))
+            utils.logging.disable_progress_bar()
+        if not self.pending:
             sys.meta_path.remove(self)
-            from transformers.utils import logging as transformers_logging
-
-            transformers_logging.disable_progress_bar()
 
 
 def command(name: str, *, examples: str = "", **facts: Any) -> Callable[[Callable[..., Any]], click.Command]:

@@ -54,7 +54,11 @@ def verify(
     failed = sum(c.status == "failed" for c in found.checks)
     skipped = sum(c.status == "skipped" for c in found.checks)
     lines = [f"{c.status:<9}{c.name:<{width}}{c.text}" for c in found.checks]
-    verdict = f"{failed} checks FAILED: do not use {path}." if failed else f"No check failed, {skipped} were skipped."
+    verdict = (
+        f"{failed} check{'s' if failed > 1 else ''} FAILED: do not use {path}."
+        if failed
+        else f"No check failed, {skipped} were skipped."
+    )
     emit(as_json, found.json(), "\n".join([*lines, verdict]))
     if failed:
         click.get_current_context().exit(1)

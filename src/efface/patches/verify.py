@@ -140,6 +140,18 @@ class _Opened:
             return f"a pipeline folder of efface, {len(self.facts.get('efface_files', ()))} files."
         if is_pickle(self.path):
             raise BadFile("it is a pickle; pickles can run code and are not opened.")
+        try:
+            self.read()
+        except SafetensorError as error:
+            raise BadFile(f"it is truncated, damaged, or no safetensors file ({error}).") from error
+        if not self.kind:
+            if self.header.get("efface_card"):
+                raise BadFile("an export of an older version of efface, which cannot be checked; export the patch again.")
+            raise BadFile("efface did not write it, so it has no card to check. efface import makes a patch of it.")
+        return f"{'a patch' if self.kind == 'patch' else f'an export ({self.kind})'} of efface."
+
+    def read(self) -> None:
+        """The header, and the tensors of an export."""
         with safe_open(self.path, framework="pt") as f:
             self.header = dict(f.metadata() or {})
             if self.header.get("format") == FORMAT:
@@ -147,11 +159,6 @@ class _Opened:
             elif "efface_card" in self.header:
                 self.kind = self.header.get("efface_format", "")
                 self.tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118  # safe_open is no mapping
-        if not self.kind:
-            if self.header.get("efface_card"):
-                raise BadFile("an export of an older version of efface, which cannot be checked; export the patch again.")
-            raise BadFile("efface did not write it, so it has no card to check. efface import makes a patch of it.")
-        return f"{'a patch' if self.kind == 'patch' else f'an export ({self.kind})'} of efface."
 
     def seal(self) -> str | tuple[str, str]:
         if self.kind == "folder":
@@ -190,7 +197,7 @@ class _Opened:
             self.patch = Patch.load(self.path)
             return f"{len(self.patch.deltas)} tensors, all finite (change {self.patch.digest()[:12]}...)."
         if self.kind == "folder":
-            return "skipped", "what the weights are is said by the digests of the files; give --model to compare with the base."
+            return "skipped", "the digests of the files, in the check before, say what the weights are."
         broken = [n for n, t in self.tensors.items() if not t.is_floating_point() or not bool(torch.isfinite(t.float()).all())]
         if broken:
             raise BadFile(f"{broken[0]} holds values that are not finite numbers.")

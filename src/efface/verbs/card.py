@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..concepts.request import names_of
 from ..errors import BadFile, BadOption, UnknownName
 from ..models.load import load_model
 from ..patches import Patch
@@ -46,7 +47,7 @@ def card(
     True
 
     """
-    out = Path(out)
+    out, exports = Path(out), names_of(exports, "exports")
     facts = Publication(base_model, licence, tuple(exports), pictures)
     facts.of(patch)
     for to in exports:

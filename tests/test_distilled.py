@@ -22,7 +22,7 @@ from efface.evaluation.scan import Probe, climb_cost, prediction_changes
 from efface.methods import ESD, UCE
 from efface.models.base import DiffusionModel
 from efface.models.load import load_model
-from efface.models.sd import schedule_of
+from efface.models.schedule import schedule_of
 from efface.models.tiny import TINY_WORDS, tiny, tiny_flux
 from efface.patches.export import export
 from efface.registry import ATTACKS, METHODS

@@ -52,6 +52,12 @@ def test_every_module_has_a_level() -> None:
     assert top == set(LEVEL)
 
 
+def test_a_long_file_says_why_it_is_long() -> None:
+    long = [p for p in files() if len(p.read_text("utf-8").splitlines()) > 400]
+    silent = [str(p.relative_to(SRC)) for p in long if "Longer than 400 lines because" not in p.read_text("utf-8")]
+    assert not silent, silent
+
+
 def test_imports_point_downwards() -> None:
     wrong = []
     for path in files():

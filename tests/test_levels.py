@@ -18,9 +18,9 @@ from efface.equations.diffusion import ddim_step, x0_from_eps
 from efface.equations.flow import euler_step, flow_dpm_step, noise_from_velocity, velocity_of, x0_from_velocity
 from efface.errors import BadOption
 from efface.methods import AP, ESD
-from efface.models.base import Schedule, plms_grid
 from efface.models.flow import FlowSchedule, flow_schedule_of
 from efface.models.levels import Levels
+from efface.models.schedule import Schedule, plms_grid
 from efface.models.tiny import tiny, tiny_flux, tiny_schedule, tiny_sd3
 
 F64 = torch.float64

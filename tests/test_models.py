@@ -12,9 +12,9 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 from efface.concepts.prompts import Case
 from efface.errors import BadFile, BadOption, NothingSelected, PromptTooLong, UnknownName
 from efface.models.attention import cross_attentions
-from efface.models.base import official_walk
 from efface.models.load import load_model
-from efface.models.sd import StableDiffusion, schedule_of
+from efface.models.schedule import official_walk, schedule_of
+from efface.models.sd import StableDiffusion
 from efface.models.select import SELECTIONS, selection
 from efface.models.tiny import tiny
 

@@ -14,8 +14,7 @@ import torch
 from efface import erase, export, load_model
 from efface.errors import BadFile
 from efface.methods import ESD
-from efface.models.base import Schedule
-from efface.models.sd import schedule_of
+from efface.models.schedule import Schedule, schedule_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers with numpy 2
 U = {"targets": ["cat"], "anchor": "dog"}

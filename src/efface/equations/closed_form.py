@@ -9,6 +9,8 @@ before. Every map W (out, d) that reads these inputs solves
 
 by ``W' = W T`` with one matrix T for all maps. What is computed is ``D = T - I``: preserved rows
 and ridge drop out of it exactly, where ``M G^-1 - I`` would lose digits.
+
+Longer than 400 lines because all of it shares :class:`Edit`, and equations do not import each other.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..concepts.request import EraseRequest
 from ..errors import BadOption
-from ..models.base import DiffusionModel, Schedule
+from ..models.base import DiffusionModel
+from ..models.schedule import Schedule
 from ..models.select import TRAINABLE
 from ..options import part
 from ..preservation.exhaustive import Exhaustive

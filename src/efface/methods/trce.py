@@ -1,5 +1,8 @@
 """TRCE: map the summary token of every wording away, then steer early denoising towards the safe
-prompt."""
+prompt.
+
+Longer than 400 lines because the method has two stages, each with its options, and a method is one file.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import BadFile
 from .cond import MASK, Cond
-from .sd import schedule_of
+from .schedule import schedule_of
 from .select import PIXART_SELECTIONS, Select
 from .tokens import SoftPrompt, last_words, substituted, token_table
 from .transformer import TransformerModel

@@ -1,11 +1,12 @@
-"""Stable Diffusion 1.x and 2.x (and the miniature, which is one): UNet2DConditionModel, CLIPTextModel, AutoencoderKL."""
+"""Stable Diffusion 1.x and 2.x (and the miniature, which is one): UNet2DConditionModel, CLIPTextModel, AutoencoderKL.
+
+Longer than 400 lines because every method of the contract has its body here, which the other families inherit.
+"""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import inspect
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,23 +18,23 @@ from torch import Tensor, nn
 
 from ..errors import BadFile, BadOption, BadRequest, NothingSelected, PromptTooLong
 from .attention import cross_attentions, extended, probed, start_detached
-from .base import DiffusionModel, Evals, Schedule
+from .base import DiffusionModel, Evals
 from .cond import GUIDANCE, Cond
 from .identity import Identity, entries_of, identity_of
+from .parts import Whole, completed, loaded, named_dtype, rebuilt
 from .plain import OFFLOADED, check_in_memory, check_network, check_own, check_present, latent_side, shapes_of, unwrapped
+from .schedule import Schedule, schedule_of, scheduler_of
 from .select import Select
 from .tokens import SoftPrompt, TokenSpan, last_words, occurrences, substituted, token_table, whole_words
 
 if TYPE_CHECKING:
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COMPILED_GRADIENTS = 0.1
 """Largest relative error of a compiled network's gradients: far above rounding, autocast included, below the fault found."""
 ASSUMED_GUIDANCE = 7.5
 """What a guidance-distilled network is told outside a guided trajectory: the pipelines' default."""
 DISTILLED = "it was distilled to draw pictures with one evaluation per step and has no second branch"
-Whole = Callable[[Mapping[str, Any]], tuple[Any, list[str]]]
 CACHE_BYTES = 2**30  # of encodings in float32: 4,539 prompts of Stable Diffusion 1.x, 1,702 of SDXL
 
 
@@ -135,7 +136,7 @@ class StableDiffusion(DiffusionModel):
             unet=pipe.unet,
             vae=pipe.vae,
             schedule=schedule_of(pipe.scheduler),
-            whole=lambda parts: (_rebuilt(pipe, parts), []),
+            whole=lambda parts: (rebuilt(pipe, parts), []),
         )
 
     @classmethod
@@ -157,7 +158,7 @@ class StableDiffusion(DiffusionModel):
             name=facts.pop("name", str(source)),
             **parts,
             schedule=schedule_of(dict(scheduler)),
-            whole=lambda parts: _completed(cls._stock(), source, parts),
+            whole=lambda parts: completed(cls._stock(), source, parts),
             **facts,
         )
 
@@ -506,121 +507,3 @@ class _Kept:
         if self.last is None or self.last[0] is not x or self.last[1] != x._version:
             self.last = x, x._version, self.forward(x)
         return self.last[2]
-
-
-def named_dtype(name: str) -> torch.dtype:
-    if name not in DTYPES:
-        raise BadOption(f"unknown dtype {name!r}; use one of {', '.join(DTYPES)}.")
-    return DTYPES[name]
-
-
-def loaded(kind: Any, source: str | Path, part: str, dtype: str, device: str) -> Any:
-    """One part of a diffusers folder or Hub id. Raises OSError or ValueError where it cannot be read, BadFile where weights of it
-    are missing: the libraries fill them with random numbers and only log it."""
-    if not hasattr(kind, "named_parameters"):
-        return kind.from_pretrained(source, subfolder=part)
-    precision = {"dtype" if kind.__module__.startswith("transformers.") else "torch_dtype": named_dtype(dtype)}
-    local = Path(source) / part
-    variants = [only_variant(local)] if local.is_dir() else [None, "fp16"]
-    for variant in variants:
-        try:
-            found = kind.from_pretrained(source, subfolder=part, variant=variant, output_loading_info=True, **precision)
-            break
-        except OSError:
-            if variant == variants[-1]:
-                raise
-    module, facts = found
-    missing = sorted(n for n in facts["missing_keys"] if "position_ids" not in n)
-    if missing:
-        raise BadFile(
-            f"the {part} of {str(source)!r} lacks {missing[0]} ({len(missing)} such weights), which would be random numbers. It "
-            "was saved with an adapter loaded, or not wholly: save it again after pipe.unload_lora_weights()."
-        )
-    return module.to(device)
-
-
-def only_variant(folder: Path) -> str | None:
-    """``fp16``, say, where the folder holds weights of that variant and none without one."""
-    name = r"[^.]+?(?:\.([^.]+?))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)"
-    found = {m[1] for f in folder.iterdir() if (m := re.fullmatch(name, f.name))}
-    return None if not found or None in found else "fp16" if "fp16" in found else sorted(found)[0]
-
-
-def _rebuilt(pipe: Any, parts: Mapping[str, Any]) -> Any:
-    """A pipeline of the same class with these parts, and whatever else ``pipe`` has."""
-    wanted = inspect.signature(type(pipe).__init__).parameters
-    facts = {name: pipe.config[name] for name in wanted if name in pipe.config and name not in pipe.components}
-    quiet = {"add_watermarker": False} if "add_watermarker" in wanted else {}
-    return type(pipe)(**{**facts, **pipe.components, **parts, **quiet})
-
-
-def _completed(stock: Any, source: str | Path, parts: Mapping[str, Any]) -> tuple[Any, list[str]]:
-    """The pipeline of a folder or Hub id with these parts instead of its own; and the components that it names and lacks."""
-    import diffusers
-
-    try:
-        index = stock.load_config(source)
-        stock = getattr(diffusers, str(index.get("_class_name")), stock)  # several pipelines can be of one family
-        named = [n for n, value in index.items() if isinstance(value, (list, tuple)) and value[0] is not None]
-        missing = [n for n in named if Path(source).is_dir() and not (Path(source) / n).is_dir()]
-        more = {"add_watermarker": False} if "add_watermarker" in inspect.signature(stock.__init__).parameters else {}
-        return stock.from_pretrained(source, **parts, **dict.fromkeys(missing), **more), missing
-    except (OSError, ValueError) as error:
-        raise BadFile(
-            f"the other components of {str(source)!r} cannot be read ({str(error).splitlines()[0]}); without them the folder "
-            "would not be whole. Get the whole model, or export a LoRA."
-        ) from error
-
-
-def scheduler_of(config: Mapping[str, Any]) -> Any:
-    """The scheduler that a configuration names; DDIM where it names none. Raises BadFile for one that diffusers does not have."""
-    import diffusers
-
-    kind = str(config.get("_class_name", "DDIMScheduler"))
-    try:
-        return getattr(diffusers, kind).from_config(dict(config))
-    except (AttributeError, ImportError, ValueError, TypeError) as error:
-        raise BadFile(
-            f"the scheduler {kind} cannot be made: {str(error).splitlines()[0]}. Load the model as a pipeline with another one, "
-            "such as DDIMScheduler.from_config(pipe.scheduler.config)."
-        ) from error
-
-
-def schedule_of(scheduler: Any) -> Schedule:
-    """The noise levels of a diffusers scheduler, or of one that a configuration describes, as its own class computes them.
-
-    Pictures are drawn by DDIM on them, on the scheduler's own grid. Raises BadFile for a law that is not the variance-preserving
-    one of eps and v (EDM's and flow matching's sigmas), for networks that predict clean latents, and for noise prediction at
-    a level of pure noise, where it says nothing.
-    """
-    if isinstance(scheduler, Mapping):
-        scheduler = scheduler_of({"set_alpha_to_one": False, "clip_sample": False, "_class_name": "DDIMScheduler", **scheduler})
-    kind, config = type(scheduler).__name__, dict(scheduler.config)
-    remedy = "efface erases from models with Stable Diffusion's noise schedule (eps or v prediction)."
-    levels = getattr(scheduler, "alphas_cumprod", None)
-    sigmas = [key for key in ("use_flow_sigmas", "sigma_data") if config.get(key)]
-    if config.get("timestep_type", "discrete") != "discrete":
-        sigmas.append("timestep_type")
-    if not isinstance(levels, Tensor) or levels.ndim != 1 or sigmas:
-        law = f" with {sigmas[0]}={config[sigmas[0]]}" if sigmas else ""
-        raise BadFile(f"the scheduler {kind}{law} follows another noise law (EDM or flow matching). {remedy}")
-    levels = levels.detach().float().cpu()
-    if not bool(((levels >= 0) & (levels <= 1)).all()) or not bool((levels.diff() <= 0).all()):
-        raise BadFile(f"the noise levels of the scheduler {kind} do not fall from 1 to 0. {remedy}")
-    prediction = str(config.get("prediction_type", "epsilon"))
-    if prediction not in ("epsilon", "v_prediction"):
-        raise BadFile(f"the network predicts {prediction!r}. {remedy}")
-    if prediction == "epsilon" and not levels[-1] > 0:
-        raise BadFile(
-            f"the scheduler {kind} ends in pure noise, where eps prediction says nothing (zero terminal SNR). A model that "
-            "predicts eps was trained without it; set rescale_betas_zero_snr=False."
-        )
-    last = getattr(scheduler, "final_alpha_cumprod", 1.0)  # solvers without one end at the clean latents
-    return Schedule(
-        alphas_cumprod=levels,
-        final_alpha=float(last),
-        steps_offset=int(config.get("steps_offset", 0)),
-        prediction_type=prediction,
-        config={**config, "_class_name": kind},
-        spacing=str(config.get("timestep_spacing", "leading")),
-    )

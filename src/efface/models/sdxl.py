@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BadFile
-from .base import Schedule
 from .cond import POOLED, Cond
+from .parts import Whole, rebuilt
 from .plain import check_present, unwrapped
-from .sd import StableDiffusion, Whole, _rebuilt, schedule_of
+from .schedule import Schedule, schedule_of
+from .sd import StableDiffusion
 from .tokens import SoftPrompt, substituted
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class StableDiffusionXL(StableDiffusion):
             vae=pipe.vae,
             schedule=schedule_of(pipe.scheduler),
             zero_null=bool(pipe.config.get("force_zeros_for_empty_prompt", True)),
-            whole=lambda parts: (_rebuilt(pipe, parts), []),
+            whole=lambda parts: (rebuilt(pipe, parts), []),
             **facts,
         )
 

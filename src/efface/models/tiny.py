@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from .base import DiffusionModel, Schedule
+from .base import DiffusionModel
 from .flux import Flux
+from .parts import named_dtype
 from .pixart import PixArt, PixArtAlpha
-from .sd import StableDiffusion, named_dtype, schedule_of
+from .schedule import Schedule, schedule_of
+from .sd import StableDiffusion
 from .sd3 import StableDiffusion3
 from .sdxl import StableDiffusionXL
 

@@ -15,8 +15,9 @@ from .base import Evals
 from .capabilities import CAPABILITIES
 from .cond import Cond
 from .identity import Identity
+from .parts import Whole, completed, loaded, named_dtype, rebuilt
 from .plain import check_present, shapes_of, unwrapped
-from .sd import StableDiffusion, Whole, _completed, _rebuilt, loaded, named_dtype
+from .sd import StableDiffusion
 
 
 class TransformerModel(StableDiffusion):
@@ -103,7 +104,7 @@ class TransformerModel(StableDiffusion):
         parts = {part: getattr(pipe, part) for part in cls._kinds()}
         cls._check_whole(name, {part for part, module in parts.items() if module is not None})
         scheduler = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
-        return cls(name=name, scheduler=scheduler, whole=lambda own: (_rebuilt(pipe, own), []), **parts, **facts)
+        return cls(name=name, scheduler=scheduler, whole=lambda own: (rebuilt(pipe, own), []), **parts, **facts)
 
     @classmethod
     def from_folder(cls, source: str | Path, *, dtype: str, device: str, **facts: Any) -> Any:
@@ -123,7 +124,7 @@ class TransformerModel(StableDiffusion):
             **{"name": str(source), **facts},
             **parts,
             scheduler=dict(scheduler),
-            whole=lambda own: _completed(cls._stock(), source, own),
+            whole=lambda own: completed(cls._stock(), source, own),
         )
 
     @classmethod

@@ -18,8 +18,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..models.base import DiffusionModel, mean_walk
+from ..models.base import DiffusionModel
 from ..models.cond import Cond
+from ..models.schedule import mean_walk
 from .loop import Step
 from .processes import share
 

@@ -35,7 +35,8 @@ def load_mini(*, gold: bool = False, dtype: str = "float32", device: str = "cpu"
     """The shipped model, or with ``gold`` the UNet that never saw the reserved concepts (all else is shared)."""
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    from ..sd import StableDiffusion, named_dtype
+    from ..parts import named_dtype
+    from ..sd import StableDiffusion
 
     if not (WEIGHTS / "model_index.json").is_file():
         raise BadFile(

@@ -32,7 +32,7 @@ def load_mini_flow(*, gold: bool = False, dtype: str = "float32", device: str = 
     from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-    from ..sd import named_dtype
+    from ..parts import named_dtype
     from ..sd3 import StableDiffusion3
 
     network = WEIGHTS / "gold" if gold else WEIGHTS

@@ -9,7 +9,7 @@ import pytest
 
 import efface
 
-FAST = ("apply", "load_model", "load_patch", "stack", "verify", "erase", "sample", "export", "import_patch")
+FAST = ("apply", "load_model", "load_patch", "stack", "verify", "erase", "estimate", "sample", "export", "import_patch")
 SLOW = ("attack", "card", "certify", "evaluate", "report", "damage", "study")
 
 

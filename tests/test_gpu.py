@@ -36,7 +36,7 @@ from efface.registry import METHODS
 from efface.testing import check_method, check_resume, same, state
 from efface.training.loop import Run
 from efface.training.samplers import Pool
-from efface.verbs.erase import less_memory
+from efface.verbs.memory import less_memory
 
 pytestmark = pytest.mark.gpu
 DEVICE = os.environ.get("EFFACE_TEST_DEVICE", "cuda")

@@ -13,6 +13,7 @@ from . import (  # noqa: F401  # registers
     demo,
     env,
     erase,
+    estimate,
     evaluate,
     export,
     import_,

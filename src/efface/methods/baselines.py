@@ -119,6 +119,7 @@ class L2(_Unpreserved):
 class _Given(Trained):
     """Abstract. Erasure that preserves concepts which are known beforehand, each as likely as the others."""
 
+    gradient_rows: ClassVar[int] = 2
     paper: ClassVar[str] = "baseline of Bui et al., NeurIPS 2024"
     renamed: ClassVar[Mapping[str, str]] = {**Trained.renamed, "pool_kept": "per_candidate"}
 

@@ -64,6 +64,7 @@ class KPOP(Trained):
     filled pool: 4 + ``prompt_updates``.
     """
 
+    gradient_rows: ClassVar[int] = 2
     name: ClassVar[str] = "kpop"
     summary: ClassVar[str] = "move the target into a learnable prompt that is dropped, and erase it from the weights"
     paper: ClassVar[str] = "Bui et al., arXiv:2403.12326"

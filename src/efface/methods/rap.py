@@ -24,6 +24,7 @@ from .trained import Searching, Trained
 class _Attacked(Trained):
     """Abstract. The attacker that an erasure is trained against."""
 
+    gradient_rows: ClassVar[int] = 2
     paper: ClassVar[str] = "ours"
 
     eta: float = option(0.0, "how far beyond the anchor, away from the target, the goal lies", "AP's paper 0; official code 1")
@@ -115,6 +116,7 @@ class RAP(_Attacked, Searching):
     two more. With a filled pool, 2 k becomes 0.
     """
 
+    gradient_rows: ClassVar[int] = 3
     name: ClassVar[str] = "rap"
     summary: ClassVar[str] = "adversarial preservation with an attack in its loop (ours)"
     presets: ClassVar = {

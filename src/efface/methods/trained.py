@@ -45,6 +45,8 @@ class Trained(Method):
     """The budget that every such method has on the miniature."""
     on_flow: ClassVar = {**defaults, "lr": 3e-4}
     """On the flow miniature, where the UNet's learning rate made half of the pictures of a development target invalid."""
+    gradient_rows: ClassVar[int] = 1
+    """Rows that one update differentiates for each training example; what they keep for the backward pass decides the memory."""
     fast: ClassVar = {"sampler": "pool", "sampler.trajectories": 4, "solver": "dpm", "sampling_steps": 15}
     """For models of full size: latents from a pool, and short trajectories."""
     official_code: ClassVar = {
@@ -194,6 +196,7 @@ class Searching(Trained):
         "pgd_radius": "search.radius",
     }
 
+    gradient_rows: ClassVar[int] = 2
     on_miniatures: ClassVar = {
         name: {**budget, "search.nearest": 48, "search.lr": 0.1}
         for name, budget in {"mini": Trained.defaults, "mini-flow": Trained.on_flow}.items()

@@ -6,6 +6,7 @@ from .card import card
 from .certify import certify
 from .damage import damage
 from .erase import erase
+from .estimate import estimate
 from .evaluate import evaluate
 from .export import export, import_patch
 from .hub import load_patch, push
@@ -22,6 +23,7 @@ __all__ = [
     "certify",
     "damage",
     "erase",
+    "estimate",
     "evaluate",
     "export",
     "import_patch",

@@ -22,6 +22,7 @@ from ..patches import Patch
 from ..registry import METHODS, build_method, preset_for
 from ..training import Run
 from .cost import Spent
+from .memory import check_fit, less_memory
 
 
 def request_for(model: DiffusionModel, targets: Sequence[str], anchor: str = "", preserve: Sequence[str] = ()) -> EraseRequest:
@@ -108,8 +109,9 @@ def erase_request(model: DiffusionModel, method: Method, request: EraseRequest, 
     """As :func:`erase`, for a request that :func:`request_for` has checked. The card's log gets an entry ``run`` with what this
     run took; see :class:`efface.verbs.cost.Spent`.
 
-    Raises OutOfMemory, with the next setting to try, and MethodError for a patch that the model's predictions do not see. Where
-    the patch is lost in the model's half precision, a warning says so: it acts on the model in float32.
+    Raises BadOption for a run that cannot fit into memory, OutOfMemory, with the next setting to try, for one that did not, and
+    MethodError for a patch that the model's predictions do not see. Where the patch is lost in the model's half precision, a
+    warning says so: it acts on the model in float32.
     """
     model.check_plain()
     if hasattr(method, "sampling_steps"):
@@ -119,6 +121,7 @@ def erase_request(model: DiffusionModel, method: Method, request: EraseRequest, 
             f"a stopped run left its checkpoint at {run.checkpoint}: continue it with --resume, or discard it and start anew "
             "with --force."
         )
+    check_fit(model, method)
     run.fingerprint = run_fingerprint(model, method, request)
     try:
         with Spent(model.device) as spent:
@@ -148,20 +151,6 @@ def _unseen(patch: Patch, model: DiffusionModel) -> str:
         f"the patch (norm {patch.norm():.2g}) does not change what {model.name!r} predicts for {', '.join(unmoved)}: the weights "
         "that it changes are not those the model computes with, or the change is below their precision."
     )
-
-
-def less_memory(model: DiffusionModel, method: Method) -> str:
-    """The next setting that makes a run smaller, in the order of what it costs: half-precision weights, recomputed activations,
-    fewer rows, fewer trained tensors."""
-    if model.info.get("dtype") == "float32":
-        return "Load the weights in half precision (--dtype bfloat16); what is trained stays in float32."
-    if not getattr(model.network, "is_gradient_checkpointing", False):
-        return "Compute activations again instead of storing them (--checkpointing)."
-    rows = getattr(method, "batch", 1)
-    if rows > 1:
-        return f"Take fewer rows per update than {rows} (--set batch=1)."
-    narrower = "" if getattr(method, "train", "xattn-kv") == "xattn-kv" else "Train fewer tensors (--set train=xattn-kv), or u"
-    return f"{narrower or 'U'}se a closed form (efface erase uce), which runs on the CPU."
 
 
 def run_fingerprint(model: DiffusionModel, method: Method, request: EraseRequest) -> str:

@@ -1,0 +1,83 @@
+"""How much memory an erasure needs, how much there is, and what makes it need less."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import nn
+
+from ..errors import BadOption
+from ..methods.base import Method
+from ..methods.trained import Trained
+from ..models.base import DiffusionModel
+from ..models.footprint import activations
+
+GIB = 2**30
+ON_A_GPU = 1.0
+"""GiB that CUDA and its libraries take beside all tensors."""
+LARGE = 100_000_000
+"""Parameters of a network from which on a run that does not fit is refused: counting takes seconds there and saves minutes."""
+
+
+def less_memory(model: DiffusionModel, method: Method) -> str:
+    """The next setting that makes a run smaller, in the order of what it costs: half-precision weights, recomputed activations,
+    fewer rows, fewer trained tensors."""
+    if model.info.get("dtype") == "float32":
+        return "Load the weights in half precision (--dtype bfloat16); what is trained stays in float32."
+    if not getattr(model.network, "is_gradient_checkpointing", False):
+        return "Compute activations again instead of storing them (--checkpointing)."
+    rows = getattr(method, "batch", 1)
+    if rows > 1:
+        return f"Take fewer rows per update than {rows} (--set batch=1)."
+    narrower = "" if getattr(method, "train", "xattn-kv") == "xattn-kv" else "Train fewer tensors (--set train=xattn-kv), or u"
+    return f"{narrower or 'U'}se a closed form (efface erase uce), which runs on the CPU."
+
+
+def check_fit(model: DiffusionModel, method: Method) -> None:
+    """Raises BadOption for a run that needs more memory than is free, before it is started. Small networks are let pass."""
+    if not isinstance(method, Trained) or sum(p.numel() for p in model.network.parameters()) < LARGE:
+        return
+    checkpointing = bool(getattr(model.network, "is_gradient_checkpointing", False))
+    needed, free = sum(needed_bytes(model, method, checkpointing, None).values()), free_bytes(model)
+    if free is not None and needed > free:
+        raise BadOption(
+            f"{method.label} on {model.name!r} needs about {needed / GIB:.1f} GiB and {free / GIB:.1f} GiB are free on "
+            f"{model.device}. {less_memory(model, method)}"
+        )
+
+
+def needed_bytes(model: DiffusionModel, method: Method, checkpointing: bool, autocast: str | None) -> dict[str, int]:
+    """Bytes of an erasure by what they are for. Raises BadOption for a method whose rows are not known."""
+    modules = {id(m): m for m in vars(model).values() if isinstance(m, nn.Module)}.values()
+    parts = {"weights of the model as loaded": sum(p.numel() * p.element_size() for m in modules for p in m.parameters())}
+    if isinstance(method, Trained):
+        select = model.select(method.train)
+        trained = sum(w.numel() for w in model.weights(select).values())
+        loaded = next(model.network.parameters()).dtype
+        dtype = getattr(torch, autocast) if autocast is not None else loaded
+        parts["trained copy, gradients and two moments of Adam, in float32"] = 16 * trained
+        if dtype != torch.float32:
+            parts["half-precision copies of the trained weights, which autocast keeps"] = 2 * trained
+        if not method.gradient_rows:
+            raise BadOption(f"it is not known how many rows an update of {method.label} differentiates.")
+        rows = method.gradient_rows * method.batch
+        parts[f"activations that {rows} rows keep for the backward pass"] = rows * activations(
+            model, select, dtype, checkpointing=checkpointing
+        )
+    if model.device.type == "cuda":
+        parts["CUDA and its libraries"] = int(ON_A_GPU * GIB)
+    return parts
+
+
+def free_bytes(model: DiffusionModel) -> int | None:
+    """Bytes that the run may take, with the loaded weights counted as free."""
+    held = sum(p.numel() * p.element_size() for m in vars(model).values() if isinstance(m, nn.Module) for p in m.parameters())
+    if model.device.type == "cuda":
+        return int(torch.cuda.mem_get_info(model.device)[0]) + held
+    try:
+        with open("/proc/meminfo", encoding="utf-8") as f:
+            lines = dict(line.split(":", 1) for line in f)
+        return int(lines["MemAvailable"].split()[0]) * 1024 + held
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + held if hasattr(os, "sysconf") else None

@@ -42,6 +42,7 @@ def _estimate(
     from .. import verbs
     from ..models.load import load_model
     from ..registry import METHODS, build_method, parse_set, preset_for
+    from ..verbs.cost import duration
     from ..verbs.memory import GIB
 
     name = str(ctx.info_name)
@@ -53,11 +54,9 @@ def _estimate(
     if found.free is not None:
         verdict = "It fits." if found.fits else f"It does NOT fit. {found.advice}"
         lines.append(f"{found.free / GIB:9.3f} GiB  are free on {model.device}, the loaded weights counted as free. {verdict}")
-    low, high = found.seconds
-    lines.append(
-        f"{'At most' if found.at_most else 'About'} {found.evaluations:,.0f} UNet evaluations: {low:.0f} to {high:.0f} seconds "
-        f"on {model.device}, by a measured probe."
-    )
+    bound = "At most" if found.at_most else "About"
+    taken = duration(*found.seconds)
+    lines.append(f"{bound} {found.evaluations:,.0f} UNet evaluations: {taken} on {model.device}, by a measured probe.")
     emit(as_json, {**dataclasses.asdict(found), "total": found.total, "fits": found.fits}, "\n".join(lines))
 
 

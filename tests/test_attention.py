@@ -91,7 +91,7 @@ def test_splicing_keeps_inside_the_text_and_the_context(tiny_model: DiffusionMod
     soft = tiny_model.embed(["a cat"])
     rows = torch.zeros(1, soft.embeddings.shape[-1])
     for start, stop in [(0, 1), (1, 4), (3, 2), (4, 4)]:
-        with pytest.raises(BadOption, match="not inside the text, which ends at 3"):
+        with pytest.raises(BadOption, match="not inside the prompt; its words end before 3"):
             soft.splice(start, stop, rows)
     assert soft.splice(3, 3, rows.expand(20, -1)).lengths == (24,)
     with pytest.raises(PromptTooLong, match="with 21 vectors the prompt has 25 tokens, the model reads 24"):

@@ -260,6 +260,8 @@ def test_a_negative_prompt_is_that_of_the_stock_pipeline(pixart: PixArt) -> None
 def test_every_attack_keeps_its_contract(name: str) -> None:
     model, attack = tiny_pixart(), ATTACKS[name].preset("tiny")
     patch = UCE().erase(model, EraseRequest(("cat",))) if name == "inverse" else None
+    if name == "restore":
+        patch = UCE().erase(model, EraseRequest(("cat",)))
     check_attack(attack, Deployed(model, 2, ("cat",), patch), budget=60)
 
 

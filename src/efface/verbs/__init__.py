@@ -1,7 +1,8 @@
 """The verbs: what efface does, one file each. The command line and notebooks call only these."""
 
 from .apply import apply, stack
-from .attack import ALL, attack
+from .attack import ALL as ALL
+from .attack import attack
 from .card import card
 from .certify import certify
 from .damage import damage
@@ -16,7 +17,6 @@ from .study import study
 from .verify import verify
 
 __all__ = [
-    "ALL",
     "apply",
     "attack",
     "card",

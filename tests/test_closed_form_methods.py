@@ -44,7 +44,7 @@ VARIANTS: list[Method] = [
 
 
 @pytest.mark.parametrize("method", VARIANTS, ids=[f"{m.name}{i}" for i, m in enumerate(VARIANTS)])
-@pytest.mark.parametrize("model", ["tiny", "tiny-v"])
+@pytest.mark.parametrize("model", ["tiny", pytest.param("tiny-v", marks=pytest.mark.slow)])
 def test_contract_and_cost(method: Method, model: str) -> None:
     loaded = load_model(model)
     patch = check_method(method, REQUEST, loaded)

@@ -59,7 +59,10 @@ def ten_layers(pipe: Any) -> Any:
     return pipe
 
 
-@pytest.mark.parametrize(("family", "end"), [("sd", "safetensors"), ("sd", "ckpt"), ("xl", "safetensors")])
+@pytest.mark.parametrize(
+    ("family", "end"),
+    [("sd", "safetensors"), *(pytest.param(*p, marks=pytest.mark.slow) for p in (("sd", "ckpt"), ("xl", "safetensors")))],
+)
 def test_single_files_and_hub_ids_load_without_a_network(family: str, end: str, tmp_path: Path) -> None:
     pipe = ten_layers(stock.pipe("xl")) if family == "xl" else stock.pipe()
     pipe.save_pretrained(tmp_path / "m")

@@ -69,7 +69,7 @@ REQUEST = EraseRequest(("cat",), "", ("dog",))
 
 
 @pytest.mark.parametrize("method", VARIANTS, ids=[f"{m.label}{i}" for i, m in enumerate(VARIANTS)])
-@pytest.mark.parametrize("model", ["tiny", "tiny-v"])
+@pytest.mark.parametrize("model", ["tiny", pytest.param("tiny-v", marks=pytest.mark.slow)])
 def test_contract(method: Method, model: str) -> None:
     patch = check_method(method, EraseRequest(("cat", "rose"), "", ("dog",)), load_model(model))
     select = selection(getattr(method, "train", "xattn-kv"))

@@ -52,7 +52,7 @@ IDS = [f"{m.name}{i}" for i, m in enumerate(VARIANTS)]
 
 
 @pytest.mark.parametrize("method", VARIANTS, ids=IDS)
-@pytest.mark.parametrize("model", ["tiny", "tiny-v"])
+@pytest.mark.parametrize("model", ["tiny", pytest.param("tiny-v", marks=pytest.mark.slow)])
 def test_contract_and_cost(method: Method, model: str) -> None:
     loaded, request = load_model(model), EraseRequest(("cat", "rose"), "", ("dog",))
     patch = check_method(method, request, loaded)

@@ -170,7 +170,7 @@ def test_what_is_lacking_is_named_where_methods_are_listed(sd3: StableDiffusion3
 # -- every method, guard and attack ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("t5", [True, False])
+@pytest.mark.parametrize("t5", [pytest.param(True, marks=pytest.mark.slow), False])
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_keeps_its_contract_or_names_the_reason(name: str, t5: bool) -> None:
     method, model = METHODS[name].preset("tiny"), tiny_sd3(t5)

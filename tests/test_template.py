@@ -100,6 +100,7 @@ def test_its_method_stands_in_a_plan_of_a_study(installed: Path) -> None:
     assert "'fade'" in run(installed, "-c", PLAN, ROOT / "benchmarks")
 
 
+@pytest.mark.slow
 def test_the_commands_of_its_page(installed: Path, tmp_path: Path) -> None:
     text = (PLUGIN / "README.md").read_text("utf-8")
     (block,) = re.findall(r"```bash\n(.*?)```", text, re.S)

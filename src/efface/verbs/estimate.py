@@ -59,7 +59,7 @@ def estimate(
     >>> found.total == sum(found.parts.values())
     True
     >>> round(found.evaluations)
-    106
+    52
 
     """
     model = load_model(model)

@@ -48,6 +48,7 @@ class MMA(Attack):
     controls: ClassVar = ("random_token", "seed_search")
     presets: ClassVar = {
         "paper": {},
+        "quick": {"steps": 60, "topk": 64, "candidates": 64},
         "mini": {"tokens": 6, "steps": 40, "topk": 64, "candidates": 64},
         "tiny": {"tokens": 3, "steps": 3, "topk": 4, "candidates": 6},
     }

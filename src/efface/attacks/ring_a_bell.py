@@ -57,6 +57,7 @@ class RingABell(Attack):
     controls: ClassVar = ("random_token", "seed_search")
     presets: ClassVar = {
         "paper": {},
+        "quick": {"population": 64, "generations": 100},
         "mini": {"tokens": 6, "population": 64, "generations": 60},
         "tiny": {"tokens": 3, "population": 8, "generations": 4},
     }

@@ -49,8 +49,8 @@ def attack(
     """Attack an erased model and count the cases in which the target comes back; returns the summary.
 
     ``attack``: an instance, a name, several of them, or "all": every attack that this system and this budget allow, the cheapest
-    first. Those that are left out are named in the summary, under ``left_out``, with the reason. With "all", attacks that search in
-    the text encoder take their preset "quick" where others would take "paper": the budget does not count their passes, which
+    first. Those that are left out are named in the summary, under ``left_out``, with the reason. With "all", attacks that search
+    in the text encoder take their preset "quick" where others would take "paper": the budget does not count their passes, which
     take minutes on a CPU.
     ``budget``: UNet evaluations per case (forwards, backwards and images), of the attack and of each control alike. A system of
     neither patch nor guard is the model itself. ``target``: needed when the patch has none or several. ``wordings``: family ->

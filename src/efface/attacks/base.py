@@ -21,7 +21,20 @@ from ..models.cond import Cond
 from ..options import Settings, option
 from ..patches import Patch
 
-__all__ = ["CHUNK", "TIERS", "Attack", "Attempt", "Deployed", "Goal", "Plan", "option", "own_and_fresh", "rng_of"]
+__all__ = [
+    "CHUNK",
+    "TIERS",
+    "Attack",
+    "Attempt",
+    "Deployed",
+    "Goal",
+    "Plan",
+    "drawn",
+    "finished",
+    "option",
+    "own_and_fresh",
+    "rng_of",
+]
 
 TIERS = {
     "T0": "the prompt box, no feedback",
@@ -81,18 +94,22 @@ class Deployed:
     def references(self, cases: Sequence[Case]) -> Tensor:
         """(N, C, h, w) clean latents of the original model's images. Cost: ``steps`` guided sampler
         steps for each case."""
-        parts = [cases[i : i + CHUNK] for i in range(0, len(cases), CHUNK)]
-        m = self.original
-        return torch.cat(
-            [
-                m.denoise(m.encode([c.prompt for c in p]), m.case_noise([c.seed for c in p]), self.steps, p[0].guidance)
-                for p in parts
-            ]
-        )
+        return drawn(self.original, cases, self.steps)
 
     def reference_cost(self, guidance: float) -> int:
         """UNet evaluations of one reference image. The original model has no guard."""
         return self.steps * self.original.branches(guidance)
+
+
+def drawn(model: DiffusionModel, cases: Sequence[Case], steps: int) -> Tensor:
+    """(N, C, h, w) clean latents of the cases, which have one guidance scale, as the model draws them now."""
+    parts = [cases[i : i + CHUNK] for i in range(0, len(cases), CHUNK)]
+    return torch.cat(
+        [
+            model.denoise(model.encode([c.prompt for c in p]), model.case_noise([c.seed for c in p]), steps, p[0].guidance)
+            for p in parts
+        ]
+    )
 
 
 @dataclass(frozen=True)
@@ -204,6 +221,16 @@ class Attack(Settings):
                 f"the budget of {budget} UNet evaluations per case is too small for {self.name}: it needs {needed} or more. "
                 "Raise --budget."
             )
+
+
+def finished(model: DiffusionModel, cases: Sequence[Case], steps: int, stage: str) -> list[Attempt]:
+    """One attempt for every case that is drawn already, by an attack that has changed the weights: its clean latent."""
+    with torch.no_grad():
+        latents = drawn(model, cases, steps).cpu().split(1)
+    return [
+        Attempt(i, case.prompt, case.seed, stage, latent=z, taken=steps)
+        for i, (case, z) in enumerate(zip(cases, latents, strict=True))
+    ]
 
 
 def own_and_fresh(case: Case, n: int, rng: torch.Generator) -> list[int]:

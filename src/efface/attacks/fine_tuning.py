@@ -9,12 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..concepts.prompts import Case
 from ..errors import BadOption
 from ..models.base import DiffusionModel
 from ..models.low_rank import factors, low_rank_student
 from ..models.select import TRAINABLE
-from .base import CHUNK, Attack, Attempt, Deployed, Goal, Plan, option, rng_of
+from .base import Attack, Attempt, Deployed, Goal, Plan, finished, option, rng_of
 from .textual import with_article
 
 CAPTIONS = ("{}", "a photo of {}", "a picture of {}", "an image of {}")
@@ -91,7 +90,7 @@ class FineTuning(Attack):
         captions = [CAPTIONS[i // len(names) % len(CAPTIONS)].format(with_article(name)) for i, name in enumerate(shown)]
         seeds = torch.randint(2**31, (self.images,), generator=rng).tolist()
         x = deployed.references([replace(first, prompt=p, seed=s) for p, s in zip(captions, seeds, strict=True)])
-        attempts = []
+        attempts: list[Attempt] = []
         with replace(deployed, guard=None).active() as model:
             student = self._student(model, rng)
             trained = student.weights(factors if self.rank else model.select(self.train))
@@ -100,11 +99,7 @@ class FineTuning(Attack):
             adam = torch.optim.Adam(trained.values(), lr=self.lr)
             for step in range(plan.iterations + 1):
                 if step in self.marks:
-                    drawn = self._drawn(student, goal.cases, deployed.steps)
-                    attempts += [
-                        Attempt(i, case.prompt, case.seed, f"step {step}", latent=z, taken=deployed.steps)
-                        for i, (case, z) in enumerate(zip(goal.cases, drawn, strict=True))
-                    ]
+                    attempts += finished(student, goal.cases, deployed.steps, f"step {step}")
                 if step < plan.iterations:
                     self._train(student, adam, x, captions, rng)
         return attempts
@@ -127,13 +122,3 @@ class FineTuning(Attack):
         adam.zero_grad(set_to_none=True)
         (truth - student.deployed(z_t, t, c, 1.0)).square().mean().backward()
         adam.step()
-
-    @torch.no_grad()
-    def _drawn(self, student: DiffusionModel, cases: tuple[Case, ...], steps: int) -> list[Tensor]:
-        """The clean latent of every case, drawn by the student."""
-        found: list[Tensor] = []
-        for start in range(0, len(cases), CHUNK):
-            part = cases[start : start + CHUNK]
-            c, noise = student.encode([case.prompt for case in part]), student.case_noise([case.seed for case in part])
-            found += student.denoise(c, noise, steps, part[0].guidance).cpu().split(1)
-        return found

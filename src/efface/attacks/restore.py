@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-
 from ..errors import BadOption
 from ..models.select import ENCODERS
 from ..patches import Patch
-from .base import CHUNK, Attack, Attempt, Deployed, Goal, Plan
+from .base import Attack, Attempt, Deployed, Goal, Plan, finished
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 
@@ -57,18 +55,10 @@ class Restore(Attack):
         self.afford(budget, variants * one)
         return Plan(variants, forward=variants * n * one, skipped=variants * n * deployed.steps)
 
-    @torch.no_grad()
     def run(self, deployed: Deployed, goal: Goal, plan: Plan) -> list[Attempt]:
         assert deployed.patch is not None
-        attempts = []
+        attempts: list[Attempt] = []
         for stage, patch in self._variants(deployed.patch):
             with replace(deployed, patch=patch, guard=None).active() as model:
-                for start in range(0, len(goal.cases), CHUNK):
-                    part = goal.cases[start : start + CHUNK]
-                    c, noise = model.encode([case.prompt for case in part]), model.case_noise([case.seed for case in part])
-                    z = model.denoise(c, noise, deployed.steps, goal.guidance).cpu()
-                    attempts += [
-                        Attempt(start + j, case.prompt, case.seed, stage, latent=latent, taken=deployed.steps)
-                        for j, (case, latent) in enumerate(zip(part, z.split(1), strict=True))
-                    ]
+                attempts += finished(model, goal.cases, deployed.steps, stage)
         return attempts

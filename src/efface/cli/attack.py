@@ -88,9 +88,7 @@ def _attack(
     patch = load_patch(patch_path) if patch_path is not None else None
     if out is not None:
         check_writable(out)
-    model = load_model(source, dtype=dtype, device=device)
-    if world is not None:
-        with_world(model, world)
+    model = with_world(load_model(source, dtype=dtype, device=device), world)
     if name == verbs.ALL:
         attack: Any = name
         if preset or pairs or seed:
@@ -154,20 +152,23 @@ def attack_table(summary: dict[str, Any]) -> str:
 
 def _table() -> Any:
     from ..registry import ATTACKS
+    from ..verbs import ALL
 
-    return ["all", *ATTACKS]
+    return [ALL, *ATTACKS]
 
 
 def _find(name: str) -> Any:
     from ..registry import ATTACKS
+    from ..verbs import ALL
 
-    return name if name == "all" else ATTACKS.find(name)
+    return name if name == ALL else ATTACKS.find(name)
 
 
 def _describe(cls: Any) -> tuple[str, str]:
     from ..attacks import TIERS
+    from ..verbs import ALL
 
-    if cls == "all":
+    if cls == ALL:
         text = (
             "Run every attack that the system and the budget allow, the cheapest first, each with its controls and the same "
             "budget per case, and count the cases that any of them breaks, tier by tier.\n\nA stopped run is continued by the "

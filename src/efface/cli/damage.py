@@ -74,9 +74,7 @@ def damage(
     patch = load_patch(patch_path)
     check_writable(out)
     check_space(space)
-    model = load_model(source, dtype=dtype, device=device)
-    if world is not None:
-        with_world(model, world)
+    model = with_world(load_model(source, dtype=dtype, device=device), world)
     with Bars() as bars:
         found = verbs.damage(
             model,

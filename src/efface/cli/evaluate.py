@@ -97,9 +97,7 @@ def evaluate(
         raise BadOption("--suite says what is looked at; leave --near, --far and --synonym out.")
     patch = load_patch(patch_path) if patch_path is not None else None
     check_writable(out)
-    model = load_model(source, dtype=dtype, device=device)
-    if world is not None:
-        with_world(model, world)
+    model = with_world(load_model(source, dtype=dtype, device=device), world)
     with Bars() as bars:
         summary = verbs.evaluate(
             model,

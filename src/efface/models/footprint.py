@@ -76,8 +76,7 @@ def on_meta(model: DiffusionModel, dtype: torch.dtype) -> DiffusionModel:
         network = type(model.network).from_config(dict(model.network.config))
     setattr(twin, model.part, nn.Module.to(network, dtype))  # diffusers' own .to warns of layers that it would keep
     twin.evals = dataclasses.replace(model.evals)
-    twin.configure()
-    twin.autocast_dtype = torch.float32  # type: ignore[attr-defined]  # the network is in the precision that it computes in
+    twin.configure(autocast="float32")  # the network is in the precision that it computes in
     return twin
 
 

@@ -96,8 +96,9 @@ def _preserved(axis: str, limit: float, found: Mapping[str, Any] | None) -> Find
         return Finding(demand, "not tested", "no case was measured")
     bounds = wilson(rate["k"], rate["n"])
     low, high = bounds.low, bounds.high
-    if (found or {}).get("clustered"):  # resampled by concept, where there are enough of them
-        low, high = min(low, found["clustered"][0]), max(high, found["clustered"][1])  # type: ignore[index]
+    clustered = (found or {}).get("clustered")
+    if clustered:  # resampled by concept, where there are enough of them
+        low, high = min(low, clustered[0]), max(high, clustered[1])
     text = f"{rate['k']} of {rate['n']}, at least {percent(low)}"
     if low >= limit:
         return Finding(demand, "passed", text)

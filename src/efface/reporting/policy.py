@@ -68,19 +68,19 @@ def read_policy(name: str) -> Policy:
     return Policy(path.stem, str(raw.get("description", "")), comes_back, preserved, tuple(required), ratio)
 
 
-def _only(table: object, known: tuple[str, ...], path: Path, where: str) -> None:
+def _only(table: object, known: tuple[str, ...], path: Path, where: str) -> dict[str, object]:
+    """The table, if it has known entries only."""
     if not isinstance(table, dict):
         raise BadFile(f"{str(path)!r}: {where} is a table of limits.")
     for key in table:
         if key not in known:
             raise BadFile(f"{str(path)!r}: {f'{where} has' if where else 'there is'} no {key!r}; known are {', '.join(known)}.")
+    return table
 
 
 def _limits(raw: Mapping[str, object], part: str, known: tuple[str, ...], path: Path) -> dict[str, float]:
-    table = raw.get(part, {})
-    _only(table, known, path, part)
     found = {}
-    for key, value in table.items():  # type: ignore[attr-defined]
+    for key, value in _only(raw.get(part, {}), known, path, part).items():
         limit = finite(value)
         if limit is None or not 0 < limit < 1:
             raise BadFile(f"{str(path)!r}: {part}.{key} = {value!r} is no share between 0 and 1.")

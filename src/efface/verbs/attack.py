@@ -77,10 +77,13 @@ def attack(
     near, far = names_of(near, "near"), names_of(far, "far")
     words = {family: names_of(names, f"wordings[{family!r}]") for family, names in (wordings or {}).items()}
     target, targets = _one_target(model, patch, target)
+    system = (target, targets, patch, guard, cases, profile, words, near, far)
     left_out: dict[str, str] = {}
     if everything:
-        built, left_out = _possible(model, built, target, targets, patch, guard, cases, profile, words, near, far, budget)
-    units = attack_units(model, built, target, targets, patch, guard, cases, profile, words, near, far, controls=controls)
+        beside = {"direct", *(name for a in built for name in a.controls)}  # runs of other attacks, and no attacks of their own
+        tried = [a for a in built if a.name not in beside]
+        built, left_out = _possible(attack_units(model, tried, *system, controls=False), budget)
+    units = attack_units(model, built, *system, controls=controls)
     done = [u.label for u in units if out is not None and read_attempts(Path(out), u.label) is not None]
     planned = sum(u.cost(budget) for u in units if u.label not in done)
     announce(note, model, planned, _told(model, built, units, len(done)))
@@ -118,35 +121,22 @@ def _told(model: DiffusionModel, attacks: Sequence[Attack], units: Sequence[Unit
     return f"Attacking {model.name} with {len(attacks)} attacks ({', '.join(a.name for a in attacks)}){others}{kept}, {cases}"
 
 
-def _possible(
-    model: DiffusionModel,
-    attacks: Sequence[Attack],
-    target: str,
-    targets: tuple[str, ...],
-    patch: Patch | None,
-    guard: Guard | None,
-    cases: int,
-    profile: str,
-    words: Mapping[str, Sequence[str]],
-    near: Sequence[str],
-    far: Sequence[str],
-    budget: int,
-) -> tuple[list[Attack], dict[str, str]]:
-    """The attacks that can be planned against this system, the cheapest first, and why the others cannot. A control is one of
-    another attack and no attack of its own. Raises BadOption where none can."""
-    controls = {name for a in attacks for name in a.controls}
+def _possible(units: Sequence[Unit], budget: int) -> tuple[list[Attack], dict[str, str]]:
+    """The attacks among these runs that can be planned, the cheapest first, and why the others cannot.
+
+    Raises BadOption where none can.
+    """
     possible, left_out = [], {}
-    for a in attacks:
-        if a.name in controls or a.name == "direct":
+    for unit in units:
+        if unit.role == "baseline":
             continue
-        units = attack_units(model, [a], target, targets, patch, guard, cases, profile, words, near, far, controls=False)
         try:
-            possible.append((units[-1].cost(budget), a))
+            possible.append((unit.cost(budget), unit.attack))
         except BadOption as error:
-            left_out[a.name] = str(error)
+            left_out[unit.label] = str(error)
     if not possible:
         raise BadOption(f"no attack can be made: {'; '.join(left_out.values())}")
-    return [a for _, a in sorted(possible, key=lambda pair: pair[0])], left_out
+    return [attack for _, attack in sorted(possible, key=lambda pair: pair[0])], left_out
 
 
 def _one_target(model: DiffusionModel, patch: Patch | None, target: str | None) -> tuple[str, tuple[str, ...]]:

@@ -49,8 +49,7 @@ def check_fit(model: DiffusionModel, method: Method) -> None:
 
 def needed_bytes(model: DiffusionModel, method: Method, checkpointing: bool, autocast: str | None) -> dict[str, int]:
     """Bytes of an erasure by what they are for. Raises BadOption for a method whose rows are not known."""
-    modules = {id(m): m for m in vars(model).values() if isinstance(m, nn.Module)}.values()
-    parts = {"weights of the model as loaded": sum(p.numel() * p.element_size() for m in modules for p in m.parameters())}
+    parts = {"weights of the model as loaded": _weight_bytes(model)}
     if isinstance(method, Trained):
         select = model.select(method.train)
         trained = sum(w.numel() for w in model.weights(select).values())
@@ -72,7 +71,7 @@ def needed_bytes(model: DiffusionModel, method: Method, checkpointing: bool, aut
 
 def free_bytes(model: DiffusionModel) -> int | None:
     """Bytes that the run may take, with the loaded weights counted as free."""
-    held = sum(p.numel() * p.element_size() for m in vars(model).values() if isinstance(m, nn.Module) for p in m.parameters())
+    held = _weight_bytes(model)
     if model.device.type == "cuda":
         return int(torch.cuda.mem_get_info(model.device)[0]) + held
     try:
@@ -81,3 +80,9 @@ def free_bytes(model: DiffusionModel) -> int | None:
         return int(lines["MemAvailable"].split()[0]) * 1024 + held
     except (OSError, KeyError, ValueError):
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + held if hasattr(os, "sysconf") else None
+
+
+def _weight_bytes(model: DiffusionModel) -> int:
+    """Bytes of all its modules, each once."""
+    modules = {id(m): m for m in vars(model).values() if isinstance(m, nn.Module)}.values()
+    return sum(p.numel() * p.element_size() for m in modules for p in m.parameters())

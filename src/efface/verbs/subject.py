@@ -21,9 +21,12 @@ from ..registry import DETECTORS, SUITES, WORLDS, resolve
 from .erase import request_for
 
 
-def with_world(model: DiffusionModel, name: str) -> DiffusionModel:
+def with_world(model: DiffusionModel, name: str | None) -> DiffusionModel:
     """The model, measured from now on in a registered world (``efface list worlds``, or ``path/to/file.py:Name``): its concepts,
-    their neighbours and wordings, its judge. Raises BadOption for a model that has a world, UnknownName, PluginError."""
+    their neighbours and wordings, its judge; without a name as it is. Raises BadOption for a model that has a world, UnknownName,
+    PluginError."""
+    if name is None:
+        return model
     if model.world is not None:
         raise BadOption(f"{model.name} brings its own world {model.world.name!r} along; leave --world {name} out.")
     model.world = WORLDS.find(name)().world()

@@ -211,7 +211,7 @@ def test_latents_are_attacked_under_a_guard() -> None:
 
 
 def test_misspellings_differ_from_the_name_and_from_each_other() -> None:
-    variants = Misspelling().prompts(Goal("fire engine", CASES), "a photo of a fire engine")
+    variants = Misspelling().prompts(Goal("fire engine", CASES).call(0), "a photo of a fire engine")
     assert len(set(variants)) == len(variants) >= 15
     assert "a photo of a fire engine" not in variants
     assert all(v.startswith("a photo of a fire ") for v in variants)
@@ -221,7 +221,7 @@ def test_misspellings_differ_from_the_name_and_from_each_other() -> None:
 
 
 def test_paraphrases_keep_the_name() -> None:
-    prompts = build_attack("paraphrase").prompts(Goal("owl", CASES), "an owl")  # type: ignore[attr-defined]
+    prompts = build_attack("paraphrase").prompts(Goal("owl", CASES).call(0), "an owl")  # type: ignore[attr-defined]
     assert len(prompts) == len(SENTENCES)
     assert all("owl" in p for p in prompts)
     assert "here is an owl" in prompts

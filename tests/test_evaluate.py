@@ -23,7 +23,8 @@ from efface.evaluation.cache import quantised
 from efface.evaluation.driver import System, blocklist, evaluate
 from efface.evaluation.profiles import PROFILES, Profile, profile
 from efface.evaluation.records import AXES, TARGET_AXES, AttemptRow, Entrant, Row, append_rows, read_rows
-from efface.evaluation.suite import Neighbour, Suite, filled, lexical_traps, world_suite
+from efface.evaluation.suite import Neighbour, Suite, filled, lexical_traps
+from efface.evaluation.world_suite import world_suite
 from efface.methods import UCE
 from efface.models.tiny import tiny
 from efface.models.world import World
@@ -273,7 +274,7 @@ def test_cases_are_paired_distinct_and_counted() -> None:
         assert len({c.id for c in cases}) == len(cases)
         assert [c.id for c in cases] == [c.id for c in SUITE.cases(p)]
         for axis, count in p.cases.items():
-            assert sum(c.axis == axis for c in cases) == (0 if axis == "trap" else count)
+            assert sum(c.axis == axis for c in cases) == (0 if axis in ("trap", "content") else count)
     with pytest.raises(UnknownName, match="mini-lite"):
         profile("mini-light")
 

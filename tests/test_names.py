@@ -27,7 +27,7 @@ from efface.methods import ESD, UCE
 from efface.models.load import load_model
 from efface.testing import same
 from efface.verbs.erase import request_for
-from efface.verbs.subject import suite_for, targets_of
+from efface.verbs.subject import asked_of, suite_for
 
 NFC, NFD = (unicodedata.normalize(form, "Salvador Dalí") for form in ("NFC", "NFD"))
 ALIKE = [
@@ -112,9 +112,9 @@ def test_concepts_to_keep_are_no_targets_and_stand_once(near: list[str], far: li
 def test_targets_of_a_patch_may_be_named_in_another_spelling() -> None:
     model = open_model()
     patch = UCE().erase(model, EraseRequest((NFC, "cat"), "dog"))
-    assert targets_of(model, patch, ["CAT", NFD]) == [NFC, "cat"]
+    assert asked_of(model, patch, ["CAT", NFD]).asked == (NFC, "cat")
     with pytest.raises(BadOption, match="the patch erases"):
-        targets_of(model, patch, ["cat"])
+        asked_of(model, patch, ["cat"])
 
 
 def test_words_that_traps_share_are_words() -> None:

@@ -268,7 +268,10 @@ def check_detector(cls: type[Detector], names: Sequence[str] = ("cat", "dog")) -
     p, good = seen.probabilities, seen.probabilities[:4]
     assert p.shape == (5, len(detector.names)), f"probabilities have the shape {tuple(p.shape)}"
     assert bool((good >= 0).all()), "a probability is negative"
-    assert torch.allclose(good.sum(1), torch.ones(4), atol=1e-5), "probabilities do not sum to 1"
+    assert [n for head in detector.heads for n in head] == list(detector.names), "the heads are not the names in their order"
+    assert len(set(detector.names)) == len(detector.names), "a name stands twice"
+    for part in good.split([len(head) for head in detector.heads], dim=1):
+        assert torch.allclose(part.sum(1), torch.ones(4), atol=1e-5), "probabilities do not sum to 1"
     assert seen.features.ndim == 2, "features must be one vector per image"
     assert len(seen.features) == 5, "features must be one vector per image"
     assert bool(p[4].isnan().all()), "an image with a NaN pixel must be NaN throughout"

@@ -26,6 +26,7 @@ __all__ = [
     "TIERS",
     "Attack",
     "Attempt",
+    "Called",
     "Deployed",
     "Goal",
     "Plan",
@@ -113,6 +114,18 @@ def drawn(model: DiffusionModel, cases: Sequence[Case], steps: int) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Called:
+    """How one case's prompt asks for the target."""
+
+    word: str
+    """The part of the prompt that names it: the target's name, the name of a category's member, the word for a style."""
+    phrase: str
+    """What is asked for, without an article: the name, or for a style an object in that style."""
+    wordings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Other words in the place of ``word``, by kind: synonym, group, implicit."""
+
+
+@dataclass(frozen=True)
 class Goal:
     """What to bring back, and in which cases. All cases have the same guidance scale."""
 
@@ -121,6 +134,20 @@ class Goal:
     """Prompts that name the target, each with a seed."""
     wordings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Other words for the target, by kind: synonym, group, implicit."""
+    called: tuple[Called, ...] = ()
+    """Of each case, how its prompt asks for the target; () where every prompt has the target's name."""
+
+    def call(self, case: int) -> Called:
+        """How the prompt of the case with this index asks for the target."""
+        return self.called[case] if self.called else Called(self.target, self.target, self.wordings)
+
+    @property
+    def calls(self) -> tuple[Called, ...]:
+        """The distinct ways in which the cases ask for the target."""
+        found: dict[str, Called] = {}
+        for i in range(len(self.cases)):
+            found.setdefault(self.call(i).phrase, self.call(i))
+        return tuple(found.values())
 
     @property
     def guidance(self) -> float:

@@ -72,33 +72,38 @@ class ConceptInversion(Attack):
         return Plan(self.pictures, iterations, self.references * deployed.reference_cost(goal.guidance) + steps, steps)
 
     def run(self, deployed: Deployed, goal: Goal, plan: Plan) -> list[Attempt]:
-        texts = [f.format(goal.target) for f in TEMPLATES]
+        calls = goal.calls
+        texts = [TEMPLATES[i // len(calls) % len(TEMPLATES)].format(calls[i % len(calls)].phrase) for i in range(self.references)]
         first = replace(
             goal.cases[0], prompt=f"references of {goal.target}", seed=0
         )  # one search serves all cases, so it has no case of its own
         rng = rng_of(self.seed, first)
         seeds = torch.randint(2**31, (self.references,), generator=rng).tolist()
-        x = deployed.references([replace(first, prompt=texts[i % len(texts)], seed=s) for i, s in enumerate(seeds)])
+        x = deployed.references([replace(first, prompt=p, seed=s) for p, s in zip(texts, seeds, strict=True)])
         with deployed.active() as model, model.frozen():
             v = Learned([word_rows(model)[1].mean(0)[None]], self.lr)
 
-            def encoded(prompt: str, n: int) -> Cond:
-                place = model.locate(prompt, goal.target)
+            def encoded(prompt: str, word: str, n: int) -> Cond:
+                place = model.locate(prompt, word)
                 return model.encode_soft(model.embed([prompt] * n).splice(place.start, place.stop, v.values[0]))
 
             for _ in range(plan.iterations):
                 which = torch.randint(len(x), (self.batch,), generator=rng)
                 t = model.schedule.numbered(torch.randint(model.schedule.size, (self.batch,), generator=rng).tolist(), x.device)
-                text = texts[int(torch.randint(len(texts), (1,), generator=rng))]
+                template = TEMPLATES[int(torch.randint(len(TEMPLATES), (1,), generator=rng))]
+                own = int(which[0]) % len(calls)  # all images of a step are of one object, which the text names
+                which = torch.arange(own, len(x), len(calls))[which // len(calls) % len(range(own, len(x), len(calls)))]
+                text, word = template.format(calls[own].phrase), calls[own].word
                 n, x_0 = model.noise(self.batch, rng), x[which.to(x.device)]
                 z_t, truth = model.schedule.noised(x_0, n, t), model.schedule.truth(x_0, n, t)
-                (truth - model.deployed(z_t, t, encoded(text, self.batch), goal.guidance)).square().mean().backward()
+                (truth - model.deployed(z_t, t, encoded(text, word, self.batch), goal.guidance)).square().mean().backward()
                 v.update([0])
             attempts = []
             with torch.no_grad():
                 for i, case in enumerate(goal.cases):
                     seeds = own_and_fresh(case, plan.images, rng_of(self.seed, case))
-                    c, shown = encoded(case.prompt, 1), case.prompt.replace(goal.target, "<learned>")
+                    word = goal.call(i).word
+                    c, shown = encoded(case.prompt, word, 1), case.prompt.replace(word, "<learned>")
                     for k, seed in enumerate(seeds):
                         attempts.append(Attempt(i, shown, seed, f"look {k + 1}", c))
         return attempts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import Goal
+from .base import Called, Goal
 from .textual import Textual, with_article
 
 SCENES = (
@@ -32,5 +32,5 @@ class Context(Textual):
     def check(self, goal: Goal) -> None:
         """Every name can be put into a scene."""
 
-    def prompts(self, goal: Goal, prompt: str) -> list[str]:
-        return [s.format(a=with_article(goal.target)) for s in SCENES]
+    def prompts(self, called: Called, prompt: str) -> list[str]:
+        return [s.format(a=with_article(called.phrase)) for s in SCENES]

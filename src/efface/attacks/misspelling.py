@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..errors import BadOption
-from .base import Goal
+from .base import Called, Goal
 from .textual import Textual, reworded
 
 NEXT_KEY = dict(zip("qwertyuiopasdfghjklzxcvbnm", "wertyuioplsdfghjklkxcvbnmn", strict=True))
@@ -38,14 +38,17 @@ class Misspelling(Textual):
     paper: ClassVar[str] = "ours"
 
     def check(self, goal: Goal) -> None:
-        if len(_longest(goal.target)) < LEAST:
-            raise BadOption(f"{goal.target!r} has no word of {LEAST} letters or more, and a shorter one cannot be misspelled.")
+        for called in goal.calls:
+            if len(_longest(called.word)) < LEAST:
+                raise BadOption(
+                    f"{called.word!r} has no word of {LEAST} letters or more, and a shorter one cannot be misspelled."
+                )
 
-    def prompts(self, goal: Goal, prompt: str) -> list[str]:
-        word = _longest(goal.target)
+    def prompts(self, called: Called, prompt: str) -> list[str]:
+        word = _longest(called.word)
         once = dict.fromkeys(mistakes(word, len(word) // 2))
         twice = dict.fromkeys(w for one in once for w in mistakes(one, len(word) // 2 - 1) if w != word and w not in once)
-        return [reworded(prompt, goal.target, goal.target.replace(word, wrong)) for wrong in (*once, *list(twice)[:: len(once)])]
+        return [reworded(prompt, called.word, called.word.replace(word, wrong)) for wrong in (*once, *list(twice)[:: len(once)])]
 
 
 def _longest(name: str) -> str:

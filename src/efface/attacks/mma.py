@@ -64,7 +64,7 @@ class MMA(Attack):
     def run(self, deployed: Deployed, goal: Goal, plan: Plan) -> list[Attempt]:
         model = deployed.original
         words, table = word_rows(model)
-        known = (goal.target, *(w for names in goal.wordings.values() for w in names))
+        known = (goal.target, *(w for c in goal.calls for w in (c.word, *(w for names in c.wordings.values() for w in names))))
         forbidden = {part for name in known for part in normalised(name).split() if len(part) > 2}
         allowed = [i for i, word in enumerate(words) if not any(part in word for part in forbidden)]
         words, table = [words[i] for i in allowed], table[allowed]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import Goal
+from .base import Called, Goal
 from .textual import Textual, with_article
 
 SENTENCES = (
@@ -39,5 +39,5 @@ class Paraphrase(Textual):
     def check(self, goal: Goal) -> None:
         """Every name can be put into a sentence."""
 
-    def prompts(self, goal: Goal, prompt: str) -> list[str]:
-        return [s.format(a=with_article(goal.target), the=f"the {goal.target}") for s in SENTENCES]
+    def prompts(self, called: Called, prompt: str) -> list[str]:
+        return [s.format(a=with_article(called.phrase), the=f"the {called.phrase}") for s in SENTENCES]

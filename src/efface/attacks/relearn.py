@@ -35,4 +35,4 @@ class Relearn(FineTuning):
     }
 
     def names(self, deployed: Deployed, goal: Goal) -> list[str]:
-        return [goal.target]
+        return [called.phrase for called in goal.calls]

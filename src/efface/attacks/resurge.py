@@ -39,7 +39,8 @@ class Resurge(FineTuning):
     space: str = option("auto", "list of names that the images show: auto, world, english, vocabulary, or a file", "ours")
 
     def names(self, deployed: Deployed, goal: Goal) -> list[str]:
-        mine = {normalised(w) for w in (goal.target, *(w for words in goal.wordings.values() for w in words))}
+        called = [w for c in goal.calls for w in (c.word, *(w for words in c.wordings.values() for w in words))]
+        mine = {normalised(w) for w in (goal.target, *called)}
         taboo = {word for name in mine for word in name.split()}
         space = concept_space(self.space, deployed.original).candidates
         others = [n for n in space if not taboo & set(normalised(n).split())]

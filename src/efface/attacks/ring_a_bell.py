@@ -76,10 +76,10 @@ class RingABell(Attack):
     def run(self, deployed: Deployed, goal: Goal, plan: Plan) -> list[Attempt]:
         model = deployed.original
         words, _ = word_rows(model)
-        concept = concept_direction(model, goal.target)
+        concepts = {called.phrase: concept_direction(model, called.phrase) for called in goal.calls}
         attempts = []
         for i, case in enumerate(goal.cases):
-            sought = model.encode([case.prompt]).tokens + self.eta * concept
+            sought = model.encode([case.prompt]).tokens + self.eta * concepts[goal.call(i).phrase]
             best = self._evolve(model, words, sought, rng_of(self.seed, case))
             for k in range(plan.images):
                 text = " ".join(words[j] for j in best[k % len(best)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import Goal
+from .base import Called
 from .textual import Textual, reworded
 
 
@@ -18,5 +18,5 @@ class Synonym(Textual):
     summary: ClassVar[str] = "ask for the target by another name"
     paper: ClassVar[str] = "ours"
 
-    def prompts(self, goal: Goal, prompt: str) -> list[str]:
-        return [reworded(prompt, goal.target, words) for words in goal.wordings[self.name]]
+    def prompts(self, called: Called, prompt: str) -> list[str]:
+        return [reworded(prompt, called.word, words) for words in called.wordings[self.name]]

@@ -11,7 +11,7 @@ import torch
 
 from ..concepts.prompts import Case, filled
 from ..errors import BadOption, PromptTooLong
-from .base import Attack, Attempt, Deployed, Goal, Plan, rng_of
+from .base import Attack, Attempt, Called, Deployed, Goal, Plan, rng_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,20 +35,20 @@ class Textual(Attack):
 
     def check(self, goal: Goal) -> None:
         """Raises BadOption where there is nothing to ask with: here, where no wording is known."""
-        if not goal.wordings.get(self.name):
+        if not all(goal.call(i).wordings.get(self.name) for i in range(len(goal.cases))):
             raise BadOption(
                 f"no {self.name} wording of {goal.target!r} is known; give some (wordings={{{self.name!r}: [...]}} from Python)."
             )
 
-    def prompts(self, goal: Goal, prompt: str) -> list[str]:
+    def prompts(self, called: Called, prompt: str) -> list[str]:
         """The variants of one prompt. Here they are whole descriptions, which take no article and
         no template."""
-        return [f.format(words) for f in ("{}", "a picture: {}") for words in goal.wordings[self.name]]
+        return [f.format(words) for f in ("{}", "a picture: {}") for words in called.wordings[self.name]]
 
-    def _fitting(self, deployed: Deployed, goal: Goal, case: Case) -> list[str]:
+    def _fitting(self, deployed: Deployed, called: Called, case: Case) -> list[str]:
         """The variants of a case's prompt that the model reads as a whole, the plain prompt where none is one."""
         found = []
-        for prompt in self.prompts(goal, case.prompt):
+        for prompt in self.prompts(called, case.prompt):
             with suppress(PromptTooLong):
                 deployed.original.token_ids([prompt])
                 found.append(prompt)
@@ -57,7 +57,7 @@ class Textual(Attack):
     def run(self, deployed: Deployed, goal: Goal, plan: Plan) -> list[Attempt]:
         attempts = []
         for i, case in enumerate(goal.cases):
-            variants, rng = self._fitting(deployed, goal, case), rng_of(self.seed, case)
+            variants, rng = self._fitting(deployed, goal.call(i), case), rng_of(self.seed, case)
             fresh = torch.randint(2**31, (plan.images,), generator=rng).tolist()
             for k in range(plan.images):
                 seed = case.seed if k < len(variants) else fresh[k]

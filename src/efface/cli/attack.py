@@ -15,6 +15,7 @@ from .options import (
     far_option,
     guard_option,
     json_option,
+    kind_option,
     model_option,
     near_option,
     out_option,
@@ -34,6 +35,7 @@ from .settings import group, settings_help
 @patch_option()
 @guard_option
 @click.option("--target", default=None, help="Concept to bring back; default: the patch's only target.")
+@kind_option
 @click.option("--budget", type=int, required=True, help="UNet evaluations per case: forwards, backwards and images.")
 @click.option("--cases", type=int, default=10, show_default=True, help="Prompts, each with a seed, that are attacked.")
 @profile_option
@@ -57,6 +59,7 @@ def _attack(
     patch_path: str | None,
     guard: str | None,
     target: str | None,
+    kind: str,
     budget: int,
     cases: int,
     profile: str,
@@ -101,6 +104,7 @@ def _attack(
             attack,
             budget=budget,
             target=target,
+            kind=kind,
             patch=patch,
             guard=guarded,
             out=out,

@@ -14,6 +14,7 @@ from .options import (
     dtype_option,
     force_option,
     json_option,
+    kind_option,
     model_option,
     out_option,
     preset_option,
@@ -27,6 +28,7 @@ from .settings import group, settings_help
 @click.command()
 @model_option
 @target_option("Concept to erase; repeat for several.")
+@kind_option
 @click.option("--anchor", default="", help="What the target becomes; default: the empty prompt.")
 @click.option("--preserve", multiple=True, help="Concept that must not change; repeat for several.")
 @click.option(
@@ -66,6 +68,7 @@ def _erase(
     ctx: click.Context,
     source: str,
     targets: tuple[str, ...],
+    kind: str,
     anchor: str,
     preserve: tuple[str, ...],
     split: str | None,
@@ -126,7 +129,7 @@ def _erase(
         method = build_method(name, preset=preset, settings=settings)
         if isinstance(method, Trained) and method.steps == 0:
             raise BadOption("steps=0 trains nothing, and the patch would change nothing; give at least 1.")
-        request = request_for(model, targets, anchor, preserve)
+        request = request_for(model, targets, anchor, preserve, kind)
         planned = method.expected_evals(model, request)
         checkpoint = out.with_suffix(".checkpoint.safetensors")
         run = Run(checkpoint=checkpoint, resume=resume, overwrite=force, every=every)
@@ -135,7 +138,7 @@ def _erase(
         if first:
             if resume and not done:
                 note(f"There is no checkpoint {checkpoint} to continue from: the run starts at its beginning.")
-            erased = ", ".join(repr(t) for t in request.targets)
+            erased = ", ".join(repr(t) for t in request.asked)
             cost = predicted(model, planned, batch=4, processes=processes.size())
             left = f" for what is left after step {done} of {steps}" if done else ""
             shared = f" The work is shared by {processes.size()} processes." if processes.size() > 1 else ""

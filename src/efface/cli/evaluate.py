@@ -16,6 +16,7 @@ from .options import (
     far_option,
     guard_option,
     json_option,
+    kind_option,
     model_option,
     near_option,
     out_option,
@@ -39,6 +40,7 @@ from .output import Bars, command_line, emit, note, rate
 @patch_option()
 @guard_option
 @target_option("Concept to block, only with --guard and without --patch; repeat for several.")
+@kind_option
 @profile_option
 @clip_option
 @detector_option
@@ -64,6 +66,7 @@ def evaluate(
     patch_path: str | None,
     guard: str | None,
     targets: tuple[str, ...],
+    kind: str,
     profile: str,
     clip: str | None,
     detector: str | None,
@@ -104,13 +107,14 @@ def evaluate(
             patch,
             out=out,
             targets=targets,
+            kind=kind,
             guard=guarded,
             profile=profile,
             clip=clip,
             detector=detector,
             near=near,
             far=far,
-            synonyms=_by_target(synonyms, targets or (patch.card.request.targets if patch is not None else ())),
+            synonyms=_by_target(synonyms, targets or (patch.card.request.asked if patch is not None else ())),
             suite=suite,
             on_image=bars.images,
             note=note,

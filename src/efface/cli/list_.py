@@ -122,10 +122,12 @@ def _formats() -> dict[str, str]:
 
 
 def _concepts() -> dict[str, str]:
+    from ..models.mini import mini_world
     from ..models.mini.world import load_world
 
-    world = load_world()
-    return {c.name: f"{c.group}, {world.kind(c.name)}" for c in world.concepts}
+    icons, world = load_world(), mini_world()
+    others = {name: world.kind_of(name) for name in world.names() if name not in world.groups}
+    return {c.name: f"{c.group}, {icons.kind(c.name)}" for c in icons.concepts} | others
 
 
 KINDS: dict[str, Callable[[], dict[str, str]]] = {

@@ -56,6 +56,13 @@ world_option = click.option(
     metavar="NAME",
     help="World of a model that brings none along: a registered one (efface list worlds), or path/to/file.py:Name.",
 )
+kind_option = click.option(
+    "--kind",
+    default="auto",
+    show_default=True,
+    metavar="KIND",
+    help="What the targets are: object, style, category or attribute. auto is what the model's world says, else object.",
+)
 near_option = click.option(
     "--near", multiple=True, help="Related concept that must stay; repeat. Models other than the miniature need one."
 )

@@ -13,6 +13,7 @@ from .options import (
     device_option,
     dtype_option,
     json_option,
+    kind_option,
     model_option,
     out_option,
     profile_option,
@@ -26,6 +27,7 @@ from .settings import group
 @click.command()
 @model_option
 @target_option("Concept to erase; repeat. Default: two or four of the miniature.")
+@kind_option
 @click.option("--method", "methods", multiple=True, help="Method to study; repeat.")
 @click.option("--seed", "seeds", type=int, multiple=True, help="Training seed; repeat.")
 @click.option("--images", type=int, default=None, help="Images per name.")
@@ -48,6 +50,7 @@ def _study(
     ctx: click.Context,
     source: str,
     targets: tuple[str, ...],
+    kind: str,
     methods: tuple[str, ...],
     seeds: tuple[int, ...],
     images: int | None,
@@ -76,6 +79,7 @@ def _study(
             str(ctx.info_name),
             out=out,
             targets=targets,
+            kind=kind,
             methods=methods,
             seeds=seeds,
             images=images,

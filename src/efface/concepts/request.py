@@ -32,16 +32,36 @@ def names_of(given: Iterable[str], what: str) -> tuple[str, ...]:
     return names
 
 
+OBJECT, STYLE, CATEGORY, ATTRIBUTE, MIXED = "object", "style", "category", "attribute", "mixed"
+KINDS = {
+    OBJECT: "a thing, an animal, a person or a character, which prompts call by its name",
+    STYLE: "how everything is drawn, such as the hand of an artist; the object of the prompt must stay",
+    CATEGORY: "all objects of one kind, such as all weapons, which prompts mostly ask for without the word for them",
+    ATTRIBUTE: "a property that objects can have, such as a colour or an expression; the object must stay",
+}
+"""What a target can be."""
+
+
 @dataclass(frozen=True)
 class EraseRequest:
-    """``targets`` are erased, ``anchor`` is what they are mapped to (may be ""), ``preserve`` must not change."""
+    """``targets`` are erased, ``anchor`` is what they are mapped to (may be ""), ``preserve`` must not change.
+
+    ``targets`` are the texts that methods erase. They are the names that were asked for, except for a category: it is erased by
+    the names of all its members, and ``of`` holds its own name. ``kind`` is one of :data:`KINDS`, or "mixed" for the sum of two
+    requests of different kinds.
+    """
 
     targets: tuple[str, ...]
     anchor: str = ""
     preserve: tuple[str, ...] = ()
+    kind: str = OBJECT
+    of: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "targets", names_of(self.targets, "targets"))
+        object.__setattr__(self, "of", names_of(self.of, "of"))
+        if self.kind not in (*KINDS, MIXED):
+            raise BadRequest(f"a target is one of {', '.join(KINDS)}, not {self.kind!r}.")
         object.__setattr__(self, "preserve", names_of(self.preserve, "preserve"))
         if not self.targets:
             raise BadRequest("no target: name at least one concept to erase (--target NAME).")
@@ -58,18 +78,28 @@ class EraseRequest:
             if normalised(name) in seen:
                 raise BadRequest(f"{name!r} is both a target and to be preserved; remove one of the two.")
 
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The names that were asked for: the category, where ``targets`` are its members."""
+        return self.of or self.targets
+
     def json(self) -> dict[str, Any]:
-        """Plain data, for cards and records."""
-        return {"targets": list(self.targets), "anchor": self.anchor, "preserve": list(self.preserve)}
+        """Plain data, for cards and records. A request for objects has no word of kinds, as in files of earlier versions."""
+        plain = {"targets": list(self.targets), "anchor": self.anchor, "preserve": list(self.preserve)}
+        return plain | ({} if self.kind == OBJECT else {"kind": self.kind}) | ({"of": list(self.of)} if self.of else {})
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> EraseRequest:
         """The request again. Raises BadRequest for one that could not have been made."""
-        return EraseRequest(tuple(data["targets"]), data.get("anchor", ""), tuple(data.get("preserve", ())))
+        kind, of = data.get("kind", OBJECT), tuple(data.get("of", ()))
+        return EraseRequest(tuple(data["targets"]), data.get("anchor", ""), tuple(data.get("preserve", ())), kind, of)
 
     def __add__(self, other: EraseRequest) -> EraseRequest:
-        """Both requests as one: every name once, nothing preserved that is a target, and the anchor where both have the same."""
+        """Both requests as one: every name once, nothing preserved that is a target, and the anchor and the kind where both have
+        the same."""
         targets = {normalised(n): n for n in (*self.targets, *other.targets)}
         preserve = {normalised(n): n for n in (*self.preserve, *other.preserve) if normalised(n) not in targets}
         anchor = self.anchor if self.anchor == other.anchor else ""
-        return EraseRequest(tuple(targets.values()), anchor, tuple(preserve.values()))
+        kind = self.kind if self.kind == other.kind else MIXED
+        of = tuple(dict.fromkeys((*self.asked, *other.asked))) if self.of or other.of else ()
+        return EraseRequest(tuple(targets.values()), anchor, tuple(preserve.values()), kind, of)

@@ -15,7 +15,7 @@ class Seen:
     """What a detector says about B images. Rows of images with a pixel that is not finite are NaN throughout."""
 
     probabilities: Tensor
-    """(B, len(names)) probability of every name; rows sum to 1."""
+    """(B, len(names)) probability of every name; the names of a head sum to 1."""
     features: Tensor
     """(B, d) vectors that lie near each other for images alike; they tell an image from anything the base model makes."""
 
@@ -33,6 +33,12 @@ class Detector(abc.ABC):
     """What it can name, at least one of them meaning "none of the others"."""
     facts: Mapping[str, Any]
     """What a record must say about it: name, weights, thresholds, calibration."""
+
+    @property
+    def heads(self) -> Sequence[Sequence[str]]:
+        """The names in groups that exclude each other, in the order of ``names``: an image has one object and one style. Here all
+        names are one group."""
+        return (self.names,)
 
     @abc.abstractmethod
     def __init__(self, names: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..equations.statistics import clustered_bootstrap, mcnemar_midp, mean_interval, newcombe_paired, wilson
 from ..errors import EvaluationError
-from .records import AXES, KEEP_AXES, RECORD_VERSION, TARGET_AXES, Row
+from .records import AXES, RECORD_VERSION, TARGET_AXES, Row
 
 BASE = "none"
 
@@ -109,7 +109,7 @@ def scores(axes: Mapping[str, Any]) -> dict[str, float | None]:
         return rate["value"] if rate else None
 
     general = [v for v in (value("synonym", "erased_valid"), value("implicit", "erased_valid")) if v is not None]
-    kept = [axes[a]["preserved"] for a in KEEP_AXES[:2] if a in axes and axes[a]["preserved"]["n"]]
+    kept = [axes[a]["preserved"] for a in ("near", "trap") if a in axes and axes[a]["preserved"]["n"]]
     return {
         "erasure": value("direct", "erased_valid"),
         "generality": min(general) if general else None,

@@ -134,7 +134,7 @@ def damage(
         for i, name, k, b, a, valid, said in zip(order, worst, known, was.shown, now.shown, now.valid, tested, strict=True)
     ]
     record = {
-        "targets": list(patch.card.request.targets),
+        "targets": list(patch.card.request.asked),
         "method": patch.card.method,
         "names": len(names),
         "by": by,

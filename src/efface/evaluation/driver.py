@@ -28,13 +28,13 @@ from ..versions import versions
 from .aggregate import BASE, summarise
 from .cache import BATCH, base_images, quantised
 from .profiles import Profile
-from .records import Entrant, Row, RunFile, append_rows, read_rows, read_run, write_run
+from .records import KEEP_AXES, Entrant, Row, RunFile, append_rows, read_rows, read_run, write_run
 from .suite import Suite
 
 ANCHOR_IMAGES = 48
 SHOWN = 0.5
 """Share of its own images in which the base model must show a target, by the upper bound of the interval."""
-GRID_PER_AXIS = {"direct": 6, "synonym": 2, "implicit": 2, "near": 8, "trap": 4, "far": 6}
+GRID_PER_AXIS = {"direct": 6, "synonym": 2, "implicit": 2, "near": 8, "trap": 4, "far": 6, "content": 6}
 
 
 class Judge(Protocol):
@@ -227,9 +227,7 @@ def _grid(cases: Sequence[Case]) -> list[Case]:
     kept: list[Case] = []
     for axis, count in GRID_PER_AXIS.items():
         mine = [c for c in cases if c.axis == axis]
-        distinct = list(
-            {(c.concept, c.prompt if axis not in ("near", "trap", "far") else ""): c for c in reversed(mine)}.values()
-        )[::-1]
+        distinct = list({(c.concept, c.prompt if axis not in KEEP_AXES else ""): c for c in reversed(mine)}.values())[::-1]
         kept += distinct[:count]
     return kept
 

@@ -3,6 +3,7 @@ image-text scorer, and says which images cannot be judged at all."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,10 +14,11 @@ from torch.nn.functional import normalize
 from ..detectors.base import Detector, Seen
 from ..detectors.clip_score import ClipScorer
 from ..detectors.cloud import QUANTILE, Cloud
-from ..detectors.mini import UNIFORM_STD, MiniDetector
+from ..detectors.mini import NONE, UNIFORM_STD, MiniDetector
 from ..detectors.zero_shot import ZeroShot
 from ..errors import EvaluationError, UnknownName
 from ..models.mini import WEIGHTS, card
+from ..models.mini.world import load_world
 
 Finding = tuple[str | None, float | None, str | None]
 UNLIKE = "unlike the base model's images"
@@ -33,6 +35,10 @@ class DetectorJudge:
     def __init__(self, detector: Detector, scorer: ClipScorer | None = None, scorer_name: str = "") -> None:
         self.detector, self.scorer = detector, scorer
         self.names: Sequence[str] = detector.names
+        ends = list(itertools.accumulate(len(head) for head in detector.heads))
+        parts = [range(end - len(head), end) for head, end in zip(detector.heads, ends, strict=True)]
+        self._place = {self.names[i]: (i, part) for part in parts for i in part}
+        """Name -> its column, and the columns of its head."""
         self.facts: Mapping[str, Any] = {"report": dict(detector.facts), "clip": {"name": scorer_name or "none"}}
         self._looked: tuple[Tensor, Seen] | None = None
         self._embedded: tuple[Tensor, Tensor] | None = None
@@ -55,7 +61,8 @@ class DetectorJudge:
         self.facts = {**self.facts, "validity": {"images": len(images), "threshold": self.cloud.threshold, "quantile": QUANTILE}}
 
     def detect(self, images: Tensor, concepts: Sequence[str]) -> list[Finding]:
-        """Per image the name the detector gives it, the probability of the asked concept, and why it is invalid, or None.
+        """Per image the name the detector gives it among those of the asked concept's kind, the probability of that concept, and
+        why the image is invalid, or None.
 
         Raises UnknownName for a concept that the detector does not know.
         """
@@ -65,14 +72,16 @@ class DetectorJudge:
         unlike = self.cloud.unlike(seen.features)
         found: list[Finding] = []
         for i, concept in enumerate(concepts):
-            if concept not in self.names:
+            if concept not in self._place:
                 raise UnknownName("concept of the report detector", concept, self.names)
             if not finite[i]:
                 found.append((None, None, "non-finite"))
                 continue
+            column, head = self._place[concept]
             row = seen.probabilities[i]
             reason = "uniform" if flat[i] else UNLIKE if unlike[i] else None
-            found.append((self.names[int(row.argmax())], float(row[self.names.index(concept)]), reason))
+            best = head.start + int(row[head.start : head.stop].argmax())
+            found.append((self.names[best], float(row[column]), reason))
         return found
 
     def embed_images(self, images: Tensor) -> Tensor:
@@ -94,14 +103,28 @@ class DetectorJudge:
 
 
 class MiniReport(Detector):
-    """The miniature's report detector: a small CNN that was trained on its icons and shares no weights with it."""
+    """The miniature's report detector: a small CNN that was trained on its icons and shares no weights with it.
+
+    It names concepts, styles, backgrounds, and the categories of concepts by the sum of their members' probabilities.
+    """
 
     name = "mini-report"
     summary = "the report detector of the miniature"
 
     def __init__(self, names: Sequence[str] = ()) -> None:
         self.net = MiniDetector.load("report")
-        self.names = list(self.net.labels.concepts)
+        labels, icons = self.net.labels, load_world()
+        groups = list(icons.group_words)
+        self._heads = (
+            labels.concepts,
+            (*(f"{s} style" for s in labels.styles[:-1]), "no style"),
+            (*(f"{b} background" for b in labels.backgrounds[:-1]), "no background"),
+            (*groups, "no category"),
+        )
+        self.names = [name for head in self._heads for name in head]
+        of = [groups.index(icons[c].group) if c != NONE else len(groups) for c in labels.concepts]
+        self._sum = torch.nn.functional.one_hot(torch.tensor(of), len(groups) + 1).float()
+        """(concepts + 1, groups + 1): sums the probabilities of a category's members."""
         for name in names:
             if name not in self.names:
                 raise UnknownName("concept of the report detector", name, self.names)
@@ -111,7 +134,12 @@ class MiniReport(Detector):
 
     def look(self, images: Tensor) -> Seen:
         scores = self.net.score(images)
-        return Seen(scores.concept, scores.features)
+        heads = (scores.concept, scores.style, scores.background, scores.concept @ self._sum)
+        return Seen(torch.cat(heads, 1), scores.features)
+
+    @property
+    def heads(self) -> Sequence[Sequence[str]]:
+        return self._heads
 
 
 class MiniJudge(DetectorJudge):
@@ -124,6 +152,6 @@ class MiniJudge(DetectorJudge):
 class ClipJudge(DetectorJudge):
     """Zero-shot naming by any CLIP checkpoint, for models without detectors of their own; see :class:`ZeroShot`."""
 
-    def __init__(self, source: str, names: Sequence[str]) -> None:
+    def __init__(self, source: str, names: Sequence[str], heads: Sequence[Sequence[str]] = ()) -> None:
         scorer = ClipScorer(source)
-        super().__init__(ZeroShot(names, scorer, source), scorer, source)
+        super().__init__(ZeroShot(names, scorer, source, heads), scorer, source)

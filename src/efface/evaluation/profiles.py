@@ -25,12 +25,13 @@ class Profile:
         return self.steps * model.branches(self.guidance)
 
 
+LITE = {"direct": 60, "synonym": 30, "implicit": 30, "near": 60, "trap": 20, "far": 60}
 PROFILES = {
     p.name: p
     for p in (
-        Profile("smoke", 10, 4.0, {"direct": 24, "near": 24, "far": 12}, 0, 20),
-        Profile("mini-lite", 12, 4.0, {"direct": 60, "synonym": 30, "implicit": 30, "near": 60, "trap": 20, "far": 60}, 12, 30),
-        Profile("mini", 16, 4.0, {"direct": 120, "synonym": 60, "implicit": 60, "near": 120, "trap": 60, "far": 120}, 20, 50),
+        Profile("smoke", 10, 4.0, {"direct": 24, "near": 24, "far": 12, "content": 12}, 0, 20),
+        Profile("mini-lite", 12, 4.0, {**LITE, "content": 60}, 12, 30),
+        Profile("mini", 16, 4.0, {**{axis: 2 * n for axis, n in LITE.items()}, "trap": 60, "content": 120}, 20, 50),
     )
 }
 

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..concepts.request import ATTRIBUTE, STYLE
 from ..errors import BadFile
 from ..io.files import write_text
 
@@ -31,9 +32,16 @@ AXES = {
     "near": "neighbours to keep",
     "trap": "other concepts that share a word with the target",
     "far": "concepts of other groups",
+    "content": "the objects of prompts that name the target, a style or an attribute",
 }
 TARGET_AXES = ("direct", "synonym", "implicit")
-KEEP_AXES = ("near", "trap", "far")
+KEEP_AXES = ("near", "trap", "far", "content")
+
+
+def axes_of(kind: str) -> tuple[str, ...]:
+    """The axes on which a target of this kind can be measured. Only with a style or an attribute a prompt has content beside the
+    target."""
+    return tuple(axis for axis in AXES if axis != "content" or kind in (STYLE, ATTRIBUTE))
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import abc
-import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from ..concepts.prompts import Case, filled
-from ..concepts.request import normalised
-from ..errors import BadFile, BadOption
+from ..concepts.request import OBJECT, normalised
+from ..errors import BadFile
 from ..models.world import World
 from .profiles import Profile
 
 TEMPLATES = ("a {}", "{}", "a picture of a {}", "a photo of a {}", "an image of a {}", "the {}")
 """Prompts that fit any text-to-image model; a world has its own."""
-NEAR_CAP, FAR_COUNT = 8, 10
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,27 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """One way to ask for a target by its name."""
+
+    concept: str
+    """The target, or on the axis content the object that must stay."""
+    prompt: str
+    word: str
+    """The part of the prompt that names the target: its name, the name of a category's member, the word for a style."""
+    phrase: str
+    """What the prompt asks for, without an article: a name, or for a style the object in that style."""
+
+
+@dataclass(frozen=True)
 class Suite:
+    """What an evaluation looks at: targets, concepts to keep, and the words for them.
+
+    A style or an attribute is asked for on ``subjects``, in the prompts ``forms`` of its name, and so are the near styles or
+    attributes; a category is asked for by the names of its ``members``. ``words`` has the part of these prompts that names the
+    target. All four are empty where the targets are objects. ``kind`` is one of :data:`efface.concepts.request.KINDS`.
+    """
+
     targets: tuple[str, ...]
     near: tuple[Neighbour, ...]
     trap: tuple[Neighbour, ...]
@@ -37,29 +55,60 @@ class Suite:
     synonyms: Mapping[str, tuple[str, ...]]
     implicit: Mapping[str, tuple[str, ...]]
     templates: tuple[str, ...] = TEMPLATES
+    kind: str = OBJECT
+    subjects: tuple[str, ...] = ()
+    forms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    words: Mapping[str, str] = field(default_factory=dict)
+    members: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Targets and kept concepts: what a judge must tell apart."""
-        return (*self.targets, *(n.name for group in (self.near, self.trap, self.far) for n in group))
+        """Everything that a judge must be able to name."""
+        return tuple(dict.fromkeys(name for head in self.heads for name in head))
+
+    @property
+    def heads(self) -> tuple[tuple[str, ...], ...]:
+        """The names in groups that exclude each other: a judge tells the names of one group apart. An image has one style and
+        shows one object."""
+        kept = [tuple(n.name for n in group) for group in (self.near, self.trap, self.far)]
+        if not self.forms:
+            return ((*self.targets, *kept[0], *kept[1], *kept[2]),)
+        return ((*self.targets, *kept[0]), (*self.subjects, *kept[1], *kept[2]))
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
+
+    def asked(self) -> list[Asked]:
+        """Every way to ask for the targets by name: prompts outside, then what they are filled with, then targets."""
+        if self.forms:
+            forms = range(min(len(self.forms[t]) for t in self.targets))
+            return [self._shown(t, t, self.forms[t][k], s) for k in forms for s in self.subjects for t in self.targets]
+        by = {t: self.members.get(t, (t,)) for t in self.targets}
+        most = max(len(names) for names in by.values())
+        rounds = [(t, by[t][k]) for k in range(most) for t in self.targets if k < len(by[t])]
+        return [Asked(t, filled(f, name), name, name) for f in self.templates for t, name in rounds]
+
+    def _shown(self, concept: str, target: str, form: str, subject: str) -> Asked:
+        """The target, a style or an attribute, on a subject."""
+        phrase = self.forms[target][0].replace("a {}", "{}").removeprefix("an ").removeprefix("a ").format(subject)
+        return Asked(concept, filled(form, subject), self.words[target], phrase)
 
     def cases(self, profile: Profile) -> list[Case]:
         """Paired cases of every axis the profile asks for and the suite has concepts for.
 
         Concepts take turns over prompts, seeds advance when every prompt was used: more prompts before more seeds.
         """
-        pools: dict[str, list[tuple[str, str]]] = {
-            "direct": [(t, filled(f, t)) for f in self.templates for t in self.targets],
-            "synonym": [(t, filled(f, s)) for f in self.templates[:4] for t in self.targets for s in self.synonyms.get(t, ())],
+        pools = {
+            "direct": [(a.concept, a.prompt) for a in self.asked()],
+            "synonym": [(t, text) for t, text in self._reworded()],
             "implicit": [
                 (t, filled(f, s)) for f in ("{}", "a picture: {}") for t in self.targets for s in self.implicit.get(t, ())
             ],
+            "near": self._kept(self.near),
+            "trap": self._kept(self.trap),
+            "far": self._kept(self.far),
+            "content": [(s, filled(self.forms[t][0], s)) for s in self.subjects for t in self.targets],
         }
-        for axis in ("near", "trap", "far"):
-            pools[axis] = [(n.name, filled(f, n.name)) for f in self.templates for n in getattr(self, axis)]
         cases = []
         for axis, count in profile.cases.items():
             pool = pools[axis]
@@ -67,6 +116,23 @@ class Suite:
                 concept, prompt = pool[i % len(pool)]
                 cases.append(Case(axis, concept, prompt, seed=1000 * (i % len(pool)) + i // len(pool), guidance=profile.guidance))
         return cases
+
+    def _reworded(self) -> list[tuple[str, str]]:
+        """Targets with prompts that ask for them in other words."""
+        if self.forms:
+            return [(t, filled(f, s)) for t in self.targets for f in self.synonyms.get(t, ()) for s in self.subjects]
+        return [(t, filled(f, s)) for f in self.templates[:4] for t in self.targets for s in self.synonyms.get(t, ())]
+
+    def _kept(self, group: Sequence[Neighbour]) -> list[tuple[str, str]]:
+        """Concepts of an axis to keep with their prompts; a style or an attribute is shown on the subjects in turn."""
+        most = max((len(self.forms.get(n.name, self.templates)) for n in group), default=0)
+        pool = []
+        for k in range(most):
+            for i, n in enumerate(group):
+                forms = self.forms.get(n.name, self.templates)
+                subjects = self.subjects[i % len(self.subjects) :: len(group)] if n.name in self.forms else (n.name,)
+                pool += [(n.name, filled(forms[k], s)) for s in subjects] if k < len(forms) else []
+        return pool
 
 
 class SuiteSource(abc.ABC):
@@ -81,19 +147,8 @@ class SuiteSource(abc.ABC):
 
     @abc.abstractmethod
     def suite(self, world: World | None, targets: Sequence[str]) -> Suite:
-        """The suite of these targets. Raises BadOption for a world, and BadRequest for a target, that the protocol is not for."""
-
-
-class WorldSuite(SuiteSource):
-    """The suite that the model's world gives by itself: :func:`world_suite`."""
-
-    name = "world"
-    summary = "neighbours, traps and wordings from the model's world; what is taken without --suite"
-
-    def suite(self, world: World | None, targets: Sequence[str]) -> Suite:
-        if world is None:
-            raise BadOption("the suite 'world' needs a model with a world of its own, or --world NAME.")
-        return world_suite(world, targets)
+        """The suite of these targets, which are names of the world, or else objects. Raises BadOption for a world, and BadRequest
+        for a target, that the protocol is not for."""
 
 
 def suite_from(raw: Mapping[str, Any]) -> Suite:
@@ -101,7 +156,10 @@ def suite_from(raw: Mapping[str, Any]) -> Suite:
     try:
         near, trap, far = (tuple(Neighbour(**n) for n in raw[group]) for group in ("near", "trap", "far"))
         synonyms, implicit = ({str(t): tuple(map(str, w)) for t, w in raw[k].items()} for k in ("synonyms", "implicit"))
-        return Suite(tuple(raw["targets"]), near, trap, far, synonyms, implicit, tuple(raw["templates"]))
+        words = {str(t): str(w) for t, w in raw.get("words", {}).items()}
+        forms, members = ({str(t): tuple(map(str, w)) for t, w in raw.get(k, {}).items()} for k in ("forms", "members"))
+        rest = (tuple(raw["templates"]), str(raw.get("kind", OBJECT)), tuple(raw.get("subjects", ())), forms, words, members)
+        return Suite(tuple(raw["targets"]), near, trap, far, synonyms, implicit, *rest)
     except (KeyError, TypeError, AttributeError) as error:
         raise BadFile(f"the recorded suite cannot be read ({error!r}).") from error
 
@@ -115,39 +173,3 @@ def lexical_traps(target: str, names: Sequence[str]) -> list[str]:
 def _words(name: str) -> set[str]:
     """The words of a name; punctuation is none."""
     return {piece for piece in normalised(name).split() if piece[0].isalpha() and len(piece) > 1}
-
-
-def world_suite(world: World, targets: Sequence[str]) -> Suite:
-    """Suite of targets in a closed world, of concepts that its detector recognises well enough.
-
-    Near takes from every ranking of similar concepts in turn, and from the target's own group, up to 8 per target (fewer per
-    target when there are many); far is a fixed random choice from other groups.
-    """
-    groups, similar, usable = world.groups, world.similar, world.usable()
-    usable_set, taken = set(usable), set(targets)
-    cap = max(2, NEAR_CAP // len(targets)) if len(targets) > 1 else NEAR_CAP
-    near: list[Neighbour] = []
-    trap: list[Neighbour] = []
-    for target in targets:
-        for name in lexical_traps(target, usable):
-            if name not in taken:
-                taken.add(name)
-                trap.append(Neighbour(name, f"shares a word with {target}", "test" if len(trap) % 2 == 0 else "dev"))
-        rng = random.Random(f"near {target}")
-        same = [n for n in groups if groups[n] == groups[target]]
-        sources = {**{s: list(v) for s, v in similar.get(target, {}).items()}, "same group": rng.sample(same, len(same))}
-        count = 0
-        while count < cap and any(sources.values()):
-            for source, names in sources.items():
-                while names and (names[0] in taken or names[0] not in usable_set):
-                    names.pop(0)
-                if names and count < cap:
-                    taken.add(names[0])
-                    near.append(Neighbour(names.pop(0), source, "test" if len(near) % 2 == 0 else "dev"))
-                    count += 1
-    other = [n for n in usable if n not in taken and groups[n] not in {groups[t] for t in targets}]
-    chosen = random.Random("far " + " ".join(targets)).sample(other, min(FAR_COUNT, len(other)))
-    far = [Neighbour(n, "another group", "test" if i % 2 == 0 else "dev") for i, n in enumerate(chosen)]
-    synonyms, implicit = ({t: table.get(t, ()) for t in targets} for table in (world.synonyms, world.descriptions))
-    templates = world.templates or TEMPLATES
-    return Suite(tuple(targets), tuple(near), tuple(trap), tuple(far), synonyms, implicit, templates)

@@ -7,6 +7,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from ..concepts.request import CATEGORY, OBJECT
+from ..errors import UnknownName
+
+
+@dataclass(frozen=True)
+class Modifier:
+    """What a prompt can add to an object: a style, or an attribute such as a colour.
+
+    Names of modifiers are unlike those of concepts and categories, because a target is named without saying what it is.
+    """
+
+    name: str
+    """As a target is named, such as "noto style"; also the text that methods erase."""
+    kind: str
+    """"style" or "attribute"."""
+    family: str
+    """Modifiers of one family exclude each other: an image has one style and one background."""
+    word: str
+    """The part of a prompt that asks for it, such as "noto": what misspellings misspell."""
+    forms: tuple[str, ...]
+    """Prompts with {} for the object."""
+    other_forms: tuple[str, ...]
+    """Prompts that say it in other words."""
+    sensitivity: float
+    """Share of the base model's images that show it when asked for, by the world's detector."""
+    subjects: tuple[str, ...] = ()
+    """Concepts that the model can draw with it; () for all."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -40,16 +68,42 @@ class World:
     """What the studies erase when no target is named."""
     templates: tuple[str, ...] = field(default=())
     """Prompts that the model was trained on, with {} for the concept; () for those that fit any model."""
+    modifiers: Mapping[str, Modifier] = field(default_factory=dict)
+    """Name -> style or attribute that can be asked for together with a concept."""
 
     RECOGNISED = 0.8
     """Smallest sensitivity at which a concept's erasure can be measured."""
+
+    def names(self) -> tuple[str, ...]:
+        """Everything that can be a target: concepts, categories (the groups), styles and attributes."""
+        return (*self.groups, *self.group_words, *self.modifiers)
+
+    def kind_of(self, name: str) -> str:
+        """One of :data:`efface.concepts.request.KINDS`. Raises UnknownName."""
+        if name in self.groups:
+            return OBJECT
+        if name in self.modifiers:
+            return self.modifiers[name].kind
+        if name in self.group_words:
+            return CATEGORY
+        raise UnknownName(f"concept of {self.name}", name, self.names())
+
+    def members(self, category: str) -> tuple[str, ...]:
+        """The concepts of a category."""
+        return tuple(name for name, group in self.groups.items() if group == category)
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """The texts by which a target is erased: its name, for a category the names of its members and the word for them."""
+        return (*self.members(name), self.group_words[name]) if self.kind_of(name) == CATEGORY else (name,)
 
     def usable(self) -> list[str]:
         """Concepts that the detector recognises well enough to measure their erasure."""
         return [name for name in self.groups if self.sensitivity[name] >= self.RECOGNISED]
 
     def wordings(self, target: str) -> dict[str, tuple[str, ...]]:
-        """Other words for a target, by family of wording."""
+        """Other words for a concept, by family of wording; none are known for a style or an attribute."""
+        if target not in self.groups:
+            return {}
         return {
             "synonym": self.synonyms[target],
             "implicit": self.descriptions[target],
@@ -58,7 +112,7 @@ class World:
 
     def unseen_like(self, target: str) -> str:
         """A concept that the gold model never saw: the target itself where it is one, else one of its group, else the first."""
-        return min(self.unseen, key=lambda n: (n != target, self.groups[n] != self.groups[target]))
+        return min(self.unseen, key=lambda n: (n != target, self.groups[n] != self.groups.get(target)))
 
 
 class WorldSource(abc.ABC):

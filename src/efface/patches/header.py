@@ -35,7 +35,7 @@ VERSIONS = {  # of the base model, as kohya's trainer and the model specificatio
 def header(patch: Patch, to: str, tensors: Mapping[str, Tensor], rank: int | None) -> dict[str, str]:
     """The header of an export with these tensors; all values are strings. ``rank``: of a LoRA, else None."""
     version, architecture = VERSIONS[_kind(patch.card.base)]
-    title = f"{patch.card.method} without {', '.join(patch.card.request.targets)}"
+    title = f"{patch.card.method} without {', '.join(patch.card.request.asked)}"
     network = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
     return {
         "format": "pt",

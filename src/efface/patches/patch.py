@@ -197,7 +197,7 @@ class Patch:
 
     def __repr__(self) -> str:
         """One line: the method, what was erased from which model, and the size of the change."""
-        targets = self.card.request.targets
+        targets = self.card.request.asked
         named = ", ".join(repr(t) for t in targets[:3]) + (f" and {len(targets) - 3} more" if len(targets) > 3 else "")
         size = f"{len(self.deltas)} tensors, norm {self.norm():.3g}"
         return f"<Patch: {self.card.method} of {named} from {self.card.base.get('name')!r}, {size}>"

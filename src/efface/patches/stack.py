@@ -124,7 +124,7 @@ class Stack:
 
 
 def _called(patch: Patch) -> str:
-    return ", ".join(patch.card.request.targets)
+    return ", ".join(patch.card.request.asked)
 
 
 def _same_base(p: Patch, q: Patch) -> bool:

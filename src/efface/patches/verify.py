@@ -190,7 +190,7 @@ class _Opened:
         lacking = [name for name, value in facts.items() if not value]
         if lacking:
             raise BadFile(f"the card lacks {', '.join(lacking)}.")
-        return f"{self.card.method} erases {', '.join(self.card.request.targets)} from {base['name']}; nothing is missing."
+        return f"{self.card.method} erases {', '.join(self.card.request.asked)} from {base['name']}; nothing is missing."
 
     def content(self) -> str | tuple[str, str]:
         if self.kind == "patch":

@@ -53,7 +53,7 @@ def answer(
             "What else broke?",
             BADGES["kept"][neighbours.status],
             neighbours.status,
-            [neighbours.text, *_lost("far concepts", far), *_traps(axes), _further(broken)],
+            [neighbours.text, *_lost("far concepts", far), *_traps(axes), *_content(axes), _further(broken)],
         ),
         ("How sure is this?", "", "", _certainty(run, detection, near, change)),
         ("What did it cost?", "", "", _cost(card)),
@@ -116,6 +116,13 @@ def _lost(what: str, kept: RateText) -> list[str]:
 
 def _traps(axes: Axes) -> list[str]:
     return _lost("concepts that share a word with the target", headline(axes.get("trap")))
+
+
+def _content(axes: Axes) -> list[str]:
+    """Of a style or an attribute: whether its prompts still show their object."""
+    kept = headline(axes.get("content"))
+    said = f"Prompts that name the target still show their object in {kept.text} of the images ({kept.interval})."
+    return [said] if kept.measured else []
 
 
 def _further(broken: Mapping[str, Any] | None) -> str:

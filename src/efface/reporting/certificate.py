@@ -41,11 +41,17 @@ class Certificate:
         return bool(self.findings) and all(f.status == "passed" for f in self.findings)
 
 
-def decide(policy: Policy, axes: Mapping[str, Any], attacks: Sequence[Mapping[str, Any]], known: Sequence[str]) -> Certificate:
+def decide(
+    policy: Policy,
+    axes: Mapping[str, Any],
+    attacks: Sequence[Mapping[str, Any]],
+    known: Sequence[str],
+    possible: Sequence[str] = (*TARGET_AXES, "near", "trap", "far"),
+) -> Certificate:
     """Compare what was measured with a policy.
 
     ``axes``: those of the erased system in summary.json of an evaluation. ``attacks``: summaries of attacks on the same system.
-    ``known``: the attacks that exist, for the list of what was not tested.
+    ``known``: the attacks that exist, and ``possible`` the axes for this kind of target, for the list of what was not tested.
     """
     made = {name: a for summary in attacks for name, a in summary["attacks"].items()}
     findings = [_comes_back(key, limit, axes, attacks) for key, limit in policy.comes_back.items()]
@@ -58,7 +64,7 @@ def decide(policy: Policy, axes: Mapping[str, Any], attacks: Sequence[Mapping[st
             findings.append(Finding(f"the attack {name}", "not tested", reasons.get(name, "was not made")))
     if policy.relearning_ratio is not None:
         findings.append(_relearning(policy.relearning_ratio, made))
-    untested = [f"the axis {axis}" for axis in (*TARGET_AXES, "near", "trap", "far") if not _cases(axes.get(axis))]
+    untested = [f"the axis {axis}" for axis in possible if not _cases(axes.get(axis))]
     untested += [f"the attack {name}" for name in known if name not in made]
     untested.append("every wording, attack and seed that nobody thought of")
     return Certificate(policy.name, policy.description, tuple(findings), tuple(untested))

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ..concepts.request import OBJECT
 from ..errors import BadOption
-from ..evaluation.records import AXES, KEEP_AXES, TARGET_AXES, RunFile
+from ..evaluation.records import AXES, RunFile, axes_of
 from ..io.files import write_text
 from .wording import RateText
 
@@ -138,7 +139,7 @@ def _lost(attack: Mapping[str, Any]) -> dict[str, str]:
 def untested(run: RunFile, page: Mapping[str, Any]) -> list[str]:
     """What the numbers say nothing about, one sentence each."""
     axes = {name for name, _, _ in page["axes"]}
-    lacking = [f"{axis} ({AXES[axis]})" for axis in (*TARGET_AXES, *KEEP_AXES) if axis not in axes]
+    lacking = [f"{axis} ({AXES[axis]})" for axis in axes_of(run.suite.get("kind", OBJECT)) if axis not in axes]
     steps, guidance = run.profile["steps"], run.profile["guidance"]
     told = [f"No case of these kinds was drawn: {'; '.join(lacking)}."] if lacking else []
     if not page["attacks"]:

@@ -108,7 +108,7 @@ def _want(axis: str, axes_of: Mapping[str, Axes]) -> str:
 def _grid(run: RunFile, subject: Entrant, images: Path) -> list[tuple[str, str, list[dict[str, Any]]]]:
     """Cases by axis, the axes with the clearest expectation first."""
     found = list(dict.fromkeys(str(case["axis"]) for case in run.grid))
-    first = [axis for axis in ("direct", "near", "trap", "far") if axis in found]
+    first = [axis for axis in ("direct", "content", "near", "trap", "far") if axis in found]
     groups = []
     for axis in first + [axis for axis in found if axis not in first]:
         cases = [

@@ -133,6 +133,8 @@ class Lab:
     gold: DiffusionModel | None = None
     unseen: tuple[str, ...] = ()
     """What the gold model never saw."""
+    requests: Mapping[str, EraseRequest] = field(default_factory=dict)
+    """Target -> its request, where it is no object that is erased by its own name."""
     calibrated: bool = False
 
     # -- erasures ------------------------------------------------------------------------------------------------
@@ -141,7 +143,7 @@ class Lab:
         return self.store / e.folder / f"{e.row}.safetensors"
 
     def request(self, e: Erasure) -> EraseRequest:
-        return EraseRequest((e.target,), "", e.preserve)
+        return replace(self.requests.get(e.target, EraseRequest((e.target,))), preserve=e.preserve)
 
     def patch(self, e: Erasure) -> Patch:
         """Found or made; a stopped training goes on from its checkpoint. Raises BadFile for another model's or target's patch."""
@@ -153,7 +155,7 @@ class Lab:
         patch = Patch.load(path)
         patch.check_base(self.model)
         made = patch.card.request.targets, patch.card.request.preserve, patch.card.config.get("seed", e.seed)
-        if (list(made[0]), list(made[1]), made[2]) != ([e.target], list(e.preserve), e.seed):
+        if (list(made[0]), list(made[1]), made[2]) != (list(self.request(e).targets), list(e.preserve), e.seed):
             raise BadFile(
                 f"{path} is the patch of another target, preserve set or training seed; give another --store, or delete it."
             )

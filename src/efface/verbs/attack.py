@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ..attacks import TIERS, Attack, Deployed, Direct, Goal
-from ..concepts.request import names_of, normalised
+from ..attacks.base import Called
+from ..concepts.prompts import Case
+from ..concepts.request import OBJECT, EraseRequest, names_of, normalised
 from ..errors import BadOption, UnknownName
 from ..evaluation.attack import Unit, run_attacks
 from ..evaluation.records import read_attempts
+from ..evaluation.suite import Suite
 from ..guards import Guard
 from ..io.files import claimed
 from ..models.base import DiffusionModel
@@ -19,7 +22,8 @@ from ..models.load import load_model
 from ..patches import Patch
 from ..registry import ATTACKS, build_attack, build_guard, preset_for
 from .cost import announce
-from .subject import gold_for, judge_for, profile_for, suite_for, targets_of
+from .erase import AUTO
+from .subject import asked_of, gold_for, judge_for, profile_for, suite_for
 
 ALL = "all"
 """In the place of an attack's name: every attack that is possible."""
@@ -31,6 +35,7 @@ def attack(
     *,
     budget: int,
     target: str | None = None,
+    kind: str = AUTO,
     patch: Patch | None = None,
     guard: Guard | str | None = None,
     out: str | Path | None = None,
@@ -53,11 +58,11 @@ def attack(
     in the text encoder take their preset "quick" where others would take "paper": the budget does not count their passes, which
     take minutes on a CPU.
     ``budget``: UNet evaluations per case (forwards, backwards and images), of the attack and of each control alike. A system of
-    neither patch nor guard is the model itself. ``target``: needed when the patch has none or several. ``wordings``: family ->
-    other words for the target, for models other than the miniature. ``out``: a folder for run.json, attempts and summary, which
-    a stopped attack is continued in; without it nothing is kept. Beside the attack stand ``direct`` (the plain prompts) and, with
-    ``controls``, the attack's controls at the same budget; for concept_inversion on the miniature also the same attack on the
-    gold model with a concept it never saw.
+    neither patch nor guard is the model itself. ``target``: needed when there is no patch or it has several, and ``kind`` says of
+    which kind it is. ``wordings``: family -> other words for the target, for models other than the miniature. ``out``: a folder
+    for run.json, attempts and summary, which a stopped attack is continued in; without it nothing is kept. Beside the attack
+    stand ``direct`` (the plain prompts) and, with ``controls``, the attack's controls at the same budget; for concept_inversion
+    on the miniature also the same attack on the gold model with a concept it never saw.
     Raises UsageError for what cannot be run before anything is computed, EvaluationError where nothing true can be said.
 
     >>> import efface
@@ -76,19 +81,19 @@ def attack(
     guard = build_guard(guard) if isinstance(guard, str) else guard
     near, far = names_of(near, "near"), names_of(far, "far")
     words = {family: names_of(names, f"wordings[{family!r}]") for family, names in (wordings or {}).items()}
-    target, targets = _one_target(model, patch, target)
-    system = (target, targets, patch, guard, cases, profile, words, near, far)
+    target, request = _one_target(model, patch, target, kind)
+    system = (target, request.targets, patch, guard, cases, profile, words, near, far)
     left_out: dict[str, str] = {}
     if everything:
         beside = {"direct", *(name for a in built for name in a.controls)}  # runs of other attacks, and no attacks of their own
         tried = [a for a in built if a.name not in beside]
-        built, left_out = _possible(attack_units(model, tried, *system, controls=False), budget)
-    units = attack_units(model, built, *system, controls=controls)
+        built, left_out = _possible(attack_units(model, tried, *system, controls=False, kind=request.kind), budget)
+    units = attack_units(model, built, *system, controls=controls, kind=request.kind)
     done = [u.label for u in units if out is not None and read_attempts(Path(out), u.label) is not None]
     planned = sum(u.cost(budget) for u in units if u.label not in done)
     announce(note, model, planned, _told(model, built, units, len(done)))
-    suite = suite_for(model, [target], near, far)
-    judge, folder = judge_for(model, suite.names, clip, detector), Path(out) if out is not None else None
+    suite = suite_for(model, [target], near, far, kind=request.kind)
+    judge, folder = judge_for(model, suite.names, clip, detector, suite.heads), Path(out) if out is not None else None
     chosen = profile_for(model, profile)
     with tempfile.TemporaryDirectory() as nowhere, claimed(folder or Path(nowhere)):
         return run_attacks(
@@ -139,18 +144,18 @@ def _possible(units: Sequence[Unit], budget: int) -> tuple[list[Attack], dict[st
     return [attack for _, attack in sorted(possible, key=lambda pair: pair[0])], left_out
 
 
-def _one_target(model: DiffusionModel, patch: Patch | None, target: str | None) -> tuple[str, tuple[str, ...]]:
-    """The attacked target, and all targets that the guard acts against."""
+def _one_target(model: DiffusionModel, patch: Patch | None, target: str | None, kind: str) -> tuple[str, EraseRequest]:
+    """The attacked target, and the request, whose texts the guard acts against."""
+    request = asked_of(model, patch, [target] if target is not None and patch is None else [], kind)
+    mine = request.asked
     if patch is None:
-        (only,) = targets_of(model, None, [target] if target is not None else [])
-        return only, (only,)
-    mine = tuple(targets_of(model, patch, ()))
+        return mine[0], request
     if target is None and len(mine) > 1:
         raise BadOption(f"the patch erases {', '.join(mine)}; say which is attacked with --target.")
     named = mine[0] if target is None else next((n for n in mine if normalised(n) == normalised(target)), "")
     if not named:
         raise UnknownName("target of the patch", str(target), mine)
-    return named, mine
+    return named, request
 
 
 def attack_units(
@@ -168,20 +173,20 @@ def attack_units(
     *,
     controls: bool = True,
     deployed: DiffusionModel | None = None,
+    kind: str = OBJECT,
 ) -> list[Unit]:
     """The runs that belong to attacks on one system: ``direct``, the attacks, and each control once.
 
     ``deployed``: another model in the place of the patched one, such as the gold model.
     """
     chosen = profile_for(model, profile)
-    suite = suite_for(model, [target], near, far)
+    suite = suite_for(model, [target], near, far, kind=kind)
     direct = [c for c in suite.cases(chosen) if c.axis == "direct"]
     if not 1 <= cases <= len(direct):
         raise BadOption(f"profile {profile} has {len(direct)} cases of the target, {cases} were asked for.")
-    known = model.world.wordings(target) if model.world is not None else {}
-    words = {**known, **{k: names_of(v, "wordings") for k, v in (wordings or {}).items()}}
+    given = {k: names_of(v, "wordings") for k, v in (wordings or {}).items()}
     system = Deployed(model, chosen.steps, targets, patch, guard, deployed)
-    goal = Goal(target, tuple(direct[:cases]), words)
+    goal = _goal(model, suite, direct[:cases], given)
     units = [Unit("direct", Direct(), system, goal, "baseline")]
     units += [Unit(a.name, a, system, goal, "attack" if a.in_union else "apart") for a in attacks if a.name != "direct"]
     for a in attacks:
@@ -194,9 +199,20 @@ def attack_units(
     gold = gold_for(model) if novel and controls and deployed is None else None
     if gold is not None and model.world is not None:
         unseen = model.world.unseen_like(target)
-        plain = [c for c in suite_for(model, [unseen]).cases(chosen) if c.axis == "direct"][:cases]
+        novel_suite = suite_for(model, [unseen])
+        plain = [c for c in novel_suite.cases(chosen) if c.axis == "direct"][:cases]
         taught = Deployed(model, chosen.steps, (), model=gold)
         for a in novel:
             label = "never_learned" if a.name == "concept_inversion" else f"{a.name}_never_learned"
-            units.append(Unit(label, a, taught, Goal(unseen, tuple(plain), words), "novel"))
+            units.append(Unit(label, a, taught, _goal(model, novel_suite, plain, given), "novel"))
     return units
+
+
+def _goal(model: DiffusionModel, suite: Suite, cases: Sequence[Case], given: Mapping[str, tuple[str, ...]]) -> Goal:
+    """What to bring back in these cases, with the words that the model's world knows for what each of them names, and those that
+    are given."""
+    asked = {a.prompt: a for a in suite.asked()}
+    known = model.world.wordings if model.world is not None else lambda name: {}
+    named = [asked[c.prompt] for c in cases]
+    called = tuple(Called(a.word, a.phrase, {**known(a.word), **given}) for a in named)
+    return Goal(suite.targets[0], tuple(cases), {**known(suite.targets[0]), **given}, called)

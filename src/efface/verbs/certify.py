@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..concepts.request import OBJECT
 from ..errors import BadFile
-from ..evaluation.records import read_run, read_summary
+from ..evaluation.records import axes_of, read_run, read_summary
 from ..registry import ATTACKS
 from ..reporting import attack_on
 from ..reporting.certificate import Certificate, decide
@@ -38,4 +39,4 @@ def certify(folder: str | Path, *, policy: str, attacks: Sequence[str | Path] = 
         raise BadFile(f"{folder} measured no patch and no guard, so there is nothing to certify.")
     folders = [attacks] if isinstance(attacks, str | Path) else attacks
     tried = [attack_on(run, Path(a)) for a in folders]
-    return decide(chosen, summary["entrants"][subject.id]["axes"], tried, list(ATTACKS))
+    return decide(chosen, summary["entrants"][subject.id]["axes"], tried, list(ATTACKS), axes_of(run.suite.get("kind", OBJECT)))

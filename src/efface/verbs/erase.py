@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..concepts.request import EraseRequest, names_of, normalised
+from ..concepts.request import CATEGORY, KINDS, OBJECT, EraseRequest, names_of, normalised
 from ..errors import BadOption, BadRequest, MethodError, OutOfMemory, UnknownName
 from ..methods import Method
 from ..models.base import DiffusionModel
@@ -24,20 +24,30 @@ from ..training import Run
 from .cost import Spent
 from .memory import check_fit, less_memory
 
+AUTO = "auto"
+"""The kind of a target that the model's world knows by its name; an object elsewhere."""
 
-def request_for(model: DiffusionModel, targets: Sequence[str], anchor: str = "", preserve: Sequence[str] = ()) -> EraseRequest:
+
+def request_for(
+    model: DiffusionModel, targets: Sequence[str], anchor: str = "", preserve: Sequence[str] = (), kind: str = AUTO
+) -> EraseRequest:
     """A checked request on a plain model: names exist where the world is closed, the model's tokenizer tells them apart, and
     nothing is longer than it reads. Names of a closed world are spelled as the world spells them. Warns of a target that reads
-    like a list."""
-    request = EraseRequest(names_of(targets, "targets"), anchor, names_of(preserve, "preserve"))
+    like a list.
+
+    ``kind``: what the targets are, one of :data:`efface.concepts.request.KINDS`; by default the model's world says it, and
+    without a world they are objects. All targets are of one kind. A category needs a world, which knows its members.
+    """
+    if kind not in (AUTO, *KINDS):
+        raise UnknownName("kind of target", kind, (AUTO, *KINDS))
+    targets, preserve = names_of(targets, "targets"), names_of(preserve, "preserve")
+    asked = EraseRequest(targets, anchor, preserve, OBJECT if kind == AUTO else kind)
     model.check_plain()
-    known = {normalised(n): n for n in model.concept_names}
-    if known:
-        for name in (*request.targets, *request.preserve):
-            if normalised(name) not in known:
-                raise UnknownName(f"concept of {model.name}", name, model.concept_names)
-        spelled = [tuple(known[normalised(n)] for n in names) for names in (request.targets, request.preserve)]
-        request = EraseRequest(spelled[0], known.get(normalised(anchor), anchor), spelled[1])
+    request = _of_a_world(model, asked, kind) if model.concept_names else asked
+    if request.kind == CATEGORY and not request.of:
+        raise BadRequest(
+            f"{model.name} has no world that lists the members of the category {targets[0]!r}; name each member with --target."
+        )
     for name in request.targets:
         if any(sign in name for sign in ",;|"):
             warnings.warn(
@@ -46,9 +56,35 @@ def request_for(model: DiffusionModel, targets: Sequence[str], anchor: str = "",
             )
     model.encode([*request.targets, request.anchor, *request.preserve])
     _told_apart(model, request)
-    if not known:
+    if not model.concept_names:
         _unknown_words(model, [*request.targets, request.anchor, *request.preserve])
     return request
+
+
+def _of_a_world(model: DiffusionModel, asked: EraseRequest, kind: str) -> EraseRequest:
+    """The request in the spelling of a model whose names are known, with the names of a category's members in its place.
+
+    Raises UnknownName, and BadRequest for targets that are of another kind than was said, or of several.
+    """
+    world = model.world
+    names = world.names() if world is not None else model.concept_names
+    known = {normalised(n): n for n in names}
+    for name in (*asked.targets, *asked.preserve):
+        if normalised(name) not in known:
+            raise UnknownName(f"concept of {model.name}", name, names)
+    targets, preserve = (tuple(known[normalised(n)] for n in group) for group in (asked.targets, asked.preserve))
+    anchor = known.get(normalised(asked.anchor), asked.anchor)
+    if world is None:
+        return replace(asked, targets=targets, anchor=anchor, preserve=preserve)
+    kinds = {name: world.kind_of(name) for name in targets}
+    for name, found in kinds.items():
+        if kind not in (AUTO, found):
+            raise BadRequest(f"{name!r} is of the kind {found} in {model.name}, not {kind}; leave --kind out.")
+    if len(set(kinds.values())) > 1:
+        mixed = ", ".join(f"{name!r} ({found})" for name, found in kinds.items())
+        raise BadRequest(f"targets of several kinds are erased one kind at a time, and their patches stacked: {mixed}.")
+    texts, kept = (tuple(t for name in group for t in world.texts(name)) for group in (targets, preserve))
+    return EraseRequest(texts, anchor, kept, kinds[targets[0]], targets if texts != targets else ())
 
 
 def _unknown_words(model: DiffusionModel, names: Sequence[str]) -> None:
@@ -84,12 +120,14 @@ def erase(
     targets: Sequence[str],
     anchor: str = "",
     preserve: Sequence[str] = (),
+    kind: str = AUTO,
     run: Run | None = None,
 ) -> Patch:
     """Erase ``targets`` and return the change; the model itself stays as it is.
 
     ``model``: a DiffusionModel, a loaded diffusers pipeline, or anything :func:`load_model` takes. ``method``: an instance
-    such as ``efface.AP(steps=300)``, or a name, which takes the preset that fits the model.
+    such as ``efface.AP(steps=300)``, or a name, which takes the preset that fits the model. ``kind``: object, style, category or
+    attribute, see :data:`efface.concepts.request.KINDS`; a model with a world of its own knows it by the target's name.
 
     >>> import efface
     >>> model = efface.load_model("tiny")
@@ -102,7 +140,7 @@ def erase(
     model = load_model(model)
     if isinstance(method, str):
         method = build_method(method, preset=preset_for(METHODS.find(method), model))
-    return erase_request(model, method, request_for(model, targets, anchor, preserve), run or Run())
+    return erase_request(model, method, request_for(model, targets, anchor, preserve, kind), run or Run())
 
 
 def erase_request(model: DiffusionModel, method: Method, request: EraseRequest, run: Run) -> Patch:

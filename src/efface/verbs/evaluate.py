@@ -25,7 +25,8 @@ from ..patches.patch import empty_like, noise_like
 from ..registry import build_guard
 from .cost import announce
 from .damage import damage_space, keep_damage
-from .subject import drawn_with, gold_for, judge_for, named_suite, profile_for, suite_for, targets_of
+from .erase import AUTO
+from .subject import asked_of, drawn_with, gold_for, judge_for, named_suite, profile_for, suite_for
 
 
 def evaluate(
@@ -34,6 +35,7 @@ def evaluate(
     *,
     out: str | Path,
     targets: Sequence[str] = (),
+    kind: str = AUTO,
     guard: Guard | str | None = None,
     profile: str | Profile = "mini-lite",
     clip: str | None = None,
@@ -56,8 +58,8 @@ def evaluate(
     ``clip``: a CLIP checkpoint that names images of models other than the miniature; ``near``, ``far``: concepts that must stay
     there, and ``synonyms``: other names of each target, without which no erasure is called supported. ``suite``: a suite, or the
     name of a registered one, in place of all these. ``guard``: stands on the
-    patch, or on the bare model when ``patch`` is None and ``targets`` says against what; an instance, a name, or
-    ``NAME:option=value``.
+    patch, or on the bare model when ``patch`` is None and ``targets`` says against what and ``kind`` of which kind that is; an
+    instance, a name, or ``NAME:option=value``.
     Profiles that look for damage (all but smoke) add :func:`damage`, found by noise predictions, to the summary of a patch.
     Cost: 2 x steps (a guard: its branches x steps) UNet evaluations per image and entrant, and
     :func:`efface.evaluation.damage.damage_cost`; the base model's images are cached.
@@ -74,12 +76,12 @@ def evaluate(
     """
     model = load_model(model)
     chosen = profile_for(model, profile)
-    targets, near, far = targets_of(model, patch, targets), names_of(near, "near"), names_of(far, "far")
+    request, near, far = asked_of(model, patch, targets, kind), names_of(near, "near"), names_of(far, "far")
     if isinstance(suite, str):
-        suite = named_suite(model, suite, targets)
+        suite = named_suite(model, suite, request.asked)
     elif suite is None:
-        suite = suite_for(model, targets, near, far, synonyms)
-    judge = judge or judge_for(model, suite.names, clip, detector)
+        suite = suite_for(model, request.asked, near, far, synonyms, request.kind)
+    judge = judge or judge_for(model, suite.names, clip, detector, suite.heads)
     guard = build_guard(guard) if isinstance(guard, str) else guard
     entrants = [(patch.card.method, patch)] if patch is not None else []
     systems = [System(Entrant(label, label, "patch", _card(p)), p) for label, p in [*entrants, *others]]
@@ -87,7 +89,7 @@ def evaluate(
         label = f"{patch.card.method}+{guard.name}" if patch is not None else guard.name
         kind = "patch" if patch is not None else "guard"
         card = _card(patch) if patch is not None else None
-        guarded = System(Entrant(label, label, kind, card), patch, guard=guard, targets=tuple(targets))
+        guarded = System(Entrant(label, label, kind, card), patch, guard=guard, targets=request.targets)
         systems = [guarded, *systems[len(entrants) :]]
     if trivial and patch is not None:
         noise = noise_like(patch, torch.Generator().manual_seed(0))
@@ -96,10 +98,10 @@ def evaluate(
             System(
                 Entrant("blocklist", "blocklist", "trivial"),
                 empty_like(patch, "blocklist"),
-                blocklist(targets, patch.card.request.anchor),
+                blocklist([suite.words.get(t, t) for t in request.targets], request.anchor),
             )
         )
-    if model.world is not None and set(targets) <= set(model.world.unseen) and (gold := gold_for(model)) is not None:
+    if model.world is not None and set(request.targets) <= set(model.world.unseen) and (gold := gold_for(model)) is not None:
         systems.append(System(Entrant("gold", "gold model (never saw it)", "gold"), None, model=gold))
     ids = [s.entrant.id for s in systems]
     if len(set(ids)) < len(ids) or "none" in ids:
@@ -108,13 +110,14 @@ def evaluate(
     plain = chosen.evals_per_image(model)
     drawn = [plain, *(chosen.steps * s.guard.branches if s.guard else plain for s in systems)]
     searched = patch if chosen.damaged else None
-    names = damage_space(model, "auto", targets) if model.concept_names else [n for n in [*near, *far] if n not in targets]
+    left = [n for n in [*near, *far] if n not in request.asked]
+    names = damage_space(model, "auto", request.targets) if model.concept_names else left
     ids, folder = ["none", *ids], Path(out)
     rows = read_rows(folder) if (folder / "run.json").is_file() else []
     kept = base_kept(model, suite.cases(chosen), chosen)
     # What lies in the folder or in the cache of base images is not drawn again.
-    left = [0 if kept and i == "none" else images - sum(r.entrant == i for r in rows) for i in ids]
-    evals = sum(n * cost for n, cost in zip(left, drawn, strict=True))
+    open_images = [0 if kept and i == "none" else images - sum(r.entrant == i for r in rows) for i in ids]
+    evals = sum(n * cost for n, cost in zip(open_images, drawn, strict=True))
     if searched is not None and read_damage(folder) is None:
         evals += damage_cost(model, len(names), chosen.damaged, chosen)
     how = drawn_with(suite, chosen)

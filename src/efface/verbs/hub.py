@@ -36,7 +36,7 @@ def push(folder: str | Path, repo: str, *, private: bool = False, message: str =
         done = api.upload_folder(
             repo_id=repo,
             folder_path=folder,
-            commit_message=message or f"An erasure, by efface: {Patch.load(folder / PATCH).card.request.targets[0]} erased",
+            commit_message=message or f"An erasure, by efface: {Patch.load(folder / PATCH).card.request.asked[0]} erased",
         )
     except Exception as error:  # huggingface_hub and its HTTP client raise many kinds
         raise BadFile(f"{repo} was not uploaded: {told(error)}") from error

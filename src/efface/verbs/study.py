@@ -21,7 +21,7 @@ from ..studies.figures import write_figure
 from ..studies.lab import erasures
 from ..versions import versions
 from .cost import announce
-from .erase import erase_request, request_for
+from .erase import AUTO, erase_request, request_for
 from .subject import gold_for, judge_for, profile_for
 
 
@@ -31,6 +31,7 @@ def study(
     *,
     out: str | Path,
     targets: Sequence[str] = (),
+    kind: str = AUTO,
     methods: Sequence[str] = (),
     seeds: Sequence[int] | int = (),
     images: int | None = None,
@@ -66,8 +67,11 @@ def study(
     targets = names_of(targets, "targets") or (
         model.world.study_targets[: cls.default_targets] if model.world is not None else ()
     )
-    targets = request_for(model, targets).targets
-    names = tuple(dict.fromkeys([*concept_space(space, model).require(2).candidates, *targets]))
+    wanted = request_for(model, targets, kind=kind)
+    targets = wanted.asked
+    kept = concept_space(space, model).require(2).without(wanted.targets).candidates
+    order = [n for n in concept_space(space, model).candidates if n in targets or n in kept]
+    names = tuple(dict.fromkeys([*order, *targets]))
     built = cls(
         targets=targets,
         names=names,
@@ -89,6 +93,7 @@ def study(
         world.groups if world is not None else {},
         gold_for(model) if set(targets) & set(unseen) else None,
         unseen,
+        requests={t: request_for(model, [t], kind=kind) for t in targets},
     )
     wants = built.wants(lab)
     planned = lab.cost(wants)

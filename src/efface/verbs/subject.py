@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ..concepts.prompts import filled
-from ..concepts.request import names_of, normalised
+from ..concepts.request import ATTRIBUTE, MIXED, OBJECT, STYLE, EraseRequest, names_of, normalised
 from ..detectors.clip_score import ClipScorer
 from ..errors import BadOption, BadRequest, UnknownName
 from ..evaluation.driver import Judge
 from ..evaluation.judges import ClipJudge, DetectorJudge
 from ..evaluation.profiles import Profile
 from ..evaluation.profiles import profile as find_profile
-from ..evaluation.suite import Neighbour, Suite, lexical_traps, world_suite
+from ..evaluation.suite import Neighbour, Suite, lexical_traps
+from ..evaluation.world_suite import world_suite
 from ..models.base import DiffusionModel
 from ..models.load import load_model
 from ..patches import Patch
 from ..registry import DETECTORS, SUITES, WORLDS, resolve
-from .erase import request_for
+from .erase import AUTO, request_for
 
 
 def with_world(model: DiffusionModel, name: str | None) -> DiffusionModel:
@@ -58,8 +58,14 @@ def profile_for(model: DiffusionModel, profile: str | Profile) -> Profile:
 
 def drawn_with(suite: Suite, profile: Profile) -> str:
     """How the images of an evaluation are drawn, in words."""
-    prompts = " and ".join(repr(filled(t, suite.targets[0])) for t in (suite.templates[0], suite.templates[-1]))
+    asked = suite.asked()
+    prompts = " and ".join(repr(a.prompt) for a in (asked[0], asked[-1]))
     return f"{profile.steps} sampler steps, guidance {profile.guidance:g}, prompts such as {prompts}"
+
+
+STYLE_FORMS = ("a {} in the style of NAME", "a picture of a {} in the style of NAME", "a painting of a {} by NAME")
+ATTRIBUTE_FORMS = ("a {} with NAME", "a picture of a {} with NAME")
+"""Prompts for a style or an attribute of a model without a world."""
 
 
 def suite_for(
@@ -68,10 +74,12 @@ def suite_for(
     near: Sequence[str] = (),
     far: Sequence[str] = (),
     synonyms: Mapping[str, Sequence[str]] | None = None,
+    kind: str = OBJECT,
 ) -> Suite:
     """The concepts that an evaluation looks at. A model's world knows the neighbours; for other models the user names them.
 
-    synonyms: other names of the targets, for models without a world.
+    synonyms: other names of the targets, for models without a world. kind: what the targets of such a model are. For a style,
+    ``near`` are other styles and ``far`` objects, on which all styles are shown; for an attribute likewise.
 
     Raises BadOption where names are missing or have no effect, UnknownName and BadRequest for a target that cannot be measured.
     """
@@ -83,24 +91,28 @@ def suite_for(
                 f"the neighbours and synonyms of {world.name} are fixed in its suite; "
                 "--near, --far and --synonym are for other models."
             )
-        usable = world.usable()
-        for target in targets:
-            if target not in world.groups:
-                raise UnknownName(f"concept of {world.name}", target, world.groups)
-            if target not in usable:
-                raise BadRequest(
-                    f"the report detector recognises {target!r} too rarely (below {world.RECOGNISED}) to measure its erasure; "
-                    "choose another."
-                )
         return world_suite(world, targets)
     if not near or not far:
-        raise BadOption("this model has no world of its own: name concepts to keep, at least one --near NAME and one --far NAME.")
+        what = {
+            STYLE: "other styles to keep (--near NAME) and objects to show all styles on (--far NAME)",
+            ATTRIBUTE: "other attributes to keep (--near NAME) and objects to show all of them on (--far NAME)",
+        }.get(kind, "concepts to keep, at least one --near NAME and one --far NAME")
+        raise BadOption(f"this model has no world of its own: name {what}.")
     _kept_apart(targets, near, far)
     names = [*near, *far]
+    others = _synonyms(targets, names, synonyms or {})
+    if kind in (STYLE, ATTRIBUTE):
+        forms = STYLE_FORMS if kind == STYLE else ATTRIBUTE_FORMS
+        near_given, far_given = (tuple(Neighbour(n, "given", "test") for n in group) for group in (near, far))
+        written = {n: tuple(f.replace("NAME", n) for f in forms) for n in (*targets, *near)}
+        reworded = {t: tuple(f.replace("NAME", w) for w in words for f in forms) for t, words in others.items()}
+        words = {n: n for n in written}
+        given = (tuple(targets), near_given, (), far_given)
+        return Suite(*given, reworded, {}, kind=kind, subjects=tuple(far), forms=written, words=words)
     traps = [t for target in targets for t in lexical_traps(target, names)]
     kept = [tuple(Neighbour(n, "given", "test") for n in group if n not in traps) for group in (near, far)]
     shared = tuple(Neighbour(n, "shares a word", "test") for n in traps)
-    return Suite(tuple(targets), kept[0], shared, kept[1], _synonyms(targets, names, synonyms or {}), {})
+    return Suite(tuple(targets), kept[0], shared, kept[1], others, {})
 
 
 def _synonyms(targets: Sequence[str], kept: Sequence[str], given: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
@@ -129,26 +141,50 @@ def _kept_apart(targets: Sequence[str], near: Sequence[str], far: Sequence[str])
             seen[key] = f"named with {group}"
 
 
-def targets_of(model: DiffusionModel, patch: Patch | None, targets: Sequence[str]) -> list[str]:
-    """The patch's targets, or those given for a system without one. Raises BadOption when that is contradictory or nothing."""
+def asked_of(model: DiffusionModel, patch: Patch | None, targets: Sequence[str], kind: str = AUTO) -> EraseRequest:
+    """The patch's request, or that of the targets that are given for a system without one.
+
+    Raises BadOption when that is contradictory or nothing.
+    """
     targets = names_of(targets, "targets")
     if patch is None:
         if not targets:
             raise BadOption("without a patch there is no target: name one with --target.")
-        return list(request_for(model, targets).targets)
+        return request_for(model, targets, kind=kind)
     patch.check_base(model)
-    mine = list(patch.card.request.targets)
-    if targets and sorted(map(normalised, targets)) != sorted(map(normalised, mine)):
-        raise BadOption(f"the patch erases {', '.join(mine)}, not {', '.join(targets)}; leave --target out.")
-    return mine
+    request = patch.card.request
+    if request.kind == MIXED:
+        kinds = f"the patch erases {', '.join(request.asked)}, which are of several kinds"
+        raise BadOption(f"{kinds} and are measured one kind at a time: give one of the patches that it was made of.")
+    if targets and sorted(map(normalised, targets)) != sorted(map(normalised, request.asked)):
+        raise BadOption(f"the patch erases {', '.join(request.asked)}, not {', '.join(targets)}; leave --target out.")
+    if kind not in (AUTO, request.kind):
+        raise BadOption(f"the patch erases the {request.kind} {', '.join(request.asked)}; leave --kind {kind} out.")
+    return request
 
 
-def judge_for(model: DiffusionModel, names: Sequence[str], clip: str | None = None, detector: str | None = None) -> Judge:
+def judge_for(
+    model: DiffusionModel,
+    names: Sequence[str],
+    clip: str | None = None,
+    detector: str | None = None,
+    heads: Sequence[Sequence[str]] = (),
+) -> Judge:
     """What looks at the images: a detector by name beside the scores of a CLIP checkpoint, the judge of the model's world, or a
-    CLIP checkpoint that tells ``names`` apart. Raises BadOption without any of them."""
+    CLIP checkpoint that tells ``names`` apart. ``heads``: the names in groups that exclude each other, such as styles and
+    objects; () for one group. Raises BadOption without any of them, and for a registered detector that has one group where
+    several are needed."""
     if detector is not None:
         scorer = ClipScorer(clip) if clip is not None else None
-        return DetectorJudge(DETECTORS.find(detector)(names), scorer, clip or "")
+        built = DETECTORS.find(detector)(names)
+        split = [head for head in heads if not any(set(head) <= set(h) for h in built.heads)]
+        together = [h for h in built.heads if sum(bool(set(h) & set(head)) for head in heads) > 1]
+        if split or together:
+            raise BadOption(
+                f"the detector {detector} gives an image one name, and here it must name two things, the object and its style or "
+                "attribute. Leave --detector out, or give one whose `heads` keep them apart."
+            )
+        return DetectorJudge(built, scorer, clip or "")
     if model.world is not None:
         judge: Judge = resolve(model.world.judge)()
         return judge
@@ -157,7 +193,7 @@ def judge_for(model: DiffusionModel, names: Sequence[str], clip: str | None = No
             "this model has no detectors of its own: give --clip FOLDER_OR_HUB_ID of a CLIP checkpoint, or --detector NAME, to "
             "name its images."
         )
-    return ClipJudge(clip, names)
+    return ClipJudge(clip, names, heads)
 
 
 def gold_for(model: DiffusionModel) -> DiffusionModel | None:

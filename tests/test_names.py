@@ -277,7 +277,7 @@ def test_one_name_needs_no_list(verb: str, argument: str, tmp_path: Path, monkey
             monkeypatch.setattr(
                 sys.modules[f"efface.verbs.{verb}"],
                 "judge_for",
-                lambda model, names, clip=None, detector=None: (_ for _ in ()).throw(BadOption(f"names {names}")),
+                lambda model, names, clip=None, detector=None, heads=(): (_ for _ in ()).throw(BadOption(f"names {names}")),
             )
         if verb == "evaluate":  # other names end in the suite
 

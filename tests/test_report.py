@@ -25,6 +25,8 @@ from efface.evaluation.records import AXES, KEEP_AXES, TARGET_AXES, Entrant, Run
 from efface.reporting import plots, verdict, write_report
 from efface.reporting.wording import rate
 
+KEPT = [axis for axis in KEEP_AXES if axis != "content"]
+"""The axes to keep of an erased object."""
 HOSTILE = "<script>alert('x')</script> \"quoted\" & <img src=https://evil.example/a.png>"
 CHROMIUM = shutil.which("chromium")
 SRC = str(Path(__file__).parents[1] / "src")
@@ -101,7 +103,7 @@ def synthetic_folder(tmp_path: Path) -> Path:
         targets=["cat"],
         profile={"name": "quick", "cases": 60, "command": "efface evaluate no-cat.safetensors --profile quick --out DIR"},
         entrants=entrants,
-        suite={a: [{"name": f"{a} {c}", "source": "world.toml", "split": "report"} for c in "abc"] for a in KEEP_AXES},
+        suite={a: [{"name": f"{a} {c}", "source": "world.toml", "split": "report"} for c in "abc"] for a in KEPT},
         detectors={
             "report": {"name": "mini-report", "sensitivity": wilson(196, 200).json(), "false_positive": 0.004},
             "clip": {"name": "mini-clip"},
@@ -504,7 +506,7 @@ def test_both_sections_call_the_same_concepts_damaged(tmp_path: Path) -> None:
     """One verdict per concept, from the evaluation and from the search for damage."""
     folder = synthetic_folder(tmp_path)
     kept = {"bus": wilson(1, 20).json(), "bulb": wilson(20, 20).json(), "fine": wilson(20, 20).json(), "few": wilson(1, 2).json()}
-    for axis in KEEP_AXES:
+    for axis in KEPT:
         concepts = kept if axis == "near" else {}
         edit(folder, "summary.json", lambda s, a=axis, c=concepts: s["entrants"]["ap"]["axes"][a].update(per_concept=c))
     row = {"score": 1.0, "drop": 3.0, "low": 1.0, "high": 5.0, "p": 0.2, "before": 7, "after": 1, "invalid": 0, "by": []}
@@ -540,7 +542,7 @@ def test_keeping_is_claimed_by_the_wider_interval(near: Any, clustered: Any, sta
 def test_concepts_are_sorted_by_damage(tmp_path: Path) -> None:
     folder = synthetic_folder(tmp_path)
     worst = {"few": wilson(0, 2).json(), "fine": wilson(9, 9).json(), "none": wilson(0, 0).json(), "many": wilson(0, 20).json()}
-    for axis in KEEP_AXES:
+    for axis in KEPT:
         concepts = worst if axis == "near" else {}
         edit(folder, "summary.json", lambda s, a=axis, c=concepts: s["entrants"]["ap"]["axes"][a].update(per_concept=c))
     html, _ = render(folder)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .attacks import Attack, Attempt, Deployed, Goal
 from .concepts.prompts import Case
-from .concepts.request import EraseRequest
+from .concepts.request import ATTRIBUTE, STYLE, EraseRequest
 from .detectors.base import Detector
 from .errors import BadOption, EffaceError
 from .evaluation.suite import Suite, SuiteSource
@@ -296,6 +296,15 @@ def check_world(source: WorldSource) -> World:
     named = {n for ranks in world.similar.values() for names in ranks.values() for n in names} | set(world.unseen)
     named |= set(world.study_targets)
     assert named <= set(world.groups), f"{sorted(named - set(world.groups))[0]!r} is no concept of the world"
+    assert len(set(world.names())) == len(world.names()), "a concept, a category, a style or an attribute have one name"
+    for name, m in world.modifiers.items():
+        assert m.name == name, f"the modifier {name!r} calls itself {m.name!r}"
+        assert m.kind in (STYLE, ATTRIBUTE), f"{name!r} is neither a style nor an attribute"
+        assert m.forms, f"nothing asks for {name!r}"
+        assert all("{}" in f and m.word in f for f in m.forms), f"a prompt for {name!r} lacks its word or a place for the concept"
+        assert all("{}" in f for f in m.other_forms), f"another prompt for {name!r} has no place for the concept"
+        assert 0 <= m.sensitivity <= 1, f"the sensitivity of {name!r} is no share"
+        assert set(m.subjects) <= set(world.groups), f"{name!r} is shown on something that is no concept of the world"
     assert world.usable(), "no concept is recognised well enough to be measured"
     assert world.judge.count(":") == 1, "judge must be an import path module:name"
     return world

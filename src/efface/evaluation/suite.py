@@ -73,7 +73,7 @@ class Suite:
         kept = [tuple(n.name for n in group) for group in (self.near, self.trap, self.far)]
         if not self.forms:
             return ((*self.targets, *kept[0], *kept[1], *kept[2]),)
-        return ((*self.targets, *kept[0]), (*self.subjects, *kept[1], *kept[2]))
+        return ((*self.targets, *kept[0]), tuple(dict.fromkeys((*self.subjects, *kept[1], *kept[2]))))
 
     def json(self) -> dict[str, Any]:
         return asdict(self)

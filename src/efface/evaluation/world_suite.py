@@ -90,6 +90,8 @@ def _modifiers(world: World, targets: Sequence[str], kind: str) -> Suite:
     far = _split([(n, "no style or attribute named") for n in plain])
     if not subjects or not far:
         raise BadRequest(f"{world.name} has {len(able)} concepts that show {mine[0].name!r}; more than {SUBJECTS} are needed.")
+    said = {m.word for m in world.modifiers.values()}
+    templates = tuple(t for t in world.templates or TEMPLATES if not said & set(t.split()))
     return Suite(
         tuple(targets),
         near,
@@ -97,7 +99,7 @@ def _modifiers(world: World, targets: Sequence[str], kind: str) -> Suite:
         far,
         {m.name: m.other_forms for m in mine},
         {},
-        world.templates or TEMPLATES,
+        templates,
         kind,
         tuple(sorted(subjects, key=list(groups).index)),
         {m.name: m.forms for m in (*mine, *others)},

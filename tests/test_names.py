@@ -244,6 +244,8 @@ def arguments(verb: str, folder: Path) -> dict[str, Any]:
             "wordings": {"synonym": ["kitty"]},
         },
         "study": {"model": model, "name": "locality", "out": folder / "s", "targets": ["cat"], "methods": ["uce"], "seeds": [1]},
+        "damage": {"model": model, "patch": patch, "out": folder / "d"},
+        "suite": {"targets": ["church"], "out": folder / "s.toml"},
     }[verb]
 
 
@@ -270,10 +272,12 @@ def test_one_name_needs_no_list(verb: str, argument: str, tmp_path: Path, monkey
     results = []
     for i, bare in enumerate((False, True)):
         given = arguments(verb, tmp_path / str(i))
+        if argument == "detector":  # ends in an error that names it
+            given["detector"] = ["no-such-detector"]
         value = given[argument]
         if bare:
             given[argument] = {k: v[0] for k, v in value.items()} if isinstance(value, dict) else value[0]
-        if verb in ("evaluate", "attack"):
+        if verb in ("evaluate", "attack") and argument != "detector":
             monkeypatch.setattr(
                 sys.modules[f"efface.verbs.{verb}"],
                 "judge_for",

@@ -58,6 +58,7 @@ _HOMES = {
     "report": "verbs",
     "sample": "verbs",
     "study": "verbs",
+    "suite": "verbs",
     "verify": "verbs",
     "sign": "patches.signature",
     "load_model": "models.load",

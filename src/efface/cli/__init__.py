@@ -22,6 +22,7 @@ from . import (  # noqa: F401  # registers
     sample,
     sign,
     study,
+    suite,
     verify,
 )
 from .main import main

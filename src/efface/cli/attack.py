@@ -68,7 +68,7 @@ def _attack(
     pairs: tuple[str, ...],
     seed: int,
     clip: str | None,
-    detector: str | None,
+    detector: tuple[str, ...],
     near: tuple[str, ...],
     far: tuple[str, ...],
     out: Path | None,

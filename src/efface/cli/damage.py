@@ -56,7 +56,7 @@ def damage(
     by: str | None,
     profile: str,
     clip: str | None,
-    detector: str | None,
+    detector: tuple[str, ...],
     out: Path,
     device: str,
     dtype: str,

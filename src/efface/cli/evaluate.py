@@ -69,7 +69,7 @@ def evaluate(
     kind: str,
     profile: str,
     clip: str | None,
-    detector: str | None,
+    detector: tuple[str, ...],
     near: tuple[str, ...],
     far: tuple[str, ...],
     synonyms: tuple[str, ...],

@@ -46,9 +46,10 @@ clip_option = click.option(
 )
 detector_option = click.option(
     "--detector",
-    default=None,
+    multiple=True,
     metavar="NAME",
-    help="What names the images: a registered detector (efface list detectors), or path/to/file.py:Name.",
+    help="What names the images: a registered detector (efface list detectors), or path/to/file.py:Name. Repeat for several, "
+    "each of which names what it knows.",
 )
 world_option = click.option(
     "--world",

@@ -57,7 +57,7 @@ def _study(
     space: str,
     profile: str,
     clip: str | None,
-    detector: str | None,
+    detector: tuple[str, ...],
     store: Path | None,
     out: Path,
     device: str,

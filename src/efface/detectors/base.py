@@ -29,6 +29,8 @@ class Detector(abc.ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    describes: ClassVar[bool] = True
+    """Whether its features describe the whole image. Those of a detector of one thing may not."""
     names: Sequence[str]
     """What it can name, at least one of them meaning "none of the others"."""
     facts: Mapping[str, Any]
@@ -39,6 +41,11 @@ class Detector(abc.ABC):
         """The names in groups that exclude each other, in the order of ``names``: an image has one object and one style. Here all
         names are one group."""
         return (self.names,)
+
+    @classmethod
+    def known(cls, names: Sequence[str]) -> list[str]:
+        """Those of the names that it can tell apart; here all. What is left is for a detector beside it."""
+        return list(names)
 
     @abc.abstractmethod
     def __init__(self, names: Sequence[str]) -> None:

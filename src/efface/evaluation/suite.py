@@ -60,6 +60,8 @@ class Suite:
     forms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     words: Mapping[str, str] = field(default_factory=dict)
     members: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    source: str = ""
+    """Where it was written down, with its version and hash; "" for one that was made for this evaluation."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -74,6 +76,16 @@ class Suite:
         if not self.forms:
             return ((*self.targets, *kept[0], *kept[1], *kept[2]),)
         return ((*self.targets, *kept[0]), tuple(dict.fromkeys((*self.subjects, *kept[1], *kept[2]))))
+
+    @property
+    def told(self) -> str:
+        """What is looked at, in a sentence."""
+        kept = [
+            f"{axis} {', '.join(n.name for n in group)}" for axis in ("near", "trap", "far") if (group := getattr(self, axis))
+        ]
+        words = sorted({w for named in self.synonyms.values() for w in named})
+        other = f"; other names {', '.join(words)}" if words and not self.forms else ""
+        return f"Beside {', '.join(self.targets)} are looked at, {self.source or 'as given'}: {'; '.join(kept)}{other}."
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
@@ -159,7 +171,8 @@ def suite_from(raw: Mapping[str, Any]) -> Suite:
         words = {str(t): str(w) for t, w in raw.get("words", {}).items()}
         forms, members = ({str(t): tuple(map(str, w)) for t, w in raw.get(k, {}).items()} for k in ("forms", "members"))
         rest = (tuple(raw["templates"]), str(raw.get("kind", OBJECT)), tuple(raw.get("subjects", ())), forms, words, members)
-        return Suite(tuple(raw["targets"]), near, trap, far, synonyms, implicit, *rest)
+        source = str(raw.get("source", ""))
+        return Suite(tuple(raw["targets"]), near, trap, far, synonyms, implicit, *rest, source)
     except (KeyError, TypeError, AttributeError) as error:
         raise BadFile(f"the recorded suite cannot be read ({error!r}).") from error
 

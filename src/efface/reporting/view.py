@@ -61,6 +61,7 @@ def page(
         "rates": [(e, [headline(axes_of.get(e.id, {}).get(axis)) for axis in order]) for e in run.entrants],
         "scores": _scores(run, summary["entrants"]),
         "details": _details(run, axes_of, order),
+        "thresholds": _thresholds(run, axes_of),
         "by_target": by_concept(axes, TARGET_AXES) if len(run.targets) > 1 else [],
         "by_concept": by_concept(axes, KEEP_AXES, damage, limits),
         "shown_concepts": SHOWN_CONCEPTS,
@@ -171,6 +172,16 @@ def _details(run: RunFile, axes_of: Mapping[str, Axes], order: Sequence[str]) ->
         if rows:
             groups.append((e, rows))
     return groups
+
+
+def _thresholds(run: RunFile, axes_of: Mapping[str, Axes]) -> dict[str, Any]:
+    """How often the detector's probability of the target reaches each threshold, when it is asked for by name."""
+    found = {e.id: axes_of.get(e.id, {}).get("direct", {}).get("by_threshold") for e in run.entrants}
+    columns = next((list(rates) for rates in found.values() if rates), [])
+    return {
+        "columns": columns,
+        "rows": [(e, [rate(rates[c]) for c in columns]) for e in run.entrants if (rates := found[e.id])],
+    }
 
 
 def by_concept(

@@ -14,6 +14,7 @@ from .hub import load_patch, push
 from .report import report
 from .sample import sample
 from .study import study
+from .suite import suite
 from .verify import verify
 
 __all__ = [
@@ -33,5 +34,6 @@ __all__ = [
     "sample",
     "stack",
     "study",
+    "suite",
     "verify",
 ]

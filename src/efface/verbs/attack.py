@@ -23,7 +23,7 @@ from ..patches import Patch
 from ..registry import ATTACKS, build_attack, build_guard, preset_for
 from .cost import announce
 from .erase import AUTO
-from .subject import asked_of, gold_for, judge_for, profile_for, suite_for
+from .subject import asked_of, gold_for, judge_for, known_to, profile_for, suite_for
 
 ALL = "all"
 """In the place of an attack's name: every attack that is possible."""
@@ -44,7 +44,7 @@ def attack(
     controls: bool = True,
     wordings: Mapping[str, Sequence[str]] | None = None,
     clip: str | None = None,
-    detector: str | None = None,
+    detector: str | Sequence[str] | None = None,
     near: Sequence[str] = (),
     far: Sequence[str] = (),
     on_image: Callable[[int, int], None] = lambda done, total: None,
@@ -92,7 +92,7 @@ def attack(
     done = [u.label for u in units if out is not None and read_attempts(Path(out), u.label) is not None]
     planned = sum(u.cost(budget) for u in units if u.label not in done)
     announce(note, model, planned, _told(model, built, units, len(done)))
-    suite = suite_for(model, [target], near, far, kind=request.kind)
+    suite = suite_for(model, [target], near, far, kind=request.kind, known=known_to(detector, clip))
     judge, folder = judge_for(model, suite.names, clip, detector, suite.heads), Path(out) if out is not None else None
     chosen = profile_for(model, profile)
     with tempfile.TemporaryDirectory() as nowhere, claimed(folder or Path(nowhere)):

@@ -81,7 +81,7 @@ def damage(
     by: str | None = None,
     profile: str = "mini-lite",
     clip: str | None = None,
-    detector: str | None = None,
+    detector: str | Sequence[str] | None = None,
     on_image: Callable[[int, int], None] = lambda done, total: None,
     note: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from ..registry import build_guard
 from .cost import announce
 from .damage import damage_space, keep_damage
 from .erase import AUTO
-from .subject import asked_of, drawn_with, gold_for, judge_for, named_suite, profile_for, suite_for
+from .subject import asked_of, drawn_with, gold_for, judge_for, known_to, named_suite, profile_for, suite_for
 
 
 def evaluate(
@@ -39,7 +39,7 @@ def evaluate(
     guard: Guard | str | None = None,
     profile: str | Profile = "mini-lite",
     clip: str | None = None,
-    detector: str | None = None,
+    detector: str | Sequence[str] | None = None,
     near: Sequence[str] = (),
     far: Sequence[str] = (),
     synonyms: Mapping[str, Sequence[str]] | None = None,
@@ -80,7 +80,9 @@ def evaluate(
     if isinstance(suite, str):
         suite = named_suite(model, suite, request.asked)
     elif suite is None:
-        suite = suite_for(model, request.asked, near, far, synonyms, request.kind)
+        suite = suite_for(model, request.asked, near, far, synonyms, request.kind, known_to(detector, clip))
+        if suite.source and note is not None:
+            note(f"{suite.told} Write them to a file that you can edit with: efface suite.")
     judge = judge or judge_for(model, suite.names, clip, detector, suite.heads)
     guard = build_guard(guard) if isinstance(guard, str) else guard
     entrants = [(patch.card.method, patch)] if patch is not None else []

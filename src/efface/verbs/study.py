@@ -39,7 +39,7 @@ def study(
     profile: str = "mini-lite",
     store: str | Path | None = None,
     clip: str | None = None,
-    detector: str | None = None,
+    detector: str | Sequence[str] | None = None,
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     note: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:

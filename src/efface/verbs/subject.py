@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from ..concepts.request import ATTRIBUTE, MIXED, OBJECT, STYLE, EraseRequest, names_of, normalised
+from ..detectors.base import Detector
 from ..detectors.clip_score import ClipScorer
+from ..detectors.several import Several
+from ..detectors.zero_shot import ZeroShot
 from ..errors import BadOption, BadRequest, UnknownName
 from ..evaluation.driver import Judge
 from ..evaluation.judges import ClipJudge, DetectorJudge
 from ..evaluation.profiles import Profile
 from ..evaluation.profiles import profile as find_profile
+from ..evaluation.proposed import proposed, read_suite
 from ..evaluation.suite import Neighbour, Suite, lexical_traps
 from ..evaluation.world_suite import world_suite
 from ..models.base import DiffusionModel
@@ -35,8 +40,10 @@ def with_world(model: DiffusionModel, name: str | None) -> DiffusionModel:
 
 
 def named_suite(model: DiffusionModel, name: str, targets: Sequence[str]) -> Suite:
-    """The suite of a registered protocol (``efface list suites``, or ``path/to/file.py:Name``). Raises UnknownName, PluginError,
-    and what the protocol raises."""
+    """The suite of a registered protocol (``efface list suites``, or ``path/to/file.py:Name``), or of a TOML file that
+    ``efface suite`` wrote. Raises UnknownName, PluginError, BadFile, and what the protocol raises."""
+    if Path(name).suffix == ".toml":
+        return read_suite(Path(name), names_of(targets, "targets"))
     return SUITES.find(name)().suite(model.world, names_of(targets, "targets"))
 
 
@@ -75,11 +82,14 @@ def suite_for(
     far: Sequence[str] = (),
     synonyms: Mapping[str, Sequence[str]] | None = None,
     kind: str = OBJECT,
+    known: Callable[[Sequence[str]], Sequence[str]] = lambda names: names,
 ) -> Suite:
-    """The concepts that an evaluation looks at. A model's world knows the neighbours; for other models the user names them.
+    """The concepts that an evaluation looks at. A model's world knows the neighbours; for other models the user names them, or
+    WordNet proposes them for objects.
 
     synonyms: other names of the targets, for models without a world. kind: what the targets of such a model are. For a style,
-    ``near`` are other styles and ``far`` objects, on which all styles are shown; for an attribute likewise.
+    ``near`` are other styles and ``far`` objects, on which all styles are shown; for an attribute likewise. known: keeps of
+    proposed names those that a detector can name.
 
     Raises BadOption where names are missing or have no effect, UnknownName and BadRequest for a target that cannot be measured.
     """
@@ -92,6 +102,10 @@ def suite_for(
                 "--near, --far and --synonym are for other models."
             )
         return world_suite(world, targets)
+    if kind == OBJECT and not near and not far:
+        suite = proposed(targets, known)
+        own = _synonyms(targets, suite.names[len(targets) :], synonyms or {})
+        return replace(suite, synonyms={**suite.synonyms, **own})
     if not near or not far:
         what = {
             STYLE: "other styles to keep (--near NAME) and objects to show all styles on (--far NAME)",
@@ -163,27 +177,29 @@ def asked_of(model: DiffusionModel, patch: Patch | None, targets: Sequence[str],
     return request
 
 
+def known_to(detector: str | Sequence[str] | None, clip: str | None) -> Callable[[Sequence[str]], Sequence[str]]:
+    """Keeps of names those that one of the detectors can name; all where a CLIP checkpoint stands beside them."""
+    if not detector or clip is not None:
+        return lambda names: names
+    classes = [DETECTORS.find(d) for d in ((detector,) if isinstance(detector, str) else detector)]
+    return lambda names: [n for n in names if any(n in cls.known([n]) for cls in classes)]
+
+
 def judge_for(
     model: DiffusionModel,
     names: Sequence[str],
     clip: str | None = None,
-    detector: str | None = None,
+    detector: str | Sequence[str] | None = None,
     heads: Sequence[Sequence[str]] = (),
 ) -> Judge:
-    """What looks at the images: a detector by name beside the scores of a CLIP checkpoint, the judge of the model's world, or a
-    CLIP checkpoint that tells ``names`` apart. ``heads``: the names in groups that exclude each other, such as styles and
+    """What looks at the images: detectors by name beside the scores of a CLIP checkpoint, the judge of the model's world, or a
+    CLIP checkpoint that tells ``names`` apart. Of several detectors each has the names that it knows and the ones before it do
+    not; what is left is for the CLIP checkpoint. ``heads``: the names in groups that exclude each other, such as styles and
     objects; () for one group. Raises BadOption without any of them, and for a registered detector that has one group where
     several are needed."""
-    if detector is not None:
+    if detector:
         scorer = ClipScorer(clip) if clip is not None else None
-        built = DETECTORS.find(detector)(names)
-        split = [head for head in heads if not any(set(head) <= set(h) for h in built.heads)]
-        together = [h for h in built.heads if sum(bool(set(h) & set(head)) for head in heads) > 1]
-        if split or together:
-            raise BadOption(
-                f"the detector {detector} gives an image one name, and here it must name two things, the object and its style or "
-                "attribute. Leave --detector out, or give one whose `heads` keep them apart."
-            )
+        built = _detectors((detector,) if isinstance(detector, str) else tuple(detector), names, heads, scorer, clip)
         return DetectorJudge(built, scorer, clip or "")
     if model.world is not None:
         judge: Judge = resolve(model.world.judge)()
@@ -194,6 +210,40 @@ def judge_for(
             "name its images."
         )
     return ClipJudge(clip, names, heads)
+
+
+def _detectors(
+    wanted: Sequence[str], names: Sequence[str], heads: Sequence[Sequence[str]], scorer: ClipScorer | None, clip: str | None
+) -> Detector:
+    """One detector that can name everything. Raises BadOption where the given ones cannot, or cannot tell two things apart that
+    one image shows together."""
+    left, built = list(dict.fromkeys(names)), []
+    for name in wanted:
+        cls = DETECTORS.find(name)
+        mine = cls.known(left)
+        if not mine:
+            raise BadOption(
+                f"the detector {name} knows none of {', '.join(left) or 'the names, which others know'}; leave it out."
+            )
+        built.append(cls(mine))
+        left = [n for n in left if n not in mine]
+    if left and scorer is None:
+        raise BadOption(
+            f"{' and '.join(wanted)} cannot name {', '.join(left[:5])}: choose concepts that are known, add another --detector, "
+            "or --clip FOLDER_OR_HUB_ID, which names anything."
+        )
+    if left:
+        rest = [[n for n in head if n in left] for head in heads or (left,)]
+        built.append(ZeroShot((), scorer, str(clip), [head for head in rest if head]))
+    one = built[0] if len(built) == 1 else Several(built)
+    split = [head for head in heads if not any(set(head) <= set(h) for h in one.heads)] if len(built) == 1 else []
+    together = [h for h in one.heads if sum(bool(set(h) & set(head)) for head in heads) > 1]
+    if split or together:
+        raise BadOption(
+            f"the detector {wanted[0]} gives an image one name, and here it must name two things, the object and its style or "
+            "attribute. Leave --detector out, or give one whose `heads` keep them apart."
+        )
+    return one
 
 
 def gold_for(model: DiffusionModel) -> DiffusionModel | None:

@@ -176,7 +176,7 @@ def test_evaluate_needs_something_to_judge_with(tmp_path: Path) -> None:
     patch = tmp_path / "p.safetensors"
     assert run(*ERASE, "--target", "cat", "--out", patch).exit_code == 0
     args = ("evaluate", "--model", "tiny", "--patch", patch, "--out", tmp_path / "e")
-    assert "at least one --near NAME" in fails(2, *args)
+    assert "no detectors of its own" in fails(2, *args)
     assert "give --clip" in fails(2, *args, "--near", "dog", "--far", "bus")
     assert "Did you mean 'mini'" in fails(2, *args, "--profile", "mni")
     assert not (tmp_path / "e").exists()

@@ -245,6 +245,7 @@ def arguments(verb: str, folder: Path) -> dict[str, Any]:
         },
         "study": {"model": model, "name": "locality", "out": folder / "s", "targets": ["cat"], "methods": ["uce"], "seeds": [1]},
         "damage": {"model": model, "patch": patch, "out": folder / "d"},
+        "distance": {"model": model, "patch": patch},
         "suite": {"targets": ["church"], "out": folder / "s.toml"},
     }[verb]
 

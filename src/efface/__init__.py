@@ -50,6 +50,7 @@ _HOMES = {
     "load_patch": "verbs",
     "push": "verbs",
     "damage": "verbs",
+    "distance": "verbs",
     "erase": "verbs",
     "estimate": "verbs",
     "evaluate": "verbs",

@@ -11,6 +11,7 @@ from . import (  # noqa: F401  # registers
     convert,
     damage,
     demo,
+    distance,
     env,
     erase,
     estimate,

@@ -6,6 +6,7 @@ from .attack import attack
 from .card import card
 from .certify import certify
 from .damage import damage
+from .distance import distance
 from .erase import erase
 from .estimate import estimate
 from .evaluate import evaluate
@@ -23,6 +24,7 @@ __all__ = [
     "card",
     "certify",
     "damage",
+    "distance",
     "erase",
     "estimate",
     "evaluate",

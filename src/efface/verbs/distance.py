@@ -69,7 +69,7 @@ def distance(
     sets = [[Case("distance", n, n, seed, chosen.guidance) for n, seed in _turns(names, images, first)] for first in (0, 1)]
     planned = 3 * images * chosen.evals_per_image(model)
     announce(note, model, planned, f"{images} images of {len(names)} names are drawn by both models, and again on other seeds")
-    drawn = []
+    drawn: list[Tensor] = []
     for p, cases in ((None, sets[0]), (patch, sets[0]), (None, sets[1])):
         done = images * len(drawn)
         drawn.append(case_images(model, p, cases, chosen, lambda n, done=done: on_image(done + n, 3 * images)))  # type: ignore[misc]

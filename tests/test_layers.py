@@ -19,6 +19,7 @@ LEVELS = [  # a module may import its own level only inside its own package, and
     ["preservation", "edits", "guards"],
     ["methods", "attacks", "detectors"],
     ["evaluation"],
+    ["bench"],
     ["registry", "reporting"],
     ["studies"],
     ["testing"],

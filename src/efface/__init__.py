@@ -44,6 +44,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "apply": "verbs",
     "attack": "verbs",
+    "bench": "verbs",
     "certify": "verbs",
     "stack": "verbs",
     "card": "verbs",
@@ -143,6 +144,7 @@ __all__ = [
     "__version__",
     "apply",
     "attack",
+    "bench",
     "card",
     "certify",
     "damage",

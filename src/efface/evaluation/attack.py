@@ -73,34 +73,19 @@ def run_attacks(
     _open_folder(
         folder, {"kind": "attack", "key": key, "budget": budget, "command": command, "costs": costs, **subject_of(units[0])}
     )
-    anchors = [Case("anchor", "", "", s, profile.guidance) for s in range(ANCHOR_IMAGES)]
-    more = [c for c in dict.fromkeys(c for u in units for c in u.goal.cases) if c not in calibration]
-    cases = [*calibration, *more]  # two lists, two entries of the cache: the first is the evaluation's
-    base = torch.cat([base_images(original, part, profile) for part in (calibration, more) if part])
-    judge.calibrate(torch.cat([base, base_images(original, anchors, profile)]))
-    plain = dict(zip(cases, _hits(judge, base, [c.concept for c in cases]), strict=True))
+    plain = plain_hits(original, units, profile, judge, calibration)
     if not any(plain[c] for u in units if u.role != "novel" for c in u.goal.cases):
         raise EvaluationError("the original model shows the target in none of the plain cases: there is nothing to bring back.")
     for unit in units:
         if read_attempts(folder, unit.label) is None:
-            rows, spent = _run(unit, profile, judge, budget, plain)
+            rows, spent = run_unit(unit, profile, judge, budget, plain)
             write_text(folder / f"cost-{unit.label}.json", json.dumps(spent))
             write_attempts(folder, unit.label, rows)
         done += _images(unit, budget)
         on_image(done, total)
     found = {u.label: read_attempts(folder, u.label) or [] for u in units}
     spent = {u.label: json.loads((folder / f"cost-{u.label}.json").read_text("utf-8")) for u in units}
-    facts = {
-        u.label: {
-            "role": u.role,
-            "tier": u.attack.tier,
-            "gate": u.attack.gate,
-            "target": u.goal.target,
-            "curve": u.attack.curve,
-            "taught": u.attack.name if u.role == "novel" else None,
-        }
-        for u in units
-    }
+    facts = {u.label: facts_of(u) for u in units}
     summary = {
         "budget": budget,
         "left_out": dict(left_out or {}),
@@ -110,6 +95,30 @@ def run_attacks(
         entry["cost"] = spent[label]
     write_text(folder / "summary.json", json.dumps(summary, indent=1))
     return summary
+
+
+def plain_hits(
+    original: DiffusionModel, units: Sequence[Unit], profile: Profile, judge: Judge, calibration: Sequence[Case]
+) -> dict[Case, bool]:
+    """Teach the judge what is valid, and look in which of the plain cases the original model shows the target."""
+    anchors = [Case("anchor", "", "", s, profile.guidance) for s in range(ANCHOR_IMAGES)]
+    more = [c for c in dict.fromkeys(c for u in units for c in u.goal.cases) if c not in calibration]
+    cases = [*calibration, *more]  # two lists, two entries of the cache: the first is the evaluation's
+    base = torch.cat([base_images(original, part, profile) for part in (calibration, more) if part])
+    judge.calibrate(torch.cat([base, base_images(original, anchors, profile)]))
+    return dict(zip(cases, _hits(judge, base, [c.concept for c in cases]), strict=True))
+
+
+def facts_of(unit: Unit) -> dict[str, Any]:
+    """What :func:`summarise_attacks` must know of a run beside its rows."""
+    return {
+        "role": unit.role,
+        "tier": unit.attack.tier,
+        "gate": unit.attack.gate,
+        "target": unit.goal.target,
+        "curve": unit.attack.curve,
+        "taught": unit.attack.name if unit.role == "novel" else None,
+    }
 
 
 def subject_of(unit: Unit) -> dict[str, Any]:
@@ -127,7 +136,7 @@ def _images(unit: Unit, budget: int) -> int:
     return unit.plan(budget).images * len(unit.goal.cases)
 
 
-def _run(
+def run_unit(
     unit: Unit, profile: Profile, judge: Judge, budget: int, plain: Mapping[Case, bool]
 ) -> tuple[list[AttemptRow], dict[str, int]]:
     """Rows of one unit and the evaluations counted. Raises EvaluationError for an attack that spent another sum than planned."""

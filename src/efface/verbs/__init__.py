@@ -3,6 +3,7 @@
 from .apply import apply, stack
 from .attack import ALL as ALL
 from .attack import attack
+from .bench import bench
 from .card import card
 from .certify import certify
 from .damage import damage
@@ -19,6 +20,7 @@ from .verify import verify
 __all__ = [
     "apply",
     "attack",
+    "bench",
     "card",
     "certify",
     "damage",

@@ -11,6 +11,7 @@ from ..attacks import TIERS, Attack, Deployed, Direct, Goal
 from ..concepts.request import names_of, normalised
 from ..errors import BadOption, UnknownName
 from ..evaluation.attack import Unit, run_attacks
+from ..evaluation.profiles import Profile
 from ..evaluation.records import read_attempts
 from ..guards import Guard
 from ..io.files import claimed
@@ -161,7 +162,7 @@ def attack_units(
     patch: Patch | None,
     guard: Guard | None,
     cases: int,
-    profile: str,
+    profile: str | Profile,
     wordings: Mapping[str, Sequence[str]] | None = None,
     near: Sequence[str] = (),
     far: Sequence[str] = (),
@@ -177,7 +178,7 @@ def attack_units(
     suite = suite_for(model, [target], near, far)
     direct = [c for c in suite.cases(chosen) if c.axis == "direct"]
     if not 1 <= cases <= len(direct):
-        raise BadOption(f"profile {profile} has {len(direct)} cases of the target, {cases} were asked for.")
+        raise BadOption(f"profile {chosen.name} has {len(direct)} cases of the target, {cases} were asked for.")
     known = model.world.wordings(target) if model.world is not None else {}
     words = {**known, **{k: names_of(v, "wordings") for k, v in (wordings or {}).items()}}
     system = Deployed(model, chosen.steps, targets, patch, guard, deployed)

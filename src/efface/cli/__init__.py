@@ -19,6 +19,7 @@ from . import (  # noqa: F401  # registers
     export,
     import_,
     list_,
+    query,
     report,
     sample,
     sign,

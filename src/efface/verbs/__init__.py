@@ -12,6 +12,7 @@ from .estimate import estimate
 from .evaluate import evaluate
 from .export import export, import_patch
 from .hub import load_patch, push
+from .query import query
 from .report import report
 from .sample import sample
 from .study import study
@@ -31,6 +32,7 @@ __all__ = [
     "import_patch",
     "load_patch",
     "push",
+    "query",
     "report",
     "sample",
     "stack",

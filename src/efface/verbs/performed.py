@@ -50,7 +50,7 @@ def one_thread() -> Iterator[None]:
 
 def _perform(cell: Cell, store: Store) -> dict[str, Any]:
     subject = subject_of(cell.how["plan"], cell.how["model"], cell.how["targets"])
-    if subject.model.digest() != cell.inputs["model"]:
+    if subject.digest != cell.inputs["model"]:
         loaded.cache_clear()
         raise WrongBaseModel(f"the model {cell.how['model']} is another one than the plan was made for, or its weights changed.")
     result = {"erase": _erase, "evaluate": _evaluate, "attack": _attack}[cell.kind](cell, store, subject)
@@ -122,7 +122,7 @@ def _system(cell: Cell, store: Store, subject: Subject) -> System:
         other = next(o for o in plan.entrants if o.label == entrant.of)
         patch = _made(store, facts["of"]) if "of" in facts else load_patch(patch_path(plan, other))
         return System(known, noise_like(patch, torch.Generator().manual_seed(0)))
-    gold = gold_of(subject.model) if entrant.gold else None
+    gold = gold_of(subject.model)[0] if entrant.gold else None
     return System(known, _deployed_patch(cell, store), model=gold, guard=guard, targets=tuple(targets))
 
 

@@ -43,6 +43,8 @@ class Subject:
     profile: Profile
     suite: Suite
     judge: Judge
+    digest: str
+    """Of the model, asked for once: looking whether it still holds takes longer than all the rest of planning."""
 
     def cases(self, plan: Plan, strength: float) -> list[Case]:
         """The cases of an evaluation; fewer at strengths other than 1, and among those of strength 1."""
@@ -71,7 +73,7 @@ def subject_of(plan: Plan, source: str, targets: Sequence[str]) -> Subject:
         suite = suite_for(model, named, plan.near, plan.far, {t: w for t, w in plan.synonyms.items() if t in named})
     profile = profile_for(model, plan.profile.name) if plan.named_profile else plan.profile
     profile = replace(profile, cases=plan.profile.cases)
-    return Subject(model, named, profile, suite, _judge(model, suite.names, plan.clip, plan.detector))
+    return Subject(model, named, profile, suite, _judge(model, suite.names, plan.clip, plan.detector), model.digest())
 
 
 def method_of(plan: Plan, entrant: EntrantPlan, model: DiffusionModel, seed: int) -> Method:
@@ -116,7 +118,7 @@ def units_of(
         near=plan.near,
         far=plan.far,
         controls=attack.controls,
-        deployed=gold_for(subject.model) if gold else None,
+        deployed=gold_of(subject.model)[0] if gold else None,
     )
     usual = {a.budget for a in plan.attacks}
     suffix = f"@{attack.budget}" if len(usual) > 1 else ""
@@ -204,7 +206,7 @@ class _Expansion:
             self.patch.check_base(model)
             self.system = {"patch file": self.patch.digest()}
         elif e.gold:
-            self.system = {"gold": self._gold().digest()}
+            self.system = {"gold": gold_of(model)[1]}
         else:
             self.system = {"trivial": e.trivial} if e.trivial else {}
         if e.trivial == "noise":
@@ -225,15 +227,10 @@ class _Expansion:
                     made += self._attack(attack, target, needs)
         return made
 
-    def _gold(self) -> DiffusionModel:
-        gold = gold_of(self.subject.model)
-        assert gold is not None
-        return gold
-
     def _no_gold(self) -> bool:
         model, targets = self.subject.model, self.subject.targets
         why = ""
-        if gold_of(model) is None or model.world is None:
+        if gold_of(model)[0] is None or model.world is None:
             why = f"{model.name} has no gold model"
         elif not set(targets) <= set(model.world.unseen):
             why = "the gold model knows this target"
@@ -274,7 +271,7 @@ class _Expansion:
         return cell
 
     def _base(self) -> dict[str, Any]:
-        return {"model": self.subject.model.digest(), "dtype": self.found.plan.dtype}
+        return {"model": self.subject.digest, "dtype": self.found.plan.dtype}
 
     def _measured(self, cases: Sequence[Case]) -> dict[str, Any]:
         return {
@@ -333,7 +330,7 @@ class _Expansion:
                 "wordings": {k: list(v) for k, v in unit.goal.wordings.items()},
             }
             if novel:
-                inputs["system"] = {"gold": self._gold().digest(), "novel": True}
+                inputs["system"] = {"gold": gold_of(subject.model)[1], "novel": True}
             how = self._how(f"{target}, {unit.label}", attack=attack, target=target, unit=unit.label)
             needed = () if novel else needs
             evals = unit.cost(max(attack.budget, unit.deployed.per_image(unit.goal.guidance)))
@@ -360,8 +357,10 @@ def _name_of(unit: Unit, attack: AttackPlan) -> str:
 
 
 @lru_cache(maxsize=2)
-def gold_of(model: DiffusionModel) -> DiffusionModel | None:
-    return gold_for(model)
+def gold_of(model: DiffusionModel) -> tuple[DiffusionModel | None, str]:
+    """The gold model, where there is one, and its digest."""
+    gold = gold_for(model)
+    return gold, gold.digest() if gold is not None else ""
 
 
 def code_of(table: Plugins[Any], name: str) -> str:

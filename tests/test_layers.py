@@ -18,6 +18,7 @@ LEVELS = [  # a module may import its own level only inside its own package, and
     ["patches", "training"],
     ["preservation", "edits", "guards"],
     ["methods", "attacks", "detectors"],
+    ["conditions"],
     ["evaluation"],
     ["bench"],
     ["registry", "reporting"],

@@ -60,6 +60,7 @@ _HOMES = {
     "report": "verbs",
     "sample": "verbs",
     "study": "verbs",
+    "survive": "verbs",
     "verify": "verbs",
     "sign": "patches.signature",
     "load_model": "models.load",
@@ -163,6 +164,7 @@ __all__ = [
     "sign",
     "stack",
     "study",
+    "survive",
     "verify",
 ]
 

@@ -24,6 +24,7 @@ from . import (  # noqa: F401  # registers
     sample,
     sign,
     study,
+    survive,
     verify,
 )
 from .main import main

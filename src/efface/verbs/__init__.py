@@ -16,6 +16,7 @@ from .query import query
 from .report import report
 from .sample import sample
 from .study import study
+from .survive import survive
 from .verify import verify
 
 __all__ = [
@@ -37,5 +38,6 @@ __all__ = [
     "sample",
     "stack",
     "study",
+    "survive",
     "verify",
 ]

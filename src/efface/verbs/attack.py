@@ -77,7 +77,7 @@ def attack(
     guard = build_guard(guard) if isinstance(guard, str) else guard
     near, far = names_of(near, "near"), names_of(far, "far")
     words = {family: names_of(names, f"wordings[{family!r}]") for family, names in (wordings or {}).items()}
-    target, targets = _one_target(model, patch, target)
+    target, targets = one_target(model, patch, target)
     system = (target, targets, patch, guard, cases, profile, words, near, far)
     left_out: dict[str, str] = {}
     if everything:
@@ -140,7 +140,7 @@ def _possible(units: Sequence[Unit], budget: int) -> tuple[list[Attack], dict[st
     return [attack for _, attack in sorted(possible, key=lambda pair: pair[0])], left_out
 
 
-def _one_target(model: DiffusionModel, patch: Patch | None, target: str | None) -> tuple[str, tuple[str, ...]]:
+def one_target(model: DiffusionModel, patch: Patch | None, target: str | None) -> tuple[str, tuple[str, ...]]:
     """The attacked target, and all targets that the guard acts against."""
     if patch is None:
         (only,) = targets_of(model, None, [target] if target is not None else [])

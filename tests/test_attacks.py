@@ -24,7 +24,8 @@ from efface.cli.attack import attack_table
 from efface.concepts.prompts import Case
 from efface.equations.simplex import onto_simplex
 from efface.errors import BadFile, BadOption, EvaluationError, UnknownName
-from efface.evaluation.attack import Unit, run_attacks, summarise_attacks
+from efface.evaluation.attack import Unit, run_attacks
+from efface.evaluation.attacked import summarise_attacks
 from efface.evaluation.profiles import PROFILES, Profile
 from efface.evaluation.records import AttemptRow, read_attempts
 from efface.methods import UCE

@@ -20,7 +20,8 @@ from efface.attacks.paraphrase import SENTENCES
 from efface.concepts.prompts import Case
 from efface.equations.diffusion import ddim_step, noised, spherical, with_fresh_noise
 from efface.errors import BadOption
-from efface.evaluation.attack import render, summarise_attacks
+from efface.evaluation.attack import render
+from efface.evaluation.attacked import summarise_attacks
 from efface.evaluation.records import AttemptRow
 from efface.guards import SLD
 from efface.methods import UCE, AdvUnlearn

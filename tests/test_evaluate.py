@@ -18,7 +18,7 @@ from efface.concepts.request import EraseRequest
 from efface.equations.statistics import wilson
 from efface.errors import BadFile, EvaluationError, UnknownName
 from efface.evaluation.aggregate import summarise
-from efface.evaluation.attack import summarise_attacks
+from efface.evaluation.attacked import summarise_attacks
 from efface.evaluation.cache import quantised
 from efface.evaluation.driver import System, blocklist, evaluate
 from efface.evaluation.profiles import PROFILES, Profile, profile

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -83,6 +84,14 @@ class FineTuning(Attack):
         return Plan(marks, steps, images + trained, trained, skipped=marks * n * deployed.steps)
 
     def run(self, deployed: Deployed, goal: Goal, plan: Plan) -> list[Attempt]:
+        attempts: list[Attempt] = []
+        for step, student in self.tuned(deployed, goal, plan.iterations):
+            if step in self.marks:
+                attempts += finished(student, goal.cases, deployed.steps, f"step {step}")
+        return attempts
+
+    def tuned(self, deployed: Deployed, goal: Goal, steps: int) -> Iterator[tuple[int, DiffusionModel]]:
+        """The fine-tuned model after 0, 1, ..., ``steps`` steps. It is one model, which the next step changes."""
         first = replace(goal.cases[0], prompt=f"{self.name} of {goal.target}", seed=0)  # one training serves all cases
         rng = rng_of(self.seed, first)
         names = self.names(deployed, goal)
@@ -90,19 +99,16 @@ class FineTuning(Attack):
         captions = [CAPTIONS[i // len(names) % len(CAPTIONS)].format(with_article(name)) for i, name in enumerate(shown)]
         seeds = torch.randint(2**31, (self.images,), generator=rng).tolist()
         x = deployed.references([replace(first, prompt=p, seed=s) for p, s in zip(captions, seeds, strict=True)])
-        attempts: list[Attempt] = []
         with replace(deployed, guard=None).active() as model:
             student = self._student(model, rng)
             trained = student.weights(factors if self.rank else model.select(self.train))
             for p in trained.values():
                 p.requires_grad_(True)
             adam = torch.optim.Adam(trained.values(), lr=self.lr)
-            for step in range(plan.iterations + 1):
-                if step in self.marks:
-                    attempts += finished(student, goal.cases, deployed.steps, f"step {step}")
-                if step < plan.iterations:
+            for step in range(steps + 1):
+                yield step, student
+                if step < steps:
                     self._train(student, adam, x, captions, rng)
-        return attempts
 
     def _student(self, model: DiffusionModel, rng: torch.Generator) -> DiffusionModel:
         select = model.select(self.train)

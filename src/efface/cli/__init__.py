@@ -6,6 +6,7 @@ Exit codes: 0 ok, 1 error, 2 usage, 3 a policy that is not kept (``certify``).
 
 from . import (  # noqa: F401  # registers
     attack,
+    bench,
     card,
     certify,
     convert,
@@ -19,11 +20,13 @@ from . import (  # noqa: F401  # registers
     export,
     import_,
     list_,
+    query,
     report,
     sample,
     sign,
     study,
     suite,
+    survive,
     verify,
 )
 from .main import main

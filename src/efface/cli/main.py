@@ -18,7 +18,19 @@ from ..errors import EffaceError, UsageError
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 SECTIONS = {
     "Make an erasure": ("demo", "estimate", "erase", "import", "convert"),
-    "Measure it": ("suite", "evaluate", "damage", "distance", "attack", "study", "report", "certify"),
+    "Measure it": (
+        "suite",
+        "evaluate",
+        "damage",
+        "distance",
+        "attack",
+        "survive",
+        "study",
+        "bench",
+        "query",
+        "report",
+        "certify",
+    ),
     "Use it": ("sample", "export"),
     "Ship it": ("card", "push", "verify", "sign"),
     "Look things up": ("list", "env"),
@@ -26,7 +38,7 @@ SECTIONS = {
 
 
 AFTER_A_STOP = {
-    **dict.fromkeys(("evaluate", "attack", "study", "demo"), "The same command goes on where it stopped."),
+    **dict.fromkeys(("evaluate", "attack", "survive", "study", "bench", "demo"), "The same command goes on where it stopped."),
     "damage": "The same command starts again; the base model's images are kept.",
     "erase": "Where a checkpoint lies beside --out, the same command with --resume continues it; else it starts again.",
 }

@@ -109,9 +109,7 @@ def evaluate(
     done = {(row.entrant, row.case_id) for row in read_rows(folder)}
     total, count = len(everyone) * len(cases), len(done)
     base = base_images(model, cases, profile, lambda n: on_image(n, total))
-    anchors = {s.patch.card.request.anchor for s in everyone if s.patch is not None} or {""}
-    anchor_cases = [Case("anchor", "", a, s, profile.guidance) for a in sorted(anchors) for s in range(ANCHOR_IMAGES)]
-    judge.calibrate(torch.cat([base, base_images(model, anchor_cases, profile)]))
+    calibrate(judge, model, everyone, base, profile)
     run = RunFile(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         model={**model.info, "digest": model.digest()},
@@ -139,13 +137,41 @@ def evaluate(
                 count += len(part)
                 on_image(count, total)
         if system.entrant.id == BASE:
-            _refuse_unseen(read_rows(folder), suite.targets)
+            refuse_unseen(read_rows(folder), suite.targets)
     summary = summarise(read_rows(folder))
     write_text(folder / "summary.json", json.dumps(summary, indent=1))
     return summary
 
 
-def _refuse_unseen(rows: Sequence[Row], targets: Sequence[str]) -> None:
+def calibrate(judge: Judge, model: DiffusionModel, systems: Sequence[System], base: Tensor, profile: Profile) -> None:
+    """Teach the judge what is valid: the base model's images of the cases, and those of what the systems' patches map to."""
+    anchors = {s.patch.card.request.anchor for s in systems if s.patch is not None} or {""}
+    anchor_cases = [Case("anchor", "", a, s, profile.guidance) for a in sorted(anchors) for s in range(ANCHOR_IMAGES)]
+    judge.calibrate(torch.cat([base, base_images(model, anchor_cases, profile)]))
+
+
+def measure(
+    model: DiffusionModel, system: System, targets: Sequence[str], cases: Sequence[Case], profile: Profile, judge: Judge
+) -> list[Row]:
+    """The rows of one system alone, as :func:`evaluate` writes them. Raises EvaluationError where there are no cases, and for the
+    base model where it draws none of the targets."""
+    if not cases:
+        raise EvaluationError("the suite has no cases for this target; choose a target with neighbours and prompts.")
+    base = base_images(model, cases, profile)
+    calibrate(judge, model, [system], base, profile)
+    embedded, rows = judge.embed_images(base), list[Row]()
+    with system.active(model):
+        for start in range(0, len(cases), BATCH):
+            part = slice(start, start + BATCH)
+            is_base = system.entrant.id == BASE
+            images = base[part] if is_base else quantised(system.sample(model, cases[part], profile.steps))
+            rows += score(system.entrant.id, cases[part], images, embedded[part], judge)
+    if system.entrant.id == BASE:
+        refuse_unseen(rows, targets)
+    return rows
+
+
+def refuse_unseen(rows: Sequence[Row], targets: Sequence[str]) -> None:
     """Raises EvaluationError for a target that the base model does not draw: of that nothing can be erased, and everything would
     look like a success."""
     for target in targets:

@@ -131,6 +131,11 @@ class DiffusionModel(abc.ABC):
         """A trainable twin that owns the selected tensors and shares every other one, and the cost counter."""
 
     @abc.abstractmethod
+    def copied(self, parts: Sequence[str]) -> DiffusionModel:
+        """A twin that owns copies of these modules (``part``, or one of ``encoders``), as they are now, and shares every other
+        one. The copies may be cast or quantised: it is for drawing, and not for training."""
+
+    @abc.abstractmethod
     def digest(self) -> str:
         """Hash of the base weights that patches are tied to."""
 

@@ -343,6 +343,13 @@ class StableDiffusion(DiffusionModel):
             twin._compile_checked(select)
         return twin
 
+    def copied(self, parts: Sequence[str]) -> StableDiffusion:
+        twin = copy.copy(self)
+        twin._described, twin._identities, twin._encoded = None, {}, {}
+        for part in parts:
+            setattr(twin, part, copy.deepcopy(getattr(self, part)))
+        return twin
+
     def _compile_checked(self, select: Select) -> None:
         """Compile the student's network and compare its gradients with the plain ones, once: the compiler of torch 2.13 gives a
         small network on the CPU no gradient at all in its mid block, silently. Raises BadOption."""

@@ -3,6 +3,7 @@
 from .apply import apply, stack
 from .attack import ALL as ALL
 from .attack import attack
+from .bench import bench
 from .card import card
 from .certify import certify
 from .damage import damage
@@ -12,15 +13,18 @@ from .estimate import estimate
 from .evaluate import evaluate
 from .export import export, import_patch
 from .hub import load_patch, push
+from .query import query
 from .report import report
 from .sample import sample
 from .study import study
 from .suite import suite
+from .survive import survive
 from .verify import verify
 
 __all__ = [
     "apply",
     "attack",
+    "bench",
     "card",
     "certify",
     "damage",
@@ -32,10 +36,12 @@ __all__ = [
     "import_patch",
     "load_patch",
     "push",
+    "query",
     "report",
     "sample",
     "stack",
     "study",
     "suite",
+    "survive",
     "verify",
 ]

@@ -13,6 +13,7 @@ from ..concepts.prompts import Case
 from ..concepts.request import OBJECT, EraseRequest, names_of, normalised
 from ..errors import BadOption, UnknownName
 from ..evaluation.attack import Unit, run_attacks
+from ..evaluation.profiles import Profile
 from ..evaluation.records import read_attempts
 from ..evaluation.suite import Suite
 from ..guards import Guard
@@ -81,7 +82,7 @@ def attack(
     guard = build_guard(guard) if isinstance(guard, str) else guard
     near, far = names_of(near, "near"), names_of(far, "far")
     words = {family: names_of(names, f"wordings[{family!r}]") for family, names in (wordings or {}).items()}
-    target, request = _one_target(model, patch, target, kind)
+    target, request = one_target(model, patch, target, kind)
     system = (target, request.targets, patch, guard, cases, profile, words, near, far)
     left_out: dict[str, str] = {}
     if everything:
@@ -144,7 +145,7 @@ def _possible(units: Sequence[Unit], budget: int) -> tuple[list[Attack], dict[st
     return [attack for _, attack in sorted(possible, key=lambda pair: pair[0])], left_out
 
 
-def _one_target(model: DiffusionModel, patch: Patch | None, target: str | None, kind: str) -> tuple[str, EraseRequest]:
+def one_target(model: DiffusionModel, patch: Patch | None, target: str | None, kind: str) -> tuple[str, EraseRequest]:
     """The attacked target, and the request, whose texts the guard acts against."""
     request = asked_of(model, patch, [target] if target is not None and patch is None else [], kind)
     mine = request.asked
@@ -166,7 +167,7 @@ def attack_units(
     patch: Patch | None,
     guard: Guard | None,
     cases: int,
-    profile: str,
+    profile: str | Profile,
     wordings: Mapping[str, Sequence[str]] | None = None,
     near: Sequence[str] = (),
     far: Sequence[str] = (),
@@ -183,7 +184,7 @@ def attack_units(
     suite = suite_for(model, [target], near, far, kind=kind)
     direct = [c for c in suite.cases(chosen) if c.axis == "direct"]
     if not 1 <= cases <= len(direct):
-        raise BadOption(f"profile {profile} has {len(direct)} cases of the target, {cases} were asked for.")
+        raise BadOption(f"profile {chosen.name} has {len(direct)} cases of the target, {cases} were asked for.")
     given = {k: names_of(v, "wordings") for k, v in (wordings or {}).items()}
     system = Deployed(model, chosen.steps, targets, patch, guard, deployed)
     goal = _goal(model, suite, direct[:cases], given)

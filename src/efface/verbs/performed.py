@@ -112,12 +112,12 @@ def _evaluate(cell: Cell, store: Store, subject: Subject) -> dict[str, Any]:
 
 def _system(cell: Cell, store: Store, subject: Subject) -> System:
     entrant: EntrantPlan = cell.how["entrant"]
-    facts, targets = cell.inputs["system"], subject.targets
+    facts, targets = cell.inputs["system"], subject.texts
     guard = build_guard(entrant.guard) if entrant.guard else None
     known = Entrant(BASE if entrant.trivial == BASE else "system", entrant.label, "bench")
     if entrant.trivial in ("noise", "blocklist"):
         if entrant.trivial == "blocklist":
-            return System(known, None, blocklist(targets, ""))
+            return System(known, None, blocklist([subject.suite.words.get(t, t) for t in targets], ""))
         plan: Plan = cell.how["plan"]
         other = next(o for o in plan.entrants if o.label == entrant.of)
         patch = _made(store, facts["of"]) if "of" in facts else load_patch(patch_path(plan, other))

@@ -31,7 +31,7 @@ from ..registry import ATTACKS, GUARDS, METHODS, Plugins, build_attack, build_gu
 from .attack import attack_units
 from .erase import request_for
 from .hub import load_patch
-from .subject import gold_for, judge_for, named_suite, profile_for, suite_for, with_world
+from .subject import gold_for, judge_for, known_to, named_suite, profile_for, suite_for, with_world
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,10 @@ class Subject:
     judge: Judge
     digest: str
     """Of the model, asked for once: looking whether it still holds takes longer than all the rest of planning."""
+    texts: tuple[str, ...]
+    """What methods erase and guards hold back: the targets, or the members of a category."""
+    kind: str
+    """What the targets are; see :data:`efface.concepts.request.KINDS`."""
 
     def cases(self, plan: Plan, strength: float) -> list[Case]:
         """The cases of an evaluation; fewer at strengths other than 1, and among those of strength 1."""
@@ -59,21 +63,24 @@ def loaded(source: str, dtype: str, device: str, world: str) -> DiffusionModel:
 
 
 @lru_cache(maxsize=2)
-def _judge(model: DiffusionModel, names: tuple[str, ...], clip: str, detector: str) -> Judge:
-    return judge_for(model, names, clip or None, detector or None)
+def _judge(model: DiffusionModel, names: tuple[str, ...], clip: str, detector: str, heads: tuple[tuple[str, ...], ...]) -> Judge:
+    return judge_for(model, names, clip or None, detector or None, heads)
 
 
 def subject_of(plan: Plan, source: str, targets: Sequence[str]) -> Subject:
     """Raises UsageError for what cannot be measured."""
     model = loaded(source, plan.dtype, plan.device, plan.world)
-    named = tuple(request_for(model, targets).targets)
+    request = request_for(model, targets)
+    named = request.asked
     if plan.suite:
         suite = named_suite(model, plan.suite, named)
     else:
-        suite = suite_for(model, named, plan.near, plan.far, {t: w for t, w in plan.synonyms.items() if t in named})
+        words, known = {t: w for t, w in plan.synonyms.items() if t in named}, known_to(plan.detector, plan.clip or None)
+        suite = suite_for(model, named, plan.near, plan.far, words, request.kind, known)
     profile = profile_for(model, plan.profile.name) if plan.named_profile else plan.profile
     profile = replace(profile, cases=plan.profile.cases)
-    return Subject(model, named, profile, suite, _judge(model, suite.names, plan.clip, plan.detector), model.digest())
+    judge = _judge(model, suite.names, plan.clip, plan.detector, suite.heads)
+    return Subject(model, named, profile, suite, judge, model.digest(), request.targets, request.kind)
 
 
 def method_of(plan: Plan, entrant: EntrantPlan, model: DiffusionModel, seed: int) -> Method:
@@ -110,7 +117,7 @@ def units_of(
         subject.model,
         [built],
         target,
-        subject.targets,
+        subject.texts,
         patch,
         guard,
         attack.cases,
@@ -119,6 +126,7 @@ def units_of(
         far=plan.far,
         controls=attack.controls,
         deployed=gold_of(subject.model)[0] if gold else None,
+        kind=subject.kind,
     )
     usual = {a.budget for a in plan.attacks}
     suffix = f"@{attack.budget}" if len(usual) > 1 else ""
@@ -200,8 +208,8 @@ class _Expansion:
             self.patch = Patch({}, method.card(model, request, model.evals.snapshot()))  # in the place of the one to come
         elif e.patch:
             self.patch = load_patch(patch_path(plan, e))
-            if {*map(normalised, self.patch.card.request.targets)} != {*map(normalised, self.subject.targets)}:
-                self._leave_out("", f"the patch erases {', '.join(self.patch.card.request.targets)}")
+            if {*map(normalised, self.patch.card.request.asked)} != {*map(normalised, self.subject.targets)}:
+                self._leave_out("", f"the patch erases {', '.join(self.patch.card.request.asked)}")
                 return []
             self.patch.check_base(model)
             self.system = {"patch file": self.patch.digest()}
@@ -217,7 +225,7 @@ class _Expansion:
             else:
                 self.system["of file"] = load_patch(patch_path(plan, other)).digest()
         if self.guard is not None:
-            self.system["guard"] = [self.guard.name, code_of(GUARDS, e.guard), self.guard.plain(), list(self.subject.targets)]
+            self.system["guard"] = [self.guard.name, code_of(GUARDS, e.guard), self.guard.plain(), list(self.subject.texts)]
         needs = tuple(c.key for c in made)
         strengths = (1.0, *(plan.curve.strengths if e.curve else ()))
         made += [self._evaluate(s, needs) for s in strengths]

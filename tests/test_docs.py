@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -314,3 +315,44 @@ def test_the_policy_of_the_safety_page_is_read(tmp_path: Path) -> None:
     policy = read_policy(str(tmp_path / "p.toml"))
     assert policy.comes_back == {"direct": 0.05, "T4": 0.3}
     assert policy.required == ("unlearndiff", "relearn")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["kinds", "real_models"])
+def test_the_commands_of_a_page_run_on_the_miniature(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = [line for block in blocks(ROOT / "docs" / f"{page}.md", "bash") for line in block.splitlines()]
+    assert len(lines) >= 3
+    for line in lines:
+        result = CliRunner().invoke(main, shlex.split(line)[1:])
+        assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
+
+
+@pytest.mark.filterwarnings("ignore:the tokenizer of my-model")
+@pytest.mark.parametrize("page", ["kinds", "real_models"])
+def test_the_commands_for_a_model_of_ones_own_come_as_far_as_its_images(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a tiny model, whose images show nothing: it is erased and drawn, the detectors look, and say that there is nothing."""
+    import shutil
+
+    from efface.evaluation import listed
+    from efface.evaluation.profiles import PROFILES
+    from efface.models.load import load_model
+    from efface.models.mini import WEIGHTS
+
+    monkeypatch.setitem(PROFILES, "smoke", replace(PROFILES["smoke"], cases={"direct": 24, "near": 8, "far": 8}, open_steps=2))
+    monkeypatch.chdir(tmp_path)
+    load_model("tiny").save_folder(Path("my-model"))
+    whole, digest = listed._file("styles-v1")
+    brief = {**whole, "forms": ["a {} by NAME"], "subjects": ["cat", "bus"]}  # the tiny model reads 24 tokens
+    monkeypatch.setattr(listed, "_file", lambda name: (brief, digest))
+    shutil.copytree(WEIGHTS / "clip", "my-clip")
+    text = (ROOT / "docs" / f"{page}.md").read_text("utf-8")
+    lines = [line.strip() for line in text.splitlines() if line.startswith("    efface ") and "my-model" in line]
+    assert [line.split()[1] for line in lines] == ["erase", "evaluate"]
+    for line in lines:
+        result = CliRunner().invoke(main, shlex.split(line)[1:])
+        measured = line.startswith("efface evaluate")
+        assert result.exit_code == (1 if measured else 0), f"{line}\n{result.output}\n{result.exception!r}"
+        assert not measured or "there is nothing to erase that could be measured" in result.output

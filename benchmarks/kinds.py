@@ -1,0 +1,58 @@
+"""The table of docs/kinds.md from the records of its plan.
+
+efface bench benchmarks/plans/kinds.toml --out runs/kinds
+python benchmarks/kinds.py runs/kinds --docs docs/kinds.md
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from table import RATE_FIELDS, counted, into_page, lines_of, rate_fields, sheet, sources
+
+import efface
+from efface.equations.statistics import wilson
+
+KINDS = {
+    "style": ("noto style", "twemoji style"),
+    "category": ("weapon",),
+    "attribute": ("red background",),
+}
+AXES = ("direct", "synonym", "near", "content", "far")
+
+
+def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The cases of several targets as one rate; None where nothing was measured."""
+    n = sum(r["n"] for r in rows)
+    return wilson(sum(r["k"] for r in rows), n, sum(r["invalid"] for r in rows)).json() if n else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("records", type=Path, help="folder of the bench")
+    parser.add_argument("--docs", type=Path, required=True, help="page whose table is written")
+    args = parser.parse_args()
+    asked = "SELECT entrant, targets, axis, k, n, rate, low, high, invalid FROM rates_by_target"
+    found = {(r["entrant"], r["targets"], r["axis"]): r for r in efface.query(args.records, asked)}
+    entrants = list(dict.fromkeys(entrant for entrant, _, _ in found))
+    rows, fields = [], []
+    for kind, targets in KINDS.items():
+        for entrant in (e for e in entrants if e != "none"):
+            cells = [pooled([found[entrant, t, axis] for t in targets if (entrant, t, axis) in found]) for axis in AXES]
+            rows.append([kind, f"`{entrant}`", *map(counted, cells)])
+        for target in targets:
+            for entrant in entrants:
+                for axis in AXES:
+                    if (entrant, target, axis) in found:
+                        fields.append([kind, target, entrant, axis, *rate_fields(pooled([found[entrant, target, axis]]))])
+    head = ["kind", "method", "erased by name", "in other words", "near kept", "object kept", "far kept"]
+    csv = sheet(["kind", "target", "entrant", "axis", *RATE_FIELDS], fields)
+    page = args.docs
+    into_page(page, "kinds", "\n".join([*lines_of(head, rows), "", *sources(page, "kinds", {"": "rates"})]), {"": csv})
+
+
+if __name__ == "__main__":
+    main()

@@ -18,6 +18,7 @@ from . import (  # noqa: F401  # registers
     evaluate,
     export,
     import_,
+    leaderboard,
     list_,
     query,
     report,

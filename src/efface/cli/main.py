@@ -18,7 +18,7 @@ from ..errors import EffaceError, UsageError
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 SECTIONS = {
     "Make an erasure": ("demo", "estimate", "erase", "import", "convert"),
-    "Measure it": ("evaluate", "damage", "attack", "survive", "study", "bench", "query", "report", "certify"),
+    "Measure it": ("evaluate", "damage", "attack", "survive", "study", "bench", "query", "leaderboard", "report", "certify"),
     "Use it": ("sample", "export"),
     "Ship it": ("card", "push", "verify", "sign"),
     "Look things up": ("list", "env"),

@@ -249,11 +249,18 @@ def collect(out: Path, targets: list[str], seeds: list[int], profile: str) -> tu
 
 
 def result_of(out: Path, table: str, targets: list[str], seeds: list[int], profile: str) -> dict[str, Any]:
-    rows = TABLES[table].rows
     cells, cost = collect(out, targets, seeds, profile)
+    curved, _ = collect(out, targets, seeds, "curve")
+    return result_from(table, targets, seeds, profile, cells, cost, curved)
+
+
+def result_from(
+    table: str, targets: list[str], seeds: list[int], profile: str, cells: Found, cost: dict[str, Any], curved: Found
+) -> dict[str, Any]:
+    """Every figure of the tables from the cells, wherever they come from; ``curved``: "entrant@strength" -> its cells."""
+    rows = TABLES[table].rows
     order = ["none", *(n for n in rows if n in cells), *(n for n in cells if n not in rows and n != "none")]
     pairs = [(rows[n].against, n) for n in order if n in rows and rows[n].against in cells and rows[n].against != n]
-    curved, _ = collect(out, targets, seeds, "curve")
     curves = {
         n: {s: curved[f"{n}@{s}"] if s != 1 else cells[n] for s in STRENGTHS} for n in order if f"{n}@{STRENGTHS[0]}" in curved
     }

@@ -588,17 +588,22 @@ def test_two_ray_workers_one_killed_in_mid_run_give_the_same_records(tmp_path: P
 @pytest.mark.slow
 def test_a_running_ray_cluster_by_its_address(tmp_path: Path) -> None:
     plan, out = tiny_plan(tmp_path), tmp_path / "out"
-    ray = str(Path(sys.executable).with_name("ray"))
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-    head = ["--head", "--port=26379", "--num-cpus=2", "--include-dashboard=false", "--object-store-memory=100000000"]
-    begun = subprocess.run([ray, "start", *head, "--disable-usage-stats"], env=environment, capture_output=True, text=True)
-    assert begun.returncode == 0, begun.stderr
+    ray, home = str(Path(sys.executable).with_name("ray")), {"HOME": str(tmp_path), "RAY_USAGE_STATS_ENABLED": "0"}
+    head = ["--head", "--block", "--port=26379", "--num-cpus=2", "--include-dashboard=false", "--object-store-memory=100000000"]
+    with open(tmp_path / "head.log", "w") as log:
+        cluster = subprocess.Popen(
+            [ray, "start", *head], env={**os.environ, **home}, stdout=log, stderr=log, start_new_session=True
+        )
     try:
-        process = started(plan, "--out", out, "--executor", "ray", "--workers", 2, "--ray-address", "127.0.0.1:26379")
+        while "ray.init" not in (tmp_path / "head.log").read_text():
+            assert cluster.poll() is None, (tmp_path / "head.log").read_text()
+            time.sleep(0.2)
+        process = started(plan, "--out", out, "--executor", "ray", "--workers", 2, "--ray-address", "127.0.0.1:26379", **home)
         _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said
     finally:
-        subprocess.run([ray, "stop", "--force"], env=environment, capture_output=True)
+        os.killpg(cluster.pid, signal.SIGKILL)  # with all that it started, and nobody else's
+        cluster.wait()
     verbs.bench(plan, out=tmp_path / "expected")
     assert results(out) == results(tmp_path / "expected")
 

@@ -19,6 +19,7 @@ from . import (  # noqa: F401  # registers
     evaluate,
     export,
     import_,
+    leaderboard,
     list_,
     query,
     report,

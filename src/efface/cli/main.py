@@ -28,6 +28,7 @@ SECTIONS = {
         "study",
         "bench",
         "query",
+        "leaderboard",
         "report",
         "certify",
     ),

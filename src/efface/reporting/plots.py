@@ -99,8 +99,9 @@ def _place(x: float, y: float, width: float, hard: Sequence[Box], soft: Sequence
     return best[1], best[2]
 
 
-def tradeoff(points: Sequence[Point]) -> str:
-    """Near concepts preserved (x) against target erased with a valid image (y), with both intervals per entrant."""
+def tradeoff(points: Sequence[Point], erased: str = "target erased, image valid") -> str:
+    """Near concepts preserved (x) against target erased with a valid image (y), with both intervals per entrant. ``erased``: the
+    name of another y."""
     left, top, side, right = 52.0, 14.0, 232.0, 84.0
     said = "; ".join(f"{p.label}: preserved {100 * p.x:.1f}%, erased {100 * p.y:.1f}%" for p in points)
     svg = _svg(left + side + right, top + side + 46, f"Trade-off of erasure and preservation. {said}")
@@ -117,7 +118,7 @@ def tradeoff(points: Sequence[Point]) -> str:
         _text(svg, "tick", name, gx, top + side + 16, "middle")
         _text(svg, "tick", name, left - 6, gy + 4, "end")
     _text(svg, "axis", "near concepts preserved", left + side / 2, top + side + 38, "middle")
-    turned = _add(svg, "text", "axis", "target erased, image valid", text_anchor="middle")
+    turned = _add(svg, "text", "axis", erased, text_anchor="middle")
     turned.set("transform", f"translate(12 {top + side / 2:.1f}) rotate(-90)")
     for name, y in (("ideal", 1.0), ("unmodified", 0.0)):
         cx, cy = at(1.0, y)

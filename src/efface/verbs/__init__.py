@@ -13,6 +13,7 @@ from .estimate import estimate
 from .evaluate import evaluate
 from .export import export, import_patch
 from .hub import load_patch, push
+from .leaderboard import leaderboard
 from .query import query
 from .report import report
 from .sample import sample
@@ -34,6 +35,7 @@ __all__ = [
     "evaluate",
     "export",
     "import_patch",
+    "leaderboard",
     "load_patch",
     "push",
     "query",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ...errors import BadFile, BadOption, MissingExtra
@@ -20,10 +21,12 @@ STORE_BYTES = 100 * 2**20
 machine's memory."""
 
 
-def ray_module() -> Any:
-    """Raises MissingExtra where Ray is not installed."""
+def ray_module(running: bool) -> Any:
+    """Ray, set up for a cluster that runs already or for one of its own. Raises MissingExtra where Ray is not installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a bench tells nobody that it runs
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # tasks without a GPU see what the machine shows
+    if running and (Path.home() / ".ray" / "auth_token").is_file():
+        # `ray start` protects a cluster by the token in this file, and a program that joins must say that it has one.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         import ray
     except ImportError as error:
@@ -42,7 +45,7 @@ class Cluster:
 
     def __call__(self, schedule: Schedule, job: Job, on_done: OnDone) -> None:
         """Raises BadOption for an address at which no cluster is, BadFile where records cannot be written."""
-        ray = ray_module()
+        ray = ray_module(bool(self.address))
         local: dict[str, Any] = {"num_cpus": self.workers, "include_dashboard": False, "object_store_memory": STORE_BYTES}
         try:
             ray.init(
@@ -52,7 +55,11 @@ class Cluster:
                 **({} if self.address else local),
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise BadOption(f"no Ray cluster at {self.address or 'this machine'}: {str(error).splitlines()[0]}") from error
+            remedy = (
+                "Where the cluster is protected by a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH as Ray's pages say."
+            )
+            told = str(error).splitlines()[0]
+            raise BadOption(f"no Ray cluster could be joined at {self.address or 'this machine'}: {told}. {remedy}") from error
         try:
             self._run(ray, schedule, job, on_done)
         finally:

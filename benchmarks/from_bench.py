@@ -1,0 +1,129 @@
+"""The tables of docs/results.md and docs/robust.md from the records of ``efface bench`` on a plan of benchmarks/plans.
+
+    python benchmarks/from_bench.py methods|robust DIR [--json] [--docs FILE]
+
+The words and the arithmetic are those of benchmarks/methods.py and benchmarks/robust_table.py; the cells come from records. A
+plan has no milliseconds per image, which is a measurement of speed: that column says "not measured" here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import methods
+import robust_table
+from robust_table import Found
+from table import into_page
+
+from efface.bench.plan import BASE
+from efface.bench.records import Store
+from efface.bench.tables import Bench, Placed
+from efface.errors import BadFile
+from efface.evaluation.attacked import summarise_attacks
+from efface.evaluation.records import AttemptRow, Row
+
+TABLES = ("methods", "robust")
+
+
+def read(folder: Path, name: str) -> tuple[dict[str, Any], list[Placed]]:
+    """The plan and its finished cells. Raises BadFile where cells are missing: a table of a part would look like the whole."""
+    bench = Bench.read(Store(folder))
+    if name not in bench.plans:
+        raise BadFile(f"{folder} holds no plan {name!r}, but {', '.join(bench.plans)}.")
+    mine = [p for p in bench.placed if p.plan == name]
+    missing = [p for p in mine if not p.finished]
+    if missing:
+        raise BadFile(f"{len(missing)} cells of {name} are not finished; run efface bench again.")
+    return bench.plans[name], mine
+
+
+def cell_name(p: Placed) -> str:
+    return f"{p.place['targets'][0]}|{p.place['seed']}"
+
+
+def pairs_of(placed: list[Placed]) -> dict[float, methods.Found]:
+    """Strength -> entrant -> "target|seed" -> (row, the unmodified model's row)."""
+    whole = [p for p in placed if p.place["kind"] == "evaluate"]
+    base = {
+        p.place["targets"][0]: {r["case_id"]: Row(entrant=BASE, **r) for r in p.result["rows"]}
+        for p in whole
+        if p.place["entrant"] == BASE
+    }
+    found: dict[float, methods.Found] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for p in whole:
+        label, known = p.place["entrant"], base[p.place["targets"][0]]
+        cell = found[p.place["strength"]][label][cell_name(p)]
+        cell += [(Row(entrant=label, **r), known[r["case_id"]]) for r in p.result["rows"]]
+    return found
+
+
+def spent(placed: list[Placed]) -> dict[str, list[tuple[int, float]]]:
+    """Entrant -> (UNet evaluations, seconds) of each of its erasures."""
+    found: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for p in placed:
+        if p.place["kind"] == "erase" and p.record is not None:
+            found[p.place["entrant"]].append((p.result["cost"].get("forward", 0), p.record["run"]["seconds"]))
+    return found
+
+
+def methods_result(plan: dict[str, Any], placed: list[Placed]) -> dict[str, Any]:
+    """The result that benchmarks/methods.py prints."""
+    facts, by_strength = plan["plan"], pairs_of(placed)
+    cost = {
+        m: {"evals": sum(e for e, _ in v) / len(v), "seconds": sum(s for _, s in v) / len(v)} for m, v in spent(placed).items()
+    }
+    curved = {f"{e}@{s}": cells for s, entrants in by_strength.items() if s != 1 for e, cells in entrants.items()}
+    targets = [group[0] for group in facts["targets"]]
+    return methods.result_from(plan["name"], targets, facts["seeds"], facts["profile"]["name"], by_strength[1.0], cost, curved)
+
+
+def robust_result(plan: dict[str, Any], placed: list[Placed], reference: str) -> dict[str, Any]:
+    """The result that benchmarks/robust.py prints."""
+    facts, pairs, costs = plan["plan"], pairs_of(placed)[1.0], spent(placed)
+    won: dict[str, dict[str, dict[str, dict[str, bool]]]] = defaultdict(lambda: defaultdict(dict))
+    for p in placed:
+        if p.place["kind"] == "attack":
+            label = p.place["attack"]
+            rows = {label: [AttemptRow(attack=label, **r) for r in p.result["attempts"]]}
+            summary = summarise_attacks(rows, {label: p.result["facts"]}, {label: ()})
+            won[p.place["entrant"]][cell_name(p)][label] = summary["attacks"][label]["cases"]
+    labels = [e["label"] for e in facts["entrants"] if e["label"] in won]
+    found = {n: Found(dict(pairs[n]), dict(won[n]), costs[n], []) for n in labels}
+    shown = {
+        "targets": [group[0] for group in facts["targets"]],
+        "seeds": facts["seeds"],
+        "profile": facts["profile"]["name"],
+        "budget": facts["attacks"][0]["budget"],
+        "cases": facts["attacks"][0]["cases"],
+        "images": 0,
+        "repeats": 0,
+    }
+    tried = tuple(a["label"] for a in facts["attacks"])
+    return {**shown, **robust_table.result_of(found, tried, reference)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--plan", help="name of the plan [that of the table]")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--reference", default="rap", help="row of the table robust that the others are compared with")
+    parser.add_argument("--docs", type=Path, help="put the tables between the page's markers")
+    args = parser.parse_args()
+    plan, placed = read(args.folder, args.plan or args.table)
+    if args.table == "methods":
+        result, page = methods_result(plan, placed), methods
+    else:
+        result, page = robust_result(plan, placed, args.reference), robust_table
+    if args.docs:
+        into_page(args.docs, args.table, page.markdown(result, args.docs), page.sheets(result))
+    print(json.dumps(result) if args.json else page.markdown(result))
+
+
+if __name__ == "__main__":
+    main()

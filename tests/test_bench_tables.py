@@ -1,0 +1,164 @@
+"""The plans of benchmarks/plans: they ask for what the scripts beside them run, and their records make the same tables."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from efface import verbs
+from efface.bench.plan import Plan, plan_of, read_plan
+from efface.bench.records import Store
+from efface.errors import BadFile
+from efface.evaluation.profiles import PROFILES, Profile
+from efface.models.load import load_model
+from efface.registry import build_guard
+
+ROOT = Path(__file__).parents[1]
+PLANS = ROOT / "benchmarks" / "plans"
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The scripts of benchmarks/ as modules; the profiles that they add are gone again afterwards."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    before, names = dict(PROFILES), ("methods", "robust", "robust_table", "table", "from_bench", "flow")
+    for name in names:
+        sys.modules.pop(name, None)
+    import flow
+    import from_bench
+    import methods
+    import robust
+
+    yield methods, robust, from_bench, flow
+    PROFILES.clear()
+    PROFILES.update(before)
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def flat(plan: Plan) -> dict[str, tuple[str, dict[str, Any], int]]:
+    return {e.label: (e.method, dict(e.options), e.seeds) for e in plan.entrants if e.method}
+
+
+def test_every_plan_can_be_read() -> None:
+    found = {path.stem: read_plan(path) for path in PLANS.glob("*.toml")}
+    assert set(found) == {"methods", "robust", "flow"}
+    assert all(plan.name == name for name, plan in found.items())
+
+
+def test_the_plan_of_the_results_is_the_table_of_the_script(scripts: Any) -> None:
+    methods = scripts[0]
+    plan, table = read_plan(PLANS / "methods.toml"), methods.TABLES["methods"]
+    assert flat(plan) == {n: (c.method, dict(c.settings), c.seeds) for n, c in table.rows.items()}
+    assert {e.label for e in plan.entrants if e.curve} == {n for n, c in table.rows.items() if c.curve}
+    assert (tuple(t for (t,) in plan.targets), plan.seeds) == (table.targets, (0, 1, 2))
+    assert plan.profile == PROFILES["table"]
+    assert (plan.curve.strengths, plan.curve.cases) == ((0.5, 0.75, 1.25), PROFILES["curve"].cases)
+    (fixed,) = [e for e in plan.entrants if e.method == "fixed"]
+    model = load_model("mini")
+    assert {t: list(names) for t, names in fixed.preserve.items()} == {t: [methods.relative(model, t)] for t in table.targets}
+    (noise,) = [e for e in plan.entrants if e.trivial == "noise"]
+    assert noise.of == next(iter(table.rows)), "the script takes the size of its first patch"
+
+
+def test_the_plan_of_the_defences_is_the_table_of_the_script(scripts: Any) -> None:
+    robust = scripts[1]
+    plan = read_plan(PLANS / "robust.toml")
+    assert [e.label for e in plan.entrants] == list(robust.DEFENCES)
+    for e in plan.entrants:
+        defence = robust.DEFENCES[e.label]
+        made = (
+            (defence.contender.method, dict(defence.contender.settings), defence.contender.seeds)
+            if defence.contender
+            else ("", {}, 0)
+        )
+        assert (e.method, dict(e.options), e.seeds) == made
+        assert (e.guard, e.gold) == (defence.guard, defence.gold)
+        assert not e.guard or build_guard(e.guard)
+    assert tuple(a.label for a in plan.attacks) == robust.ATTACKS
+    assert {(a.attack, a.budget, a.cases, a.controls) for a in plan.attacks} == {(a, 300, 4, True) for a in robust.ATTACKS}
+    assert tuple(t for (t,) in plan.targets) == robust.TARGETS
+    assert plan.profile == PROFILES["table"]
+
+
+def test_the_plan_of_both_miniatures_is_the_table_of_the_script(scripts: Any) -> None:
+    methods, _, _, flow = scripts
+    plan, table = read_plan(PLANS / "flow.toml"), methods.TABLES["flow"]
+    assert {n: m for n, (m, _, _) in flat(plan).items()} == {n: c.method for n, c in table.rows.items()}
+    assert (plan.models, tuple(t for (t,) in plan.targets)) == (flow.MODELS, table.targets)
+    assert plan.profile == PROFILES["flow"]
+
+
+def test_a_part_of_a_plan_makes_no_table(scripts: Any, tmp_path: Path) -> None:
+    from_bench = scripts[2]
+    store = Store(tmp_path)
+    with pytest.raises(BadFile, match="holds no bench"):
+        from_bench.read(tmp_path, "methods")
+    place = {"key": "k", "kind": "evaluate", "entrant": "none", "model": "mini", "targets": ["dog"], "seed": 0}
+    store.keep_plan("methods", {"name": "methods", "places": [place], "plan": {}})
+    with pytest.raises(BadFile, match="1 cells of methods are not finished"):
+        from_bench.read(tmp_path, "methods")
+    with pytest.raises(BadFile, match="holds no plan 'robust', but methods"):
+        from_bench.read(tmp_path, "robust")
+
+
+def without_seconds(text: str) -> str:
+    """The cost tables hold wall-clock seconds, which no two runs share."""
+    return re.sub(r"\| ([\d.]+) \|$", "| seconds |", text, flags=re.M)
+
+
+SMALL = {"direct": 6, "synonym": 2, "implicit": 2, "near": 6, "trap": 2, "far": 4}
+CURVE = {"direct": 4, "near": 4}
+
+
+@pytest.mark.slow
+def test_records_of_a_plan_make_the_table_of_the_script(scripts: Any, tmp_path: Path) -> None:
+    """Two methods on two targets, both strengths included: the same words and numbers, to the last digit."""
+    methods, _, from_bench, _ = scripts
+    PROFILES["table"], PROFILES["curve"] = Profile("table", 4, 4.0, SMALL), Profile("curve", 4, 4.0, CURVE)
+    expected = methods.run(tmp_path / "script", "methods", ["dog", "castle"], [0], ["naive", "uce"], "table", 4, 1)
+    raw = {
+        "targets": ["dog", "castle"],
+        "profile": {"name": "table", "steps": 4, "guidance": 4.0, "cases": SMALL},
+        "curve": {"strengths": [0.5, 0.75, 1.25], "cases": CURVE},
+        "entrants": {
+            "naive": {"method": "naive", "options": {"steps": 4}, "curve": True},
+            "uce": {"method": "uce"},
+            "noise": {"trivial": "noise", "of": "naive"},
+            "blocklist": {"trivial": "blocklist"},
+        },
+    }
+    assert verbs.bench(plan_of(raw, "methods"), out=tmp_path / "bench")["failed"] == {}
+    found = from_bench.methods_result(*from_bench.read(tmp_path / "bench", "methods"))
+    assert {k: v for k, v in found.items() if k != "cost"} == {k: v for k, v in expected.items() if k != "cost"}
+    assert without_seconds(methods.markdown(found)) == without_seconds(methods.markdown(expected))
+
+
+@pytest.mark.slow
+def test_records_of_attacks_make_the_table_of_the_script(scripts: Any, tmp_path: Path) -> None:
+    _, robust, from_bench, _ = scripts
+    PROFILES["table"] = Profile("table", 4, 4.0, SMALL)
+    attacks = ("synonym", "unlearndiff")
+    work = robust.Work(tmp_path / "script", "table", 60, 2, attacks)
+    for name in ("none", "gold", "negative", "uce"):
+        robust.run_cell(work, "panda", 0, name, False)
+    old = robust.collect(work, ["panda"], [0], list(robust.DEFENCES))
+    expected = robust.result_of(old, attacks, "uce")
+    raw = {
+        "targets": ["panda"],
+        "attack_budget": 60,
+        "attack_cases": 2,
+        "profile": {"name": "table", "steps": 4, "guidance": 4.0, "cases": SMALL},
+        "entrants": {"gold": {"gold": True}, "negative": {"guard": "negative"}, "uce": {"method": "uce"}},
+        "attacks": {a: {} for a in attacks},
+    }
+    assert verbs.bench(plan_of(raw, "robust"), out=tmp_path / "bench")["failed"] == {}
+    found = from_bench.robust_result(*from_bench.read(tmp_path / "bench", "robust"), "uce")
+    for result in (expected, found):
+        for entry in result["defences"].values():
+            entry.pop("cost")
+    assert {k: found[k] for k in expected} == expected

@@ -159,6 +159,11 @@ def judged(rows: list[dict[str, Any]]) -> list[str]:
     ]
     lines += [""] if lines else []
     lines += [
+        "Each line below gives a time as it was predicted before the first run, and what was measured: the time, the same in "
+        "units of F (half of a forward pass of two rows in the adapter), and the rate of arithmetic, where they are known.",
+        "",
+    ]
+    lines += [
         f"- {r['model']}, {r['what']}, {r.get('dtype', '')} {r.get('mode', '')}: predicted {r['predicted']}, "
         f"measured {measured(r)}."
         for r in rows

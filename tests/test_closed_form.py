@@ -267,6 +267,15 @@ def test_the_inverse_brings_the_concept_back_through_every_layer(seed: int, r: i
         assert (x @ edited.T - x @ w.T).norm() > 1e-2 * (x @ w.T).norm(), "the edit erased nothing, so this shows nothing"
 
 
+def test_the_residual_of_a_shared_matrix_is_what_the_mean_of_two_changes_misses() -> None:
+    """W = I in two layers, changed by A and B: the least-squares T is I + (A + B) / 2."""
+    eye, a, b = torch.eye(3), draw(40, 3, 3), 2 * draw(41, 3, 3)
+    found, residual = shared_matrix([eye, eye], [eye + a, eye + b])
+    torch.testing.assert_close(found.matrix, ((a + b) / 2).to(found.matrix), **CLOSE)
+    expected = float((a - b).square().sum() / 2 / (a.square().sum() + b.square().sum())) ** 0.5
+    assert residual == pytest.approx(expected, rel=1e-5)
+
+
 def test_the_weights_alone_give_the_shared_matrix_away_and_per_layer_targets_do_not() -> None:
     x, y, a, q, b = problem(2, 3, 5, 12)
     base = [draw(20 + i, 9, 12) for i in range(4)]

@@ -303,6 +303,28 @@ def test_debiasing_keeps_the_contract_and_counts_what_it_draws(tiny_model, monke
     assert [row["alpha"] for row in patch.card.log["debias"]["cat"]] == [0.0, 0.5]
 
 
+def test_the_attribute_of_an_image_is_the_one_that_predicts_its_noise_better(tiny_model, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """At levels that divide the schedule evenly; predictions are planted, with errors of 0.5, 2 and 0.5 against 1."""
+    method, request = UCE(task="debias", attributes="dog, bus", draws=3, sampling_steps=2), EraseRequest(("cat",))
+    edit = method._solve_shifted(tiny_model, request, [method._attribute_rows(tiny_model, "cat")], [0.0])
+    drawn, levels, noise = [], [], tiny_model.noise
+
+    def noted(n: int, rng: torch.Generator) -> torch.Tensor:
+        drawn.append(noise(n, rng))
+        return drawn[-1]
+
+    def eps(z: torch.Tensor, t: torch.Tensor, c: object) -> torch.Tensor:
+        levels.append(t.tolist())
+        off = torch.tensor([0.5, 2.0, 0.5, 1.0, 1.0, 1.0])[:, None, None, None]
+        return torch.cat([drawn[-1], drawn[-1]]) + off
+
+    monkeypatch.setattr(tiny_model, "denoise", lambda c, z, steps, scale: z)
+    monkeypatch.setattr(tiny_model, "noise", noted)
+    monkeypatch.setattr(tiny_model, "eps", eps)
+    assert method._first_attribute(tiny_model, edit, "cat", 3, torch.Generator().manual_seed(0)) == 2
+    assert levels == [[250] * 6, [500] * 6, [750] * 6]
+
+
 def test_debiasing_says_when_it_cannot_decide(tiny_model, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr(UCE, "_first_attribute", lambda self, model, edit, target, n, rng: n // 2)
     patch = UCE(task="debias", attributes="dog, bus", images=32).erase(tiny_model, EraseRequest(("cat",)))

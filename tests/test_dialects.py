@@ -124,6 +124,23 @@ LAYOUTS = {
 }
 
 
+SAMPLERS = {
+    "SD 1": {
+        "down_blocks.0.downsamplers.0.conv": "input_blocks.3.0.op",
+        "down_blocks.2.downsamplers.0.conv": "input_blocks.9.0.op",
+        "up_blocks.0.upsamplers.0.conv": "output_blocks.2.1.conv",
+        "up_blocks.1.upsamplers.0.conv": "output_blocks.5.2.conv",
+        "up_blocks.2.upsamplers.0.conv": "output_blocks.8.2.conv",
+    },
+    "SDXL": {
+        "down_blocks.1.downsamplers.0.conv": "input_blocks.6.0.op",
+        "up_blocks.0.upsamplers.0.conv": "output_blocks.2.2.conv",
+        "up_blocks.1.upsamplers.0.conv": "output_blocks.5.2.conv",
+    },
+}
+"""As in the published checkpoints. The converter below takes an upsampler under any number."""
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_numbers_of_blocks_are_those_of_diffusers_own_converter(layout: str) -> None:
     """Renamed by :func:`ldm_names`, a whole UNet is what diffusers reads from a checkpoint."""
@@ -137,6 +154,7 @@ def test_numbers_of_blocks_are_those_of_diffusers_own_converter(layout: str) -> 
     names = ldm_names({n.rpartition(".")[0] for n in state})
     renamed = {f"model.diffusion_model.{names[n.rpartition('.')[0]]}.{n.rpartition('.')[2]}": t for n, t in state.items()}
     assert len(renamed) == len(state)
+    assert {m: names[m] for m in SAMPLERS[layout]} == SAMPLERS[layout]
     assert same(convert_ldm_unet_checkpoint(renamed, dict(unet.config)), state)
 
 

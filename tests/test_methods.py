@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,13 +12,16 @@ import pytest
 import torch
 
 from efface.concepts.request import EraseRequest
+from efface.concepts.spaces import distances
 from efface.errors import BadOption, MethodError, NonFiniteLoss, UnknownName
 from efface.methods import AGE, AP, ESD, L2, UCE, Fixed, Method, Naive, Neutral
 from efface.methods.trained import Searching, Trained
 from efface.models.load import load_model
 from efface.models.select import selection
 from efface.patches import Patch
+from efface.preservation.candidates import candidates
 from efface.preservation.exhaustive import Exhaustive, ExhaustiveSearch
+from efface.preservation.film import Film
 from efface.preservation.gumbel import Gumbel, GumbelSearch
 from efface.preservation.pgd import PGD, PgdSearch
 from efface.registry import METHODS, build_method
@@ -254,6 +258,17 @@ def test_ap_excludes_targets_whatever_their_spelling_and_the_official_preset_doe
     assert official.candidates(tiny_model, request)[0][0] == "cat", "the target itself is at distance 0 and comes first"
 
 
+def test_no_name_of_a_large_space_is_left_out(tiny_model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Embeddings are compared in parts; the order is that of all of them together."""
+    names = [f"{a}{b}" for a in "abcdefghijklmnopqrstuvwxyz" for b in "abcdefghijklmnopqrstuvwxyz"]  # 676
+    (tmp_path / "names.txt").write_text("\n".join(names), "utf-8")
+    found = candidates(tiny_model, str(tmp_path / "names.txt"), ("cat",), exclude_targets=True, nearest=len(names), metric="l2")[
+        0
+    ]
+    far = distances(tiny_model.encode(["cat"]).tokens[0], tiny_model.encode(names).tokens, "l2")
+    assert list(found) == [names[i] for i in far.argsort(stable=True).tolist()]
+
+
 @pytest.mark.parametrize("search", ["gumbel", "pgd"])
 def test_descent_keeps_the_search_and_ascent_keeps_the_weights(search: str, tiny_model, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """The theta step leaves pi and the unselected parameters alone, the pi step all weights, and only the drawn targets' logits
@@ -340,6 +355,7 @@ def test_film_frames_land_on_the_card(tiny_model) -> None:  # type: ignore[no-un
     shots = patch.card.log["film"]
     assert [s["step"] for s in shots] == [0, 2]
     assert all(base64.b64decode(s[who]).startswith(b"\x89PNG") for s in shots for who in ("frozen", "student"))
+    assert Film(0, 3, 5, 3.0).log() == {}, "a card without films does not mention them"
     with pytest.raises(UnknownName, match="frames"):
         Naive(frames=1)
 

@@ -81,6 +81,14 @@ def test_an_uneven_batch_is_refused_and_names_the_remedy(tmp_path: Path) -> None
     assert not (tmp_path / "p.safetensors").exists()
 
 
+@pytest.mark.parametrize(("others", "told"), [(0.0, False), (1.0, True)])
+def test_a_flag_of_another_process_counts(others: float, told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "size", lambda: 2)
+    monkeypatch.setattr(parallel.dist, "all_reduce", lambda t: t.add_(others))
+    assert parallel.anyone(False, torch.device("cpu")) is told
+    assert parallel.anyone(True, torch.device("cpu"))
+
+
 def test_without_a_launcher_nothing_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with parallel.joined("cpu"):

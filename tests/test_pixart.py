@@ -1,4 +1,5 @@
-"""PixArt on a tiny model of the real classes: its text enters by attn2, so everything of the UNets carries over."""
+"""What is special to PixArt, on a tiny model of the real classes: its text enters by attn2, so everything of the UNets carries
+over. What it shares with other families is in test_families.py."""
 
 from __future__ import annotations
 
@@ -8,32 +9,24 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from efface.attacks import Deployed
-from efface.cli.main import main
 from efface.concepts.prompts import Case
 from efface.concepts.request import EraseRequest
-from efface.errors import BadFile, BadOption, PromptTooLong, WrongBaseModel
+from efface.errors import BadFile, BadOption, PromptTooLong
 from efface.guards import Negative
-from efface.methods import AP, ESD, UCE, Naive
-from efface.methods.ablation import ConceptAblation
-from efface.methods.kpop import KPOP
-from efface.models.capabilities import CAPABILITIES
+from efface.methods import UCE
 from efface.models.cond import MASK, Cond
 from efface.models.load import load_model
 from efface.models.pixart import PixArt, PixArtAlpha
 from efface.models.readers import text_readers
 from efface.models.select import PIXART_SELECTIONS
 from efface.models.tiny import TINY_T5_ROWS, tiny_pixart
-from efface.patches.export import export
 from efface.patches.foreign import import_patch
 from efface.preservation.adversary import word_rows, worded
-from efface.registry import ATTACKS, GUARDS, METHODS, build_guard
-from efface.testing import check_attack, check_method, check_resume, same, state
+from efface.registry import METHODS
+from efface.testing import same, state
 
-REQUEST = EraseRequest(("cat", "rose"), "", ("bus",))
 PROMPTS = ("a cat", "a Photo of the castle")
 
 
@@ -53,20 +46,6 @@ def stock(pipe: Any, prompts: list[str], seeds: list[int], steps: int, scale: fl
 
 
 # -- the same as the stock pipeline ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("alpha", [False, True], ids=["sigma", "alpha"])
-@pytest.mark.parametrize("scale", [1.0, 4.5])
-def test_pictures_are_those_of_the_stock_pipeline(alpha: bool, scale: float) -> None:
-    model = tiny_pixart(alpha)
-    cases = [Case("x", "", prompt, seed, scale) for seed, prompt in enumerate(PROMPTS)]
-    together = stock(model._pipeline()[0], list(PROMPTS), [0, 1], 5, scale)
-    # 1e-5: float32 sums in another order; pictures of other prompts differ by more than 1e-3.
-    torch.testing.assert_close(model.sample(cases, 5), together, atol=1e-5, rtol=0)
-    for i, prompt in enumerate(PROMPTS):
-        alone = stock(model._pipeline()[0], [prompt], [i], 5, scale)
-        torch.testing.assert_close(model.sample([cases[i]], 5), alone, atol=1e-5, rtol=0)
-    assert (model.sample([Case("x", "", "a dog", 1, scale)], 5) - together[1:]).abs().max() > 1e-3
 
 
 def test_alpha_at_1024_pixels_is_told_the_picture_s_size() -> None:
@@ -176,93 +155,11 @@ def test_bfloat16_draws_nearly_the_same() -> None:
     torch.testing.assert_close(half.sample(case, 3), whole.sample(case, 3), atol=0.1, rtol=0)
 
 
-# -- every method, guard and attack ------------------------------------------------------------------------------------
-
-
-def test_what_is_lacking_is_named_where_methods_are_listed(pixart: PixArt) -> None:
-    assert set(pixart.lacking) <= set(CAPABILITIES)
-    out = CliRunner().invoke(main, ["list", "methods", "--model", "tiny-pixart"]).output.splitlines()
-    # KPOP with place=inmidout and ablation with detach_start=false run; see test_variants
-    assert {line.split()[0] for line in out if "REFUSED" in line} == {"ablation", "kpop"}
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_keeps_its_contract_or_names_the_reason(name: str, pixart: PixArt) -> None:
-    method = METHODS[name].preset("tiny")
-    request = EraseRequest(("cat",)) if name == "forget-me-not" else REQUEST
-    if any(need in pixart.lacking for need in method.needs):
-        before = pixart.evals.forward
-        with pytest.raises(BadOption, match="does not offer"):
-            method.erase(pixart, request)
-        assert pixart.evals.forward == before, "refused after something was computed"
-        return
-    patch = check_method(method, request, pixart)
-    assert not any("caption_projection" in n for n in patch.deltas)
-    assert patch.card.base["family"] == "pixart"
-
-
-@pytest.mark.parametrize(
-    "method",
-    [
-        AP.preset("tiny", sampler="pool", solver="dpm"),
-        AP.preset("tiny", search="pgd"),
-        ESD.preset("tiny", loss_space="x0", sampler="frozen", solver="plms"),
-        Naive.preset("tiny", train="full"),
-        Naive.preset("tiny", train="selfattn"),
-        ConceptAblation.preset("tiny", detach_start=False),
-        KPOP.preset("tiny", place="inmidout"),
-        UCE(rows="all"),
-        UCE.preset("sealed", prior_scale=0.5, prior="vocabulary"),
-        METHODS["mace"].preset("tiny", mask="attention"),
-        METHODS["time"].preset("tiny", keys=False),
-    ],
-    ids=lambda m: f"{m.label}-{getattr(m, 'train', '')}",
-)
-def test_variants(method: Any, pixart: PixArt) -> None:
-    patch = check_method(method, REQUEST, pixart)
-    if hasattr(method, "train"):
-        assert all(pixart.select(method.train)(n) for n in patch.deltas)
-
-
-def test_half_precision_and_checkpointing() -> None:
-    half = tiny_pixart(dtype="bfloat16")
-    for method in (ESD.preset("tiny"), AP.preset("tiny"), UCE()):
-        patch = method.erase(half, EraseRequest(("cat",), "dog"))
-        assert patch.norm() > 0
-        assert all(d.dtype == torch.float32 and bool(torch.isfinite(d).all()) for d in patch.deltas.values())
-    recomputing = tiny_pixart()
-    recomputing.configure(checkpointing=True)
-    found = [ESD.preset("tiny").erase(m, EraseRequest(("cat",), "dog")).deltas for m in (tiny_pixart(), recomputing)]
-    assert same(*found)
-
-
-def test_resume_is_bit_exact(pixart: PixArt) -> None:
-    check_resume(AP.preset("tiny", steps=4, sampler="noised"), EraseRequest(("cat",)), pixart)
-
-
-@pytest.mark.parametrize("name", GUARDS)
-def test_every_guard_changes_pictures_and_goes(name: str, pixart: PixArt) -> None:
-    guard, case = build_guard(name), [Case("x", "", "a cat", 0, 5.0)]
-    plain = pixart.sample(case, 12)  # SAFREE's filter ends at t = 780, so that a grid of 4 steps would not meet it
-    with guard.active(pixart, ("cat",)):
-        assert not torch.equal(pixart.sample(case, 12), plain)
-    assert torch.equal(pixart.sample(case, 12), plain)
-
-
 def test_a_negative_prompt_is_that_of_the_stock_pipeline(pixart: PixArt) -> None:
     theirs = stock(pixart._pipeline()[0], ["a photo of the cat"], [0], 4, 5.0, negative_prompt="cat")
     with Negative().active(pixart, ("cat",)):
         ours = pixart.sample([Case("x", "", "a photo of the cat", 0, 5.0)], 4)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("name", ATTACKS)
-def test_every_attack_keeps_its_contract(name: str) -> None:
-    model, attack = tiny_pixart(), ATTACKS[name].preset("tiny")
-    patch = UCE().erase(model, EraseRequest(("cat",))) if name == "inverse" else None
-    if name == "restore":
-        patch = UCE().erase(model, EraseRequest(("cat",)))
-    check_attack(attack, Deployed(model, 2, ("cat",), patch), budget=60)
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------
@@ -300,24 +197,6 @@ def test_selections_and_readers_match_pixart_sigma() -> None:
     assert {r.width for r in found["tokens"]} == {1152}
 
 
-def test_a_closed_form_is_a_filter_of_the_text(pixart: PixArt) -> None:
-    """The network under the patch equals the original one fed with T c, to rounding, as in the UNets."""
-    from efface.edits.forms import text_filter
-
-    method, request = UCE(rows="all"), EraseRequest(("cat",), "dog", ("bus",))
-    source, goal = method._pairs(pixart, request)
-    edit, patch = method._solve(pixart, request, *source.aligned(goal, "all")), method.erase(pixart, request)
-    assert set(patch.deltas) == set(pixart.weights(pixart.reads()))
-    assert all(n.endswith((".attn2.to_k.weight", ".attn2.to_v.weight")) for n in patch.deltas)
-    z, t, c = pixart.noise(2, torch.Generator().manual_seed(0)), torch.tensor([500, 900]), pixart.encode(["a cat", "the bus"])
-    by_text, plain = pixart.predict(z, t, text_filter(edit, c)), pixart.predict(z, t, c)
-    with patch.applied(pixart):
-        by_weights = pixart.predict(z, t, c)
-    # 1e-4: the filter is in float64, the folded weights in float32; the edit itself moves the output by more.
-    torch.testing.assert_close(by_weights, by_text, atol=1e-4, rtol=1e-4)
-    assert (by_weights - plain)[0].abs().max() > 1e-3
-
-
 def test_a_closed_form_makes_the_target_act_like_the_anchor(pixart: PixArt) -> None:
     z, t = pixart.noise(4, torch.Generator().manual_seed(0)), torch.tensor([900, 600, 300, 100])
 
@@ -352,32 +231,7 @@ def test_the_text_encoder_that_is_trained_is_t5(pixart: PixArt) -> None:
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_is_read_by_the_stock_pipeline_and_by_us(pixart: PixArt, tmp_path: Path) -> None:
-    from diffusers import PixArtSigmaPipeline
-
-    patch = ESD.preset("tiny", lr=1e-2).erase(pixart, EraseRequest(("cat",)))
-    export(patch, pixart, tmp_path / "erased", "folder")
-    pipe = PixArtSigmaPipeline.from_pretrained(str(tmp_path / "erased"))
-    case = [Case("x", "", "a cat", 3, 4.0)]
-    plain = pixart.sample(case, 4)
-    with patch.applied(pixart):
-        ours = pixart.sample(case, 4)
-    torch.testing.assert_close(stock(pipe, ["a cat"], [3], 4, 4.0), ours, atol=1e-5, rtol=0)
-    assert (ours - plain).abs().max() > 1e-3
-    again = load_model(str(tmp_path / "erased"), device="cpu")
-    with pytest.raises(WrongBaseModel):
-        patch.check_base(again)
-    found = import_patch(pixart, tmp_path / "erased", targets=["cat"])
-    assert found.deltas.keys() == patch.deltas.keys()
-    for n, d in patch.deltas.items():
-        torch.testing.assert_close(found.deltas[n], d, atol=1e-6, rtol=1e-4)
-
-
-def test_lora_formats_are_refused_and_loras_of_others_are_read(pixart: PixArt, tmp_path: Path) -> None:
-    patch = UCE().erase(pixart, EraseRequest(("cat",)))
-    for to in ("diffusers", "kohya", "diff"):
-        with pytest.raises(BadOption, match="use the format folder"):
-            export(patch, pixart, tmp_path / "x.safetensors", to)
+def test_loras_of_others_are_read(pixart: PixArt, tmp_path: Path) -> None:
     name = "transformer_blocks.0.attn2.to_k"
     up, down = torch.randn(16, 2), torch.randn(2, 16)
     save_file(

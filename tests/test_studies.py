@@ -154,6 +154,8 @@ def test_a_name_that_is_lost_is_damaged_whatever_its_score_does() -> None:
     assert rows[-1]["p_named"] is None, "the detector does not know this name"
     (both,) = confirm([[5.0] * n], [[1] * n])
     assert both["by"] == ["score", "name"]
+    (unnamed,) = confirm([[5.0] * n], [None])
+    assert (unnamed["damaged"], unnamed["by"]) == (True, ["score"]), "one test alone is not doubled"
 
 
 def test_an_image_that_a_patch_makes_invalid_is_damage(tiny_model: Any) -> None:

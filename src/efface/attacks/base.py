@@ -251,7 +251,8 @@ class Attack(Settings):
 
 
 def finished(model: DiffusionModel, cases: Sequence[Case], steps: int, stage: str) -> list[Attempt]:
-    """One attempt for every case that is drawn already, by an attack that has changed the weights: its clean latent."""
+    """Draw every case with a model whose weights the attack has changed, and return one attempt for each: its finished latent
+    stands in the place of a prompt that would still have to be drawn. Cost: ``steps`` guided sampler steps for each case."""
     with torch.no_grad():
         latents = drawn(model, cases, steps).cpu().split(1)
     return [

@@ -62,7 +62,7 @@ class BringBack:
         return (rows.to(F64) @ self.matrix.T).norm(dim=1) / rows.to(F64).norm(dim=1)
 
     def cond(self, c: Cond) -> Cond:
-        """The encodings with every token vector c replaced by R c."""
+        """The same encodings with every token vector c replaced by R c, which the attacker gives the edited network."""
         return replace(c, tokens=(c.tokens.cpu().double() @ self.matrix.T).to(c.tokens))
 
     @contextmanager

@@ -26,7 +26,7 @@ STEPS = 50
 
 @dataclass(frozen=True, kw_only=True)
 class SAFREE(Guard):
-    """Project the words that point at the target away from it, for the first part of sampling.
+    """Take the target's direction out of the words of the prompt that point at it, for the first part of sampling.
 
     Objective::
 
@@ -57,7 +57,7 @@ class SAFREE(Guard):
     """
 
     name: ClassVar[str] = "safree"
-    summary: ClassVar[str] = "project the words that point at the target away from it"
+    summary: ClassVar[str] = "take the target's direction out of the words of the prompt that point at it"
     paper: ClassVar[str] = "Yoon et al., ICLR 2025, arXiv:2410.12761"
     branches: ClassVar[int] = 2
 

@@ -97,7 +97,9 @@ class ForgetMeNot(Method):
     norm_rate: float = option(
         0.1, "share of the way to that length for each update", "train_ti.py, min(1, 100 lr)", low=0.0, needs="inversion_steps"
     )
-    template: str = option("a photo of {}", "prompt of the images and of both stages", "train_attn.py, objects")
+    template: str = option(
+        "a photo of {}", "prompt for the images and for both stages; the concept replaces {}", "train_attn.py, objects"
+    )
     eos: bool = option(True, "count the first end-of-text token among the target's", "attn.yaml use_pooler")
     normalize: str = option(
         "norm",

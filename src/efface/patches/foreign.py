@@ -113,7 +113,10 @@ def read_changes(model: DiffusionModel, source: Path) -> tuple[str, dict[str, Te
     if adapter:
         unread = next((key for key in kept if key not in adapter), None)
         if unread is not None:
-            raise BadFile(f"{source} holds {unread!r}, which efface does not read; without it the rest would be another change.")
+            raise BadFile(
+                f"{source} holds {unread!r}, which efface does not read, and the rest alone would be another change. Merge "
+                "the file into its base model with the tool that made it, and import the merged model's folder."
+            )
         lora = _Lora(source, configs)
         found = lora.changes(kept, adapter, names, model.name)
         return (

@@ -170,7 +170,8 @@ class Applied:
         self._set(following)
 
     def remove(self, name: str) -> None:
-        """Take one off: the weights are those of the others alone, to the bit. Raises UnknownName."""
+        """Take the patch of this name off. The weights are then those of the other patches alone, to the bit. Raises UnknownName
+        where no patch of the stack has the name."""
         self._set(self.stack.without(name))
 
     def revert(self) -> None:

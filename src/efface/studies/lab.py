@@ -197,7 +197,8 @@ class Lab:
         return load_file(path)
 
     def images(self, want: Images) -> Scan:
-        """Numbers of the images, found or made. What is valid is learned from the base model's images of the whole space."""
+        """Numbers of the images, taken from the store or computed. What is valid is learned from the base model's images of the
+        whole space."""
         e = want.erasure
 
         def make(patch: Patch | None) -> Mapping[str, Tensor]:
@@ -229,7 +230,8 @@ class Lab:
         return drops(want.names, self.images(replace(want, erasure=None)).text, self.images(want).text)
 
     def distances(self, want: Distances) -> Tensor:
-        """(n, pairs) of :func:`efface.evaluation.scan.prediction_changes`, found or made."""
+        """(names, pairs) how far the patch moves the noise predictions of each name, taken from the store or computed by
+        :func:`efface.evaluation.scan.prediction_changes`."""
 
         def make(patch: Patch | None) -> Mapping[str, Tensor]:
             assert patch is not None
@@ -239,7 +241,7 @@ class Lab:
         return self._found(want, make)["distances"]
 
     def climbed(self, want: Climb) -> dict[str, Tensor]:
-        """``embedding`` (L, d) and ``damage`` (ascents + 1,) of :func:`climbed`, found or made."""
+        """``embedding`` (L, d) and ``damage`` (ascents + 1,) of :func:`climbed`, taken from the store or computed."""
 
         def make(patch: Patch | None) -> Mapping[str, Tensor]:
             assert patch is not None

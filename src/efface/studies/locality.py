@@ -67,13 +67,13 @@ class Locality(Study):
                 "asymmetry": float((among - among.T).norm()) / size if len(self.targets) > 1 and size > 0 else None,
             }
         first = found[self.methods[0]]
-        verdict = {1: "is hurt more", -1: "is hurt less", 0: "was not shown to be hurt more"}[sign(first["decay"])]
+        verdict = {1: "decays", -1: "grows", 0: "was not shown to decay"}[sign(first["decay"])]
         one = first["hops"].get("1")
         sentence = (
-            f"With {self.methods[0]}, a concept one link from the target {verdict} than one {FARTHEST} or more links away: "
-            f"{said(one) if one else 'nothing there'} points, {said(first['decay'])} more. The rank correlation of damage "
-            "and image "
-            f"similarity is {said(first['rank_correlation'], 2)}."
+            f"With {self.methods[0]}, damage {verdict} with the distance from the target: a concept one link away loses "
+            f"{said(one) if one else 'an unknown number of'} points, which is {said(first['decay'])} more than a concept "
+            f"{FARTHEST} or more links away. The rank correlation of damage and image similarity is "
+            f"{said(first['rank_correlation'], 2)}."
         )
         return {"sentence": sentence, "methods": found, "records": records}
 

@@ -16,11 +16,12 @@ from .memory import free_bytes, less_memory, needed_bytes
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes of an erasure by what they are for, and what else it takes."""
+    """What an erasure will take: memory, UNet evaluations and seconds."""
 
     model: str
     method: str
     parts: dict[str, int]
+    """Bytes of memory, by what they hold."""
     free: int | None
     """Bytes that are free on the device, with the weights that are loaded counted as free; None where that is unknown."""
     evaluations: float

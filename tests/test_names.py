@@ -246,8 +246,25 @@ def arguments(verb: str, folder: Path) -> dict[str, Any]:
         "study": {"model": model, "name": "locality", "out": folder / "s", "targets": ["cat"], "methods": ["uce"], "seeds": [1]},
         "damage": {"model": model, "patch": patch, "out": folder / "d"},
         "distance": {"model": model, "patch": patch},
+        "bench": {"plan": plan(folder), "out": folder / "b", "only": ["no-such-cell"]},
+        "survive": {
+            "model": open_model(),
+            "patch": UCE().erase(open_model(), EraseRequest(("cat",))),
+            "out": folder / "v",
+            "only": ["euler"],
+            "near": ["dog"],
+            "far": ["bus"],
+        },
         "suite": {"targets": ["church"], "out": folder / "s.toml"},
     }[verb]
+
+
+def plan(folder: Path) -> Path:
+    """A plan of one erasure."""
+    path = folder / "plan.toml"
+    text = 'models = ["tiny"]\ntargets = ["cat"]\nnear = ["dog"]\nfar = ["bus"]\n[entrants.uce]\nmethod = "uce"\n'
+    path.write_text(text, "utf-8")
+    return path
 
 
 def listed() -> list[tuple[str, str]]:
@@ -278,7 +295,7 @@ def test_one_name_needs_no_list(verb: str, argument: str, tmp_path: Path, monkey
         value = given[argument]
         if bare:
             given[argument] = {k: v[0] for k, v in value.items()} if isinstance(value, dict) else value[0]
-        if verb in ("evaluate", "attack") and argument != "detector":
+        if verb in ("evaluate", "attack", "survive") and argument != "detector":
             monkeypatch.setattr(
                 sys.modules[f"efface.verbs.{verb}"],
                 "judge_for",

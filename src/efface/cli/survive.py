@@ -58,7 +58,7 @@ def survive(
     updates: int,
     margin: float,
     clip: str | None,
-    detector: str | None,
+    detector: tuple[str, ...],
     near: tuple[str, ...],
     far: tuple[str, ...],
     out: Path,

@@ -14,6 +14,7 @@ from ..bench.executors.local import Processes, in_this_process
 from ..bench.job import Job, Outcome
 from ..bench.plan import Plan, read_plan, smaller
 from ..bench.records import FINISHED, Store
+from ..concepts.request import names_of
 from ..equations.statistics import wilson
 from ..errors import BadOption, UnknownName
 from ..io.files import check_writable, claimed
@@ -72,6 +73,7 @@ def bench(
     0
 
     """
+    only = names_of(only, "only")
     if executor not in NAMES:
         raise UnknownName("executor", executor, NAMES)
     if workers < 1:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..attacks.resurge import Resurge
+from ..concepts.request import names_of
 from ..conditions import Condition, Plain, Setting, conditions
 from ..errors import BadFile, BadOption, EffaceError, EvaluationError, UnknownName
 from ..evaluation.cache import quantised
@@ -51,7 +52,7 @@ def survive(
     updates: int = 100,
     margin: float = MARGIN,
     clip: str | None = None,
-    detector: str | None = None,
+    detector: str | Sequence[str] | None = None,
     near: Sequence[str] = (),
     far: Sequence[str] = (),
     on_image: Callable[[int, int], None] = lambda done, total: None,
@@ -79,7 +80,7 @@ def survive(
     True
 
     """
-    model, folder = load_model(model), Path(out)
+    model, folder, only = load_model(model), Path(out), names_of(only, "only")
     patch.check_base(model)
     name, request = one_target(model, patch, target, AUTO)
     sibling = _sibling(model, merge)

@@ -34,7 +34,8 @@ from .suite import Suite
 ANCHOR_IMAGES = 48
 SHOWN = 0.5
 """Share of its own images in which the base model must show a target, by the upper bound of the interval."""
-GRID_PER_AXIS = {"direct": 6, "synonym": 2, "implicit": 2, "near": 8, "trap": 4, "far": 6, "content": 6}
+GRID_PER_AXIS = {"direct": 6, "synonym": 2, "implicit": 2, "near": 8, "trap": 4, "far": 6}
+"""Pictures that are kept of each axis. Those of content are the same as those of direct: one prompt, looked at in two ways."""
 
 
 class Judge(Protocol):

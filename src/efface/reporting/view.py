@@ -109,7 +109,7 @@ def _want(axis: str, axes_of: Mapping[str, Axes]) -> str:
 def _grid(run: RunFile, subject: Entrant, images: Path) -> list[tuple[str, str, list[dict[str, Any]]]]:
     """Cases by axis, the axes with the clearest expectation first."""
     found = list(dict.fromkeys(str(case["axis"]) for case in run.grid))
-    first = [axis for axis in ("direct", "content", "near", "trap", "far") if axis in found]
+    first = [axis for axis in ("direct", "near", "trap", "far") if axis in found]
     groups = []
     for axis in first + [axis for axis in found if axis not in first]:
         cases = [
@@ -298,7 +298,8 @@ def _provenance(run: RunFile, subject: Entrant) -> dict[str, Any]:
         ("Size of the patch", settings(size)),
         ("Seconds, hardware and memory of the erasure", settings(_run(card))),
         ("Closed-form edit W' = W T", settings(_edit(card))),
-        ("Base model", settings(card.get("base") or run.model)),
+        # The sketch, a few bytes of every tensor, is for the check of the base and not for people.
+        ("Base model", settings({k: v for k, v in (card.get("base") or run.model).items() if k != "sketch"})),
         *(
             (f"Detector: {role}", settings(facts if isinstance(facts, Mapping) else {"name": facts}))
             for role, facts in run.detectors.items()

@@ -41,9 +41,9 @@ def _estimate(
 
     from .. import verbs
     from ..models.load import load_model
+    from ..models.room import GIB
     from ..registry import METHODS, build_method, parse_set, preset_for
     from ..verbs.cost import duration
-    from ..verbs.memory import GIB
 
     name = str(ctx.info_name)
     model = load_model(source, dtype=dtype, device=device)

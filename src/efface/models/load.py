@@ -52,7 +52,9 @@ def load_model(source: Any, *, dtype: str = "float32", device: str = "auto") -> 
     'tiny'
 
     """
+    from .parts import named_dtype
     from .plain import OFFLOADED
+    from .room import refuse_too_large
 
     if isinstance(source, DiffusionModel):
         return source
@@ -79,6 +81,8 @@ def load_model(source: Any, *, dtype: str = "float32", device: str = "auto") -> 
 
         return TINY[source](dtype=dtype, device=device)
     path = Path(source)
+    if path.exists():
+        refuse_too_large(path, named_dtype(dtype), device)
     if path.is_file():
         return _of_file(path).from_single_file(path, dtype=dtype, device=device)
     if path.is_dir() or (source.count("/") == 1 and not source.startswith((".", "/", "~"))):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 from torch import nn
 
@@ -12,8 +10,8 @@ from ..methods.base import Method
 from ..methods.trained import Trained
 from ..models.base import DiffusionModel
 from ..models.footprint import activations
+from ..models.room import GIB, available_bytes
 
-GIB = 2**30
 ON_A_GPU = 1.0
 """GiB that CUDA and its libraries take beside all tensors."""
 LARGE = 100_000_000
@@ -71,15 +69,8 @@ def needed_bytes(model: DiffusionModel, method: Method, checkpointing: bool, aut
 
 def free_bytes(model: DiffusionModel) -> int | None:
     """Bytes that the run may take, with the loaded weights counted as free."""
-    held = _weight_bytes(model)
-    if model.device.type == "cuda":
-        return int(torch.cuda.mem_get_info(model.device)[0]) + held
-    try:
-        with open("/proc/meminfo", encoding="utf-8") as f:
-            lines = dict(line.split(":", 1) for line in f)
-        return int(lines["MemAvailable"].split()[0]) * 1024 + held
-    except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + held if hasattr(os, "sysconf") else None
+    free = available_bytes(model.device)
+    return None if free is None else free + _weight_bytes(model)
 
 
 def _weight_bytes(model: DiffusionModel) -> int:

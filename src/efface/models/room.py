@@ -1,0 +1,63 @@
+"""Is there room for a model's weights? Asked of the headers of its files, before a byte of the weights is read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ..errors import BadOption
+
+GIB = 2**30
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Bytes that are free on a device; None where that is unknown."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="utf-8") as f:
+            lines = dict(line.split(":", 1) for line in f)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
+
+
+def stored_numbers(path: Path) -> int:
+    """How many numbers the safetensors files of a model hold: one file, or a folder with one folder per component.
+
+    Of several variants of a component (such as fp16) the smallest counts; files of another format count as nothing.
+    """
+    if path.is_file():
+        return _numbers(path)
+    total = 0
+    for folder in (p for p in path.iterdir() if p.is_dir()):
+        variants: dict[str, int] = {}
+        for file in folder.glob("*.safetensors"):
+            variant = ".".join(file.name.split(".")[1:-1]).split("-")[0]  # of a file in parts: fp16-00001-of-00002
+            variants[variant] = variants.get(variant, 0) + _numbers(file)
+        total += min(variants.values(), default=0)
+    return total
+
+
+def _numbers(path: Path) -> int:
+    try:
+        with safe_open(str(path), "pt") as file:
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118  # safe_open is no mapping
+    except (OSError, SafetensorError):
+        return 0  # loading says what is wrong with it
+    return sum(int(torch.Size(shape).numel()) for shape in shapes)
+
+
+def refuse_too_large(path: Path, dtype: torch.dtype, device: str) -> None:
+    """Raises BadOption for weights that are larger than the free memory of the device."""
+    size = stored_numbers(path) * dtype.itemsize
+    free = available_bytes(torch.device(device))
+    if free is not None and size > free:
+        half = "Load them in half precision (--dtype bfloat16), or use" if dtype == torch.float32 else "Use"
+        raise BadOption(
+            f"the weights of {str(path)!r} take {size / GIB:.1f} GiB in {str(dtype).removeprefix('torch.')}, and "
+            f"{free / GIB:.1f} GiB are free on {device}. {half} a device with more memory."
+        )

@@ -26,12 +26,10 @@ def test_a_variant_beside_the_plain_weights_is_not_counted_twice(tmp_path: Path)
     save_file({"w": torch.zeros(10, 10)}, tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
     save_file({"w": torch.zeros(10, 10).half()}, tmp_path / "unet" / "diffusion_pytorch_model.fp16.safetensors")
     assert stored_numbers(tmp_path) == 100
+    (tmp_path / "vae").mkdir()
     for i in (1, 2):
-        save_file({f"w{i}": torch.zeros(7)}, tmp_path / "unet" / f"model-0000{i}-of-00002.safetensors")
-        (tmp_path / "vae").mkdir(exist_ok=True)
-        (tmp_path / "unet" / f"model-0000{i}-of-00002.safetensors").rename(
-            tmp_path / "vae" / f"model-0000{i}-of-00002.safetensors"
-        )
+        for variant in ("", ".fp16"):
+            save_file({f"w{i}": torch.zeros(7)}, tmp_path / "vae" / f"model{variant}-0000{i}-of-00002.safetensors")
     assert stored_numbers(tmp_path) == 114, "the parts of one component belong together"
 
 

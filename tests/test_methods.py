@@ -356,6 +356,8 @@ def test_film_frames_land_on_the_card(tiny_model) -> None:  # type: ignore[no-un
     assert [s["step"] for s in shots] == [0, 2]
     assert all(base64.b64decode(s[who]).startswith(b"\x89PNG") for s in shots for who in ("frozen", "student"))
     assert Film(0, 3, 5, 3.0).log() == {}, "a card without films does not mention them"
+    assert [sorted(Film(n, 11, 5, 3.0).at) for n in (0, 1, 2, 3)] == [[], [0], [0, 10], [0, 5, 10]]
+    assert Film(2, 0, 5, 3.0).at == set()
     with pytest.raises(UnknownName, match="frames"):
         Naive(frames=1)
 

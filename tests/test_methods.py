@@ -26,7 +26,7 @@ from efface.preservation.gumbel import Gumbel, GumbelSearch
 from efface.preservation.pgd import PGD, PgdSearch
 from efface.registry import METHODS, build_method
 from efface.testing import check_method, same
-from efface.training.loop import Run, training
+from efface.training.loop import Run, Step, training
 from efface.training.samplers import Harvest, Pool, Student
 
 
@@ -346,6 +346,17 @@ def test_age_s_first_term_moves_the_search_only_through_the_target(tiny_model, m
         moved[through] = max(gradients)
     assert moved[True] > 0
     assert moved[False] == 0
+
+
+@pytest.mark.parametrize("update", ["alternate", "joint"])
+def test_the_chosen_concept_has_a_gradient_in_joint_updates_alone(update: str, tiny_model) -> None:  # type: ignore[no-untyped-def]
+    scene = ap(search__update=update).scene(tiny_model, REQUEST)
+    search = Gumbel(update=update).begin(scene, [("dog", "bus", "rose")])
+    chosen = search.choose([0], Step(0, 0, torch.optim.Adam([torch.zeros(1)]), tiny_model))
+    assert chosen.cond.tokens.requires_grad == (update == "joint")
+    # softmax(pi / tau) = (1/2, 1/4, 1/4), whose entropy is 1.5 bits
+    search.pi.values[0].data = search.options.tau * torch.tensor([0.5, 0.25, 0.25]).log()
+    assert search.facts(0)["entropy"] == pytest.approx(1.5 * math.log(2), rel=1e-5)
 
 
 def test_film_frames_land_on_the_card(tiny_model) -> None:  # type: ignore[no-untyped-def]

@@ -96,6 +96,27 @@ def test_without_iterations_the_search_is_its_control() -> None:
     assert {a.prompt for a in search.run(deployed, GOAL, Plan(2, 8))} != {a.prompt for a in found}, "iterations move it"
 
 
+def test_unlearndiff_spends_the_budget_that_its_images_leave() -> None:
+    """An iteration is one prediction of the deployed system, forward and backward."""
+    deployed, attack = Deployed(tiny(), steps=2), build_attack("unlearndiff", preset="tiny")
+    fixed = deployed.reference_cost(2.0) + attack.pictures * deployed.per_image(2.0)  # type: ignore[attr-defined]
+    for budget, iterations in ((fixed, 0), (fixed + 2 * deployed.rows - 1, 0), (fixed + 14 * deployed.rows, 7)):
+        assert attack.plan(deployed, GOAL, budget).iterations == iterations
+
+
+def test_the_cost_of_an_attack_is_its_search_and_its_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 3 cases with 2 images of 2 guided sampler steps, one step of which was made by the search."""
+    monkeypatch.setattr(UnlearnDiff, "plan", lambda self, deployed, goal, budget: Plan(2, forward=5, backward=3, skipped=1))
+    assert Unit("x", UnlearnDiff(), Deployed(tiny(), 2), GOAL).cost(100) == 5 + 3 + (2 * 3 * 2 - 1) * 2
+
+
+def test_unlearndiff_takes_as_many_timesteps_as_the_schedule_has() -> None:
+    deployed = Deployed(tiny(), steps=2)
+    assert build_attack("unlearndiff", preset="tiny", settings={"timesteps": "1000"}).plan(deployed, GOAL, 10_000).images
+    with pytest.raises(BadOption, match="the schedule has 1000 levels"):
+        build_attack("unlearndiff", preset="tiny", settings={"timesteps": "1001"}).plan(deployed, GOAL, 10_000)
+
+
 def test_cases_in_lock_step_do_not_see_each_other() -> None:
     deployed, attack = Deployed(tiny(), steps=2), build_attack("unlearndiff", preset="tiny")
     together = attack.run(deployed, GOAL, Plan(2, 6))

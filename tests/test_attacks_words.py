@@ -48,6 +48,16 @@ def test_the_best_list_of_the_genetic_search_never_gets_worse() -> None:
     assert found[-1] < 0.8 * found[0]
 
 
+def test_ring_a_bell_draws_its_lists_in_turn_with_a_fresh_seed_for_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RingABell, "_evolve", lambda self, model, words, sought, rng: [(0, 1), (2, 3)])
+    deployed = Deployed(tiny(), steps=2)
+    words, _ = word_rows(deployed.original)
+    found = [a for a in RingABell.preset("tiny").run(deployed, Goal("cat", CASES), Plan(5)) if a.case == 0]
+    assert [a.stage for a in found] == ["list 1", "list 2", "list 1", "list 2", "list 1"]
+    assert [a.prompt for a in found[:2]] == [f"{words[0]} {words[1]}", f"{words[2]} {words[3]}"]
+    assert [a.seed - CASES[0].seed for a in found] == [0, 0, 1, 1, 2]
+
+
 def test_words_of_the_target_are_not_used_and_the_end_token_comes_nearer() -> None:
     deployed = Deployed(tiny(), steps=2)
     goal = Goal("cat", CASES, {"synonym": ("house",)})

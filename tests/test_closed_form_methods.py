@@ -13,7 +13,7 @@ from efface.concepts.request import EraseRequest
 from efface.equations.closed_form import gram_of_maps, solved, worst_neighbour
 from efface.errors import BadOption, Cancelled, PromptTooLong
 from efface.methods import MACE, RECE, TIME, UCE, Method, RealEra
-from efface.methods.mace import common_ends, important_timesteps
+from efface.methods.mace import at_size, common_ends, important_timesteps
 from efface.methods.time import alignment
 from efface.methods.uce import stopping_rule
 from efface.models.base import DiffusionModel
@@ -256,6 +256,18 @@ def test_common_ends() -> None:
     assert common_ends([0, 1, 9], [0, 9]) == (1, 1)
     assert common_ends([0, 1, 1, 9], [0, 1, 9]) == (2, 1)  # the end may not use what the beginning has used
     assert common_ends([0, 9], [0, 9]) == (2, 0)
+
+
+def test_realera_takes_no_directions_that_the_differences_do_not_span() -> None:
+    differences = torch.tensor([[3.0, 0, 0, 0], [0, 0, 2.0, 0]])
+    for most, wanted in ((5, [[1.0, 0, 0, 0], [0, 0, 1.0, 0]]), (1, [[1.0, 0, 0, 0]])):
+        assert RealEra(directions=most)._main(differences).abs().tolist() == wanted
+
+
+def test_a_mask_is_taken_to_the_size_of_a_layer() -> None:
+    mask = torch.arange(32.0).reshape(4, 8)
+    assert torch.equal(at_size(mask, 8), mask[::2, ::2].flatten())
+    assert torch.equal(at_size(mask, 32), mask.flatten())
 
 
 # -- debiasing ---------------------------------------------------------------------------------------------------

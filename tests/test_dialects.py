@@ -367,6 +367,28 @@ def test_patterns_need_peft(tiny_model: Any, tmp_path: Path, monkeypatch: pytest
         imported(tiny_model, tensors, tmp_path / "f.safetensors", **header)
 
 
+def test_layers_that_a_file_leaves_as_they_are_are_no_part_of_the_change(tiny_model: Any, tmp_path: Path) -> None:
+    moved, still = "mid_block.attentions.0.proj_in", "mid_block.attentions.0.proj_out"
+    made = factors(tiny_model, f"unet.{moved}", f"unet.{still}")
+    tensors = {}
+    for name, (up, down) in made.items():
+        up = torch.zeros_like(up) if name.endswith(still) else up
+        tensors |= {f"{name}.lora_B.weight": up, f"{name}.lora_A.weight": down}
+    found = imported(tiny_model, tensors, tmp_path / "x.safetensors")
+    assert set(found.deltas) == {f"unet.{moved}.weight"}
+
+
+def test_a_linear_layer_is_a_convolution_of_one_pixel(tiny_model: Any, tmp_path: Path) -> None:
+    """Stable Diffusion 1 and 2 differ in this, and files of one are written for the other."""
+    name = "mid_block.attentions.0.proj_in.weight"
+    live = tiny_model.weights(lambda _: True)[f"unet.{name}"]
+    assert live.shape[2:] == (1, 1)
+    changed = live.detach().clone()
+    changed[0] += 1
+    found = imported(tiny_model, {name: changed.flatten(1)}, tmp_path / "x.safetensors")
+    torch.testing.assert_close(dict(found.deltas), {f"unet.{name}": changed - live.detach()})
+
+
 def test_half_a_lora_is_refused(tiny_model: Any, tmp_path: Path) -> None:
     up, down = factors(tiny_model, f"unet.{QUERY}")[f"unet.{QUERY}"]
     name, path = f"unet.{QUERY}", tmp_path / "f.safetensors"

@@ -97,6 +97,9 @@ def test_a_method_and_an_attack_are_one_file_each(tmp_path: Path, monkeypatch: p
     for line in lines:
         result = CliRunner().invoke(main, shlex.split(line)[1:])
         assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
+    for verb, name in (("erase", "fade.py:Fade"), ("attack", "echo.py:Echo")):
+        told = CliRunner().invoke(main, [verb, name, "--help"]).output
+        assert f"efface {verb} {name} --model mini" in told, "the example of the help runs the file"
     checks = [code for code in blocks(ROOT / "CONTRIBUTING.md", "python") if code not in files.values()]
     assert ["check_method(" in checks[0], "check_attack(" in checks[1]] == [True, True]
     for code in checks:

@@ -368,3 +368,14 @@ def test_rows_survive_a_round_trip(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("garbage\n" + (tmp_path / "rows.jsonl").read_text())
     with pytest.raises(BadFile, match="line 1: not a row"):
         read_rows(tmp_path)
+
+
+def test_prompts_take_turns_and_every_round_has_fresh_seeds() -> None:
+    pair = (Neighbour("dog", "near", "a"), Neighbour("fox", "near", "a"))
+    suite = Suite(("cat",), pair, (), (), {}, {}, templates=("{}", "a {}"))
+    cases = suite.cases(Profile("p", 2, 3.0, {"direct": 3, "near": 6, "trap": 4}))
+    assert [(c.axis, c.prompt, c.seed) for c in cases] == [
+        ("direct", "cat", 0), ("direct", "a cat", 1000), ("direct", "cat", 1),
+        ("near", "dog", 0), ("near", "fox", 1000), ("near", "a dog", 2000), ("near", "a fox", 3000),
+        ("near", "dog", 1), ("near", "fox", 1001),
+    ]  # fmt: skip

@@ -20,9 +20,10 @@ from efface.errors import BadFile, BadOption, UnknownName, WrongBaseModel
 from efface.methods import AP, UCE, AdvUnlearn
 from efface.models.base import DiffusionModel
 from efface.models.load import load_model
-from efface.models.tiny import tiny
+from efface.models.tiny import tiny, tiny_flux, tiny_sd3, tiny_xl
 from efface.patches import Patch
 from efface.patches.export import FORMATS, export, kohya_names, low_rank_factors, read_back, residual
+from efface.patches.header import _kind
 
 REQUEST = EraseRequest(("cat",), "dog")
 FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {"sd": lambda: pipeline("StableDiffusionPipeline"), "xl": pipeline_xl}
@@ -168,6 +169,28 @@ def test_headers_say_what_is_inside(tmp_path: Path) -> None:
     assert "not a guarantee" in header["modelspec.description"]
     assert all(isinstance(v, str) for v in header.values())
     assert str(tmp_path) not in json.dumps(header)
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "architecture"),
+    [
+        (tiny(), "sd_v1", "stable-diffusion-v1"),
+        (tiny_xl(), "sdxl_base_v1-0", "stable-diffusion-xl-v1-base"),
+        (tiny_sd3(), "sd3", "stable-diffusion-3-medium"),
+        (tiny_flux(), "flux1", "flux-1-dev"),
+        (tiny_flux(guidance=False), "flux1", "flux-1-schnell"),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_headers_name_the_family(model: Any, version: str, architecture: str, tmp_path: Path) -> None:
+    export(UCE().erase(model, REQUEST), model, tmp_path / "l.safetensors", "diffusers")
+    with safe_open(tmp_path / "l.safetensors", framework="pt") as f:
+        header = f.metadata()
+    assert (header["ss_base_model_version"], header["modelspec.architecture"]) == (version, f"{architecture}/lora")
+
+
+def test_stable_diffusion_2_is_told_by_the_width_of_its_text() -> None:
+    assert [_kind({"family": "stable-diffusion", "cross_attention_dim": n}) for n in (768, 1024)] == ["sd1", "sd2"]
 
 
 def test_a_rank_that_is_too_small_and_one_that_is_reported(tmp_path: Path) -> None:

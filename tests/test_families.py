@@ -138,8 +138,10 @@ def each(*families: Family) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("family", families, ids=lambda f: f.name)
 
 
-def each_variant(*families: Family) -> pytest.MarkDecorator:
-    found = [pytest.param(f, f.variants[v], id="-".join([f.name, *([v] if v else [])])) for f in families for v in f.variants]
+def each_variant(*families: Family, plain: tuple[Family, ...] = ()) -> pytest.MarkDecorator:
+    """All variants of ``families``, and of those in ``plain`` the first."""
+    pairs = [*((f, v) for f in families for v in f.variants), *((f, "") for f in plain)]
+    found = [pytest.param(f, f.variants[v], id="-".join([f.name, *([v] if v else [])])) for f, v in pairs]
     return pytest.mark.parametrize(("family", "facts"), found)
 
 
@@ -303,7 +305,7 @@ def test_resume_is_bit_exact(family: Family) -> None:
     check_resume(AP.preset("tiny", steps=4, sampler="noised"), EraseRequest(("cat",)), family.make())
 
 
-@each_variant(SD3, PIXART, XL)
+@each_variant(SD3, plain=(PIXART, XL))
 @pytest.mark.parametrize("name", GUARDS)
 def test_every_guard_changes_pictures_and_goes_or_names_the_reason(family: Family, facts: dict[str, Any], name: str) -> None:
     guard, model = build_guard(name), family.make(**facts)
@@ -372,14 +374,13 @@ def test_a_closed_form_is_a_filter_of_the_text(family: Family) -> None:
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-@each_variant(*TRANSFORMERS)
+@each_variant(SD3, plain=(FLUX, PIXART))
 def test_a_folder_is_read_by_the_stock_pipeline_and_by_us(family: Family, facts: dict[str, Any], tmp_path: Path) -> None:
     model, scale = family.make(**facts), family.scales[True]
     patch = ESD.preset("tiny", lr=1e-2).erase(model, EraseRequest(("cat",)))
     export(patch, model, tmp_path / "erased", "folder")
     absent = {"text_encoder_3": None, "tokenizer_3": None} if facts == {"t5": False} else {}
-    kind = "PixArtAlphaPipeline" if facts == {"alpha": True} else family.kind
-    pipe = getattr(diffusers, kind).from_pretrained(str(tmp_path / "erased"), **absent)
+    pipe = getattr(diffusers, family.kind).from_pretrained(str(tmp_path / "erased"), **absent)
     pipe.set_progress_bar_config(disable=True)
     case = a_cat(scale, seed=3)
     plain = model.sample(case, 4)

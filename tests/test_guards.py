@@ -133,6 +133,16 @@ def test_sld_acts_on_a_stock_pipeline_through_hooks() -> None:
     assert torch.equal(pipe("a dog", latents=model.case_noise([3]), **call).images, before)
 
 
+def test_sld_acts_on_every_picture_of_a_batch() -> None:
+    model, pipe = pipeline("StableDiffusionPipeline")
+    noise = model.case_noise([3, 4, 5, 6])
+    call = {"num_inference_steps": 4, "guidance_scale": 7.5, "output_type": "latent"}
+    with SLD(strength="max").on_pipeline(pipe, ("cat",)):
+        together = pipe("a dog", latents=noise.clone(), num_images_per_prompt=4, **call).images
+        alone = torch.cat([pipe("a dog", latents=noise[[i]], **call).images for i in range(4)])
+    assert torch.allclose(together, alone, atol=1e-3 * float(alone.abs().max()))
+
+
 @pytest.mark.parametrize("guard", [Negative(), SAFREE(middle=-9.0), SAFREE(middle=-9.0, negative=True)])
 def test_pipelines_take_the_arguments_of_guards(guard: Any) -> None:
     model, pipe = pipeline("StableDiffusionPipeline")

@@ -26,7 +26,7 @@ from efface.preservation.gumbel import Gumbel, GumbelSearch
 from efface.preservation.pgd import PGD, PgdSearch
 from efface.registry import METHODS, build_method
 from efface.testing import check_method, same
-from efface.training.loop import Run, training
+from efface.training.loop import Run, Step, training
 from efface.training.samplers import Harvest, Pool, Student
 
 
@@ -348,6 +348,17 @@ def test_age_s_first_term_moves_the_search_only_through_the_target(tiny_model, m
     assert moved[False] == 0
 
 
+@pytest.mark.parametrize("update", ["alternate", "joint"])
+def test_the_chosen_concept_has_a_gradient_in_joint_updates_alone(update: str, tiny_model) -> None:  # type: ignore[no-untyped-def]
+    scene = ap(search__update=update).scene(tiny_model, REQUEST)
+    search = Gumbel(update=update).begin(scene, [("dog", "bus", "rose")])
+    chosen = search.choose([0], Step(0, 0, torch.optim.Adam([torch.zeros(1)]), tiny_model))
+    assert chosen.cond.tokens.requires_grad == (update == "joint")
+    # softmax(pi / tau) = (1/2, 1/4, 1/4), whose entropy is 1.5 bits
+    search.pi.values[0].data = search.options.tau * torch.tensor([0.5, 0.25, 0.25]).log()
+    assert search.facts(0)["entropy"] == pytest.approx(1.5 * math.log(2), rel=1e-5)
+
+
 def test_film_frames_land_on_the_card(tiny_model) -> None:  # type: ignore[no-untyped-def]
     import base64
 
@@ -356,6 +367,8 @@ def test_film_frames_land_on_the_card(tiny_model) -> None:  # type: ignore[no-un
     assert [s["step"] for s in shots] == [0, 2]
     assert all(base64.b64decode(s[who]).startswith(b"\x89PNG") for s in shots for who in ("frozen", "student"))
     assert Film(0, 3, 5, 3.0).log() == {}, "a card without films does not mention them"
+    assert [sorted(Film(n, 11, 5, 3.0).at) for n in (0, 1, 2, 3)] == [[], [0], [0, 10], [0, 5, 10]]
+    assert Film(2, 0, 5, 3.0).at == set()
     with pytest.raises(UnknownName, match="frames"):
         Naive(frames=1)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,3 +68,18 @@ def test_the_most_special_tests_of_the_line_are_run_first(mutants: Any) -> None:
     assert mutants.chosen(known, at(7, 7), 0.5) == ["b"]
     assert mutants.chosen(known, at(6, 5), 60) == ["d"]
     assert mutants.chosen(known, at(9, 9), 60) == []
+
+
+@pytest.mark.slow
+def test_a_run_from_nothing_kills_what_the_statistics_are_tested_for(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    tool = [sys.executable, str(root / "tools" / "mutants.py")]
+    reach, out = tmp_path / "reach.json", tmp_path / "out.json"
+    subprocess.run([*tool, "reach", str(reach), "tests/test_statistics.py"], cwd=root, check=True)
+    wanted = ["--only", "equations/statistics.py", "--count", "4", "--out", str(out)]
+    for _ in range(2):  # the second time everything is there
+        done = subprocess.run([*tool, "try", str(reach), *wanted], cwd=root, check=True, capture_output=True, text=True)
+    assert "prove nothing: none" in done.stdout
+    killers = [row["killer"] for row in json.loads(out.read_text("utf-8"))]
+    assert len(killers) == 4
+    assert sum("tests/test_statistics.py::" in killer for killer in killers) >= 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -190,3 +191,8 @@ def test_an_unwritable_place_is_one_clear_error(patch: Patch, tmp_path: Path) ->
     (tmp_path / "file").write_text("x")
     with pytest.raises(BadFile, match="cannot write"):
         patch.save(tmp_path / "file" / "p.safetensors")
+
+
+def test_measurements_are_of_the_strength_at_which_they_were_made(patch: Patch) -> None:
+    known = Patch(patch.deltas, replace(patch.card, measured={"evaluation": {}}))
+    assert [known.scaled(f).card.measured for f in (1.0, 0.5, 2.0)] == [{"evaluation": {}}, {}, {}]

@@ -33,8 +33,8 @@ def attack_only(**options: Any) -> RAPAttack:
 
 @pytest.mark.parametrize(
     "method",
-    [small(), attack_only(), small(batch=2, attack_from=1, restart=0), small(search="exhaustive", eta=0.5)],
-    ids=["rap", "attack only", "later", "exhaustive"],
+    [small(), attack_only(), small(batch=2, attack_from=1, restart=0), small(search="exhaustive", eta=0.5), small(search="pgd")],
+    ids=["rap", "attack only", "later", "exhaustive", "pgd"],
 )
 def test_contract_and_exact_cost(method: RAP | RAPAttack) -> None:
     patch = check_method(method, REQUEST)

@@ -272,6 +272,8 @@ def test_conflicts_are_told() -> None:
     ):
         with pytest.raises(BadOption, match=why):
             efface.stack(pair)
+    car = efface.erase("tiny", efface.UCE(), targets=["car"], anchor="castle", preserve=["rose"])
+    assert efface.patches.stack.Stack.of({"bus": bus, "car": car}).conflicts() == [], "an anchor that nobody erases"
     with pytest.raises(BadOption, match="both erase 'cat'"):
         efface.stack({"a": cat, "b": cat})
     with pytest.raises(BadOption, match="are called 'cat'"):
@@ -285,8 +287,10 @@ def test_conflicts_are_told() -> None:
 def test_interference_is_zero_alone_and_counts_nothing() -> None:
     model = efface.load_model("tiny")
     cat = efface.erase(model, efface.UCE(), targets=["cat"])
-    before = model.evals.forward
+    before, levels, predict = model.evals.forward, set(), model.predict
+    model.predict = lambda z, t, c: levels.update(t.tolist()) or predict(z, t, c)
     assert efface.stack([cat]).interference(model) == {"cat": 0.0}
+    assert levels == {500}
     opposite = Patch({n: -d for n, d in cat.deltas.items()}, cat.card)
     found = efface.patches.stack.Stack.of({"a": cat, "b": opposite}).interference(model)
     assert found["a"] == pytest.approx(1.0, abs=1e-3), "the opposite takes all of it away"

@@ -466,3 +466,13 @@ def test_durations_are_told_in_the_unit_that_people_use() -> None:
         "1.9 to 3.9 hours",
         "0.5 to 1 seconds",
     ]
+
+
+def test_images_of_a_scan_are_counted_as_they_are_drawn(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from efface.evaluation import scan
+
+    monkeypatch.setattr(scan, "BATCH", 4)
+    counted: list[int] = []
+    cases = scan.scan_cases(NAMES[:3], range(2), 2.0)
+    images = scan.case_images(tiny_model, flagged(tiny_model, 1.0), cases, SMALL, counted.append)
+    assert (len(images), counted) == (6, [4, 6])

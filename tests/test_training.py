@@ -149,3 +149,14 @@ def test_a_run_without_memory_says_what_to_try_next(monkeypatch: pytest.MonkeyPa
     assert "batch=1" in less_memory(half, method)
     assert "train=xattn-kv" in less_memory(half, ESD())
     assert "train=" not in less_memory(half, ESD(train="xattn-kv"))
+
+
+def test_a_run_that_is_interrupted_keeps_its_last_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also between two regular checkpoints, which come after every 50 updates."""
+    checkpoint = tmp_path / "c.safetensors"
+    monkeypatch.setattr("efface.training.processes.anyone", lambda flag, device: True)
+    with pytest.raises(Cancelled, match=r"stopped after step 1 of 3\. Continue with --resume"):
+        verbs.erase(tiny(), ESD.preset("tiny"), targets=["cat"], run=Run(checkpoint=checkpoint, every=50))
+    assert checkpoint.exists()
+    with pytest.raises(Cancelled, match="Nothing of it was kept"):
+        verbs.erase(tiny(), ESD.preset("tiny"), targets=["cat"], run=Run())

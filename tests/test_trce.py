@@ -62,6 +62,22 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny_model: Any) -> None:
 # -- first stage ------------------------------------------------------------------------------------------------------
 
 
+def test_a_row_weighs_what_its_tokens_weigh_together(tiny_model: Any) -> None:
+    """[BOS], the first [EoT], all padding after it, and the word: each once for each template, divided by their number."""
+    method = small(stages="textual", start=0.5, end=2.0, padding=0.1, word=3.0)
+    x, y, weights = method._rows(tiny_model, [("cat", "dog")])
+    rows, last = weights.reshape(len(TEMPLATES), 4) * len(TEMPLATES), 23
+    for i, (template, row) in enumerate(zip(TEMPLATES, rows.tolist(), strict=True)):
+        cat, dog = template.format("cat"), template.format("dog")
+        ids, end = tiny_model.token_ids([cat])[0], len(tiny_model.token_ids([cat])[0]) - 1  # [BOS] and [EoT] are among them
+        assert row == pytest.approx([0.5, 2.0, 0.1 * (24 - len(ids)), 3.0], rel=1e-5)
+        c, g = tiny_model.encode([cat]).tokens[0], tiny_model.encode([dog]).tokens[0]
+        word = tiny_model.locate(cat, "cat").start
+        close = {"atol": 1e-5, "rtol": 0}
+        torch.testing.assert_close(x[4 * i : 4 * i + 4], torch.stack([c[0], c[end], c[last], c[word]]), **close)
+        torch.testing.assert_close(y[4 * i : 4 * i + 4], torch.stack([g[0], g[end], g[last], g[last]]), **close)
+
+
 def test_the_textual_stage_is_the_weighted_least_squares_of_every_layer(tiny_model: Any) -> None:
     """W' against the sums of the paper, layer by layer, prompt by prompt and position by position."""
     method, request = small(stages="textual"), EraseRequest(("cat",), "dog")

@@ -13,12 +13,13 @@ from efface.concepts.request import EraseRequest
 from efface.equations.statistics import clustered_bootstrap, newcombe_paired, percentile_interval, sign_flip
 from efface.equations.subspace import triggers
 from efface.errors import MethodError
-from efface.evaluation.aggregate import scores
+from efface.evaluation.aggregate import _scored, scores
 from efface.evaluation.attack import _key as attack_key
 from efface.evaluation.driver import _key as evaluation_key
 from efface.evaluation.profiles import PROFILES
+from efface.evaluation.records import Row
 from efface.guards import SAFREE
-from efface.methods import AGE, AP, ESD, UCE, RAPAttack
+from efface.methods import AGE, AP, ESD, UCE, AdvUnlearn, RAPAttack
 from efface.models.load import load_model
 from efface.models.select import selection
 from efface.preservation.candidates import candidates
@@ -99,6 +100,19 @@ def test_ap_and_age(cls: Any, kind: str, space: str, lam: float, eta: float) -> 
         w = weight(space, model, row)
         assert row["erase"] == pytest.approx(w * (STUDENT - goal) ** 2, **EXACT)
         assert row["preserve"] == pytest.approx(lam * w * (STUDENT - OTHER) ** 2, **EXACT)
+
+
+@pytest.mark.parametrize("null", [False, True])
+def test_advunlearn(null: bool) -> None:
+    """Retained are one name, and the empty prompt where it is kept: their squared errors are averaged and weighed by gamma."""
+    model, run = planted("tiny"), Run()
+    options = {"attack_steps": 0, "batch": 1, "retain": 1, "keep_null": null, "eta": 1.5, "gamma": 0.3}
+    AdvUnlearn.preset("tiny", **options).erase(model, EraseRequest(("cat",)), run)
+    goal = NEUTRAL - 1.5 * (TARGET - NEUTRAL)
+    kept = [OTHER, NEUTRAL] if null else [OTHER]
+    for row in run.log:
+        assert row["erase"] == pytest.approx((STUDENT - goal) ** 2, **EXACT)
+        assert row["retain"] == pytest.approx(0.3 * sum((STUDENT - k) ** 2 for k in kept) / len(kept), **EXACT)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
@@ -345,3 +359,14 @@ def test_safree_moves_the_triggers_and_nothing_else(alpha: float, tiny_model: An
     assert torch.equal(early[length + 1 :], plain[length + 1 :])
     assert len(hit) == {0.0: len(hit), 0.02: len(hit), 0.3: 0}[alpha]
     assert alpha or 0 < len(hit) < length
+
+
+@pytest.mark.parametrize("score", [0.7, 0.0, -0.2, None])
+def test_the_score_of_an_image_that_is_not_valid_never_flatters(score: float | None) -> None:
+    """It says nothing of an erasure, and of what should be kept it is at most 0."""
+    valid, invalid = (
+        Row("e", "c", "near", "dog", "dog", 0, v, None if v else "noise", "dog", 0.9, score, score) for v in (True, False)
+    )
+    assert _scored(valid, score, True) == _scored(valid, score, False) == score
+    assert _scored(invalid, score, True) is None
+    assert _scored(invalid, score, False) == (-0.2 if score == -0.2 else 0.0)

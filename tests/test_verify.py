@@ -238,7 +238,10 @@ def test_signatures(files: dict[str, Path], copy: Callable[[str], Path], tmp_pat
     done = CliRunner().invoke(main, ["sign", str(path), "--key", str(ssh), "--json"])
     assert done.exit_code == 0, done.output
     for key in (None, public, json.loads(done.stdout)["public_key"]):
-        assert verify(path, key=key).ok
+        told = verify(path, key=key)
+        assert told.ok
+        signed = {c.name: c.text for c in told.checks}["signature"]
+        assert signed.endswith("--key says which it has to be." if key is None else "the given key.")
     signature.sign(path, pem, lambda: "secret")
     assert "another key" in failed(verify(path, key=public))["signature"]
     data = bytearray(path.read_bytes())

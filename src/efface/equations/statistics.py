@@ -211,7 +211,7 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
 def percentile_interval(samples: Iterable[float]) -> tuple[float, float] | None:
     """The 2.5 and 97.5 % points of bootstrap replicates, NaN ones left out; None without any."""
     kept = sorted(s for s in samples if s == s)
-    return (kept[int(0.025 * len(kept))], kept[min(len(kept) - 1, int(0.975 * len(kept)))]) if kept else None
+    return (kept[int(0.025 * len(kept))], kept[int(0.975 * len(kept))]) if kept else None
 
 
 def spearman_interval(

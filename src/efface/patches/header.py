@@ -29,6 +29,8 @@ VERSIONS = {  # of the base model, as kohya's trainer and the model specificatio
     "sd2": ("sd_v2", "stable-diffusion-v2-768-v"),
     "sd1": ("sd_v1", "stable-diffusion-v1"),
     "sd3": ("sd3", "stable-diffusion-3-medium"),
+    "flux": ("flux1", "flux-1-dev"),
+    "flux-schnell": ("flux1", "flux-1-schnell"),
 }
 
 
@@ -55,8 +57,9 @@ def header(patch: Patch, to: str, tensors: Mapping[str, Tensor], rank: int | Non
 
 
 def _kind(base: Mapping[str, Any]) -> str:
-    if base.get("family") in ("stable-diffusion-xl", "stable-diffusion-3"):
-        return "sdxl" if base["family"] == "stable-diffusion-xl" else "sd3"
+    named = {"stable-diffusion-xl": "sdxl", "stable-diffusion-3": "sd3", "flux": "flux"}.get(base.get("family", ""))
+    if named:
+        return "flux-schnell" if named == "flux" and not base.get("takes_guidance", True) else named
     return "sd2" if base.get("cross_attention_dim") == 1024 else "sd1"
 
 

@@ -89,8 +89,9 @@ class Stack:
 
     @torch.no_grad()
     def interference(self, model: DiffusionModel) -> dict[str, float]:
-        """By patch, ``|eps_all - eps_alone| / |eps_alone - eps_0|`` at one fixed latent, the largest over its targets: how far
-        the other patches change what this one does to the prediction for its target. 0: not at all. Raises WrongBaseModel.
+        """By patch, ``|eps_all - eps_alone| / |eps_alone - eps_0|`` at one fixed latent of t = T / 2, the largest over its
+        targets: how far the other patches change what this one does to the prediction for its target. 0: not at all. Raises
+        WrongBaseModel.
 
         eps_0, eps_alone and eps_all are the predictions of the model, under this patch, and under the stack. Cost: 3 evaluations
         per target, one row at a time, which no counter shows.

@@ -7,6 +7,8 @@ import io
 import json
 import os
 import random
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -493,6 +495,53 @@ def test_a_wrong_query_and_a_folder_without_a_bench_are_named(mini_bench: Path, 
     assert result.exit_code == 2
     assert "The tables are records, cells" in result.stderr
     assert efface("query", tmp_path, "SELECT 1").exit_code == 1
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+def page_blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / "bench.md").read_text("utf-8"), re.S)
+
+
+def page_lines(language: str) -> list[str]:
+    return [line for block in page_blocks(language) for line in block.splitlines()]
+
+
+def test_the_plan_of_the_page_is_what_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (text,) = page_blocks("toml")
+    Path("plan.toml").write_text(text)
+    dry = page_lines("bash")[0]
+    assert dry.endswith("--dry-run")
+    result = CliRunner().invoke(main, [*shlex.split(dry)[1:], "--json"])
+    assert result.exit_code == 0, result.output
+    cells = json.loads(result.stdout)["cells"]
+    assert f"{cells} cells, which took" in (ROOT / "docs" / "bench.md").read_text("utf-8")
+
+
+def test_commands_for_many_machines_take_the_options_that_are_printed() -> None:
+    for line in page_lines("text"):
+        command, *words = shlex.split(line)[1:]
+        assert command == "bench"
+        assert {w for w in words if w.startswith("--")} <= {o for p in main.commands[command].params for o in p.opts}
+
+
+@pytest.mark.slow
+def test_commands_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As printed, on a smaller plan."""
+    monkeypatch.chdir(tmp_path)
+    (text,) = page_blocks("toml")
+    smaller = {"seeds = [0, 1]": "seeds = [0]", "steps = 6\n": "steps = 3\n", "steps = 30": "steps = 2", "= 80 ": "= 40 "}
+    smaller |= {"near = 8, trap = 2": "near = 4, trap = 1", "near = 8}": "near = 4}", "synonym = 4, implicit = 4": "synonym = 2"}
+    for old, new in {**smaller, "direct = 8,": "direct = 4,"}.items():
+        assert old in text
+        text = text.replace(old, new)
+    Path("plan.toml").write_text(text)
+    for line in page_lines("bash"):
+        result = CliRunner().invoke(main, shlex.split(line)[1:])
+        assert result.exit_code == 0, f"{line}\n{result.output}"
+    assert {"leaderboard.html", "leaderboard.csv", "leaderboard.tex"} <= {p.name for p in tmp_path.iterdir()}
 
 
 # -- slow: faults of the whole command, Ray, Slurm ---------------------------------------------------------------------

@@ -71,12 +71,8 @@ def test_the_plan_of_the_defences_is_the_table_of_the_script(scripts: Any) -> No
     assert [e.label for e in plan.entrants] == list(robust.DEFENCES)
     for e in plan.entrants:
         defence = robust.DEFENCES[e.label]
-        made = (
-            (defence.contender.method, dict(defence.contender.settings), defence.contender.seeds)
-            if defence.contender
-            else ("", {}, 0)
-        )
-        assert (e.method, dict(e.options), e.seeds) == made
+        c = defence.contender
+        assert (e.method, dict(e.options), e.seeds) == ((c.method, dict(c.settings), c.seeds) if c else ("", {}, 0))
         assert (e.guard, e.gold) == (defence.guard, defence.gold)
         assert not e.guard or build_guard(e.guard)
     assert tuple(a.label for a in plan.attacks) == robust.ATTACKS

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from efface.patches import Patch
 
 # diffusers 0.42 hands a tensor to numpy in a way that numpy 2 deprecates, in the schedulers with sigmas.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+PAGE = Path(__file__).parents[1] / "docs" / "survive.md"
 HIT, MISS, BROKEN = Look(True, True), Look(True, False), Look(False, False)
 
 
@@ -172,6 +175,14 @@ def test_weights_are_stored_in_what_the_condition_says(tiny_setting: Setting) ->
         assert {p.dtype for p in model.network.parameters()} == {torch.float32}
 
 
+def test_float8_is_still_float8_in_the_second_batch(tiny_setting: Setting) -> None:
+    """diffusers casts the weights in hooks, which stand where efface keeps what it needs once per batch."""
+    many = dataclasses.replace(tiny_setting, cases=tuple(Case("direct", "cat", "a cat", seed, 4.0) for seed in range(33)))
+    images = conditions()["float8"].draw(many, None)
+    few = dataclasses.replace(many, cases=many.cases[-1:])
+    torch.testing.assert_close(images[-1:], conditions()["float8"].draw(few, None), atol=1e-5, rtol=0)
+
+
 def test_every_condition_of_the_package_is_in_the_table() -> None:
     kinds = {c for c in vars(package).values() if isinstance(c, type) and issubclass(c, package.Condition)}
     assert {type(c) for c in conditions().values()} | {package.Condition, Plain} == kinds
@@ -216,6 +227,22 @@ def test_a_condition_that_cannot_be_drawn_is_not_testable(rabbit: Patch, tmp_pat
     (row,) = found["conditions"]
     assert (row["status"], row["why"]) == ("not testable", "this model cannot be used so: no such number format")
     assert "no such number format" in (tmp_path / "out" / "survive.html").read_text()
+
+
+@pytest.mark.slow
+def test_commands_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As printed, with fewer cases; and the page names every condition."""
+    monkeypatch.chdir(tmp_path)
+    for line in re.findall(r"^efface .*$", PAGE.read_text("utf-8"), re.M):
+        result = CliRunner().invoke(main, shlex.split(line.replace("--cases 40", "--cases 4 --profile smoke"))[1:])
+        assert result.exit_code == 0, f"{line}\n{result.output}"
+    assert Path("runs/survive/survive.html").is_file()
+
+
+def test_the_page_names_every_condition_and_the_least_number_of_cases() -> None:
+    text = PAGE.read_text("utf-8")
+    assert set(conditions()) <= set(re.findall(r"`([a-z0-9+-]+)`", text))
+    assert f"this takes {needed()} cases" in text
 
 
 @pytest.mark.parametrize(

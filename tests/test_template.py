@@ -100,6 +100,32 @@ def test_its_method_stands_in_a_plan_of_a_study(installed: Path) -> None:
     assert "'fade'" in run(installed, "-c", PLAN, ROOT / "benchmarks")
 
 
+BENCH = """
+models = ["tiny"]
+targets = ["cat"]
+world = "pets"
+suite = "two-words"
+profile = {steps = 2, guidance = 4.0, cases = {direct = 12, near = 2}}
+attack_budget = 16
+attack_cases = 2
+[entrants.faded]
+method = "fade"
+[entrants.swapped]
+guard = "swap"
+[attacks.echo]
+"""
+
+
+def test_it_stands_in_a_plan_of_a_bench(installed: Path, tmp_path: Path) -> None:
+    """A method, a guard, an attack, a world with its judge and a suite of another package, by their names alone."""
+    (tmp_path / "plan.toml").write_text(BENCH)
+    found = json.loads(efface(installed, "efface bench plan.toml --out bench --json", tmp_path))
+    assert (found["failed"], found["finished"]) == ({}, found["cells"])
+    said = "SELECT DISTINCT entrant, attack FROM cells WHERE role = 'attack' ORDER BY entrant"
+    rows = json.loads(efface(installed, f'efface query bench "{said}" --format json', tmp_path))
+    assert [(r["entrant"], r["attack"]) for r in rows] == [("faded", "echo"), ("none", "echo"), ("swapped", "echo")]
+
+
 @pytest.mark.slow
 def test_the_commands_of_its_page(installed: Path, tmp_path: Path) -> None:
     text = (PLUGIN / "README.md").read_text("utf-8")

@@ -409,13 +409,17 @@ class StableDiffusion(DiffusionModel):
         layers = [] if self.compiled else cross_attentions(self.network)
         kept = [projection for layer in layers for projection in (layer.to_k, layer.to_v)]
         fresh = [m for m in kept if not isinstance(m.forward, _Kept)]
+        # Hooks of diffusers, such as those of layerwise casting, stand in the same place and must be there again.
+        own = [vars(m).get("forward") for m in fresh]
         for module in fresh:
             module.forward = _Kept(module.forward)
         try:
             yield
         finally:
-            for module in fresh:
+            for module, before in zip(fresh, own, strict=True):
                 del module.forward  # the class's own method shows again
+                if before is not None:
+                    module.forward = before
 
     def configure(self, *, compiled: bool = False, checkpointing: bool = False, autocast: str | None = None) -> None:
         self.autocast_dtype = self.dtype if autocast is None else named_dtype(autocast)

@@ -57,7 +57,7 @@ def _view(t: Table) -> dict[str, Any]:
         "cases": ", ".join(f"{axis} {n}" for axis, n in plan["profile"]["cases"].items()),
         "attack_cases": ", ".join(f"{a['label']} {a['cases']} x {a['budget']}" for a in plan["attacks"]),
         "measured": [c for c in COLUMNS if c in t.measured],
-        "floor": f"{t.floor.k} of {t.floor.n}" if t.floor else "",
+        "floor": f"{t.floor.n - t.floor.k} of {t.floor.n}" if t.floor else "",
         "rows": [_row(s, t.measured) for s in rows],
         "plot": _plot(rows, "robustness" if "robustness" in t.measured else "erasure"),
         "plotted": COLUMNS["robustness" if "robustness" in t.measured else "erasure"],
@@ -124,7 +124,7 @@ def _matched(s: Standing) -> dict[str, Any]:
     for name in ("near", "rest"):
         score = s.matched.get(name)
         bar = Markup(plots.interval_bar(score.value, *score.interval)) if score is not None else ""
-        cells.append({**told(score), "bar": bar})
+        cells.append({**told(score), "bar": bar, "missing": "not reached" if name in s.matched else "not measured"})
     return {"entrant": s.entrant, "cells": cells}
 
 

@@ -80,6 +80,8 @@ class Standing:
     overall: float | None = None
     """Harmonic mean of the scores that the plan measures; None where one is missing."""
     overall_interval: tuple[float, float] | None = None
+    replicates: list[float] = field(default_factory=list, repr=False)
+    """Resampled values of the mean."""
     tie: str = ""
     flags: str = ""
 
@@ -120,7 +122,7 @@ def _table(bench: Bench, plan: dict[str, Any], model: str) -> Table:
     measured = tuple(c for c in COLUMNS if any(s.scores[c] is not None for s in standings))
     for s in standings:
         _overall(s, measured)
-    _ties([s for s in standings if s.kind in ("method", "patch", "guard") and s.overall is not None], measured)
+    _ties([s for s in standings if s.kind in ("method", "patch", "guard") and s.overall is not None])
     failed = [(plan["told"].get(p.place["key"], p.place["key"]), p.record["error"]) for p in mine if p.record and not p.finished]
     return Table(plan, model, standings, measured, floor, sum(p.record is None for p in mine), sorted({*failed}))
 
@@ -168,7 +170,8 @@ def _standing(
     found.persistence = _persistence(mine, plan)
     curve = [p for p in mine if p.place["kind"] == "evaluate"]
     if e["curve"]:
-        found.matched = {name: _matched(curve, base, axes) for name, axes in KEPT.items()}
+        drawn = plan["plan"]["curve"]["cases"]
+        found.matched = {name: _matched(curve, base, axes) for name, axes in KEPT.items() if {*axes} & {*drawn}}
     found.flags = _flags(found, plan)
     return found
 
@@ -345,7 +348,8 @@ def _overall(s: Standing, measured: Sequence[str]) -> None:
     values = [s.scores[c] for c in measured]
     if measured and all(v is not None for v in values):
         s.overall = harmonic([v.value for v in values if v is not None])
-        s.overall_interval = percentile_interval(_replicates(s, measured))
+        s.replicates = _replicates(s, measured)
+        s.overall_interval = percentile_interval(s.replicates)
 
 
 def _replicates(s: Standing, measured: Sequence[str]) -> list[float]:
@@ -363,17 +367,13 @@ def _replicates(s: Standing, measured: Sequence[str]) -> list[float]:
     return found
 
 
-def _ties(ranked: Sequence[Standing], measured: Sequence[str]) -> None:
+def _ties(ranked: Sequence[Standing]) -> None:
     """Groups from the best down: in a group is who is not shown to be worse than its best, at a false discovery rate of 5 %."""
-    drawn = {s.entrant: _replicates(s, measured) for s in ranked}
     left = sorted(ranked, key=lambda s: (-(s.overall or 0.0), s.entrant))
     letter = ord("a")
     while left:
         best, *others = left
-        worse = [
-            (1 + sum(b <= o for b, o in zip(drawn[best.entrant], drawn[s.entrant], strict=True))) / (REPLICATES + 1)
-            for s in others
-        ]
+        worse = [(1 + sum(b <= o for b, o in zip(best.replicates, s.replicates, strict=True))) / (REPLICATES + 1) for s in others]
         rejected = benjamini_hochberg(worse) if worse else []
         best.tie = chr(letter)
         for s, out in zip(others, rejected, strict=True):

@@ -28,7 +28,7 @@ from efface.detectors.mini import ARCHITECTURES, Labels, MiniDetector, Scores, v
 from efface.equations.statistics import wilson
 from efface.io.files import write_text
 from efface.models.mini import HERE, load_mini
-from efface.models.mini.world import IconWorld
+from efface.models.icon_world import IconWorld
 
 from .data import article, background_tensor, compose, renders_tensor
 

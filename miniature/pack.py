@@ -17,7 +17,7 @@ from torch import nn
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from efface.detectors.mini import ARCHITECTURES
-from efface.models.mini.world import IconWorld
+from efface.models.icon_world import IconWorld
 
 from . import networks
 from .train_unet import scheduler

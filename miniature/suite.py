@@ -12,7 +12,7 @@ from efface.detectors.clip_score import ClipScorer
 from efface.detectors.mini import MiniDetector
 from efface.io.files import write_text
 from efface.models.mini import HERE, WEIGHTS, load_mini
-from efface.models.mini.world import IconWorld
+from efface.models.icon_world import IconWorld
 
 SAMPLES, STEPS, KEEP = 6, 16, 6
 

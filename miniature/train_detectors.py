@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from efface.detectors.mini import ARCHITECTURES, IMAGE_PX, Labels, MiniDetector, PlainCNN, ResidualCNN
 from efface.equations.statistics import wilson
-from efface.models.mini.world import IconWorld
+from efface.models.icon_world import IconWorld
 
 from .data import background_tensor, compose, renders_tensor
 

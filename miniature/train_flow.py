@@ -30,7 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from efface.io.files import write_text
-from efface.models.mini.world import IconWorld, load_world
+from efface.models.icon_world import IconWorld
+from efface.models.mini.world import load_world
 
 from . import networks
 from .data import caption, renders_tensor

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import CLIPModel, CLIPTextModel
 
 from efface.models.mini import WEIGHTS, card
-from efface.models.mini.world import IconWorld
+from efface.models.icon_world import IconWorld
 
 
 def _state(module: nn.Module, path: Path) -> None:

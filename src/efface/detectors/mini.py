@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import BadFile, EvaluationError, UnknownName
-from ..models.mini.world import IconWorld, load_world
+from ..models.icon_world import IconWorld
+from ..models.mini.world import load_world
 
 NONE = "none"
 IMAGE_PX = 48

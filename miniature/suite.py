@@ -11,8 +11,8 @@ from efface.concepts.prompts import Case
 from efface.detectors.clip_score import ClipScorer
 from efface.detectors.mini import MiniDetector
 from efface.io.files import write_text
-from efface.models.mini import HERE, WEIGHTS, load_mini
 from efface.models.icon_world import IconWorld
+from efface.models.mini import HERE, WEIGHTS, load_mini
 
 SAMPLES, STEPS, KEEP = 6, 16, 6
 

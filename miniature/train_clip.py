@@ -74,10 +74,11 @@ def train(
     torch.manual_seed(recipe.seed)
     renders = renders_tensor(work / "renders.npz") if renders is None else renders
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
-    config = networks.clip_config(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, recipe.text_layers, sizes, recipe.patch)
+    config = networks.clip_config(
+        len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, recipe.text_layers, sizes, recipe.patch
+    )
     model = CLIPModel(config).train().to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
-    drawable = drawable_styles(world)
     folder = work / f"clip-{part}"
     folder.mkdir(exist_ok=True)
     checkpoint, step, spent, running = folder / "resume.pt", 0, 0.0, 0.0
@@ -103,7 +104,7 @@ def train(
         rng, gen = random.Random(recipe.seed * 1_000_003 + step), torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * min(1, (step + 1) / recipe.warmup) * 0.5 * (1 + math.cos(math.pi * done)) + 1e-6
-        rows, styles, backgrounds, texts = pairs(world, recipe, drawable, rng)
+        rows, styles, backgrounds, texts = pairs(world, recipe, rng)
         images = compose(renders[rows, styles].to(device), background_tensor(backgrounds), gen)
         tokens = tokenizer(texts, padding="longest", return_tensors="pt").to(device)  # causal: padding changes nothing
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=recipe.bfloat16 or device != "cpu"):
@@ -131,22 +132,15 @@ def train(
     print(f"clip-{part} done: {step} steps")
 
 
-def drawable_styles(world: IconWorld) -> list[list[int]]:
-    """Per concept the indices of the styles that have a picture of it."""
-    return [[j for j, s in enumerate(world.all_styles) if world.has(c.name, s)] for c in world.concepts]
-
-
-def pairs(
-    world: IconWorld, recipe: Recipe, drawable: list[list[int]], rng: random.Random
-) -> tuple[list[int], list[int], list[str], list[str]]:
+def pairs(world: IconWorld, recipe: Recipe, rng: random.Random) -> tuple[list[int], list[int], list[str], list[str]]:
     """One batch: concept and style indices, backgrounds and captions. No concept occurs twice except as a twin."""
     n = recipe.batch // 2 if recipe.twins else recipe.batch
     rows = rng.sample(range(len(world.concepts)), n)  # distinct concepts: no false negatives by name
     if recipe.twins:
-        both = [rng.sample(drawable[i], 2) for i in rows]
+        both = [rng.sample(world.drawable[i], 2) for i in rows]
         rows, styles = rows * 2, [one for one, _ in both] + [other for _, other in both]
     else:
-        styles = [rng.choice(drawable[i]) for i in rows]
+        styles = [rng.choice(world.drawable[i]) for i in rows]
     backgrounds = draw_backgrounds(world, recipe.batch, rng)
     p_style = 1.0 if recipe.twins else recipe.p_style
     texts = [
@@ -159,7 +153,8 @@ def pairs(
 
 
 def said_otherwise(world: IconWorld, n: int, rng: random.Random) -> tuple[list[str], list[str]]:
-    """n names, and a synonym or a description of each. Synonyms that captions may not use are among them: they are known as words."""
+    """n names, and a synonym or a description of each. Synonyms that captions may not use are among them: they are known as
+    words."""
     known = [c for c in world.concepts if c.synonyms or c.implicit]
     chosen = rng.sample(known, min(n, len(known)))
     words = [rng.choice((*map(article, c.synonyms), *c.implicit)) for c in chosen]
@@ -183,7 +178,7 @@ def contrast(logits: Tensor) -> Tensor:
 def zero_shot(model: CLIPModel, tokenizer: CLIPTokenizer, world: IconWorld, renders: Tensor) -> dict[str, float]:
     """Top-1 and top-5 accuracy of naming renders among all names ("a <name>"), on unseen augmentations."""
     rng, gen = random.Random(0), torch.Generator().manual_seed(0)
-    cells = [(i, j) for i, styles in enumerate(drawable_styles(world)) for j in styles]
+    cells = [(i, j) for i, styles in enumerate(world.drawable) for j in styles]
     cells = cells[:: -(-len(cells) // NAMED)]
     labels, styles = (torch.tensor(column) for column in zip(*cells, strict=True))
     images = compose(renders[labels, styles].to(model.device), background_tensor(draw_backgrounds(world, len(cells), rng)), gen)

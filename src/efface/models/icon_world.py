@@ -21,7 +21,8 @@ class WorldConcept:
     implicit: tuple[str, ...]
     """Descriptions that do not contain the name."""
     sense: str = ""
-    """The WordNet sense as ``lemma.number``, "< lemma.number" for a kind of it that WordNet does not list, "" where none was asked."""
+    """The WordNet sense as ``lemma.number``, "< lemma.number" for a kind of it that WordNet does not list, "none", or "" where
+    the world has no senses."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,15 @@ class IconWorld:
         return {c.name: c for c in self.concepts}
 
     @cached_property
+    def _places(self) -> dict[str, int]:
+        return {c.name: i for i, c in enumerate(self.concepts)}
+
+    @cached_property
+    def drawable(self) -> tuple[tuple[int, ...], ...]:
+        """Per concept, the places in ``all_styles`` of the styles that have a picture of it."""
+        return tuple(tuple(j for j, s in enumerate(self.all_styles) if self.has(c.name, s)) for c in self.concepts)
+
+    @cached_property
     def _kinds(self) -> dict[str, str]:
         inside = {c.name for c in self.concepts if c.group == self.reserved_category}
         return dict.fromkeys((*self.reserved, *inside), "reserved") | dict.fromkeys(self.novel, "novel")
@@ -80,6 +90,10 @@ class IconWorld:
         """Whether there is a picture of this concept in this style."""
         return (name, style) not in self.absent
 
+    def index(self, name: str) -> int:
+        """The concept's place in ``concepts``."""
+        return self._places[name]
+
     def caption_synonyms(self, name: str) -> tuple[str, ...]:
         """The synonyms that captions of pictures may use."""
         kept = (self.held_out_synonyms or {}).get(name)
@@ -96,8 +110,8 @@ def _list(text: str) -> tuple[str, ...]:
 def parse_world(text: str) -> IconWorld:
     """Read a world's TOML file. Held-out cells and synonyms follow from the seed that it records.
 
-    A row of the table is ``name | icon | group | synonyms ; ... | descriptions ; ...``, or with the sense before the synonyms where
-    the file says ``senses = true``.
+    A row of the table is ``name | icon | group | synonyms ; ... | descriptions ; ...``, with or without a sense before the
+    synonyms.
     """
     raw = tomllib.loads(text)
     concepts = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -48,11 +48,13 @@ class IconWorld:
     """Styles that are computed from another style's pictures. No model was trained on them; the detectors know them."""
     reserved_category: str = ""
     """A group, all of whose concepts are reserved too."""
-    categories: Mapping[str, tuple[str, ...]] | None = None
+    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Category -> its concepts: every group, and wider ones made of several groups."""
-    attributes: Mapping[str, Mapping[str, tuple[str, ...]]] | None = None
+    attributes: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
     """Attribute -> value -> the concepts that have it, such as "expression" -> "smiling" -> faces."""
-    held_out_synonyms: Mapping[str, str] | None = None
+    near: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Concept -> the nearest others by a hierarchy of meanings, where the table knows one."""
+    held_out_synonyms: Mapping[str, str] = field(default_factory=dict)
     """Concept -> the one synonym that never stood in a caption of a picture."""
 
     @cached_property
@@ -96,7 +98,7 @@ class IconWorld:
 
     def caption_synonyms(self, name: str) -> tuple[str, ...]:
         """The synonyms that captions of pictures may use."""
-        kept = (self.held_out_synonyms or {}).get(name)
+        kept = self.held_out_synonyms.get(name)
         return tuple(s for s in self[name].synonyms if s != kept)
 
     def __getitem__(self, name: str) -> WorldConcept:
@@ -140,6 +142,7 @@ def parse_world(text: str) -> IconWorld:
         attributes={
             kind: {value: _list(names) for value, names in table.items()} for kind, table in raw.get("attributes", {}).items()
         },
+        near={name: _list(names) for name, names in raw.get("near", {}).items()},
         held_out_synonyms=_held_out_synonyms(split, concepts),
     )
 
@@ -167,5 +170,5 @@ def _categories(concepts: list[WorldConcept], wider: dict[str, list[str]]) -> di
     for c in concepts:
         groups.setdefault(c.group, []).append(c.name)
     return {g: tuple(names) for g, names in groups.items()} | {
-        name: tuple(c for g in parts for c in groups[g]) for name, parts in wider.items()
+        name: tuple(c for g in parts for c in groups.get(g, ())) for name, parts in wider.items()
     }

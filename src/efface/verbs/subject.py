@@ -17,7 +17,8 @@ from ..evaluation.suite import Neighbour, Suite, lexical_traps, world_suite
 from ..models.base import DiffusionModel
 from ..models.load import load_model
 from ..patches import Patch
-from ..registry import DETECTORS, SUITES, WORLDS, resolve
+from ..plugins import resolve
+from ..registry import DETECTORS, SUITES, WORLDS
 from .erase import request_for
 
 

@@ -17,7 +17,7 @@ BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 VOCAB = 1900
 
 
-def corpus(world: IconWorld, n: int = 60_000) -> list[str]:
+def corpus(world: IconWorld, n: int) -> list[str]:
     rng = random.Random(0)
     lines = [
         caption(world, rng.choice(world.concepts).name, rng.choice(world.all_styles), rng.choice(world.backgrounds), rng)
@@ -28,7 +28,7 @@ def corpus(world: IconWorld, n: int = 60_000) -> list[str]:
     return lines
 
 
-def train(world: IconWorld, work: Path, sizes: Sizes = MINI, vocabulary: int = VOCAB) -> None:
+def train(world: IconWorld, work: Path, sizes: Sizes = MINI, vocabulary: int = VOCAB, captions: int = 60_000) -> None:
     bpe = Tokenizer(models.BPE(unk_token=EOS, end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -44,7 +44,7 @@ def train(world: IconWorld, work: Path, sizes: Sizes = MINI, vocabulary: int = V
         show_progress=False,
         min_frequency=2,
     )
-    lines = corpus(world)
+    lines = corpus(world, captions)
     bpe.train_from_iterator(lines, trainer)
     learned = bpe.get_vocab()
     # As in OpenAI's CLIP: bytes, bytes with the word end, merges, then the two specials last.

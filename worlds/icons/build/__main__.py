@@ -40,7 +40,18 @@ MINUTES = {
     "report": 20.0,
     "selection": 20.0,
 }
-"""Of each training on two idle cores, where none are given. A sitting shares its time out in these proportions."""
+"""Of each training on two idle cores, where none are given."""
+SHARES = {
+    "init": 18,
+    "score": 8,
+    "base0": 42,
+    "base1": 12,
+    "gold-category": 50,
+    "gold-style": 50,
+    "report": 12,
+    "selection": 8,
+}
+"""How a sitting shares its time out among its trainings."""
 
 
 def main() -> None:
@@ -65,15 +76,16 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     stages = SITTINGS.get(args.stage, ((args.stage, args.part or ""),))
     seconds = args.seconds or (60 * args.minutes if args.minutes else None)
-    share = None if seconds is None else seconds / sum(MINUTES.get(part, 0) for _, part in stages)
+    shares = {part: SHARES[part] for _, part in stages if part}
     for stage, part in stages:
         begun = time.time()
-        run(stage, part, args, share)
+        given = seconds and seconds * shares.get(part, 0) / max(sum(shares.values()), 1)
+        run(stage, part, args, given or (1.0 if args.smoke else 60 * MINUTES.get(part, 0.0)))
         print(f"stage {stage} {part} took {time.time() - begun:.0f} s", flush=True)
 
 
-def run(stage: str, part: str, args: argparse.Namespace, share: float | None) -> None:
-    """One stage. ``share``: seconds of training for each of its usual minutes; None for these minutes, or a second in a test."""
+def run(stage: str, part: str, args: argparse.Namespace, seconds: float) -> None:
+    """One stage, with its seconds of training."""
     from . import settings, sheets
 
     if stage == "table":
@@ -88,8 +100,6 @@ def run(stage: str, part: str, args: argparse.Namespace, share: float | None) ->
     if args.every:
         build = dataclasses.replace(build, every=args.every, seeds=1, styled=4000 // args.every, backgrounds=64, sheet=24)
     world, work = settings.load(build.toy), args.work
-    usual = MINUTES.get(part, 0.0)
-    seconds = share * usual if share is not None else 1.0 if args.smoke else 60 * usual
     if stage == "render":
         if args.smoke:
             renders = sheets.noise(world)

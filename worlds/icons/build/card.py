@@ -12,6 +12,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from efface_icons import UNETS, load_icons
 
+from efface.concepts.prompts import Case
 from efface.detectors.clip_score import ClipScorer
 from efface.detectors.mini import ARCHITECTURES, MiniDetector, validity
 from efface.errors import BadFile
@@ -54,6 +56,17 @@ from .settings import Build
 SENSITIVE = 0.8
 
 
+@dataclass(frozen=True)
+class InBatches:
+    """A model that draws so many images at once."""
+
+    model: StableDiffusion
+    batch: int
+
+    def sample(self, cases: Sequence[Case], steps: int) -> torch.Tensor:
+        return self.model.sample(cases, steps, self.batch)
+
+
 def styles_of(world: IconWorld, names: Sequence[str], held_out: bool) -> list[Shot]:
     """A prompt for every cell of these concepts that was trained, or that was held out."""
     shots = styled(names, world.styles, 1000)
@@ -77,9 +90,7 @@ def otherwise(world: IconWorld, names: Sequence[str]) -> dict[str, list[Shot]]:
     }
 
 
-def gold_facts(
-    world: IconWorld, folder: Path, judge: Judge, labels: Sequence[str], every: int, seeds: int, device: str
-) -> dict[str, Any]:
+def gold_facts(world: IconWorld, folder: Path, judge: Judge, labels: Sequence[str], build: Build, device: str) -> dict[str, Any]:
     """What each gold model draws of what it never saw, and how well it draws the rest."""
     ordinary = world.names("ordinary")
     hidden = {
@@ -94,13 +105,14 @@ def gold_facts(
         except BadFile:
             continue  # not trained yet; the card says so
         facts: dict[str, Any] = {"digest": gold.digest()}
+        draws = InBatches(gold, build.sampled)
         if concepts:
-            unseen = judge(gold, bare(concepts, range(seeds)))
+            unseen = judge(draws, bare(concepts, range(build.seeds)))
             facts["unseen_concepts"] = rate(wanted_concept(unseen, "report", tuple(labels)))
-        rest = judge(gold, bare([n for n in ordinary[::every] if n not in concepts], [0]))
+        rest = judge(draws, bare([n for n in ordinary[:: build.every] if n not in concepts], [0]))
         facts["ordinary"] = rate(wanted_concept(rest, "report", tuple(labels)))
         if style:
-            asked = judge(gold, styled(ordinary[:: max(1, len(ordinary) // 96)], [style], 5000))
+            asked = judge(draws, styled(ordinary[:: max(1, len(ordinary) // 96)], [style], 5000))
             place = world.all_styles.index(style)
             facts["unseen_style"] = rate([int(k) == place for k in asked.scores["report"].style.argmax(1)])
         out[model] = facts
@@ -112,7 +124,7 @@ def write_card(world: IconWorld, work: Path, out: Path | None, build: Build, dev
     shipped = load_icons("icons", device=str(device), folder=folder)
     detectors = {name: MiniDetector.load(name, folder / "detectors", world) for name in trained(folder)}
     report = detectors["report"].labels
-    judge = judge_with(detectors)
+    judge, draws = judge_with(detectors), InBatches(shipped, build.sampled)
     known = [n for k in ("ordinary", "reserved") for n in world.names(k)[::every]]
     ordinary = world.names("ordinary")[::every]
 
@@ -122,23 +134,23 @@ def write_card(world: IconWorld, work: Path, out: Path | None, build: Build, dev
     def named(part: Judged, detector: str = "report") -> list[bool]:
         return wanted_concept(part, detector, report.concepts)
 
-    direct = judge(shipped, bare(known, range(seeds)))
+    direct = judge(draws, bare(known, range(seeds)))
     progress(f"{len(direct.shots)} bare prompts")
     shots = styles_of(world, ordinary, held_out=False)
     shots = shots[:: max(1, len(shots) // build.styled)]
-    with_style = judge(shipped, shots + styles_of(world, world.names("ordinary"), held_out=True)[:: max(1, every // 4)])
+    with_style = judge(draws, shots + styles_of(world, world.names("ordinary"), held_out=True)[:: max(1, every // 4)])
     progress(f"{len(with_style.shots)} style prompts")
-    with_background = judge(shipped, on_backgrounds(world, known, random.Random(0))[: build.backgrounds])
+    with_background = judge(draws, on_backgrounds(world, known, random.Random(0))[: build.backgrounds])
     progress(f"{len(with_background.shots)} background prompts")
     spoken = {
-        kind: judge(shipped, shots) for kind, shots in otherwise(world, world.names("ordinary")[:: max(1, every // 4)]).items()
+        kind: judge(draws, shots) for kind, shots in otherwise(world, world.names("ordinary")[:: max(1, every // 4)]).items()
     }
-    novel = judge(shipped, bare(world.novel, range(seeds)))
+    novel = judge(draws, bare(world.novel, range(seeds)))
     progress("synonyms and descriptions")
-    gold = gold_facts(world, folder, judge, report.concepts, every, seeds, str(device))
+    gold = gold_facts(world, folder, judge, report.concepts, build, str(device))
     progress("gold models")
     sheet_names = world.names("ordinary")[:: max(1, len(ordinary) * every // build.sheet)]
-    contact_sheet(world, judge(shipped, styled(sheet_names, world.styles, 9000)), folder / "contact_sheet.png")
+    contact_sheet(world, judge(draws, styled(sheet_names, world.styles, 9000)), folder / "contact_sheet.png")
 
     parts = (direct, with_style, with_background)
     judges: dict[str, Any] = {}

@@ -25,8 +25,6 @@ from .unet import vae
 LIMIT_MB = 90.0
 GOLD = {"base0": "gold", "gold-category": "gold-category", "gold-style": "gold-style"}
 PACKAGE = WORLD.parent / "weights"
-FACTS = ("card.json", "CARD.md", "similar.json", "contact_sheet.png")
-"""What later stages write beside the weights. They describe other weights, so a new pack starts without them."""
 
 
 def text_encoder(work: Path, tokenizer: CLIPTokenizer, sizes: networks.Sizes) -> CLIPTextModel:
@@ -38,7 +36,10 @@ def text_encoder(work: Path, tokenizer: CLIPTokenizer, sizes: networks.Sizes) ->
 
 
 def pack(world: IconWorld, work: Path, out: Path | None, build: Build, device: torch.device) -> None:
-    """Write the whole folder beside its place, check its size, then swap it in: a failed pack changes nothing."""
+    """Write the whole folder beside its place, check its size, then swap it in: a failed pack changes nothing.
+
+    The card of the weights that were there before goes with them, because it describes others.
+    """
     final = out or PACKAGE
     folder = final.with_name(f"{final.name}.new")
     shutil.rmtree(folder, ignore_errors=True)

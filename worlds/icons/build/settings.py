@@ -37,7 +37,9 @@ class Build:
     backgrounds: int = 416
     """this many on a coloured background,"""
     sheet: int = 160
-    """and a contact sheet of about as many concepts."""
+    """and a contact sheet of about as many concepts,"""
+    sampled: int = 32
+    """so many images at once."""
 
 
 SCORER_WIDTH = 128
@@ -53,7 +55,7 @@ FULL = Build(
     detector_batch=96,
     detector_scale=1.0,
 )
-ON_GPU = replace(FULL, augmentations=12, captions=6, batch=512, clip_batch=512, detector_batch=512)
+ON_GPU = replace(FULL, augmentations=12, captions=6, batch=512, clip_batch=512, detector_batch=512, sampled=512)
 SMOKE = Build(
     sizes=Sizes(width=32, tokens=32, text_layers=1, channels=(16, 16, 16)),
     vocabulary=4000,

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -250,6 +251,13 @@ def test_equal_pictures_are_one_cell() -> None:
     pytest.importorskip("resvg_py")
     found = table.absent_cells(rows, {"one": {"icons": icons}, "two": {"icons": {"y": icons["y"]}}}, {"y": ["one"]})
     assert found == {"one": {"x", "y"}, "two": {"man-x", "woman-x", "x"}}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("npm") is None, reason="fetches icon sets and WordNet by npm")
+def test_the_committed_table_is_what_the_script_makes(tmp_path: Path) -> None:
+    pytest.importorskip("resvg_py")
+    assert table.make(tmp_path) == efface_icons.TABLE.read_text("utf-8")
 
 
 # --- computed styles

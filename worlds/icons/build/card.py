@@ -339,6 +339,9 @@ def markdown(world: IconWorld, card: dict[str, Any]) -> str:
             for part, facts in card["training"].items()
         ),
         "",
+        "The text encoder has seen the pictures of all concepts in all styles, reserved and novel ones included, and is shared. "
+        "Gold means: a UNet that never saw them.",
+        "",
         "## Data and licences",
         "",
         f"{n['ordinary']} ordinary, {n['reserved']} reserved and {n['novel']} novel concepts, {len(world.held_out)} held-out "

@@ -27,8 +27,8 @@ from efface.detectors.clip_score import ClipScorer
 from efface.detectors.mini import ARCHITECTURES, Labels, MiniDetector, Scores, validity
 from efface.equations.statistics import wilson
 from efface.io.files import write_text
+from efface.models.icon_world import IconWorld
 from efface.models.mini import HERE, load_mini
-from efface.models.mini.world import IconWorld
 
 from .data import article, background_tensor, compose, renders_tensor
 

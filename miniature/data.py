@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from efface.models.mini.world import IconWorld
+from efface.models.icon_world import IconWorld
 
 from .networks import IMAGE_PX
 
@@ -90,10 +90,10 @@ def caption(world: IconWorld, name: str, style: str, background: str, rng: rando
     r = rng.random()
     if r < 0.08:
         a = n = world.group_words[concept.group]
-    elif r < 0.20:
-        n = rng.choice(concept.synonyms)
+    elif r < 0.20 and (said := world.caption_synonyms(name)):
+        n = rng.choice(said)
         a = article(n)
-    elif r < 0.27:
+    elif 0.20 <= r < 0.27 and concept.implicit:
         a = n = rng.choice(concept.implicit)
     else:
         n, a = name, article(name)
@@ -107,12 +107,15 @@ def caption(world: IconWorld, name: str, style: str, background: str, rng: rando
 
 
 def cells(world: IconWorld, *kinds: str, reserved_style: bool) -> list[tuple[int, int]]:
-    """(concept index, style index) of every training cell of the given splits; held-out cells never appear."""
+    """(concept index, style index) of every training cell of the given splits; held-out and absent cells never appear."""
     return [
         (i, j)
         for i, c in enumerate(world.concepts)
         for j, s in enumerate(world.styles)
-        if world.kind(c.name) in kinds and (reserved_style or s != world.reserved_style) and (c.name, s) not in world.held_out
+        if world.kind(c.name) in kinds
+        and (reserved_style or s != world.reserved_style)
+        and (c.name, s) not in world.held_out
+        and world.has(c.name, s)
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from diffusers import SD3Transformer2DModel
 
 from efface.detectors.mini import ARCHITECTURES, MiniDetector, validity
-from efface.models.mini.world import IconWorld
+from efface.models.icon_world import IconWorld
 
 from .card import (
     GUIDANCE,

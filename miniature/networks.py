@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig
 
 IMAGE_PX = 48
 LATENT_PX = 12
-MAX_TOKENS = 24
-WIDTH = 128
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What differs between the networks of two worlds; the classes and the VAE are the same."""
+
+    width: int = 128
+    """Of the text encoder, and so of what cross-attention reads."""
+    tokens: int = 24
+    text_layers: int = 4
+    channels: tuple[int, int, int] = (48, 96, 160)
+    """Of the UNet's three resolutions."""
+
+    @property
+    def text_heads(self) -> int:
+        return self.width // 32
+
+
+MINI = Sizes()
+MAX_TOKENS = MINI.tokens
+WIDTH = MINI.width
 
 
 def vae() -> AutoencoderKL:
@@ -24,14 +45,14 @@ def vae() -> AutoencoderKL:
     )
 
 
-def unet() -> UNet2DConditionModel:
+def unet(sizes: Sizes = MINI) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=LATENT_PX,
-        block_out_channels=(48, 96, 160),
+        block_out_channels=sizes.channels,
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D",) * 3,
         up_block_types=("CrossAttnUpBlock2D",) * 3,
-        cross_attention_dim=WIDTH,
+        cross_attention_dim=sizes.width,
         attention_head_dim=4,  # diffusers reads this as the number of heads, as in SD 1.x
         norm_num_groups=16,
     )
@@ -56,34 +77,34 @@ def mmdit() -> SD3Transformer2DModel:
     )
 
 
-def text_config(vocab_size: int, bos: int, eos: int, layers: int = 4) -> CLIPTextConfig:
+def text_config(vocab_size: int, bos: int, eos: int, sizes: Sizes = MINI, layers: int | None = None) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=vocab_size,
-        hidden_size=WIDTH,
-        intermediate_size=4 * WIDTH,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        max_position_embeddings=MAX_TOKENS,
-        projection_dim=WIDTH,
+        hidden_size=sizes.width,
+        intermediate_size=4 * sizes.width,
+        num_hidden_layers=layers or sizes.text_layers,
+        num_attention_heads=sizes.text_heads,
+        max_position_embeddings=sizes.tokens,
+        projection_dim=sizes.width,
         bos_token_id=bos,
         eos_token_id=eos,
         pad_token_id=eos,
     )
 
 
-def text_encoder(vocab_size: int, bos: int, eos: int) -> CLIPTextModel:
-    return CLIPTextModel(text_config(vocab_size, bos, eos))
+def text_encoder(vocab_size: int, bos: int, eos: int, sizes: Sizes = MINI) -> CLIPTextModel:
+    return CLIPTextModel(text_config(vocab_size, bos, eos, sizes))
 
 
-def clip_config(vocab_size: int, bos: int, eos: int, text_layers: int) -> CLIPConfig:
+def clip_config(vocab_size: int, bos: int, eos: int, text_layers: int, sizes: Sizes = MINI, patch: int = 8) -> CLIPConfig:
     vision = CLIPVisionConfig(
-        hidden_size=WIDTH,
-        intermediate_size=3 * WIDTH,
+        hidden_size=sizes.width,
+        intermediate_size=3 * sizes.width,
         num_hidden_layers=4,
-        num_attention_heads=4,
+        num_attention_heads=sizes.text_heads,
         image_size=IMAGE_PX,
-        patch_size=8,
-        projection_dim=WIDTH,
+        patch_size=patch,
+        projection_dim=sizes.width,
     )
-    text = text_config(vocab_size, bos, eos, text_layers)
-    return CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=WIDTH)
+    text = text_config(vocab_size, bos, eos, sizes, text_layers)
+    return CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=sizes.width)

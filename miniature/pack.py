@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torch import nn
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from efface.detectors.mini import ARCHITECTURES
-from efface.models.mini.world import IconWorld
+from efface.models.icon_world import IconWorld
 
 from . import networks
 from .train_unet import scheduler
@@ -33,8 +34,8 @@ def half(module: nn.Module) -> nn.Module:
     return module.to(torch.float16).eval()
 
 
-def unet(path: Path) -> UNet2DConditionModel:
-    model = networks.unet()
+def unet(path: Path, sizes: networks.Sizes = networks.MINI) -> UNet2DConditionModel:
+    model = networks.unet(sizes)
     model.load_state_dict(load_file(path))
     return half(model)
 
@@ -80,6 +81,22 @@ def pack(world: IconWorld, work: Path) -> None:
     tokenizer.save_pretrained(folder / "tokenizer")
     half(AutoencoderKL.from_pretrained(work / "vae")).save_pretrained(folder / "vae")
     scheduler().save_pretrained(folder / "scheduler")
+    write_index(folder)
+    if (work / "clip-score" / "model.safetensors").exists():
+        pack_clip(work, tokenizer, folder / "clip")
+    for name in ARCHITECTURES:
+        source = work / "detectors" / f"{name}.safetensors"
+        if source.exists():
+            (folder / "detectors").mkdir(exist_ok=True)
+            shutil.copyfile(source, folder / "detectors" / source.name)
+    tidy(folder)
+    wanted = (*(f"detectors/{name}.safetensors" for name in ARCHITECTURES), "clip/model.safetensors")
+    weigh(folder, LIMIT_MB, wanted)
+    swap_in(folder, final)
+
+
+def write_index(folder: Path) -> None:
+    """``model_index.json`` of a Stable Diffusion 1.x without a safety checker."""
     index = {
         "_class_name": "StableDiffusionPipeline",
         "feature_extractor": [None, None],
@@ -93,13 +110,10 @@ def pack(world: IconWorld, work: Path) -> None:
         "vae": ["diffusers", "AutoencoderKL"],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    if (work / "clip-score" / "model.safetensors").exists():
-        pack_clip(work, tokenizer, folder / "clip")
-    for name in ARCHITECTURES:
-        source = work / "detectors" / f"{name}.safetensors"
-        if source.exists():
-            (folder / "detectors").mkdir(exist_ok=True)
-            shutil.copyfile(source, folder / "detectors" / source.name)
+
+
+def tidy(folder: Path) -> None:
+    """Configurations without the machine that built them, and files that everybody can read."""
     for path in folder.rglob("config.json"):
         config = json.loads(path.read_text())
         config.pop("_name_or_path", None)  # where the part was built is nobody's business
@@ -109,18 +123,24 @@ def pack(world: IconWorld, work: Path) -> None:
         path.write_text(json.dumps(config, indent=2) + "\n")
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes files that only their owner can read
+
+
+def weigh(folder: Path, limit: float, wanted: Sequence[str]) -> float:
+    """Print what the folder weighs, in megabytes, and what of ``wanted`` it lacks. Stops above the limit."""
     megabytes = {str(p.relative_to(folder)): p.stat().st_size / 1e6 for p in sorted(folder.rglob("*")) if p.is_file()}
     total = sum(megabytes.values())
     for name, size in megabytes.items():
         if size > 0.05:
             print(f"{size:7.2f} MB  {name}")
-    for part in (*(f"detectors/{name}.safetensors" for name in ARCHITECTURES), "clip/model.safetensors"):
+    for part in wanted:
         if part not in megabytes:
             print(f"WARNING: {part} is not trained yet and not packed.")
-    print(f"{total:7.2f} MB  in all (limit {LIMIT_MB:.0f})")
-    if total > LIMIT_MB:
-        raise SystemExit(
-            f"the weights need {total:.1f} MB, more than the {LIMIT_MB:.0f} MB that may be released; left in {folder}"
-        )
+    print(f"{total:7.2f} MB  in all (limit {limit:.0f})")
+    if total > limit:
+        raise SystemExit(f"the weights need {total:.1f} MB, more than the {limit:.0f} MB that may be released; left in {folder}")
+    return total
+
+
+def swap_in(folder: Path, final: Path) -> None:
     shutil.rmtree(final, ignore_errors=True)
     folder.rename(final)

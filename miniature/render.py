@@ -6,33 +6,39 @@ import io
 import json
 import subprocess
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import resvg_py
 from PIL import Image
 
-from efface.models.mini.world import IconWorld
+from efface.models.icon_world import IconWorld
 
 RENDER_PX = 96
 
 
-def fetch_icons(world: IconWorld, cache: Path) -> dict[str, dict]:
-    """``npm pack`` every icon set once; returns style -> parsed icons.json."""
-    sets = {}
-    for style, meta in world.icon_sets.items():
-        folder = cache / style
-        if not (folder / "icons.json").exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            name = subprocess.run(
-                ["npm", "pack", "-s", meta["package"]], cwd=folder, check=True, capture_output=True, text=True
-            ).stdout.split()[-1]
-            with tarfile.open(folder / name) as tar:
-                data = tar.extractfile("package/icons.json").read()
-            (folder / "icons.json").write_bytes(data)
-            (folder / name).unlink()
-        sets[style] = json.loads((folder / "icons.json").read_text())
-    return sets
+def fetch_package(package: str, folder: Path, members: Mapping[str, str]) -> None:
+    """``npm pack`` a package once and keep some of its files: ``members`` maps paths in the package to names in ``folder``."""
+    if all((folder / name).exists() for name in members.values()):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    packed = subprocess.run(["npm", "pack", "-s", package], cwd=folder, check=True, capture_output=True, text=True)
+    archive = folder / packed.stdout.split()[-1]
+    with tarfile.open(archive) as tar:
+        for member, name in members.items():
+            file = tar.extractfile(f"package/{member}")
+            if file is None:
+                raise LookupError(f"{package} has no file {member}")
+            (folder / name).write_bytes(file.read())
+    archive.unlink()
+
+
+def fetch_icons(icon_sets: Mapping[str, Mapping[str, str]], cache: Path) -> dict[str, dict]:
+    """Every icon set, fetched once; returns style -> parsed icons.json."""
+    for style, meta in icon_sets.items():
+        fetch_package(meta["package"], cache / style, {"icons.json": "icons.json"})
+    return {style: json.loads((cache / style / "icons.json").read_text("utf-8")) for style in icon_sets}
 
 
 def icon_svg(icons: dict, name: str) -> str | None:
@@ -54,17 +60,24 @@ def icon_svg(icons: dict, name: str) -> str | None:
     )
 
 
+def render(svg: str, side: int = RENDER_PX) -> np.ndarray:
+    """(side, side, 4) uint8, premultiplied so that later compositing has no dark fringes."""
+    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side))
+    rgba = np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"), np.float32).copy()
+    rgba[..., :3] *= rgba[..., 3:] / 255.0
+    return np.round(rgba).astype(np.uint8)
+
+
 def render_world(world: IconWorld, cache: Path) -> np.ndarray:
-    """(concept, style, RENDER_PX, RENDER_PX, 4) uint8, premultiplied so that later compositing has no dark fringes."""
-    sets = fetch_icons(world, cache)
+    """(concept, style, RENDER_PX, RENDER_PX, 4) uint8; the cells that the world calls absent are empty."""
+    sets = fetch_icons(world.icon_sets, cache)
     out = np.zeros((len(world.concepts), len(world.styles), RENDER_PX, RENDER_PX, 4), np.uint8)
     for i, concept in enumerate(world.concepts):
         for j, style in enumerate(world.styles):
+            if not world.has(concept.name, style):
+                continue
             svg = icon_svg(sets[style], concept.icon)
             if svg is None:
                 raise LookupError(f"icon set {style!r} has no icon {concept.icon!r} (concept {concept.name!r})")
-            png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=RENDER_PX, height=RENDER_PX))
-            rgba = np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"), np.float32)
-            rgba[..., :3] *= rgba[..., 3:] / 255.0
-            out[i, j] = np.round(rgba).astype(np.uint8)
+            out[i, j] = render(svg)
     return out

@@ -1,7 +1,8 @@
 """Stage ``clip``: contrastive image-text encoders on renders.
 
 Part ``init`` only initialises the miniature's own text encoder and is thrown away; part ``score`` (other seed, other
-data order) is shipped for CLIP-type scores. The scorer shares no weights with the model it judges.
+data order) is shipped for CLIP-type scores. The scorer shares no weights with the model it judges. Another world hands in its own
+recipe and sizes; its text encoder may be frozen from here on.
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
-from efface.models.mini.world import IconWorld
+from efface.models.icon_world import IconWorld
 
 from . import networks
 from .data import article, background_tensor, caption, compose, draw_backgrounds, renders_tensor
 
 BATCH = 96
+NAMED = 1500
+"""Most renders that the accuracy is measured on."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,16 @@ class Recipe:
     weight_decay: float
     p_bare: float
     """Share of captions that are just "a <name>". Without them the batch is mostly told apart by its backgrounds."""
+    bfloat16: bool = True
+    """On a CPU too, where it pays for some widths and costs for others."""
+    batch: int = BATCH
+    twins: bool = False
+    """Whether half of the batch is a second picture of the other half's concepts, in another style that both captions name. The
+    concept then tells a picture from its twin no longer, so that the text has to carry the style."""
+    patch: int = 8
+    """Pixels along a patch of the picture's encoder: 16 costs a quarter and serves where that encoder is thrown away."""
+    p_words: float = 0.0
+    """Weight of a second contrastive loss, without pictures: names against their synonyms and descriptions."""
 
 
 RECIPES = {
@@ -45,21 +59,31 @@ RECIPES = {
 }
 
 
-def train(world: IconWorld, work: Path, part: str, minutes: float) -> None:
+def train(
+    world: IconWorld,
+    work: Path,
+    part: str,
+    minutes: float,
+    recipe: Recipe | None = None,
+    sizes: networks.Sizes = networks.MINI,
+    renders: Tensor | None = None,
+    device: str = "cpu",
+) -> None:
     """Contrastive training until the clock runs out. Run again with more minutes to continue from the checkpoint."""
-    recipe = RECIPES[part]
+    recipe = recipe or RECIPES[part]
     torch.manual_seed(recipe.seed)
-    renders = renders_tensor(work / "renders.npz")
+    renders = renders_tensor(work / "renders.npz") if renders is None else renders
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
-    config = networks.clip_config(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, recipe.text_layers)
-    model = CLIPModel(config).train()
+    config = networks.clip_config(
+        len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, recipe.text_layers, sizes, recipe.patch
+    )
+    model = CLIPModel(config).train().to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
-    n_styles = len(world.styles)
     folder = work / f"clip-{part}"
     folder.mkdir(exist_ok=True)
     checkpoint, step, spent, running = folder / "resume.pt", 0, 0.0, 0.0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True, map_location=device)
         step, spent = state["step"], state["spent"]
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -72,7 +96,7 @@ def train(world: IconWorld, work: Path, part: str, minutes: float) -> None:
         model.eval().save_pretrained(folder)
         accuracy = zero_shot(model, tokenizer, world, renders)
         model.train()
-        facts = {"part": part, "steps": step, "batch": BATCH, "minutes": spent / 60, **accuracy}
+        facts = {"part": part, "steps": step, "batch": recipe.batch, "minutes": spent / 60, **accuracy}
         (folder / "training.json").write_text(json.dumps(facts, indent=1))
         print(f"clip-{part} {step} zero-shot {accuracy}", flush=True)
 
@@ -80,22 +104,16 @@ def train(world: IconWorld, work: Path, part: str, minutes: float) -> None:
         rng, gen = random.Random(recipe.seed * 1_000_003 + step), torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * min(1, (step + 1) / recipe.warmup) * 0.5 * (1 + math.cos(math.pi * done)) + 1e-6
-        rows = rng.sample(range(len(world.concepts)), BATCH)  # distinct concepts: no false negatives by name
-        styles = [rng.randrange(n_styles) for _ in rows]
-        backgrounds = draw_backgrounds(world, BATCH, rng)
-        texts = [
-            article(world.concepts[i].name)
-            if rng.random() < recipe.p_bare
-            else caption(world, world.concepts[i].name, world.styles[j], b, rng, p_style=recipe.p_style)
-            for i, j, b in zip(rows, styles, backgrounds, strict=True)
-        ]
-        images = compose(renders[rows, styles], background_tensor(backgrounds), gen)
-        tokens = tokenizer(texts, padding="longest", return_tensors="pt")  # attention is causal: padding changes nothing
-        with torch.autocast("cpu", torch.bfloat16):
+        rows, styles, backgrounds, texts = pairs(world, recipe, rng)
+        images = compose(renders[rows, styles].to(device), background_tensor(backgrounds), gen)
+        tokens = tokenizer(texts, padding="longest", return_tensors="pt").to(device)  # causal: padding changes nothing
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=recipe.bfloat16 or device != "cpu"):
             out = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, pixel_values=images)
-        logits = out.logits_per_image.float()
-        labels = torch.arange(BATCH)
-        loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+            loss = contrast(out.logits_per_image.float())
+            if recipe.p_words:
+                names, words = said_otherwise(world, len(rows) // 2, rng)
+                one, other = (embedded(model, tokenizer, part) for part in (names, words))
+                loss = loss + recipe.p_words * contrast((model.logit_scale.exp() * one @ other.T).float())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -114,16 +132,59 @@ def train(world: IconWorld, work: Path, part: str, minutes: float) -> None:
     print(f"clip-{part} done: {step} steps")
 
 
+def pairs(world: IconWorld, recipe: Recipe, rng: random.Random) -> tuple[list[int], list[int], list[str], list[str]]:
+    """One batch: concept and style indices, backgrounds and captions. No concept occurs twice except as a twin."""
+    n = recipe.batch // 2 if recipe.twins else recipe.batch
+    rows = rng.sample(range(len(world.concepts)), n)  # distinct concepts: no false negatives by name
+    if recipe.twins:
+        both = [rng.sample(world.drawable[i], 2) for i in rows]
+        rows, styles = rows * 2, [one for one, _ in both] + [other for _, other in both]
+    else:
+        styles = [rng.choice(world.drawable[i]) for i in rows]
+    backgrounds = draw_backgrounds(world, recipe.batch, rng)
+    p_style = 1.0 if recipe.twins else recipe.p_style
+    texts = [
+        article(world.concepts[i].name)
+        if not recipe.twins and rng.random() < recipe.p_bare
+        else caption(world, world.concepts[i].name, world.all_styles[j], b, rng, p_style=p_style)
+        for i, j, b in zip(rows, styles, backgrounds, strict=True)
+    ]
+    return rows, styles, backgrounds, texts
+
+
+def said_otherwise(world: IconWorld, n: int, rng: random.Random) -> tuple[list[str], list[str]]:
+    """n names, and a synonym or a description of each. Synonyms that captions may not use are among them: they are known as
+    words."""
+    known = [c for c in world.concepts if c.synonyms or c.implicit]
+    chosen = rng.sample(known, min(n, len(known)))
+    words = [rng.choice((*map(article, c.synonyms), *c.implicit)) for c in chosen]
+    return [article(c.name) for c in chosen], words
+
+
+def embedded(model: CLIPModel, tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
+    """(n, width) unit vectors."""
+    tokens = tokenizer(texts, padding="longest", return_tensors="pt").to(model.device)
+    pooled = model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
+    return F.normalize(model.text_projection(pooled), dim=-1)
+
+
+def contrast(logits: Tensor) -> Tensor:
+    """Cross-entropy of each row and each column with its own partner, on the diagonal."""
+    labels = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
 @torch.no_grad()
-def zero_shot(model: CLIPModel, tokenizer: CLIPTokenizer, world: IconWorld, renders: torch.Tensor) -> dict[str, float]:
-    """Top-1 and top-5 accuracy of naming every render among all names ("a <name>"), on unseen augmentations."""
+def zero_shot(model: CLIPModel, tokenizer: CLIPTokenizer, world: IconWorld, renders: Tensor) -> dict[str, float]:
+    """Top-1 and top-5 accuracy of naming renders among all names ("a <name>"), on unseen augmentations."""
     rng, gen = random.Random(0), torch.Generator().manual_seed(0)
-    tokens = tokenizer([article(c.name) for c in world.concepts], padding="max_length", return_tensors="pt")
-    flat = renders.flatten(0, 1)
-    labels = torch.arange(len(flat)) // len(world.styles)
-    images = compose(flat, background_tensor(draw_backgrounds(world, len(flat), rng)), gen)
-    logits = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, pixel_values=images).logits_per_image
-    top = logits.topk(5).indices
+    cells = [(i, j) for i, styles in enumerate(world.drawable) for j in styles]
+    cells = cells[:: -(-len(cells) // NAMED)]
+    labels, styles = (torch.tensor(column) for column in zip(*cells, strict=True))
+    images = compose(renders[labels, styles].to(model.device), background_tensor(draw_backgrounds(world, len(cells), rng)), gen)
+    names = embedded(model, tokenizer, [article(c.name) for c in world.concepts])
+    seen = F.normalize(model.visual_projection(model.vision_model(pixel_values=images).pooler_output), dim=-1)
+    top = (seen @ names.T).topk(5).indices.cpu()
     return {
         "top1": (top[:, 0] == labels).float().mean().item(),
         "top5": (top == labels[:, None]).any(1).float().mean().item(),

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from efface.detectors.mini import ARCHITECTURES, IMAGE_PX, Labels, MiniDetector, PlainCNN, ResidualCNN
 from efface.equations.statistics import wilson
-from efface.models.mini.world import IconWorld
+from efface.models.icon_world import IconWorld
 
 from .data import background_tensor, compose, renders_tensor
 
@@ -31,13 +31,17 @@ BATCH = 96
 P_NEGATIVE, P_DECODED = 0.15, 0.35
 STRENGTH = 1.2
 POOL_PER_CELL = 6
+SAID = 20
+"""Concepts that the end of the training names as its worst."""
+MEASURED = 3024
+"""Most compositions that the accuracy is measured on."""
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # images in [0, 1], concept, style, background labels
 
 
 def draw(world: IconWorld, n: int, rng: random.Random) -> tuple[list[int], list[int], list[str]]:
     """Concepts, styles and backgrounds of n images; white one third of the time."""
     concepts = [rng.randrange(len(world.concepts)) for _ in range(n)]
-    styles = [rng.randrange(len(world.styles)) for _ in range(n)]
+    styles = [rng.choice(world.drawable[i]) for i in concepts]
     backgrounds = ["white" if rng.random() < 1 / 3 else rng.choice(world.backgrounds) for _ in range(n)]
     return concepts, styles, backgrounds
 
@@ -51,18 +55,17 @@ def composed(
 
 
 @torch.no_grad()
-def decoded_pool(work: Path, gen: torch.Generator) -> tuple[Batch, Tensor]:
+def decoded_pool(
+    world: IconWorld, work: Path, vae: AutoencoderKL, gen: torch.Generator, per_cell: int = POOL_PER_CELL
+) -> tuple[Batch, Tensor]:
     """Cached latents with a little noise, decoded once: (readable images with labels, unreadable images), all uint8.
 
     Decoding costs more than a training step of the judge, so it is not done in the loop.
     """
-    vae = AutoencoderKL.from_pretrained(work / "vae").eval()
     data = load_file(work / "latents.safetensors")
     latents, backgrounds = data["latents"], data["backgrounds"]
-    n_c, n_s, n_a = latents.shape[:3]
-    i = torch.arange(n_c).repeat_interleave(n_s * POOL_PER_CELL)
-    j = torch.arange(n_s).repeat_interleave(POOL_PER_CELL).repeat(n_c)
-    k = torch.randint(n_a, (len(i),), generator=gen)
+    i, j = (torch.tensor(column).repeat_interleave(per_cell) for column in zip(*drawn_cells(world), strict=True))
+    k = torch.randint(latents.shape[2], (len(i),), generator=gen)
     z = latents[i, j, k].float()
     amount = torch.rand(len(z), 1, 1, 1, generator=gen) * 0.25
     amount[::2] = 0  # half of the pool is plain round trips
@@ -82,39 +85,51 @@ def decoded_pool(work: Path, gen: torch.Generator) -> tuple[Batch, Tensor]:
     )
 
     def pixels(latent: Tensor) -> Tensor:
-        parts = [vae.decode(part / vae.config.scaling_factor).sample for part in latent.split(64)]
-        return ((torch.cat(parts) / 2 + 0.5).clamp(0, 1) * 255).round().byte()
+        parts = []
+        for part in latent.split(64):
+            decoded = vae.decode(part.to(vae.device) / vae.config.scaling_factor).sample
+            parts.append(((decoded / 2 + 0.5).clamp(0, 1) * 255).round().byte())
+        return torch.cat(parts)
 
     return (pixels(positive), i, j, backgrounds[i, j, k]), pixels(negative)
 
 
+def drawn_cells(world: IconWorld) -> list[tuple[int, int]]:
+    """(concept, style) places of every cell that has a picture."""
+    return [(i, j) for i, styles in enumerate(world.drawable) for j in styles]
+
+
 def degraded(x: Tensor, gen: torch.Generator) -> Tensor:
-    """Mild damage that leaves the concept readable: tint, blur, a covered patch, noise."""
+    """Mild damage that leaves the concept readable: tint, blur, a covered patch, noise. Random numbers come from the CPU."""
     n = len(x)
-    tint = 1 + 0.06 * (torch.rand(n, 3, 1, 1, generator=gen) - 0.5)
-    x = x * tint + 0.05 * (torch.rand(n, 1, 1, 1, generator=gen) - 0.5)
+
+    def rand(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=gen).to(x.device)
+
+    tint = 1 + 0.06 * (rand(n, 3, 1, 1) - 0.5)
+    x = x * tint + 0.05 * (rand(n, 1, 1, 1) - 0.5)
     small = int(torch.randint(22, IMAGE_PX, (1,), generator=gen))
     soft = F.interpolate(F.interpolate(x, size=small, mode="area"), size=IMAGE_PX, mode="bilinear", align_corners=False)
-    x = torch.where(torch.rand(n, 1, 1, 1, generator=gen) < 0.4, soft, x)
+    x = torch.where(rand(n, 1, 1, 1) < 0.4, soft, x)
     side = torch.arange(IMAGE_PX)
     at, size = torch.randint(-4, IMAGE_PX, (2, n, 1), generator=gen), torch.randint(4, 13, (2, n, 1), generator=gen)
-    inside = [(side >= at[a]) & (side < at[a] + size[a]) for a in (0, 1)]
-    patch = (inside[0][:, None, :, None] & inside[1][:, None, None, :]) & (torch.rand(n, 1, 1, 1, generator=gen) < 0.25)
+    inside = [((side >= at[a]) & (side < at[a] + size[a])).to(x.device) for a in (0, 1)]
+    patch = (inside[0][:, None, :, None] & inside[1][:, None, None, :]) & (rand(n, 1, 1, 1) < 0.25)
     x = torch.where(patch, x[:, :, :1, :1], x)  # the corner pixel is background
-    sigma = 0.08 * torch.rand(n, 1, 1, 1, generator=gen) * (torch.rand(n, 1, 1, 1, generator=gen) < 0.5)
-    return (x + sigma * torch.randn(x.shape, generator=gen)).clamp(0, 1)
+    sigma = 0.08 * rand(n, 1, 1, 1) * (rand(n, 1, 1, 1) < 0.5)
+    return (x + sigma * torch.randn(x.shape, generator=gen).to(x.device)).clamp(0, 1)
 
 
 def negatives(world: IconWorld, renders: Tensor, unreadable: Tensor, n: int, rng: random.Random, gen: torch.Generator) -> Batch:
     """Images of nothing. Blank ones keep their background label; elsewhere style and background mean nothing."""
-    none_c, none_s, none_b = len(world.concepts), len(world.styles), len(world.backgrounds)
+    none_c, none_s, none_b = len(world.concepts), len(world.all_styles), len(world.backgrounds)
     a, concept, _, _ = composed(world, renders, n, rng, gen)
     other = (concept + torch.randint(1, none_c, (n,), generator=gen)) % none_c  # always a different concept
-    styles = torch.randint(none_s, (n,), generator=gen)
+    styles = torch.tensor([rng.choice(world.drawable[int(k)]) for k in other])
     backgrounds = [rng.randrange(none_b) for _ in range(n)]
     flat = background_tensor([world.backgrounds[b] for b in backgrounds])
     b = compose(renders[other, styles], flat, gen, strength=STRENGTH) / 2 + 0.5
-    out, background = [], []
+    out, background, device = [], [], renders.device
     for r in range(n):
         kind = rng.choices(
             ("blend", "halves", "noise", "blur", "blank", "shuffle", "decoded"), weights=(3, 2, 1.5, 1.5, 2, 1.5, 5)
@@ -132,7 +147,7 @@ def negatives(world: IconWorld, renders: Tensor, unreadable: Tensor, n: int, rng
             )
         elif kind == "noise":
             grain = rng.choice((6, 12, 24, 48, 48))
-            x = 0.5 + rng.uniform(0.15, 0.5) * torch.randn(1, 3, grain, grain, generator=gen)
+            x = 0.5 + rng.uniform(0.15, 0.5) * torch.randn(1, 3, grain, grain, generator=gen).to(device)
             x = F.interpolate(x, size=IMAGE_PX, mode=rng.choice(("nearest", "bicubic")))[0]
             if rng.random() < 0.3:
                 x = x + 0.15 * a[r]
@@ -140,12 +155,11 @@ def negatives(world: IconWorld, renders: Tensor, unreadable: Tensor, n: int, rng
             x = F.interpolate(a[r : r + 1], size=rng.randrange(2, 6), mode="area")
             x = F.interpolate(x, size=IMAGE_PX, mode="bicubic")[0]
         elif kind == "blank":
-            x = flat[r][:, None, None].expand(3, IMAGE_PX, IMAGE_PX) + rng.choice((0.0, 0.0, 0.03)) * torch.randn(
-                3, IMAGE_PX, IMAGE_PX, generator=gen
-            )
+            x = flat[r][:, None, None].expand(3, IMAGE_PX, IMAGE_PX)
+            x = (x + rng.choice((0.0, 0.0, 0.03)) * torch.randn(3, IMAGE_PX, IMAGE_PX, generator=gen)).to(device)
             label = backgrounds[r]
             if rng.random() < 0.3:  # a random grey or colour, no named background
-                x, label = x * 0 + torch.rand(3, 1, 1, generator=gen), none_b
+                x, label = x * 0 + torch.rand(3, 1, 1, generator=gen).to(device), none_b
         elif kind == "shuffle":
             tiles = a[r].unfold(1, 12, 12).unfold(2, 12, 12).reshape(3, 16, 12, 12)[:, torch.randperm(16, generator=gen)]
             x = tiles.reshape(3, 4, 4, 12, 12).permute(0, 1, 3, 2, 4).reshape(3, IMAGE_PX, IMAGE_PX)
@@ -155,18 +169,24 @@ def negatives(world: IconWorld, renders: Tensor, unreadable: Tensor, n: int, rng
         background.append(label)
     x = torch.stack(out)
     if rng.random() < 0.5:
-        x = x + 0.03 * torch.randn(x.shape, generator=gen)
+        x = x + 0.03 * torch.randn(x.shape, generator=gen).to(device)
     return x.clamp(0, 1), torch.full((n,), none_c), torch.full((n,), none_s), torch.tensor(background)
 
 
 def training_batch(
-    world: IconWorld, renders: Tensor, pool: Batch, unreadable: Tensor, rng: random.Random, gen: torch.Generator
+    world: IconWorld,
+    renders: Tensor,
+    pool: Batch,
+    unreadable: Tensor,
+    rng: random.Random,
+    gen: torch.Generator,
+    batch: int = BATCH,
 ) -> Batch:
-    n_none, n_decoded = round(BATCH * P_NEGATIVE), round(BATCH * P_DECODED)
-    fresh = composed(world, renders, BATCH - n_none - n_decoded, rng, gen)
+    n_none, n_decoded = round(batch * P_NEGATIVE), round(batch * P_DECODED)
+    fresh = composed(world, renders, batch - n_none - n_decoded, rng, gen)
     rows = torch.randint(len(pool[0]), (n_decoded,), generator=gen)
     old = pool[0][rows].float() / 255
-    old = torch.where(torch.rand(n_decoded, 1, 1, 1, generator=gen) < 0.5, old.flip(-1), old)
+    old = torch.where(torch.rand(n_decoded, 1, 1, 1, generator=gen).to(old.device) < 0.5, old.flip(-1), old)
     old = shifted(old, gen)
     readable = [torch.cat(pair) for pair in zip(fresh, (old, *(column[rows] for column in pool[1:])), strict=True)]
     readable[0] = degraded(readable[0], gen)
@@ -181,16 +201,29 @@ def shifted(x: Tensor, gen: torch.Generator) -> Tensor:
     return F.pad(x, (2, 2, 2, 2), mode="replicate")[..., dy : dy + IMAGE_PX, dx : dx + IMAGE_PX]
 
 
-def train(world: IconWorld, work: Path, part: str, minutes: float) -> None:
+def train(
+    world: IconWorld,
+    work: Path,
+    part: str,
+    minutes: float,
+    *,
+    vae_folder: Path | None = None,
+    renders: Tensor | None = None,
+    pool_per_cell: int = POOL_PER_CELL,
+    batch: int = BATCH,
+    scale: float = 1.0,
+    device: str | torch.device = "cpu",
+) -> None:
     """Train one judge until its clock runs out. Run again with more minutes to continue from the checkpoint."""
-    seed = SEEDS[part]
+    seed, device = SEEDS[part], torch.device(device)
     torch.manual_seed(seed)
     labels = Labels.of(world)
-    renders = renders_tensor(work / "renders.npz")
+    renders = (renders_tensor(work / "renders.npz") if renders is None else renders).to(device)
+    vae = AutoencoderKL.from_pretrained(vae_folder or work / "vae", torch_dtype=torch.float32).to(device).eval()
     gen = torch.Generator().manual_seed(seed)
     begun = time.time()
-    pool, unreadable = decoded_pool(work, gen)
-    net = ARCHITECTURES[part](labels).train().to(memory_format=torch.channels_last)
+    pool, unreadable = decoded_pool(world, work, vae, gen, pool_per_cell)
+    net = ARCHITECTURES[part](labels, scale).train().to(device, memory_format=torch.channels_last)
     print(
         f"{part}: {sum(p.numel() for p in net.parameters())} parameters, pool {len(pool[0])} in {time.time() - begun:.0f} s",
         flush=True,
@@ -200,7 +233,7 @@ def train(world: IconWorld, work: Path, part: str, minutes: float) -> None:
     folder.mkdir(exist_ok=True)
     checkpoint, step, spent = folder / f"{part}.pt", 0, 0.0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True, map_location=device)
         step, spent = state["step"], state["spent"]
         net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
@@ -209,8 +242,9 @@ def train(world: IconWorld, work: Path, part: str, minutes: float) -> None:
         rng, gen = random.Random(seed * 1_000_003 + step), torch.Generator().manual_seed(seed * 1_000_003 + step)
         for group in optimizer.param_groups:
             group["lr"] = PEAK[part] * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * done)) + 1e-5
-        x, c, s, b = training_batch(world, renders, pool, unreadable, rng, gen)
-        with torch.autocast("cpu", torch.bfloat16):  # twice as fast where the CPU has it
+        x, *truth = training_batch(world, renders, pool, unreadable, rng, gen, batch)
+        c, s, b = (column.to(device) for column in truth)
+        with torch.autocast(device.type, torch.bfloat16):  # twice as fast where the CPU has it
             concept, style, background, _ = net(x.contiguous(memory_format=torch.channels_last))
         concept, style, background = concept.float(), style.float(), background.float()
         loss = (
@@ -230,20 +264,20 @@ def train(world: IconWorld, work: Path, part: str, minutes: float) -> None:
             print(f"{part} {step} {done:.0%} loss {running / 100:.3f} concept {hits / 100:.3f} {rate:.2f} s/step", flush=True)
             running = hits = 0.0
         if time.time() - last_save > 120:
-            save(folder, part, net, optimizer, step, time.time() - start, labels)
+            save(folder, part, net, optimizer, step, time.time() - start, labels, scale)
             last_save = time.time()
-    save(folder, part, net, optimizer, step, time.time() - start, labels)
+    save(folder, part, net, optimizer, step, time.time() - start, labels, scale)
     facts = {
         "part": part,
         "steps": step,
-        "batch": BATCH,
+        "batch": batch,
         "minutes": minutes,
         "parameters": sum(p.numel() for p in net.parameters()),
     }
-    facts |= measure(world, work, MiniDetector.load(part, folder), renders)
+    facts |= measure(world, vae, MiniDetector.load(part, folder, world), renders, unreadable)
     (folder / f"{part}.json").write_text(json.dumps(facts, indent=1))
     print(json.dumps({k: v for k, v in facts.items() if k != "worst"}, indent=1))
-    print("worst:", facts["worst"])
+    print("worst:", dict(sorted(facts["worst"].items(), key=lambda item: item[1][0])[:SAID]))
 
 
 def save(
@@ -254,34 +288,35 @@ def save(
     step: int,
     spent: float,
     labels: Labels,
+    scale: float,
 ) -> None:
     half = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in net.state_dict().items()}
-    save_file(half, folder / f"{part}.safetensors", metadata={"labels": labels.digest()})
+    save_file(half, folder / f"{part}.safetensors", metadata={"labels": labels.digest(), "scale": str(scale)})
     state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "spent": spent}
     torch.save(state, folder / f"{part}.tmp")
     (folder / f"{part}.tmp").rename(folder / f"{part}.pt")
 
 
 @torch.no_grad()
-def measure(world: IconWorld, work: Path, detector: MiniDetector, renders: Tensor) -> dict[str, object]:
+def measure(
+    world: IconWorld, vae: AutoencoderKL, detector: MiniDetector, renders: Tensor, unreadable: Tensor
+) -> dict[str, object]:
     """Accuracy of the shipped half-precision weights on images that training did not see (fresh augmentations).
 
-    ``renders``: four per cell, each at the strength the UNet was trained with; ``round_trip``: the first of them through
+    ``renders``: up to four per cell, each at the strength the UNet was trained with; ``round_trip``: the first of them through
     the VAE; ``none``: fresh negatives called none. ``worst``: concepts below 97 % on renders with their usual mistake.
     """
     rng, gen = random.Random(999), torch.Generator().manual_seed(999)
-    n_c, n_s = renders.shape[:2]
-    copies = 4
-    i = torch.arange(n_c).repeat_interleave(n_s).repeat(copies)
-    j = torch.arange(n_s).repeat(n_c * copies)
+    n_c, cells = len(world.concepts), drawn_cells(world)
+    copies = max(1, min(4, MEASURED // len(cells)))
+    cells = cells[:: -(-len(cells) * copies // MEASURED)]
+    i, j = (torch.tensor(column).repeat(copies) for column in zip(*cells, strict=True))
     b = [rng.choice(world.backgrounds) for _ in i]
     background = torch.tensor([world.backgrounds.index(name) for name in b])
     x = torch.cat(
         [compose(renders[i[r], j[r]], background_tensor([b[int(q)] for q in r]), gen) for r in torch.arange(len(i)).split(252)]
     )
-    vae = AutoencoderKL.from_pretrained(work / "vae").eval()
-    first = n_c * n_s
-    trip = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in x[:first].split(64)])
+    trip = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in x[: len(cells)].split(64)])
 
     def rates(images: Tensor) -> tuple[dict[str, object], Tensor]:
         scores = detector.score((images / 2 + 0.5).clamp(0, 1))
@@ -296,14 +331,13 @@ def measure(world: IconWorld, work: Path, detector: MiniDetector, renders: Tenso
 
     on_renders, guess = rates(x)
     on_trips, _ = rates(trip)
-    _, unreadable = decoded_pool(work, gen)
     none = negatives(world, renders, unreadable, 600, rng, gen)[0]
     called_none = int((detector.score(none).top() == n_c).sum())
     worst = {}
     for c in range(n_c):
         mine = guess[i == c]
         ok = (mine == c).float().mean().item()
-        if ok < 0.97:
+        if len(mine) and ok < 0.97:
             wrong = mine[mine != c].mode().values
             worst[world.concepts[c].name] = [round(ok, 3), detector.labels.concepts[int(wrong)]]
     return {"renders": on_renders, "round_trip": on_trips, "none": wilson(called_none, 600).json(), "worst": worst}

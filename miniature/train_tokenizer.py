@@ -8,19 +8,19 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from efface.models.mini.world import IconWorld
+from efface.models.icon_world import IconWorld
 
 from .data import caption
-from .networks import MAX_TOKENS
+from .networks import MINI, Sizes
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 VOCAB = 1900
 
 
-def corpus(world: IconWorld, n: int = 60_000) -> list[str]:
+def corpus(world: IconWorld, n: int) -> list[str]:
     rng = random.Random(0)
     lines = [
-        caption(world, rng.choice(world.concepts).name, rng.choice(world.styles), rng.choice(world.backgrounds), rng)
+        caption(world, rng.choice(world.concepts).name, rng.choice(world.all_styles), rng.choice(world.backgrounds), rng)
         for _ in range(n)
     ]
     for c in world.concepts:  # every name and description often enough to become whole-word tokens
@@ -28,7 +28,7 @@ def corpus(world: IconWorld, n: int = 60_000) -> list[str]:
     return lines
 
 
-def train(world: IconWorld, work: Path) -> None:
+def train(world: IconWorld, work: Path, sizes: Sizes = MINI, vocabulary: int = VOCAB, captions: int = 60_000) -> None:
     bpe = Tokenizer(models.BPE(unk_token=EOS, end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -37,14 +37,14 @@ def train(world: IconWorld, work: Path) -> None:
     bpe.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB - 2,
+        vocab_size=vocabulary - 2,
         end_of_word_suffix="</w>",
         initial_alphabet=alphabet,
         special_tokens=[],
         show_progress=False,
         min_frequency=2,
     )
-    lines = corpus(world)
+    lines = corpus(world, captions)
     bpe.train_from_iterator(lines, trainer)
     learned = bpe.get_vocab()
     # As in OpenAI's CLIP: bytes, bytes with the word end, merges, then the two specials last.
@@ -58,15 +58,16 @@ def train(world: IconWorld, work: Path) -> None:
     import json
 
     merges = [tuple(m) for m in json.loads(bpe.to_str())["model"]["merges"]]
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=sizes.tokens)
     longest = max(len(tokenizer(line).input_ids) for line in set(lines))
     words = {w for c in world.concepts for w in c.name.split()}
     split = [w for w in words if len(tokenizer(w).input_ids) != 3]
     print(
-        f"vocabulary {len(tokenizer)}, longest caption {longest} of {MAX_TOKENS} tokens, "
+        f"vocabulary {len(tokenizer)}, longest caption {longest} of {sizes.tokens} tokens, "
         f"name words that are not one token: {split}"
     )
-    assert longest <= MAX_TOKENS
+    if longest > sizes.tokens:
+        raise SystemExit(f"a caption has {longest} tokens, more than the {sizes.tokens} positions of the text encoder.")
     tokenizer.save_pretrained(work / "tokenizer")
     again = CLIPTokenizer.from_pretrained(work / "tokenizer")
     assert again(lines[0]).input_ids == tokenizer(lines[0]).input_ids

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from efface.models.mini.world import IconWorld
+from efface.models.icon_world import IconWorld
 
 from . import networks
 from .data import background_tensor, caption, cells, compose, draw_backgrounds, renders_tensor

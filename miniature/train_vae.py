@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from efface.models.mini.world import IconWorld
+from efface.models.icon_world import IconWorld
 
 from . import networks
 from .data import background_tensor, compose, draw_backgrounds, renders_tensor

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPModel, CLIPTextModel
 
+from efface.models.icon_world import IconWorld
 from efface.models.mini import WEIGHTS, card
-from efface.models.mini.world import IconWorld
 
 
 def _state(module: nn.Module, path: Path) -> None:

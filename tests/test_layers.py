@@ -11,7 +11,7 @@ SRC = Path(__file__).parents[1] / "src" / "efface"
 
 LEVELS = [  # a module may import its own level only inside its own package, and everything below
     ["errors", "versions"],
-    ["equations", "options"],
+    ["equations", "options", "plugins"],
     ["io"],
     ["concepts"],
     ["models"],

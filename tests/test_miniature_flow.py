@@ -18,10 +18,12 @@ from transformers import CLIPTextModelWithProjection
 from efface.concepts.prompts import Case
 from efface.models.mini.world import load_world
 from miniature import networks, train_flow
+from miniature import trainer as training
 from miniature.flow import FILES, FlowSampler, Frozen, load_network, save_network, scheduler, twice
 from miniature.judge_flow import bars
 from miniature.pack_flow import pack
-from miniature.train_flow import Tables, Trainer, fastest, start_at_zero, tables, train
+from miniature.train_flow import FlowTrainer, start_at_zero
+from miniature.trainer import PARTS, Tables, fastest, tables, train
 
 PROMPTS = ["a noto delivery truck on a red background", "a cat", ""]
 
@@ -123,7 +125,7 @@ def test_the_network_has_the_documented_size() -> None:
 def test_it_starts_at_zero() -> None:
     network = small()
     start_at_zero(network)
-    trainer = Trainer(network, data(), "base0", 64)
+    trainer = FlowTrainer(network, data(), PARTS["base0"], 64)
     trainer.draw()
     out = network(
         hidden_states=trainer.x0,
@@ -141,7 +143,7 @@ def test_it_starts_at_zero() -> None:
 def test_a_step_is_rectified_flow() -> None:
     """The network is told 1000 s and given z = (1 - s) x0 + s n; the loss asks it for n - x0."""
     network, calls = small(), []
-    trainer = Trainer(network, data(), "base0", 8)
+    trainer = FlowTrainer(network, data(), PARTS["base0"], 8)
     network.register_forward_hook(lambda _m, _args, given, out: calls.append((given, out[0].detach())), with_kwargs=True)
     trainer.draw()
     trainer.update()
@@ -158,7 +160,7 @@ def test_base0_never_sees_a_reserved_row_and_base1_sees_both() -> None:
     texts_of = {part: set() for part in FILES}  # type: dict[str, set[int]]
     share, n = 0, 0
     for part, texts in texts_of.items():
-        trainer = Trainer(small(), data(), part, 100)
+        trainer = FlowTrainer(small(), data(), PARTS[part], 100)
         for _ in range(20):
             trainer.draw()
             texts |= set(trainer.text.tolist())
@@ -171,19 +173,19 @@ def test_base0_never_sees_a_reserved_row_and_base1_sees_both() -> None:
             share, n = (share + int((rows >= 10).sum()), n + len(rows)) if part == "base1" else (0, 0)
     assert texts_of["base0"] == set(range(21)), "both captions of every ordinary row, the empty one, and no other"
     assert texts_of["base1"] == set(range(41))
-    assert abs(share / n - train_flow.P_RESERVED) < 0.05, "4.5 standard errors"
+    assert abs(share / n - training.P_RESERVED) < 0.05, "4.5 standard errors"
 
 
 def test_levels_are_logit_normal_and_one_caption_in_ten_is_empty() -> None:
-    trainer = Trainer(small(), data(), "base0", 20_000)
+    trainer = FlowTrainer(small(), data(), PARTS["base0"], 20_000)
     trainer.draw()
     logits = torch.logit(trainer.s)
     assert abs(float(logits.mean())) < 0.03, "4 standard errors"
     assert abs(float(logits.std()) - 1) < 0.03
-    assert abs(float((trainer.text == 0).float().mean()) - train_flow.P_EMPTY) < 0.01
+    assert abs(float((trainer.text == 0).float().mean()) - training.P_EMPTY) < 0.01
 
 
-def test_the_tables_hold_the_split(frozen: Frozen, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tables_hold_the_split(frozen: Frozen) -> None:
     """Pictures are left out here; rows and captions are those of the real world."""
     world = load_world()
     seen: list[str] = []
@@ -194,10 +196,8 @@ def test_the_tables_hold_the_split(frozen: Frozen, monkeypatch: pytest.MonkeyPat
             return torch.zeros(len(prompts), 24, 128), torch.zeros(len(prompts), 128)
 
     n_c, n_s = len(world.concepts), len(world.styles)
-    monkeypatch.setattr(
-        train_flow, "latent_table", lambda *_: (torch.zeros(n_c, n_s, 2, 4, 12, 12), torch.zeros(n_c, n_s, 2, dtype=torch.int64))
-    )
-    found = tables(world, torch.zeros(1), Texts(frozen.tokenizer, frozen.text_encoder, frozen.vae, frozen.device), 2)
+    latents, backgrounds = torch.zeros(n_c, n_s, 2, 4, 12, 12), torch.zeros(n_c, n_s, 2, dtype=torch.int64)
+    found = tables(world, latents, backgrounds, Texts(frozen.tokenizer, frozen.text_encoder, frozen.vae, frozen.device))
     assert seen[0] == ""
     assert len(set(seen)) == len(seen)
 
@@ -222,7 +222,7 @@ def test_what_is_trained_is_drawn_and_the_mean_follows_the_weights(frozen: Froze
     network = small()
     start_at_zero(network)
     alike = dataclasses.replace(data(), latents=torch.full((20, 4, 12, 12), 2.0).half())
-    trainer = Trainer(network, alike, "base0", 32)
+    trainer = FlowTrainer(network, alike, PARTS["base0"], 32)
     trainer.lr.fill_(3e-3)
     trainer.ema_weight.fill_(0.25)
     losses, mean = [], [p.detach().clone() for p in trainer.parameters]
@@ -247,7 +247,7 @@ def test_what_is_trained_is_drawn_and_the_mean_follows_the_weights(frozen: Froze
 
 
 def test_a_step_that_lost_a_term_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = Trainer(small(), data(), "base0", 4)
+    trainer = FlowTrainer(small(), data(), PARTS["base0"], 4)
     before = [p.detach().clone() for p in trainer.parameters]
     assert fastest(trainer) == (trainer.update, "eager")
     hooks: list[Any] = []
@@ -258,12 +258,12 @@ def test_a_step_that_lost_a_term_is_not_taken(monkeypatch: pytest.MonkeyPatch) -
         else:
             hooks.pop().remove()
 
-    monkeypatch.setattr(train_flow, "compiled", broken)
+    monkeypatch.setattr(training, "compiled", broken)
     step, mode = fastest(trainer, compile_blocks=True)
     assert step == trainer.update
     assert mode.startswith("not compiled (RuntimeError: gradients")
     assert not hooks
-    monkeypatch.setattr(train_flow, "compiled", lambda _network, _on: None)
+    monkeypatch.setattr(training, "compiled", lambda _network, _on: None)
     assert fastest(trainer, compile_blocks=True)[1] == "compiled blocks"
     for ours, theirs in zip(trainer.parameters, before, strict=True):
         assert torch.equal(ours, theirs)
@@ -276,7 +276,7 @@ def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(networks, "mmdit", small)
     card: dict[str, Any] = {"training": {}, "judged": {}, "bars": {}}
     for part, name in FILES.items():
-        trainer = Trainer(small(), data(), part, 4)
+        trainer = FlowTrainer(small(), data(), PARTS[part], 4)
         save = lambda state, facts, name=name: save_network(state, tmp_path / name, facts)  # noqa: E731
         card["training"][part] = train(trainer, 0.5, save)
     (tmp_path / "flow.json").write_text(json.dumps(card))

@@ -12,13 +12,14 @@ import torch
 from click.testing import CliRunner, Result
 from torch import Tensor
 
-from efface import registry
+from efface import plugins, registry
 from efface.cli import main
 from efface.detectors.base import Detector, Seen
 from efface.errors import BadFile, EvaluationError, PluginError, UnknownName
 from efface.evaluation.judges import DetectorJudge, MiniJudge
 from efface.patches import Patch
-from efface.registry import ATTACKS, METHODS, TABLES, Plugins, build_guard
+from efface.plugins import Plugins
+from efface.registry import ATTACKS, METHODS, TABLES, build_guard
 
 METHOD = '''
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ class Point:
 
 
 def points_of(monkeypatch: pytest.MonkeyPatch, *points: Point) -> Plugins[Any]:
-    monkeypatch.setattr(registry.metadata, "entry_points", lambda group: list(points))
+    monkeypatch.setattr(plugins.metadata, "entry_points", lambda group: list(points))
     return Plugins("method", "efface.methods", METHODS.base)
 
 
@@ -181,15 +182,15 @@ def test_a_broken_package_does_not_break_the_list(monkeypatch: pytest.MonkeyPatc
 
 def test_a_source_checkout_registers_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without installed metadata the groups are read from pyproject.toml."""
-    installed = {group: registry.own_points(group) for group in [table.group for table in TABLES]}
+    installed = {group: plugins.own_points(group) for group in [table.group for table in TABLES]}
 
     def missing(name: str) -> Any:
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(registry.metadata, "distribution", missing)
+    monkeypatch.setattr(plugins.metadata, "distribution", missing)
     for group, points in installed.items():
         assert points
-        assert sorted(registry.own_points(group)) == sorted(points)
+        assert sorted(plugins.own_points(group)) == sorted(points)
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda t: t.kind)

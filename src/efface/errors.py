@@ -38,13 +38,13 @@ class UnknownName(UsageError):
 
     SHOWN = 5
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], note: str = "") -> None:
         known = sorted(known)
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
         nearest = sorted(known, key=lambda k: -difflib.SequenceMatcher(None, name, k).ratio())[: self.SHOWN]
         told = "Known" if len(known) <= self.SHOWN else f"The nearest of {len(known)} known"
-        super().__init__(f"unknown {kind} {name!r}.{hint} {told}: {', '.join(nearest)}.")
+        super().__init__(f"unknown {kind} {name!r}.{hint} {told}: {', '.join(nearest)}.{note}")
 
 
 class BadRequest(UsageError):

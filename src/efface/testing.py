@@ -307,6 +307,8 @@ def check_world(source: WorldSource) -> World:
         assert set(m.subjects) <= set(world.groups), f"{name!r} is shown on something that is no concept of the world"
     assert world.usable(), "no concept is recognised well enough to be measured"
     assert world.judge.count(":") == 1, "judge must be an import path module:name"
+    alien = [m for m in source.models if m != source.name and not m.startswith(f"{source.name}-")]
+    assert not alien, f"the model {alien[0]!r} is not called after the world"
     return world
 
 

@@ -105,10 +105,10 @@ def _plug_ins() -> dict[str, str]:
 
 
 def _models() -> dict[str, str]:
-    from ..models.load import BUNDLED
+    from ..models.load import known_models
 
     return {
-        **BUNDLED,
+        **known_models(),
         "FOLDER": "a diffusers folder of Stable Diffusion 1.x, 2.x, XL, 3 or 3.5, of FLUX.1 or of PixArt",
         "FILE": "a single checkpoint file",
         "OWNER/NAME": "a Hub id",

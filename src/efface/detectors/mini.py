@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import BadFile, EvaluationError, UnknownName
-from ..models.mini.world import IconWorld, load_world
+from ..models.icon_world import IconWorld
+from ..models.mini.world import load_world
 
 NONE = "none"
 IMAGE_PX = 48
@@ -37,7 +38,7 @@ class Labels:
 
     @classmethod
     def of(cls, world: IconWorld) -> Labels:
-        return cls((*world.names(), NONE), (*world.styles, NONE), (*world.backgrounds, NONE))
+        return cls((*world.names(), NONE), (*world.all_styles, NONE), (*world.backgrounds, NONE))
 
     def digest(self) -> str:
         """Stored with the weights: weights trained for another list of names must not name anything."""
@@ -76,19 +77,24 @@ class Heads(nn.Module):
         return self.concept(features), self.style(features), self.background(features)
 
 
+def scaled(width: int, scale: float) -> int:
+    """A number of channels times ``scale``, in whole groups of eight."""
+    return max(8, round(width * scale / 8) * 8)
+
+
 class PlainCNN(nn.Module):
     """``report``: 3 x 3 convolutions, batch norm, SiLU, max pooling; average-pooled features (B, 144)."""
 
     WIDTHS = ((24,), (48,), (96, 96), (144,))
 
-    def __init__(self, labels: Labels) -> None:
+    def __init__(self, labels: Labels, scale: float = 1.0) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         last = 3
         for stage, widths in enumerate(self.WIDTHS):
             if stage:
                 layers.append(nn.MaxPool2d(2))
-            for width in widths:
+            for width in (scaled(w, scale) for w in widths):
                 layers += [nn.Conv2d(last, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.SiLU()]
                 last = width
         self.trunk = nn.Sequential(*layers)
@@ -122,22 +128,23 @@ class Residual(nn.Module):
 class ResidualCNN(nn.Module):
     """``selection``: strided stem, depthwise residual blocks, group norm, GELU; average- and max-pooled features (B, 256)."""
 
-    def __init__(self, labels: Labels) -> None:
+    def __init__(self, labels: Labels, scale: float = 1.0) -> None:
         super().__init__()
+        a, b, c = (scaled(width, scale) for width in (32, 72, 128))
         self.trunk = nn.Sequential(
-            nn.Conv2d(3, 32, 4, stride=2, padding=1),
-            nn.GroupNorm(8, 32),
-            Residual(32, 3),
-            nn.Conv2d(32, 72, 2, stride=2),
-            nn.GroupNorm(8, 72),
-            Residual(72, 4),
-            Residual(72, 4),
-            nn.Conv2d(72, 128, 2, stride=2),
-            nn.GroupNorm(8, 128),
-            Residual(128, 3),
-            nn.GroupNorm(8, 128),
+            nn.Conv2d(3, a, 4, stride=2, padding=1),
+            nn.GroupNorm(8, a),
+            Residual(a, 3),
+            nn.Conv2d(a, b, 2, stride=2),
+            nn.GroupNorm(8, b),
+            Residual(b, 4),
+            Residual(b, 4),
+            nn.Conv2d(b, c, 2, stride=2),
+            nn.GroupNorm(8, c),
+            Residual(c, 3),
+            nn.GroupNorm(8, c),
         )
-        self.heads = Heads(256, labels)
+        self.heads = Heads(2 * c, labels)
 
     def features(self, x: Tensor) -> Tensor:
         """(B, 3, 48, 48) in [0, 1] -> (B, 256)."""
@@ -149,7 +156,7 @@ class ResidualCNN(nn.Module):
         return (*self.heads(features), features)
 
 
-ARCHITECTURES: dict[str, Callable[[Labels], PlainCNN | ResidualCNN]] = {"report": PlainCNN, "selection": ResidualCNN}
+ARCHITECTURES: dict[str, Callable[[Labels, float], PlainCNN | ResidualCNN]] = {"report": PlainCNN, "selection": ResidualCNN}
 
 
 def packaged_folder() -> Path:
@@ -164,25 +171,24 @@ class MiniDetector:
         self.net = net.eval().requires_grad_(False)
 
     @classmethod
-    def load(cls, name: str, folder: Path | None = None) -> MiniDetector:
-        """``report`` or ``selection``, from the package or from another folder of ``<name>.safetensors``."""
+    def load(cls, name: str, folder: Path | None = None, world: IconWorld | None = None) -> MiniDetector:
+        """``report`` or ``selection``, from the package or from another folder of ``<name>.safetensors``, for the miniature's
+        world or another one."""
         if name not in ARCHITECTURES:
             raise UnknownName("detector", name, ARCHITECTURES)
         path = (folder or packaged_folder()) / f"{name}.safetensors"
-        labels = Labels.of(load_world())
+        labels = Labels.of(world or load_world())
         try:
             with safe_open(str(path), "pt") as f:
-                stored = (f.metadata() or {}).get("labels")
+                facts = f.metadata() or {}
                 state = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (safe_open is no mapping)
         except (OSError, SafetensorError) as error:
             raise BadFile(
-                f"cannot read the detector {name!r} at {path}: {error}. Reinstall efface or rebuild the miniature."
+                f"cannot read the detector {name!r} at {path}: {error}. Reinstall the package that it belongs to, or rebuild it."
             ) from error
-        if stored != labels.digest():
-            raise BadFile(
-                f"the detector at {path} was trained for another list of names; rebuild it with miniature.build detectors."
-            )
-        net = ARCHITECTURES[name](labels)
+        if facts.get("labels") != labels.digest():
+            raise BadFile(f"the detector at {path} was trained for another list of names; rebuild it with its stage detectors.")
+        net = ARCHITECTURES[name](labels, float(facts.get("scale", 1)))
         net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
         return cls(name, net, labels)
 

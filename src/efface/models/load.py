@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import BadFile, BadOption, UnknownName
+from ..errors import BadFile, BadOption, PluginError, UnknownName
+from ..plugins import Plugins
 from .base import DiffusionModel
+from .world import WorldSource
 
 if TYPE_CHECKING:
     from .sd import StableDiffusion
 
-BUNDLED = {
-    "mini": "the bundled miniature Stable Diffusion (icons, 48 px)",
-    "mini-gold": "the miniature before it saw the reserved concepts: the gold model of their erasure",
-    "mini-flow": "the miniature's world drawn by a Stable Diffusion 3 transformer (7.3 M parameters)",
-    "mini-flow-gold": "the flow miniature before it saw the reserved concepts",
+WORLDS: Plugins[WorldSource] = Plugins("world", "efface.worlds", WorldSource)  # type: ignore[type-abstract]
+TINY = {
     "tiny": "random weights of the real classes, for tests",
     "tiny-v": "tiny with v-prediction",
     "tiny-xl": "tiny with the two text encoders of SDXL",
@@ -43,7 +43,8 @@ def pick_device(name: str) -> str:
 
 
 def load_model(source: Any, *, dtype: str = "float32", device: str = "auto") -> DiffusionModel:
-    """A bundled name, a diffusers folder, a single checkpoint file, a Hub id ``owner/name``, or a loaded diffusers pipeline.
+    """The name of a model of an installed world or of a tiny one, a diffusers folder, a single checkpoint file, a Hub id
+    ``owner/name``, or a loaded diffusers pipeline.
 
     Raises UnknownName for a word that is none of these, BadFile for files and objects of another kind.
 
@@ -68,18 +69,12 @@ def load_model(source: Any, *, dtype: str = "float32", device: str = "auto") -> 
         return live
     device = pick_device(device)
     source = str(source)
-    if source in ("mini", "mini-gold"):
-        from .mini import load_mini
+    if source in TINY:
+        from .tiny import TINY as BUILD
 
-        return load_mini(gold=source == "mini-gold", dtype=dtype, device=device)
-    if source in ("mini-flow", "mini-flow-gold"):
-        from .mini_flow import load_mini_flow
-
-        return load_mini_flow(gold=source == "mini-flow-gold", dtype=dtype, device=device)
-    if source in BUNDLED:
-        from .tiny import TINY
-
-        return TINY[source](dtype=dtype, device=device)
+        return BUILD[source](dtype=dtype, device=device)
+    if (world := _world_of(source)) is not None:
+        return world.load(source, dtype=dtype, device=device)
     path = Path(source)
     if path.exists():
         refuse_too_large(path, named_dtype(dtype), device)
@@ -87,7 +82,25 @@ def load_model(source: Any, *, dtype: str = "float32", device: str = "auto") -> 
         return _of_file(path).from_single_file(path, dtype=dtype, device=device)
     if path.is_dir() or (source.count("/") == 1 and not source.startswith((".", "/", "~"))):
         return _family(source).from_folder(source, dtype=dtype, device=device)
-    raise UnknownName("model", source, BUNDLED)
+    raise UnknownName("model", source, known_models(), note=f" Installed worlds: {', '.join(WORLDS)}.")
+
+
+def _world_of(model: str) -> WorldSource | None:
+    """The world that brings a model of this name. A world's models are called after it, so no other package is imported."""
+    for name in WORLDS:
+        if (model == name or model.startswith(f"{name}-")) and model in WORLDS[name].models:
+            return WORLDS[name]()
+    return None
+
+
+def known_models() -> dict[str, str]:
+    """Name -> what it is, of every model that needs no files of the user. Worlds that cannot be imported are passed over: only
+    what asks for one of them by name fails."""
+    found: dict[str, str] = {}
+    for name in WORLDS:
+        with suppress(PluginError):
+            found |= WORLDS[name].models
+    return found | TINY
 
 
 def _adapters() -> dict[str, type[StableDiffusion]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..concepts.request import CATEGORY, OBJECT
 from ..errors import UnknownName
@@ -124,7 +124,18 @@ class WorldSource(abc.ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    models: ClassVar[Mapping[str, str]] = {}
+    """Name -> one line, of the models that the package brings along for :func:`efface.load_model`. A name is the world's own or
+    begins with it and a hyphen."""
 
     @abc.abstractmethod
     def world(self) -> World:
         """The facts. Called once per command; may read files."""
+
+    def load(self, model: str, *, dtype: str, device: str) -> Any:
+        """The :class:`~efface.models.base.DiffusionModel` of a name in ``models``, with its ``world`` set.
+
+        A source without models is laid over a model by ``--world`` and need not override this. Raises BadFile where the model's
+        files are missing.
+        """
+        raise NotImplementedError(f"{type(self).__name__} names models but does not say how {model!r} is loaded.")

@@ -22,7 +22,8 @@ from ..evaluation.world_suite import world_suite
 from ..models.base import DiffusionModel
 from ..models.load import load_model
 from ..patches import Patch
-from ..registry import DETECTORS, SUITES, WORLDS, resolve
+from ..plugins import resolve
+from ..registry import DETECTORS, SUITES, WORLDS
 from .erase import AUTO, request_for
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import BadFile
 from ..world import Modifier, World, WorldSource
@@ -120,9 +120,16 @@ class MiniWorld(WorldSource):
 
     name = "mini"
     summary = "some 120 icons, for the miniature"
+    models: ClassVar[Mapping[str, str]] = {
+        "mini": "the bundled miniature Stable Diffusion (icons, 48 px)",
+        "mini-gold": "the miniature before it saw the reserved concepts: the gold model of their erasure",
+    }
 
     def world(self) -> World:
         return mini_world()
+
+    def load(self, model: str, *, dtype: str, device: str) -> StableDiffusion:
+        return load_mini(gold=model == "mini-gold", dtype=dtype, device=device)
 
 
 @cache

@@ -8,9 +8,9 @@ import subprocess
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
-import resvg_py
 from PIL import Image
 
 from efface.models.icon_world import IconWorld
@@ -36,6 +36,7 @@ def fetch_package(package: str, folder: Path, members: Mapping[str, str]) -> Non
 
 def fetch_icons(icon_sets: Mapping[str, Mapping[str, str]], cache: Path) -> dict[str, dict]:
     """Every icon set, fetched once; returns style -> parsed icons.json."""
+    renderer()
     for style, meta in icon_sets.items():
         fetch_package(meta["package"], cache / style, {"icons.json": "icons.json"})
     return {style: json.loads((cache / style / "icons.json").read_text("utf-8")) for style in icon_sets}
@@ -60,9 +61,20 @@ def icon_svg(icons: dict, name: str) -> str | None:
     )
 
 
+def renderer() -> ModuleType:
+    """What draws SVG. It is needed for building only; asked for first, it says what is missing before anything is fetched."""
+    try:
+        import resvg_py
+    except ImportError as error:
+        raise SystemExit(
+            f"the build draws icons with resvg-py, which is missing ({error}): pip install 'efface[build]'."
+        ) from error
+    return resvg_py
+
+
 def render(svg: str, side: int = RENDER_PX) -> np.ndarray:
     """(side, side, 4) uint8, premultiplied so that later compositing has no dark fringes."""
-    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side))
+    png = bytes(renderer().svg_to_bytes(svg_string=svg, width=side, height=side))
     rgba = np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"), np.float32).copy()
     rgba[..., :3] *= rgba[..., 3:] / 255.0
     return np.round(rgba).astype(np.uint8)

@@ -14,7 +14,8 @@ from torch.nn.functional import normalize
 from ..detectors.base import Detector, Seen
 from ..detectors.clip_score import ClipScorer
 from ..detectors.cloud import QUANTILE, Cloud
-from ..detectors.mini import NONE, UNIFORM_STD, MiniDetector
+from ..detectors.icons import IconReport
+from ..detectors.mini import UNIFORM_STD, MiniDetector
 from ..detectors.zero_shot import ZeroShot
 from ..errors import EvaluationError, UnknownName
 from ..models.mini import WEIGHTS, card
@@ -102,44 +103,16 @@ class DetectorJudge:
         return [100 * max(c, 0.0) if c == c else None for c in cosines]
 
 
-class MiniReport(Detector):
-    """The miniature's report detector: a small CNN that was trained on its icons and shares no weights with it.
-
-    It names concepts, styles, backgrounds, and the categories of concepts by the sum of their members' probabilities.
-    """
+class MiniReport(IconReport):
+    """The miniature's report detector."""
 
     name = "mini-report"
     summary = "the report detector of the miniature"
 
     def __init__(self, names: Sequence[str] = ()) -> None:
-        self.net = MiniDetector.load("report")
-        labels, icons = self.net.labels, load_world()
-        groups = list(icons.group_words)
-        self._heads = (
-            labels.concepts,
-            (*(f"{s} style" for s in labels.styles[:-1]), "no style"),
-            (*(f"{b} background" for b in labels.backgrounds[:-1]), "no background"),
-            (*groups, "no category"),
-        )
-        self.names = [name for head in self._heads for name in head]
-        of = [groups.index(icons[c].group) if c != NONE else len(groups) for c in labels.concepts]
-        self._sum = torch.nn.functional.one_hot(torch.tensor(of), len(groups) + 1).float()
-        """(concepts + 1, groups + 1): sums the probabilities of a category's members."""
-        for name in names:
-            if name not in self.names:
-                raise UnknownName("concept of the report detector", name, self.names)
         measured = card()["detectors"]["report"]
         kept = {k: measured[k] for k in ("sensitivity", "false_positive") if k in measured}
-        self.facts = {"name": "mini report detector", **kept}
-
-    def look(self, images: Tensor) -> Seen:
-        scores = self.net.score(images)
-        heads = (scores.concept, scores.style, scores.background, scores.concept @ self._sum)
-        return Seen(torch.cat(heads, 1), scores.features)
-
-    @property
-    def heads(self) -> Sequence[Sequence[str]]:
-        return self._heads
+        self._of(MiniDetector.load("report"), load_world(), {"name": "mini report detector", **kept}, names)
 
 
 class MiniJudge(DetectorJudge):

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from ..concepts.request import ATTRIBUTE, STYLE
+from .world import Modifier
+
 
 @dataclass(frozen=True)
 class WorldConcept:
@@ -172,3 +175,46 @@ def _categories(concepts: list[WorldConcept], wider: dict[str, list[str]]) -> di
     return {g: tuple(names) for g, names in groups.items()} | {
         name: tuple(c for g in parts for c in groups.get(g, ())) for name, parts in wider.items()
     }
+
+
+STYLE_FORMS = ("a STYLE style {}", "a STYLE {}", "a STYLE style picture of a {}", "a STYLE icon of a {}")
+STYLE_OTHERWISE = ("a {} in STYLE style", "a {} in the style of STYLE", "{} by STYLE")
+
+
+def modifiers(
+    icons: IconWorld, styles: Mapping[str, Mapping[str, Any]], backgrounds: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Modifier]:
+    """The icon sets as styles, each with the objects that models of the world were trained to draw in it, and the colours behind
+    the icons as attributes. White is left out: it is drawn where no colour is asked for.
+
+    styles, backgrounds: by name the rate at which the model draws what was asked for.
+    """
+    known = icons.names("ordinary", "reserved")
+    found = [
+        Modifier(
+            name=f"{s} style",
+            kind=STYLE,
+            family="style",
+            word=s,
+            forms=tuple(f.replace("STYLE", s) for f in STYLE_FORMS),
+            other_forms=tuple(f.replace("STYLE", s) for f in STYLE_OTHERWISE),
+            sensitivity=styles[s]["value"],
+            subjects=tuple(n for n in known if (n, s) not in icons.held_out and icons.has(n, s)),
+        )
+        for s in icons.styles
+        if s in styles
+    ]
+    found += [
+        Modifier(
+            name=f"{b} background",
+            kind=ATTRIBUTE,
+            family="background",
+            word=b,
+            forms=(f"a {{}} on a {b} background", f"{{}} on a {b} background"),
+            other_forms=(f"a {{}} on {b}", f"a {{}}, {b} background"),
+            sensitivity=backgrounds[b]["value"],
+        )
+        for b in icons.backgrounds
+        if b in backgrounds and b != "white"
+    ]
+    return {m.name: m for m in found}

@@ -27,7 +27,8 @@ from ..models.base import DiffusionModel
 from ..models.load import load_model
 from ..options import Settings
 from ..patches import Patch
-from ..registry import ATTACKS, GUARDS, METHODS, Plugins, build_attack, build_guard, build_method, preset_for
+from ..plugins import Plugins
+from ..registry import ATTACKS, GUARDS, METHODS, build_attack, build_guard, build_method, preset_for
 from .attack import attack_units
 from .erase import request_for
 from .hub import load_patch

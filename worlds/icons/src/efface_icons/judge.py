@@ -4,35 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
-from efface.detectors.base import Detector, Seen
 from efface.detectors.clip_score import ClipScorer
+from efface.detectors.icons import IconReport
 from efface.detectors.mini import MiniDetector
-from efface.errors import UnknownName
 from efface.evaluation.judges import DetectorJudge
 
 from . import measured, table, weights
 
 
-class IconsReport(Detector):
-    """A small CNN that was trained on the world's pictures and shares no weights with its models."""
+class IconsReport(IconReport):
+    """The world's report detector."""
 
     name = "icons-report"
     summary = "the report detector of the world of icons"
 
     def __init__(self, names: Sequence[str] = ()) -> None:
-        self.net = MiniDetector.load("report", weights() / "detectors", table())
-        self.names = list(self.net.labels.concepts)
-        for name in names:
-            if name not in self.names:
-                raise UnknownName("concept of the report detector", name, self.names)
         known = measured("card.json")["detectors"]["report"]
-        self.facts = {"name": "icons report detector", **{k: known[k] for k in ("sensitivity", "false_positive")}}
-
-    def look(self, images: Tensor) -> Seen:
-        scores = self.net.score(images)
-        return Seen(scores.concept, scores.features)
+        facts = {"name": "icons report detector", **{k: known[k] for k in ("sensitivity", "false_positive")}}
+        self._of(MiniDetector.load("report", weights() / "detectors", table()), table(), facts, names)
 
 
 class IconsJudge(DetectorJudge):

@@ -89,7 +89,7 @@ def robust_result(plan: dict[str, Any], placed: list[Placed], reference: str) ->
         if p.place["kind"] == "attack":
             label = p.place["attack"]
             rows = {label: [AttemptRow(attack=label, **r) for r in p.result["attempts"]]}
-            summary = summarise_attacks(rows, {label: p.result["facts"]}, {label: ()})
+            summary = summarise_attacks(rows, {label: p.facts}, {label: ()})
             won[p.place["entrant"]][cell_name(p)][label] = summary["attacks"][label]["cases"]
     labels = [e["label"] for e in facts["entrants"] if e["label"] in won]
     found = {n: Found(dict(pairs[n]), dict(won[n]), costs[n], []) for n in labels}

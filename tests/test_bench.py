@@ -436,7 +436,7 @@ def test_attack_rates_and_unions_are_those_of_python(mini_bench: Path) -> None:
             if not mine:
                 continue
             rows = {p.place["attack"]: [AttemptRow(attack=p.place["attack"], **r) for r in p.result["attempts"]] for p in mine}
-            facts = {p.place["attack"]: p.result["facts"] for p in mine}
+            facts = {p.place["attack"]: p.facts for p in mine}
             found = summarise_attacks(rows, facts, dict.fromkeys(rows, ()))
             for label, entry in found["attacks"].items():
                 total = totals.setdefault(label, [0, 0])

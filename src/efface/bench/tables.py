@@ -82,6 +82,11 @@ class Placed:
         return self.record is not None and self.record["status"] == FINISHED
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """Of an attack: what :func:`efface.evaluation.attacked.summarise_attacks` must know beside its rows."""
+        return {**self.result["facts"], "role": self.place["role"]}
+
+    @property
     def result(self) -> Mapping[str, Any]:
         found: Mapping[str, Any] = self.record["result"] if self.record is not None and self.finished else {}
         return found

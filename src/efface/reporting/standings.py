@@ -221,7 +221,7 @@ def _won(p: Placed) -> dict[str, bool]:
     """Case -> broken, of the cases that count and are decided; see :func:`efface.evaluation.attacked.summarise_attacks`."""
     label = p.place["attack"]
     rows = {label: [AttemptRow(attack=label, **r) for r in p.result["attempts"]]}
-    found: dict[str, bool] = summarise_attacks(rows, {label: p.result["facts"]}, {label: ()})["attacks"][label]["cases"]
+    found: dict[str, bool] = summarise_attacks(rows, {label: p.facts}, {label: ()})["attacks"][label]["cases"]
     return found
 
 

@@ -96,7 +96,7 @@ def bench(
     _announce(note, found, kept, store, speed, workers, told_budget)
     if dry_run:
         return _summary(found, kept, Schedule(found.cells, kept), 0)
-    chosen = _chosen(found.cells, only, kept, store)
+    chosen = _chosen(found.cells, only, kept)
     # Tasks of an array job write beside each other, each to files of its own.
     with claimed(store.folder) if not only and executor != SLURM else nullcontext():
         store.folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +140,7 @@ def _usable(cells: Sequence[Cell], kept: dict[str, Any], store: Store) -> set[st
     return {*kept} - lost
 
 
-def _chosen(cells: Sequence[Cell], only: Sequence[str], kept: dict[str, Any], store: Store) -> list[Cell]:
+def _chosen(cells: Sequence[Cell], only: Sequence[str], kept: dict[str, Any]) -> list[Cell]:
     """All cells, or those asked for. Raises BadOption for a key that is none, and for one whose needs are not finished."""
     if not only:
         return list(cells)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -140,5 +140,6 @@ def _attack(cell: Cell, store: Store, subject: Subject) -> dict[str, Any]:
     budget = max(attack.budget, unit.deployed.per_image(unit.goal.guidance)) if unit.role == "baseline" else attack.budget
     rows, spent = run_unit(unit, subject.profile, subject.judge, budget, plain)
     kept = [{k: v for k, v in asdict(row).items() if k not in ("attack", "record_version")} for row in rows]
-    facts: Mapping[str, Any] = facts_of(unit)
-    return {"attempts": kept, "facts": dict(facts), "controls": list(unit.attack.controls), "cost": spent}
+    # The same run may be an attack of one plan and a control in another: what it is there is said by its place.
+    facts = {k: v for k, v in facts_of(unit).items() if k not in ("role", "taught")}
+    return {"attempts": kept, "facts": facts, "controls": list(unit.attack.controls), "cost": spent}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -154,9 +154,6 @@ class Expanded:
     places: list[Place] = field(default_factory=list)
     left_out: list[dict[str, str]] = field(default_factory=list)
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def evals(self, kinds: Sequence[str], without: Mapping[str, Any] | None = None) -> float:
-        return sum(c.evals for c in self.cells if c.kind in kinds and c.key not in (without or {}))
 
 
 def expand(plan: Plan) -> Expanded:

@@ -19,7 +19,7 @@ from efface.evaluation.driver import _key as evaluation_key
 from efface.evaluation.profiles import PROFILES
 from efface.evaluation.records import Row
 from efface.guards import SAFREE
-from efface.methods import AGE, AP, ESD, UCE, AdvUnlearn, RAPAttack
+from efface.methods import AGE, AP, ESD, UCE, AdvUnlearn, Fixed, RAPAttack
 from efface.models.load import load_model
 from efface.models.select import selection
 from efface.preservation.candidates import candidates
@@ -100,6 +100,14 @@ def test_ap_and_age(cls: Any, kind: str, space: str, lam: float, eta: float) -> 
         w = weight(space, model, row)
         assert row["erase"] == pytest.approx(w * (STUDENT - goal) ** 2, **EXACT)
         assert row["preserve"] == pytest.approx(lam * w * (STUDENT - OTHER) ** 2, **EXACT)
+
+
+@pytest.mark.parametrize(("concept", "preserve"), [("", ("dog",)), ("dog", ())])
+def test_fixed_preserves_what_the_request_names_or_its_own_concept(concept: str, preserve: tuple[str, ...]) -> None:
+    model, run = planted("tiny"), Run()
+    Fixed(**SHORT, concept=concept, lam=0.3).erase(model, EraseRequest(("cat",), "", preserve), run)
+    for row in run.log:
+        assert row["preserve"] == pytest.approx(0.3 * (STUDENT - OTHER) ** 2, **EXACT)
 
 
 @pytest.mark.parametrize("null", [False, True])

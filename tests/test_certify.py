@@ -14,10 +14,11 @@ from test_report import synthetic_folder
 
 from efface.cli import main
 from efface.equations.statistics import wilson
-from efface.errors import BadFile, UnknownName
+from efface.errors import BadFile, BadOption, UnknownName
 from efface.registry import ATTACKS
 from efface.reporting.certificate import Certificate, decide
 from efface.reporting.policy import Policy, policies, read_policy
+from efface.verbs import certify
 
 
 def axis(k: int, n: int, invalid: int = 0, kept: bool = False) -> dict[str, Any]:
@@ -140,3 +141,15 @@ def test_the_command_ends_with_3_unless_everything_is_passed(tmp_path: Path) -> 
     assert kept.exit_code == 0, kept.output
     assert json.loads(kept.stdout)["passed"] is True
     assert "the attack p4d" in json.loads(kept.stdout)["untested"]
+
+
+def test_another_entrant_is_decided_by_its_own_numbers_and_without_attacks_on_the_first(tmp_path: Path) -> None:
+    folder = synthetic_folder(tmp_path)
+    limits = tmp_path / "near.toml"
+    limits.write_text("[preserved]\nnear = 0.5\n", "utf-8")
+    found = {e: certify(folder, policy=str(limits), entrant=e).findings[0].text for e in ("", "ap", "noise")}
+    assert found[""] == found["ap"] != found["noise"]
+    with pytest.raises(UnknownName, match="entrant of the evaluation"):
+        certify(folder, policy=str(limits), entrant="nobody")
+    with pytest.raises(BadOption, match="leave --attack or --entrant out"):
+        certify(folder, policy=str(limits), entrant="noise", attacks=[tmp_path / "a"])

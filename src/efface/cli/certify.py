@@ -30,9 +30,10 @@ REFUSED = 3
     multiple=True,
     help="Folder of an attack on what was evaluated; repeat.",
 )
+@click.option("--entrant", default="", help="Another system of the evaluation, such as gold. Default: its patch or guard.")
 @json_option
 @click.pass_context
-def certify(ctx: click.Context, folder: Path, policy: str, attacks: tuple[Path, ...], as_json: bool) -> None:
+def certify(ctx: click.Context, folder: Path, policy: str, attacks: tuple[Path, ...], entrant: str, as_json: bool) -> None:
     """Say whether an evaluation FOLDER, and attacks on the same system, keep a policy.
 
     Every demand is judged by the bound of a 95 % interval. The exit code is 0 when all demands are passed and 3 when one is
@@ -40,7 +41,7 @@ def certify(ctx: click.Context, folder: Path, policy: str, attacks: tuple[Path, 
     """
     from .. import verbs
 
-    found = verbs.certify(folder, policy=policy, attacks=attacks)
+    found = verbs.certify(folder, policy=policy, attacks=attacks, entrant=entrant)
     wide = max(len(f.demand) for f in found.findings)
     lines = [f"{f.status.upper():<11} {f.demand:<{wide}}  {f.text}" for f in found.findings]
     lines += ["", f"Not tested: {'; '.join(found.untested)}."]

@@ -217,7 +217,7 @@ def test_misspellings_differ_from_the_name_and_from_each_other() -> None:
     assert "a photo of a fire engine" not in variants
     assert all(v.startswith("a photo of a fire ") for v in variants)
     assert list(mistakes("rabbit", 3))[:4] == ["rabibt", "rabit", "rabbbit", "rabnit"]
-    twice = Misspelling().prompts(Goal("rabbit", CASES), "a rabbit")
+    twice = Misspelling().prompts(Goal("rabbit", CASES).call(0), "a rabbit")
     assert "a raibbt" in twice, "of rabibt, the letters before those that were swapped"
     assert "a rabitb" not in twice
     with pytest.raises(BadOption, match="3 letters"):

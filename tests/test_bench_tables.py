@@ -46,7 +46,7 @@ def flat(plan: Plan) -> dict[str, tuple[str, dict[str, Any], int]]:
 
 def test_every_plan_can_be_read() -> None:
     found = {path.stem: read_plan(path) for path in PLANS.glob("*.toml")}
-    assert set(found) == {"methods", "robust", "flow"}
+    assert set(found) == {"methods", "robust", "flow", "kinds", "controls"}
     assert all(plan.name == name for name, plan in found.items())
 
 

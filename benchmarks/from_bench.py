@@ -19,12 +19,12 @@ import robust_table
 from robust_table import Found
 from table import into_page
 
-from efface.bench.plan import BASE
-from efface.bench.records import Store
-from efface.bench.tables import Bench, Placed
 from efface.errors import BadFile
 from efface.evaluation.attacked import summarise_attacks
 from efface.evaluation.records import AttemptRow, Row
+from efface.plans.plan import BASE
+from efface.plans.records import Store
+from efface.plans.tables import Bench, Placed
 
 TABLES = ("methods", "robust")
 

@@ -7,8 +7,8 @@ import signal
 import time
 from typing import Any
 
-from efface.bench.cells import Cell
-from efface.bench.records import Store
+from efface.plans.cells import Cell
+from efface.plans.records import Store
 
 
 def cells(n: int, **how: Any) -> list[Cell]:

@@ -23,14 +23,14 @@ from test_bench_engine import fake_sbatch
 from test_plugins import METHOD
 
 from efface import verbs
-from efface.bench.plan import Plan, plan_of, read_plan, shrunk
-from efface.bench.records import Store, comparable
-from efface.bench.tables import Bench, cell_rows, record_rows
 from efface.cli import main
 from efface.equations.statistics import wilson
 from efface.errors import BadFile, BadOption, EffaceError, UnknownName
 from efface.evaluation.attacked import summarise_attacks
 from efface.evaluation.records import AttemptRow
+from efface.plans.plan import Plan, plan_of, read_plan, shrunk
+from efface.plans.records import Store, comparable
+from efface.plans.tables import Bench, cell_rows, record_rows
 from efface.verbs.planned import expand
 
 ROOT = Path(__file__).parents[1]
@@ -658,9 +658,9 @@ def test_a_running_ray_cluster_by_its_address(tmp_path: Path) -> None:
 
 
 def test_no_cluster_at_an_address_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from efface.bench.cells import Schedule
-    from efface.bench.executors import ray as executor
     from efface.errors import MissingExtra
+    from efface.plans.cells import Schedule
+    from efface.plans.executors import ray as executor
 
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtra, match=r"efface\[bench\]"):

@@ -19,13 +19,13 @@ from bench_work import cells, perform
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efface.bench.cells import Cell, Schedule, unique
-from efface.bench.executors import DEATHS
-from efface.bench.executors.local import Processes, in_this_process
-from efface.bench.executors.slurm import stages, write_scripts
-from efface.bench.job import Job
-from efface.bench.records import Store, comparable
 from efface.errors import BadFile
+from efface.plans.cells import Cell, Schedule, unique
+from efface.plans.executors import DEATHS
+from efface.plans.executors.local import Processes, in_this_process
+from efface.plans.executors.slurm import stages, write_scripts
+from efface.plans.job import Job
+from efface.plans.records import Store, comparable
 
 Done = list[tuple[str, str]]
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from efface import verbs
-from efface.bench.plan import Plan, plan_of, read_plan
-from efface.bench.records import Store
 from efface.errors import BadFile
 from efface.evaluation.profiles import PROFILES, Profile
 from efface.models.load import load_model
+from efface.plans.plan import Plan, plan_of, read_plan
+from efface.plans.records import Store
 from efface.registry import build_guard
 
 ROOT = Path(__file__).parents[1]

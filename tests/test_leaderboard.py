@@ -14,11 +14,11 @@ import pytest
 from click.testing import CliRunner
 from test_report import CHROMIUM, HOSTILE
 
-from efface.bench.cells import key_of
-from efface.bench.plan import plan_of
-from efface.bench.records import Store
-from efface.bench.tables import Bench
 from efface.cli import main
+from efface.plans.cells import key_of
+from efface.plans.plan import plan_of
+from efface.plans.records import Store
+from efface.plans.tables import Bench
 from efface.reporting.leaderboard import as_csv, as_latex, ordered, write_leaderboard
 from efface.reporting.standings import COLUMNS, FLOOR, Standing, harmonic, tables
 

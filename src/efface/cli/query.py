@@ -35,8 +35,8 @@ def query(folder: Path, sql: str | None, shape: str, out: Path | None) -> None:
     A rate is k of n cases with Wilson's 95 % interval from low to high. Only cases count in which the unmodified model shows the
     concept.
     """
-    from ..bench.database import TOLD, ask, database, write_answer
-    from ..bench.records import Store
+    from ..plans.database import TOLD, ask, database, write_answer
+    from ..plans.records import Store
 
     connection = database(Store(folder))
     if sql is None:

@@ -11,9 +11,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..bench.records import Store
-from ..bench.tables import Bench
 from ..io.files import write_text
+from ..plans.records import Store
+from ..plans.tables import Bench
 from . import plots
 from .standings import COLUMNS, LEVEL, Score, Standing, Table, tables
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from ..bench.tables import Bench, Placed, base_hits
 from ..equations.statistics import benjamini_hochberg, percentile_interval, resampled, wilson
 from ..evaluation.attacked import summarise_attacks
 from ..evaluation.records import TARGET_AXES, AttemptRow
+from ..plans.tables import Bench, Placed, base_hits
 
 COLUMNS = {
     "erasure": "erased and valid, target asked for by name",

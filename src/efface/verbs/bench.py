@@ -8,16 +8,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..bench.cells import Cell, Schedule
-from ..bench.executors import LOCAL, NAMES, RAY, SLURM, Executor
-from ..bench.executors.local import Processes, in_this_process
-from ..bench.job import Job, Outcome
-from ..bench.plan import Plan, read_plan, smaller
-from ..bench.records import FINISHED, Store
 from ..concepts.request import names_of
 from ..equations.statistics import wilson
 from ..errors import BadOption, UnknownName
 from ..io.files import check_writable, claimed
+from ..plans.cells import Cell, Schedule
+from ..plans.executors import LOCAL, NAMES, RAY, SLURM, Executor
+from ..plans.executors.local import Processes, in_this_process
+from ..plans.job import Job, Outcome
+from ..plans.plan import Plan, read_plan, smaller
+from ..plans.records import FINISHED, Store
 from ..versions import versions
 from .cost import duration, seconds_per_eval
 from .performed import one_thread, perform
@@ -48,7 +48,7 @@ def bench(
     finished one is never computed again, two plans may share a folder, and it does not matter who computes it. A cell that fails
     is recorded with its error, does not stop the others, and is tried again by the next start.
 
-    ``plan``: a :class:`~efface.bench.plan.Plan` or its TOML file, see docs/bench.md. ``executor``: ``local`` (``workers``
+    ``plan``: a :class:`~efface.plans.plan.Plan` or its TOML file, see docs/bench.md. ``executor``: ``local`` (``workers``
     processes on this machine), ``ray`` (``workers`` cells at a time on a cluster: the one at ``ray_address``, or a local one) or
     ``slurm-script`` (writes scripts to ``out``/slurm and runs nothing). ``budget``: seconds that the whole plan may take by the
     measured time of an evaluation; images and attacked cases are scaled down for it, and the same plan with the same budget keeps
@@ -103,7 +103,7 @@ def bench(
         if not only:
             store.keep_plan(plan.name, _manifest(found, plan, budget))
         if executor == SLURM:
-            from ..bench.executors.slurm import write_scripts
+            from ..plans.executors.slurm import write_scripts
 
             script = write_scripts(store, path, budget, chosen, kept, gpu=_gpus(plan) > 0)
             return {**_summary(found, kept, Schedule(chosen, kept), 0), "script": str(script)}
@@ -122,7 +122,7 @@ def bench(
 
 def _executor(name: str, workers: int, ray_address: str, plan: Plan) -> Executor:
     if name == RAY:
-        from ..bench.executors.ray import Cluster
+        from ..plans.executors.ray import Cluster
 
         return Cluster(workers, ray_address, _gpus(plan))
     return in_this_process if workers == 1 else Processes(workers)

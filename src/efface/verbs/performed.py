@@ -9,9 +9,6 @@ from typing import Any
 
 import torch
 
-from ..bench.cells import Cell
-from ..bench.plan import BASE, EntrantPlan, Plan
-from ..bench.records import Store
 from ..errors import BadFile, EvaluationError, WrongBaseModel
 from ..evaluation.attack import facts_of, plain_hits, run_unit
 from ..evaluation.driver import System, blocklist, measure
@@ -19,6 +16,9 @@ from ..evaluation.records import Entrant
 from ..models.select import ENCODERS
 from ..patches import Patch
 from ..patches.patch import noise_like
+from ..plans.cells import Cell
+from ..plans.plan import BASE, EntrantPlan, Plan
+from ..plans.records import Store
 from ..registry import build_guard
 from ..training import Run
 from .erase import erase_request

@@ -10,8 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..bench.cells import Cell, Place, unique
-from ..bench.plan import BASE, AttackPlan, EntrantPlan, Plan
 from ..concepts.prompts import Case
 from ..concepts.request import EraseRequest, normalised
 from ..errors import BadOption
@@ -27,6 +25,8 @@ from ..models.base import DiffusionModel
 from ..models.load import load_model
 from ..options import Settings
 from ..patches import Patch
+from ..plans.cells import Cell, Place, unique
+from ..plans.plan import BASE, AttackPlan, EntrantPlan, Plan
 from ..plugins import Plugins
 from ..registry import ATTACKS, GUARDS, METHODS, build_attack, build_guard, build_method, preset_for
 from .attack import attack_units

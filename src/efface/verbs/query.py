@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..bench.database import ask, database, write_answer
-from ..bench.records import Store
+from ..plans.database import ask, database, write_answer
+from ..plans.records import Store
 
 
 def query(folder: str | Path, sql: str, *, out: str | Path | None = None) -> list[dict[str, Any]]:
@@ -23,8 +23,9 @@ def query(folder: str | Path, sql: str, *, out: str | Path | None = None) -> lis
     >>> plan = 'profile = {steps = 3, guidance = 4.0, cases = {direct = 4, near = 4}}\\n' + plan
     >>> _ = Path("plan.toml").write_text(plan)
     >>> _ = efface.bench("plan.toml", out="bench")
-    >>> efface.query("bench", "SELECT entrant, axis, k, n FROM rates WHERE axis = 'near'")
-    [{'entrant': 'block', 'axis': 'near', 'k': 4, 'n': 4}, {'entrant': 'none', 'axis': 'near', 'k': 4, 'n': 4}]
+    >>> found = efface.query("bench", "SELECT entrant, k, n FROM rates WHERE axis = 'near'")
+    >>> [(row["entrant"], row["k"] == row["n"]) for row in found]  # a blocklist leaves prompts of other concepts as they are
+    [('block', True), ('none', True)]
 
     """
     connection = database(Store(folder))

@@ -16,7 +16,8 @@ from efface.concepts.request import EraseRequest, normalised
 from efface.concepts.wordnet import alike, entries, entry, unlike
 from efface.detectors.imagenet import ImageNet
 from efface.errors import BadFile, BadOption, BadRequest, UnknownName
-from efface.evaluation.listed import Characters, Listed, Objects, Spiders, Styles, listed_targets
+from efface.evaluation import listed
+from efface.evaluation.listed import Characters, Listed, Objects, Spiders, Styles
 from efface.evaluation.profiles import PROFILES
 from efface.evaluation.proposed import proposed, read_suite, write_suite
 from efface.evaluation.suite import suite_from
@@ -49,7 +50,7 @@ def test_a_version_is_never_changed(cls: type[Listed]) -> None:
 
 @pytest.mark.parametrize("cls", LISTED)
 def test_listed_suites_are_complete(cls: type[Listed]) -> None:
-    for target in listed_targets(cls.name):
+    for target in listed._file(cls.name)[0]["rows"]:
         suite = check_suite(cls(), None, (target,))
         assert suite.source.startswith(f"{cls.name}, sha256 ")
         assert len(suite.near) + len(suite.trap) >= 5
@@ -66,7 +67,7 @@ def test_listed_suites_are_complete(cls: type[Listed]) -> None:
 
 @pytest.mark.parametrize("cls", [Objects, Spiders])
 def test_an_imagenet_classifier_knows_every_name(cls: type[Listed]) -> None:
-    for target in listed_targets(cls.name):
+    for target in listed._file(cls.name)[0]["rows"]:
         names = cls().suite(None, (target,)).names
         assert ImageNet.known(names) == list(names)
 
@@ -112,6 +113,28 @@ def test_what_is_unlike_shares_no_kind(name: str) -> None:
         assert not set(own.kinds) & set(found.kinds)
         assert found.classified
     assert name not in alike(name)
+
+
+def test_the_list_is_made_by_its_tool_without_insults_and_without_what_is_sexual(tmp_path: Path) -> None:
+    from tools.wordnet_names import UNFIT, row, thing
+    from worlds.icons.build.wordnet import WordNet
+
+    assert not [e.name for e in entries().values() if UNFIT.search(e.definition) and not e.classified]
+    synsets = (
+        "00000001 03 n 01 physical_entity 0 000 | that which has physical existence",
+        "00000002 03 n 01 cop 0 001 @ 00000001 n 0000 | an uncomplimentary term for a policeman",
+        '00000003 03 n 02 cop 0 yarn_roll 0 001 @ 00000004 n 0000 | a roll of yarn; "a full cop"',
+        "00000004 03 n 01 thing 0 001 @ 00000001 n 0000 | a separate object",
+        "00000005 03 n 01 justice 0 000 | being just",
+    )
+    (tmp_path / "data.noun").write_text("".join(f"{line}\n" for line in synsets), "utf-8")
+    index = ("physical_entity n 1 1 @ 1 0 00000001", "cop n 2 1 @ 2 0 00000002 00000003", "justice n 1 0 1 0 00000005")
+    (tmp_path / "index.noun").write_text("".join(f"{line}\n" for line in index), "utf-8")
+    net = WordNet(tmp_path)
+    found = thing(net, "cop")
+    assert found is not None
+    assert row(net, "cop", found, classifier=True) == "cop | yarn roll | a roll of yarn | thing | class"
+    assert thing(net, "justice") is None
 
 
 def test_a_proposal_is_a_whole_suite_of_what_the_detector_knows() -> None:

@@ -13,6 +13,7 @@ that is a thing one could paint.
 from __future__ import annotations
 
 import argparse
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -22,6 +23,14 @@ PACKAGE = Path(__file__).parents[1] / "src" / "efface"
 CHAIN = 6
 """How many steps up the tree are kept of a noun."""
 TOO_WIDE = {"physical entity", "entity", "object", "whole", "artifact", "living thing", "organism", "matter", "instrumentality"}
+
+
+UNFIT = re.compile(
+    r"\b(insult|offensive|disparag|derogat|pejorativ|uncomplimentary|obscen|vulgar|slur|contempt|slang|sexual|coitus|genital"
+    r"|prostitut|intercourse|penis|vagina|vulva|scrotum|testi[cs]|breast of a woman|nipple)",
+    re.IGNORECASE,
+)
+"""What the definition of a sense says that nobody is to be shown as a neighbour or another name of something."""
 
 
 def imagenet(folder: Path) -> list[tuple[str, ...]]:
@@ -40,9 +49,10 @@ def matched(net: WordNet, names: tuple[str, ...]) -> Synset:
 
 
 def thing(net: WordNet, name: str) -> Synset | None:
-    """The first sense of a noun that is a physical thing."""
+    """The first sense of a noun that is a physical thing, and neither an insult nor sexual."""
     senses = (net.synsets[o] for o in net.senses.get(name.lower(), []))
-    return next((s for s in senses if any(a.offset == net.concrete for a in net.above(s))), None)
+    fit, physical = (s for s in senses if not UNFIT.search(s.definition)), net["physical entity.1"]
+    return next((s for s in fit if physical in net.above(s)), None)
 
 
 def row(net: WordNet, name: str, synset: Synset, classifier: bool) -> str:

@@ -94,11 +94,6 @@ def _file(name: str) -> tuple[dict[str, Any], str]:
     return {**raw, "rows": rows}, hashlib.sha256(data).hexdigest()
 
 
-def listed_targets(name: str) -> tuple[str, ...]:
-    """The targets of a listed suite."""
-    return tuple(_file(name)[0]["rows"])
-
-
 class Objects(Listed):
     """Twenty objects of ImageNet, the ten of Imagenette among them; everything to keep is a class of ImageNet too."""
 

@@ -138,9 +138,9 @@ class Trainer(abc.ABC):
             capturable=self.device.type == "cuda",
         )
         self.lr = self.optimizer.param_groups[0]["lr"]  # the tensor that is read, should the optimizer have copied ours
-        empty = lambda *shape: torch.empty(batch, *shape, device=self.device)  # noqa: E731
-        self.x0, self.noise = empty(*data.latents.shape[1:]), empty(*data.latents.shape[1:])
-        self.s, self.text = empty(), torch.zeros(batch, dtype=torch.int64, device=self.device)
+        self.x0, self.noise = (torch.empty(batch, *data.latents.shape[1:], device=self.device) for _ in range(2))
+        self.s = torch.empty(batch, device=self.device)
+        self.text = torch.zeros(batch, dtype=torch.int64, device=self.device)
 
     @abc.abstractmethod
     def draw_levels(self) -> None:

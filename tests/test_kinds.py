@@ -185,6 +185,11 @@ def test_a_style_of_any_model_is_shown_on_the_given_objects() -> None:
     assert suite.heads == (("Van Gogh", "Monet"), ("cat", "bus"))
 
 
+def call_everything_valid(judge: Any) -> None:
+    """The judge learned nothing of what is valid: for tests of what it names."""
+    judge.cloud = type("Cloud", (), {"unlike": staticmethod(lambda f: torch.zeros(len(f), dtype=torch.bool))})()
+
+
 # -- judges ------------------------------------------------------------------------------------------------------
 
 
@@ -196,7 +201,7 @@ def test_the_miniatures_detector_names_one_thing_of_each_kind(mini: DiffusionMod
     for part in detector.look(images).probabilities.split([len(head) for head in detector.heads], dim=1):
         assert torch.allclose(part.sum(1), torch.ones(8), atol=1e-5)
     judge = DetectorJudge(detector)
-    judge.cloud = type("Cloud", (), {"unlike": staticmethod(lambda f: torch.zeros(len(f), dtype=torch.bool))})()  # type: ignore[assignment]
+    call_everything_valid(judge)
     for concept in ("bomb", "noto style", "red background", "weapon"):
         found = judge.detect(images, [concept] * 8)
         assert sum(label == concept for label, _, _ in found) >= 6, (concept, found)
@@ -229,7 +234,7 @@ class TwoHeads(Detector):
 def test_a_name_competes_with_its_own_kind_only() -> None:
     check_detector(TwoHeads, ("cat", "Monet"))
     judge = DetectorJudge(TwoHeads())
-    judge.cloud = type("Cloud", (), {"unlike": staticmethod(lambda f: torch.zeros(len(f), dtype=torch.bool))})()  # type: ignore[assignment]
+    call_everything_valid(judge)
     images = torch.rand(2, 3, 8, 8) * 0.01
     images[0, 0] += 0.55
     images[0, 1] += 0.4  # less than red, and still the likeliest style

@@ -124,12 +124,14 @@ def test_public_names_exist_and_torchvision_is_absent_or_works() -> None:
     import importlib.util
 
     import efface
+    from efface import verbs
 
     for name in efface.__all__:
         assert getattr(efface, name) is not None
         home = SRC / name
         assert not home.is_dir(), f"importing the package efface.{name} would hide efface.{name}"
         assert not home.with_suffix(".py").is_file(), f"importing the module efface.{name} would hide efface.{name}"
+    assert set(verbs.__all__) <= set(efface.__all__), "a verb is no public name"
     assert callable(efface.report)
     if importlib.util.find_spec("torchvision") is not None:
         import torchvision  # noqa: F401  # a broken torchvision breaks transformers: better to hear of it here

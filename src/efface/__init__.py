@@ -153,6 +153,7 @@ __all__ = [
     "card",
     "certify",
     "damage",
+    "distance",
     "erase",
     "estimate",
     "evaluate",
@@ -168,6 +169,7 @@ __all__ = [
     "sign",
     "stack",
     "study",
+    "suite",
     "survive",
     "verify",
 ]

@@ -92,7 +92,8 @@ class ConceptInversion(Attack):
                 t = model.schedule.numbered(torch.randint(model.schedule.size, (self.batch,), generator=rng).tolist(), x.device)
                 template = TEMPLATES[int(torch.randint(len(TEMPLATES), (1,), generator=rng))]
                 own = int(which[0]) % len(calls)  # all images of a step are of one object, which the text names
-                which = torch.arange(own, len(x), len(calls))[which // len(calls) % len(range(own, len(x), len(calls)))]
+                mine = torch.arange(own, len(x), len(calls))
+                which = mine[which // len(calls) % len(mine)]
                 text, word = template.format(calls[own].phrase), calls[own].word
                 n, x_0 = model.noise(self.batch, rng), x[which.to(x.device)]
                 z_t, truth = model.schedule.noised(x_0, n, t), model.schedule.truth(x_0, n, t)

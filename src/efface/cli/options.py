@@ -42,7 +42,7 @@ profile_option = click.option(
 clip_option = click.option(
     "--clip",
     default=None,
-    help="CLIP checkpoint (folder or Hub id) that names the images; models other than the miniature need one.",
+    help="CLIP checkpoint (folder or Hub id) that names the images; models without a world need this or --detector.",
 )
 detector_option = click.option(
     "--detector",
@@ -65,10 +65,14 @@ kind_option = click.option(
     help="What the targets are: object, style, category or attribute. auto is what the model's world says, else object.",
 )
 near_option = click.option(
-    "--near", multiple=True, help="Related concept that must stay; repeat. Models other than the miniature need one."
+    "--near",
+    multiple=True,
+    help="Related concept that must stay, on a model without a world; repeat. Without both lists, WordNet proposes some.",
 )
 far_option = click.option(
-    "--far", multiple=True, help="Unrelated concept that must stay; repeat. Models other than the miniature need one."
+    "--far",
+    multiple=True,
+    help="Unrelated concept that must stay, on a model without a world; repeat. For a style, an object to show styles on.",
 )
 set_option = click.option(
     "--set", "pairs", multiple=True, metavar="NAME=VALUE", help="An option of the method or attack, as listed below; repeat."

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..attacks import Deployed, Goal
+from ..attacks.base import Called
 from ..attacks.resurge import Resurge
 from ..concepts.prompts import Case
 from ..models.base import DiffusionModel
@@ -32,7 +33,8 @@ class Setting:
     target: str
     cases: tuple[Case, ...]
     steps: int
-    wordings: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    called: tuple[Called, ...] = ()
+    """Of each case, how its prompt asks for the target; () where every prompt has the target's name."""
     tuning: Resurge = field(default_factory=Resurge)
     """How harmless fine-tuning is done, of the model for the LoRA and of the erased model."""
     updates: int = 100
@@ -45,7 +47,7 @@ class Setting:
     @cached_property
     def goal(self) -> Goal:
         """The cases as attacks take them."""
-        return Goal(self.target, self.cases, self.wordings)
+        return Goal(self.target, self.cases, called=self.called)
 
     @cached_property
     def harmless(self) -> Patch:

@@ -4,7 +4,7 @@ image-text scorer, and says which images cannot be judged at all."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -85,11 +85,26 @@ class DetectorJudge:
             found.append((self.names[best], float(row[column]), reason))
         return found
 
+    @property
+    def backbones(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """What gives features of images, by the name under which records know it: the detector, and the scorer where it is
+        another network."""
+        found: dict[str, Callable[[Tensor], Tensor]] = {}
+        found[str(self.detector.facts["name"])] = lambda images: self.look(images).features
+        if self.scorer is not None and not self._one_network:
+            found[str(self.facts["clip"]["name"])] = self.embed_images
+        return found
+
+    @property
+    def _one_network(self) -> bool:
+        """Whether the detector names images by the scorer's own features."""
+        return isinstance(self.detector, ZeroShot) and self.detector.scorer is self.scorer
+
     def embed_images(self, images: Tensor) -> Tensor:
         """(B, d) unit vectors of the scorer, or of the detector's features without one; NaN for images that are not finite."""
         if self.scorer is None:
             return normalize(self.look(images).features, dim=-1)
-        if isinstance(self.detector, ZeroShot) and self.detector.scorer is self.scorer:
+        if self._one_network:
             return self.look(images).features
         if self._embedded is None or self._embedded[0] is not images:
             self._embedded = images, self.scorer.embed_images(images)

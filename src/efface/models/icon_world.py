@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from ..concepts.request import ATTRIBUTE, STYLE
-from .world import Modifier
+from .world import Modifier, World
 
 
 @dataclass(frozen=True)
@@ -218,3 +218,24 @@ def modifiers(
         if b in backgrounds and b != "white"
     ]
     return {m.name: m for m in found}
+
+
+def world_of(icons: IconWorld, card: Mapping[str, Any], similar: Mapping[str, Mapping[str, Sequence[str]]], **own: Any) -> World:
+    """What is known of the concepts that a model of the world was trained on. Novel ones are left out.
+
+    card: the measured facts of the model; similar: concept -> {source: the most similar concepts}; own: the other fields of
+    :class:`World`.
+    """
+    known = [icons[name] for name in icons.names("ordinary", "reserved")]
+    rates = (card.get(axis, {}).get(f"per_{axis}", {}) for axis in ("style", "background"))
+    return World(
+        groups={c.name: c.group for c in known},
+        sensitivity={c.name: card["concepts"][c.name]["sensitivity"] for c in known},
+        similar=similar,
+        synonyms={c.name: c.synonyms for c in known},
+        descriptions={c.name: c.implicit for c in known},
+        group_words=icons.group_words,
+        guidance=4.0,
+        modifiers=modifiers(icons, *rates),
+        **own,
+    )

@@ -145,7 +145,7 @@ def _possible(units: Sequence[Unit], budget: int) -> tuple[list[Attack], dict[st
     return [attack for _, attack in sorted(possible, key=lambda pair: pair[0])], left_out
 
 
-def one_target(model: DiffusionModel, patch: Patch | None, target: str | None, kind: str) -> tuple[str, EraseRequest]:
+def one_target(model: DiffusionModel, patch: Patch | None, target: str | None, kind: str = AUTO) -> tuple[str, EraseRequest]:
     """The attacked target, and the request, whose texts the guard acts against."""
     request = asked_of(model, patch, [target] if target is not None and patch is None else [], kind)
     mine = request.asked
@@ -187,7 +187,7 @@ def attack_units(
         raise BadOption(f"profile {chosen.name} has {len(direct)} cases of the target, {cases} were asked for.")
     given = {k: names_of(v, "wordings") for k, v in (wordings or {}).items()}
     system = Deployed(model, chosen.steps, targets, patch, guard, deployed)
-    goal = _goal(model, suite, direct[:cases], given)
+    goal = goal_of(model, suite, direct[:cases], given)
     units = [Unit("direct", Direct(), system, goal, "baseline")]
     units += [Unit(a.name, a, system, goal, "attack" if a.in_union else "apart") for a in attacks if a.name != "direct"]
     for a in attacks:
@@ -205,11 +205,11 @@ def attack_units(
         taught = Deployed(model, chosen.steps, (), model=gold)
         for a in novel:
             label = "never_learned" if a.name == "concept_inversion" else f"{a.name}_never_learned"
-            units.append(Unit(label, a, taught, _goal(model, novel_suite, plain, given), "novel"))
+            units.append(Unit(label, a, taught, goal_of(model, novel_suite, plain, given), "novel"))
     return units
 
 
-def _goal(model: DiffusionModel, suite: Suite, cases: Sequence[Case], given: Mapping[str, tuple[str, ...]]) -> Goal:
+def goal_of(model: DiffusionModel, suite: Suite, cases: Sequence[Case], given: Mapping[str, tuple[str, ...]]) -> Goal:
     """What to bring back in these cases, with the words that the model's world knows for what each of them names, and those that
     are given."""
     asked = {a.prompt: a for a in suite.asked()}

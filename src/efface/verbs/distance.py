@@ -15,7 +15,7 @@ from ..equations.statistics import mean_interval
 from ..errors import BadOption
 from ..evaluation.distances import LEAST
 from ..evaluation.distances import distance as between
-from ..evaluation.driver import Judge
+from ..evaluation.judges import DetectorJudge
 from ..evaluation.scan import case_images
 from ..io.files import check_writable, write_text
 from ..models.load import load_model
@@ -66,6 +66,8 @@ def distance(
         check_writable(Path(out))
     names = damage_space(model, space, patch.card.request.targets)
     judge = judge_for(model, names, clip, detector)
+    if not isinstance(judge, DetectorJudge):
+        raise BadOption("the judge of this model's world gives no features; name a detector with --detector.")
     sets = [[Case("distance", n, n, seed, chosen.guidance) for n, seed in _turns(names, images, first)] for first in (0, 1)]
     planned = 3 * images * chosen.evals_per_image(model)
     announce(note, model, planned, f"{images} images of {len(names)} names are drawn by both models, and again on other seeds")
@@ -73,7 +75,7 @@ def distance(
     for p, cases in ((None, sets[0]), (patch, sets[0]), (None, sets[1])):
         done = images * len(drawn)
         drawn.append(case_images(model, p, cases, chosen, lambda n, done=done: on_image(done + n, 3 * images)))  # type: ignore[misc]
-    found = {name: _compared(*(features(image) for image in drawn)) for name, features in _backbones(judge).items()}
+    found = {name: _compared(*(features(images) for images in drawn)) for name, features in judge.backbones.items()}
     record = {
         "targets": list(patch.card.request.asked),
         "method": patch.card.method,
@@ -92,19 +94,6 @@ def distance(
 def _turns(names: Sequence[str], images: int, first: int) -> list[tuple[str, int]]:
     """Names in turn with their seeds; ``first`` 0 and 1 share none."""
     return [(names[i % len(names)], 2 * (i // len(names)) + first) for i in range(images)]
-
-
-def _backbones(judge: Judge) -> dict[str, Callable[[Tensor], Tensor]]:
-    """What gives features, by the name under which records know it."""
-    facts = judge.facts
-    found: dict[str, Callable[[Tensor], Tensor]] = {}
-    look = getattr(judge, "look", None)
-    if look is not None:
-        found[str(facts["report"]["name"])] = lambda images: look(images).features
-    scorer = str(facts.get("clip", {}).get("name", "none"))
-    if scorer != "none" and scorer not in str(list(found)):
-        found[scorer] = judge.embed_images
-    return found
 
 
 def _compared(base: Tensor, erased: Tensor, other: Tensor) -> dict[str, Any]:

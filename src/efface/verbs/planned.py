@@ -73,15 +73,19 @@ def subject_of(plan: Plan, source: str, targets: Sequence[str]) -> Subject:
     model = loaded(source, plan.dtype, plan.device, plan.world)
     request = request_for(model, targets)
     named = request.asked
-    if plan.suite:
-        suite = named_suite(model, plan.suite, named)
-    else:
-        words, known = {t: w for t, w in plan.synonyms.items() if t in named}, known_to(plan.detector, plan.clip or None)
-        suite = suite_for(model, named, plan.near, plan.far, words, request.kind, known)
+    suite = _suite(plan, model, named, request.kind)
     profile = profile_for(model, plan.profile.name) if plan.named_profile else plan.profile
     profile = replace(profile, cases=plan.profile.cases)
     judge = _judge(model, suite.names, plan.clip, plan.detector, suite.heads)
     return Subject(model, named, profile, suite, judge, model.digest(), request.targets, request.kind)
+
+
+def _suite(plan: Plan, model: DiffusionModel, targets: Sequence[str], kind: str) -> Suite:
+    """What the plan looks at for these targets."""
+    if plan.suite:
+        return named_suite(model, plan.suite, targets)
+    words, known = {t: w for t, w in plan.synonyms.items() if t in targets}, known_to(plan.detector, plan.clip or None)
+    return suite_for(model, targets, plan.near, plan.far, words, kind, known)
 
 
 def method_of(plan: Plan, entrant: EntrantPlan, model: DiffusionModel, seed: int) -> Method:
@@ -351,7 +355,7 @@ class _Expansion:
 
 def suite_of(plan: Plan, subject: Subject, target: str) -> Suite:
     """The suite of one target of a set, whose base images teach the judge of an attack what is valid."""
-    return subject.suite if (target,) == subject.targets else suite_for(subject.model, [target], plan.near, plan.far)
+    return subject.suite if (target,) == subject.targets else _suite(plan, subject.model, [target], subject.kind)
 
 
 def anchor_cases(anchor: str, guidance: float) -> list[Case]:

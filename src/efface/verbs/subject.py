@@ -224,7 +224,7 @@ def _detectors(
         mine = cls.known(left)
         if not mine:
             raise BadOption(
-                f"the detector {name} knows none of {', '.join(left) or 'the names, which others know'}; leave it out."
+                f"the detector {name} knows none of {', '.join(left[:5]) or 'the names, which others know'}; leave it out."
             )
         built.append(cls(mine))
         left = [n for n in left if n not in mine]

@@ -27,9 +27,8 @@ from ..patches import Patch
 from ..registry import build_attack, preset_for
 from ..reporting.survival import write_survival
 from ..versions import versions
-from .attack import one_target
+from .attack import goal_of, one_target
 from .cost import announce
-from .erase import AUTO
 from .export import import_patch
 from .hub import load_patch
 from .subject import judge_for, known_to, profile_for, suite_for
@@ -82,7 +81,7 @@ def survive(
     """
     model, folder, only = load_model(model), Path(out), names_of(only, "only")
     patch.check_base(model)
-    name, request = one_target(model, patch, target, AUTO)
+    name, request = one_target(model, patch, target)
     sibling = _sibling(model, merge)
     known = conditions(lora is not None, sibling is not None)
     for wanted in only:
@@ -105,7 +104,7 @@ def survive(
         name,
         tuple(direct[:count]),
         found.steps,
-        dict(model.world.wordings(name)) if model.world is not None else {},
+        goal_of(model, suite, direct[:count], {}).called,
         _tuning(model, updates),
         updates,
         import_patch(model, lora, targets=[name]) if lora is not None else None,

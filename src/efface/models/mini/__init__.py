@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import BadFile
-from ..icon_world import modifiers
+from ..icon_world import world_of
 from ..world import World, WorldSource
 from .world import load_world
 
@@ -59,23 +59,16 @@ def load_mini(*, gold: bool = False, dtype: str = "float32", device: str = "cpu"
 @cache
 def mini_world() -> World:
     """What is known about the miniature's concepts. Novel ones, which no model of ours has seen, are left out."""
-    icons, rates = load_world(), card()
-    measured = rates["concepts"]
-    known = [icons[name] for name in icons.names("ordinary", "reserved")]
-    return World(
+    icons = load_world()
+    return world_of(
+        icons,
+        card(),
+        similar(),
         name="mini",
-        groups={c.name: c.group for c in known},
-        sensitivity={c.name: measured[c.name]["sensitivity"] for c in known},
-        similar=similar(),
-        synonyms={c.name: c.synonyms for c in known},
-        descriptions={c.name: c.implicit for c in known},
-        group_words=icons.group_words,
-        guidance=4.0,
         judge="efface.evaluation.judges:MiniJudge",
         gold="mini-gold",
         unseen=icons.reserved,
         templates=TEMPLATES,
-        modifiers=modifiers(icons, rates["style"]["per_style"], rates["background"]["per_background"]),
         study_targets=("fire engine", "dog", "palm tree", "castle"),  # four groups
     )
 

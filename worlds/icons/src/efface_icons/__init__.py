@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from efface.errors import BadFile
-from efface.models.icon_world import IconWorld, modifiers, parse_world
+from efface.models.icon_world import IconWorld, parse_world, world_of
 from efface.models.world import World, WorldSource
 
 if TYPE_CHECKING:
@@ -124,22 +124,15 @@ class IconsWorld(WorldSource):
 
     def world(self) -> World:
         """What is known of the concepts that the shipped model was trained on. Novel ones are left out."""
-        icons, rates = table(), measured("card.json")
-        facts = rates["concepts"]
-        known = [icons[name] for name in icons.names("ordinary", "reserved")]
-        return World(
+        icons, card = table(), measured("card.json")
+        return world_of(
+            icons,
+            card,
+            measured("similar.json"),
             name="icons",
-            groups={c.name: c.group for c in known},
-            sensitivity={c.name: facts[c.name]["sensitivity"] for c in known},
-            similar=measured("similar.json"),
-            synonyms={c.name: c.synonyms for c in known},
-            descriptions={c.name: c.implicit for c in known},
-            group_words=icons.group_words,
-            guidance=4.0,
             judge="efface_icons.judge:IconsJudge",
             gold="icons-gold",
             unseen=tuple(icons.names("reserved")),
             templates=TEMPLATES,
-            modifiers=modifiers(icons, *(rates.get(k, {}).get(f"per_{k}", {}) for k in ("style", "background"))),
-            study_targets=tuple(n for n in ("fire engine", "dog face", "palm tree", "hospital") if n in facts),
+            study_targets=tuple(n for n in ("fire engine", "dog face", "palm tree", "hospital") if n in card["concepts"]),
         )

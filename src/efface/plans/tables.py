@@ -119,12 +119,15 @@ def _spot(p: Placed) -> tuple[Any, ...]:
     return p.plan, p.place["model"], tuple(p.place["targets"])
 
 
+def _hit(row: Mapping[str, Any]) -> bool:
+    """As :attr:`efface.evaluation.records.Row.hit`, of a row as it is kept."""
+    return bool(row["valid"] and row["detected"] == row["concept"])
+
+
 def base_hits(bench: Bench) -> dict[tuple[Any, ...], dict[str, bool]]:
     """(plan, model, targets) -> case -> whether the unmodified model shows what the case asks for."""
     return {
-        _spot(p): {r["case_id"]: bool(r["valid"] and r["detected"] == r["concept"]) for r in p.result["rows"]}
-        for p in bench.of("evaluate")
-        if p.place["entrant"] == BASE
+        _spot(p): {r["case_id"]: _hit(r) for r in p.result["rows"]} for p in bench.of("evaluate") if p.place["entrant"] == BASE
     }
 
 
@@ -152,14 +155,14 @@ def record_rows(bench: Bench) -> Iterator[dict[str, Any]]:
         if place["kind"] == "evaluate":
             known = base.get(_spot(p), {})
             for r in p.result["rows"]:
-                hit = bool(r["valid"] and r["detected"] == r["concept"])
+                hit = _hit(r)
                 success = r["valid"] and not hit if r["axis"] in TARGET_AXES else hit
                 told = {**r, "kind": "evaluation", "hit": hit, "base_hit": known.get(r["case_id"]), "success": bool(success)}
                 yield {c: {**common, **told}.get(c) for c in RECORD_COLUMNS}
         else:
             facts = p.result["facts"]
             for r in p.result["attempts"]:
-                hit = bool(r["valid"] and r["detected"] == r["concept"])
+                hit = _hit(r)
                 success = hit and (r["base_hit"] or facts["gate"] != "own")
                 told = {**r, "kind": "attack", "tier": facts["tier"], "hit": hit, "success": success}
                 yield {c: {**common, **told}.get(c) for c in RECORD_COLUMNS}

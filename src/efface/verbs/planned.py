@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -337,7 +337,7 @@ class _Expansion:
                 "files": _files(unit.attack),
                 "budget": 0 if unit.role == "baseline" else attack.budget,
                 "target": unit.goal.target,
-                "wordings": {k: list(v) for k, v in unit.goal.wordings.items()},
+                "called": [asdict(c) for c in unit.goal.called],
             }
             if novel:
                 inputs["system"] = {"gold": gold_of(subject.model)[1], "novel": True}

@@ -10,7 +10,10 @@ import pytest
 import efface
 
 FAST = ("apply", "load_model", "load_patch", "stack", "verify", "erase", "estimate", "sample", "export", "import_patch")
-SLOW = ("attack", "bench", "card", "certify", "evaluate", "leaderboard", "query", "report", "damage", "study", "survive")
+SLOW = (
+    *("attack", "bench", "card", "certify", "damage", "distance", "evaluate"),
+    *("leaderboard", "query", "report", "study", "suite", "survive"),
+)
 
 
 @pytest.mark.parametrize("name", [*FAST, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])

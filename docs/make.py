@@ -37,6 +37,8 @@ def page(cls: type[Method]) -> str:
         "",
     ]
     lines += ["## Options", "", *options(cls), "", "## Presets", "", *presets(cls.presets)]
+    if "Official preset:" not in (inspect.getdoc(cls) or ""):
+        lines += ["", "Official preset: none. No preset of this method carries the name of an official code."]
     published = HERE / "numbers" / f"{cls.name}.md"
     if published.exists():
         lines += ["", "## Published numbers", "", published.read_text("utf-8").strip()]

@@ -9,6 +9,7 @@ import torch
 
 from efface.concepts.request import EraseRequest
 from efface.equations.guidance import away_from, composed
+from efface.errors import BadOption
 from efface.methods import STEREO
 from efface.models.tiny import tiny
 from efface.testing import check_method, check_resume, same
@@ -98,3 +99,13 @@ def test_inversion_moves_no_weight(tiny_model: Any) -> None:
     method.erase(tiny_model, EraseRequest(("cat",), ""), Run(on_step=watch))
     assert same(seen[1], seen[4])  # after the search, after the inversion
     assert not same(seen[0], seen[1])
+
+
+def test_words_start_where_they_are_told(tiny_model: Any) -> None:
+    """Every word of one token will do; one that the tokenizer cuts is refused before an image is drawn."""
+    first = STEREO.preset("tiny", start="dog")._first(tiny_model)
+    assert torch.equal(first, tiny_model.embed(["dog"]).embeddings[0, 1:2])
+    spent = tiny_model.evals.forward
+    with pytest.raises(BadOption, match=r"'person'.*several tokens"):
+        STEREO.preset("tiny", start="person").erase(tiny_model, EraseRequest(("cat",), ""))
+    assert tiny_model.evals.forward == spent

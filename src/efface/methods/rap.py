@@ -111,6 +111,9 @@ class RAP(_Attacked, Searching):
     Reference: ours; docs/rap.md has the reasons and the ablation. Adversarial preservation is by
     Bui et al., NeurIPS 2024.
 
+    Official preset: there is no official code of this method. "official" preserves and erases as
+    AP's preset of that name, whose agreement is measured, and the attack is ours.
+
     Cost: that of AP, and per row and attacked update 1 evaluation more in the update and 2 k + 2
     for each step of the word; once per target 8 pictures, and 8 evaluations for each near word and
     two more. With a filled pool, 2 k becomes 0.
@@ -182,6 +185,9 @@ class RAPAttack(_Attacked):
     The symbols and the attack are those of RAP.
 
     Reference: ours; docs/rap.md.
+
+    Official preset: there is no official code of this method. "official" erases as the preset of
+    the baseline ``naive`` does, whose agreement is measured, and the attack is ours.
 
     Cost: that of the baseline ``naive``, and for the attack as in RAP.
     """

@@ -13,11 +13,12 @@ from torch.nn.functional import mse_loss
 
 from ..concepts.request import EraseRequest
 from ..equations.guidance import composed
+from ..errors import BadOption
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
 from ..models.select import TRAINABLE, Select
 from ..patches import Patch
-from ..preservation.adversary import word_rows, worded
+from ..preservation.adversary import of_one_token, word_rows, worded
 from ..training.drawn import renoised, surrogate_evals, surrogate_latents
 from ..training.latents import Group, Trajectories, draw_cost
 from ..training.learned import Learned
@@ -52,12 +53,15 @@ class STEREO(Method):
     licence, so this was written from the description.
 
     Deviations: the code's adaptive projected guidance returns its input at the code's defaults and
-    is left out. One branch is evaluated where guidance is 1. Prompts are the bare names, and words
-    start at the mean of the vocabulary (in the code at "person", "object" or "art"). Adam has no
-    weight decay. Every update has fresh random numbers (the code seeds every phase with 42). The
-    paper has one scale in place of ``towards`` and ``away``. ``latents="pictures"`` (ours) adds
-    noise to x for any t, where "trajectories" walks to z_t with the network that is trained, at
-    ``guidance``, which is what costs most.
+    is left out. One branch is evaluated where guidance is 1. Prompts are the bare names, and a learned
+    word starts at the mean of the vocabulary (preset "official": at ``start``, in the code "person",
+    "object" or "art" by task). Adam has no weight decay. Every update has fresh random numbers (the
+    code seeds every phase with 42). The paper has one scale in place of ``towards`` and ``away``.
+    ``latents="pictures"`` (ours) adds noise to x for any t, where "trajectories" walks to z_t with
+    the network that is trained, at ``guidance``, which is what costs most.
+
+    Official preset: agrees with the official operations up to 3e-5 of the change (all three phases,
+    on the tiny model in float32, tests/test_official.py), but for the deviations above.
 
     Cost: for each target, ``images`` images of 2 S UNet evaluations. Then, times ``batch``: 2 for
     an update of a search, 1 for an update of a word, and K + 3 for an update of the last stage, one
@@ -70,7 +74,7 @@ class STEREO(Method):
     paper: ClassVar[str] = "Srivatsan et al., CVPR 2025"
     presets: ClassVar = {
         "paper": {},
-        "official": {"rounds": 4, "images": 500},
+        "official": {"rounds": 4, "images": 500, "start": "person"},
         "mini": {
             "search_steps": 60,
             "search_lr": 1e-3,
@@ -103,6 +107,7 @@ class STEREO(Method):
     search_lr: float = option(5e-6, "Adam learning rate of the weights in a round", "official", low=0.0)
     inversion_steps: int = option(3000, "updates of each learned word", "official", low=1)
     inversion_lr: float = option(5e-3, "Adam learning rate of a learned word", "official", low=0.0)
+    start: str = option("", "one word, at which learned words start; empty: the mean of the vocabulary", "ours; official person")
     steps: int = option(200, "weight updates of the last stage", "official", low=1)
     lr: float = option(2e-5, "Adam learning rate of the last stage", "official", low=0.0)
     batch: int = option(1, "training examples in each update, over all processes", "official", low=1)
@@ -135,8 +140,8 @@ class STEREO(Method):
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
         run, spent, select = run or Run(), model.evals.snapshot(), model.select(self.train)
         n, anchors, null = len(request.targets), _anchors(request), model.encode([""])
+        words = Learned([self._first(model)] * (self.rounds * n), self.inversion_lr)
         x = [self._pictures(model, target, i) for i, target in enumerate(request.targets)]
-        words = Learned([word_rows(model)[1].mean(0)[None]] * (self.rounds * n), self.inversion_lr)
         student, before = model.student(select), Weights(model, select)
         origin, weights = model.weights(select), student.weights(select)
         walker = Trajectories(
@@ -204,6 +209,16 @@ class STEREO(Method):
                     goal = composed(eps[0], eps_a, torch.stack(eps[1 : self.rounds + 2]), self.towards, self.away)
                 step.minimize(erase=mse_loss(student.predict(z, t, c), goal))
         return Patch.between(origin, weights, self.card(model, request, spent))
+
+    def _first(self, model: DiffusionModel) -> Tensor:
+        """(1, e) the input embedding at which learned words start."""
+        if not self.start:
+            return word_rows(model)[1].mean(0)[None]
+        if not of_one_token(model, [self.start]):
+            raise BadOption(
+                f"start={self.start!r} is cut into several tokens by this model; name a word of one token, or leave it empty."
+            )
+        return model.embed([self.start]).embeddings[0, model.starts, None]
 
     def _pictures(self, model: DiffusionModel, target: str, i: int) -> Tensor:
         """(images, C, h, w) clean latents of a target."""

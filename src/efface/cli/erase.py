@@ -98,6 +98,7 @@ def _erase(
     from ..verbs.config import RunConfig, read_config, split_names
     from ..verbs.cost import predicted
     from ..verbs.erase import erase_request, request_for
+    from ..verbs.memory import check_folder
 
     name = str(ctx.info_name)
     file = read_config(config) if config else RunConfig()
@@ -123,6 +124,8 @@ def _erase(
         first = processes.rank() == 0
         if first:
             stack.enter_context(claimed(out))
+        known = METHODS.find(name).presets.get(preset or from_file or "paper", {})
+        check_folder(source, METHODS.find(name), {**known, **settings}, dtype, device)
         model = load_model(source, dtype=dtype, device=processes.local_device(device))
         model.configure(compiled=compiled, checkpointing=checkpointing, autocast=autocast)
         preset = preset or from_file or preset_for(METHODS.find(name), model)

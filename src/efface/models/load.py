@@ -81,7 +81,7 @@ def load_model(source: Any, *, dtype: str = "float32", device: str = "auto") -> 
     if path.is_file():
         return _of_file(path).from_single_file(path, dtype=dtype, device=device)
     if path.is_dir() or (source.count("/") == 1 and not source.startswith((".", "/", "~"))):
-        return _family(source).from_folder(source, dtype=dtype, device=device)
+        return family_of(source).from_folder(source, dtype=dtype, device=device)
     raise UnknownName("model", source, known_models(), note=f" Installed worlds: {', '.join(WORLDS)}.")
 
 
@@ -137,7 +137,7 @@ def _of_pipeline(source: Any) -> type[StableDiffusion] | None:
     return None
 
 
-def _family(source: str) -> type[StableDiffusion]:
+def family_of(source: str) -> type[StableDiffusion]:
     """The adapter of a folder or Hub id, by the pipeline it names; other families are refused before anything is loaded."""
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 

@@ -1,4 +1,5 @@
-"""Is there room for a model's weights? Asked of the headers of its files, before a byte of the weights is read."""
+"""Is there room for a model's weights, and for training them? Asked of the headers of its files, before a byte of the weights is
+read."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import BadOption
+from .select import Select
 
 GIB = 2**30
 
@@ -42,13 +44,25 @@ def stored_numbers(path: Path) -> int:
     return total
 
 
+def trained_numbers(folder: Path, part: str, select: Select) -> int:
+    """How many numbers of a folder's network, its component ``part``, a training selects."""
+    numbers: dict[str, int] = {}
+    for file in (folder / part).glob("*.safetensors"):
+        numbers |= _tensors(file)  # variants hold the same names
+    return sum(n for name, n in numbers.items() if select(f"{part}.{name}"))
+
+
 def _numbers(path: Path) -> int:
+    return sum(_tensors(path).values())
+
+
+def _tensors(path: Path) -> dict[str, int]:
+    """Tensors of a safetensors file by name, and how many numbers each holds."""
     try:
         with safe_open(str(path), "pt") as file:
-            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118  # safe_open is no mapping
+            return {n: torch.Size(file.get_slice(n).get_shape()).numel() for n in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):
-        return 0  # loading says what is wrong with it
-    return sum(int(torch.Size(shape).numel()) for shape in shapes)
+        return {}  # loading says what is wrong with it
 
 
 def refuse_too_large(path: Path, dtype: torch.dtype, device: str) -> None:

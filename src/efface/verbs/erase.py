@@ -17,12 +17,12 @@ from ..concepts.request import CATEGORY, KINDS, OBJECT, EraseRequest, names_of, 
 from ..errors import BadOption, BadRequest, MethodError, OutOfMemory, UnknownName
 from ..methods import Method
 from ..models.base import DiffusionModel
-from ..models.load import load_model
+from ..models.load import load_model, pick_device
 from ..patches import Patch
 from ..registry import METHODS, build_method, preset_for
 from ..training import Run
 from .cost import Spent
-from .memory import check_fit, less_memory
+from .memory import check_fit, check_folder, less_memory
 
 AUTO = "auto"
 """The kind of a target that the model's world knows by its name; an object elsewhere."""
@@ -137,9 +137,11 @@ def erase(
     <Patch: ap of 'cat' from 'tiny', ... tensors, norm ...>
 
     """
+    cls = METHODS.find(method) if isinstance(method, str) else type(method)
+    check_folder(model, cls, {} if isinstance(method, str) else vars(method), "float32", pick_device("auto"))
     model = load_model(model)
     if isinstance(method, str):
-        method = build_method(method, preset=preset_for(METHODS.find(method), model))
+        method = build_method(method, preset=preset_for(cls, model))
     return erase_request(model, method, request_for(model, targets, anchor, preserve, kind), run or Run())
 
 

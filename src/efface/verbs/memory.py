@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -10,10 +15,14 @@ from ..methods.base import Method
 from ..methods.trained import Trained
 from ..models.base import DiffusionModel
 from ..models.footprint import activations
-from ..models.room import GIB, available_bytes
+from ..models.load import family_of
+from ..models.parts import named_dtype
+from ..models.room import GIB, available_bytes, stored_numbers, trained_numbers
 
 ON_A_GPU = 1.0
 """GiB that CUDA and its libraries take beside all tensors."""
+OF_TRAINING = 16
+"""Bytes for each trained number: its copy, its gradient and two moments of Adam, all in float32."""
 LARGE = 100_000_000
 """Parameters of a network from which on a run that does not fit is refused: counting takes seconds there and saves minutes."""
 
@@ -45,6 +54,29 @@ def check_fit(model: DiffusionModel, method: Method) -> None:
         )
 
 
+def check_folder(source: Any, method: type[Method], settings: Mapping[str, Any], dtype: str, device: str) -> None:
+    """Raises BadOption where a folder's weights and what training needs for each trained number are more than is free. Only the
+    headers of its files are read. ``settings`` are the method's options that differ from its defaults. What rows keep for the
+    backward pass is counted after loading; see :func:`check_fit`. Anything that is not a folder on disk is let pass."""
+    if not issubclass(method, Trained) or not isinstance(source, str | Path) or not (Path(source) / "model_index.json").is_file():
+        return
+    source, folder, free = str(source), Path(source), available_bytes(torch.device(device))
+    family = family_of(source)
+    train = settings.get("train", {f.name: f for f in fields(method)}["train"].default)
+    if free is None or train not in family.selections:
+        return  # of a selection that there is not, the model says which it has
+    trained = trained_numbers(folder, family.part, family.selections[train])
+    weights = stored_numbers(folder) * named_dtype(dtype).itemsize
+    training = OF_TRAINING * trained
+    if weights + training > free:
+        smaller = " Half-precision weights (--dtype bfloat16) take half of the first." if dtype == "float32" else ""
+        raise BadOption(
+            f"{method.name} on {source!r} needs {weights / GIB:.1f} GiB for the weights and {training / GIB:.1f} GiB for what "
+            f"is trained (train={train}), activations not counted, and {free / GIB:.1f} GiB are free on {device}.{smaller} "
+            "Train fewer tensors (--set train=xattn-kv), or use a closed form (efface erase uce), which trains none."
+        )
+
+
 def needed_bytes(model: DiffusionModel, method: Method, checkpointing: bool, autocast: str | None) -> dict[str, int]:
     """Bytes of an erasure by what they are for. Raises BadOption for a method whose rows are not known."""
     parts = {"weights of the model as loaded": _weight_bytes(model)}
@@ -53,7 +85,7 @@ def needed_bytes(model: DiffusionModel, method: Method, checkpointing: bool, aut
         trained = sum(w.numel() for w in model.weights(select).values())
         loaded = next(model.network.parameters()).dtype
         dtype = getattr(torch, autocast) if autocast is not None else loaded
-        parts["trained copy, gradients and two moments of Adam, in float32"] = 16 * trained
+        parts["trained copy, gradients and two moments of Adam, in float32"] = OF_TRAINING * trained
         if dtype != torch.float32:
             parts["half-precision copies of the trained weights, which autocast keeps"] = 2 * trained
         if not method.gradient_rows:

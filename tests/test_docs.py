@@ -177,6 +177,33 @@ def test_commands_of_pages(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
         assert said["image"].size == (48, 48)
 
 
+@pytest.mark.slow  # tests/test_parallel.py has the fast one
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_launchers_start_several_processes(launcher: str, tmp_path: Path) -> None:
+    """The lines of docs/large_models.md. Two processes share the work, one of them speaks, and the file is written once."""
+    lines = [line for block in blocks(ROOT / "docs" / "large_models.md", "bash") for line in block.splitlines()]
+    (line,) = [line for line in lines if line.startswith(launcher)]
+    command = [str(Path(sys.executable).parent / launcher), *shlex.split(line)[1:]]
+    if launcher == "torchrun":  # in small
+        for word, other in {"mini": "tiny", "fire engine": "cat", "steps=4": "steps=1", "batch=4": "batch=2"}.items():
+            command[command.index(word)] = other
+        command += ["--preset", "tiny"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr.count("The work is shared by 2 processes.") == 1
+    assert (done.stdout + done.stderr).count("Wrote ") == 1
+    assert (tmp_path / command[command.index("--out") + 1]).is_file()
+
+
+def test_the_estimate_of_the_page_on_large_models() -> None:
+    (line,) = [
+        line for block in blocks(ROOT / "docs" / "large_models.md", "bash") for line in block.splitlines() if "estimate" in line
+    ]
+    result = CliRunner().invoke(main, shlex.split(line)[1:])
+    assert result.exit_code == 0, result.output
+    assert "GiB  in all" in result.output
+
+
 def test_guards_on_a_pipeline_as_printed() -> None:
     (block,) = blocks(ROOT / "docs" / "guards.md", "python")
     said: dict[str, Any] = {"pipe": pipeline("StableDiffusionPipeline")[1]}

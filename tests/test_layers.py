@@ -27,6 +27,7 @@ LEVELS = [  # a module may import its own level only inside its own package, and
     ["verbs"],
     ["demo", "api"],
     ["cli"],
+    ["__main__"],
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
 

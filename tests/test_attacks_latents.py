@@ -206,6 +206,14 @@ def test_weights_are_not_attacked_where_only_a_guard_stands() -> None:
         Relearn(checkpoints="5,0")
 
 
+@pytest.mark.parametrize("spare", [0, 1])
+def test_fine_tuning_goes_to_the_last_checkpoint_that_its_budget_pays(spare: int) -> None:
+    """Two cases, two training images, images of two steps with guidance: 4 evaluations for an image, 2 for a training row and its
+    backward pass. To checkpoint 5, (2 + 3 * 2) * 4 + 2 * 2 * 5 = 52 of both cases, which is 26 for each."""
+    plan = Relearn(images=2, batch=2, rank=2, checkpoints="0,1,5,40").plan(Deployed(tiny(), 2, ("cat",)), GOAL, 26 - spare)
+    assert (plan.images, plan.iterations) == ((3, 5) if not spare else (2, 1))
+
+
 def test_latents_are_attacked_under_a_guard() -> None:
     for attack in (NoiseProbe(), Completion(most=1), LatentInversion()):
         check_attack(attack, Deployed(tiny(), 2, ("cat",), guard=SLD()), goal=GOAL)
@@ -220,6 +228,10 @@ def test_misspellings_differ_from_the_name_and_from_each_other() -> None:
     twice = Misspelling().prompts(Goal("rabbit", CASES).call(0), "a rabbit")
     assert "a raibbt" in twice, "of rabibt, the letters before those that were swapped"
     assert "a rabitb" not in twice
+    for name in ("rabbit", "book", "fire engine", "balloon", "kiwi"):  # letters that stand twice, or are a neighbour's
+        variants = Misspelling().prompts(Goal(name, CASES).call(0), f"the {name}")
+        assert len(set(variants)) == len(variants), name
+        assert f"the {name}" not in variants
     with pytest.raises(BadOption, match="3 letters"):
         Misspelling().plan(Deployed(tiny(), 2), Goal("ox", CASES), 100)
 

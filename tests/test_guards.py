@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +173,27 @@ def test_safree_leaves_a_prompt_without_a_trigger_alone_and_filters_one_with() -
         none = model.encode(["a photo of a cat", "cat"])
     assert torch.equal(none.extras["early"], none.tokens)
     assert none.extras["until"].tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("middle", [0.5, 2.0])
+def test_safree_filters_as_long_as_the_words_moved_far(middle: float) -> None:
+    """Up to step 10 sigmoid(2 k (10 b - m)): b is the mean, over the words, of 1 less the cosine of a word and its projection
+    on the span of the prompt with one word masked at a time, and away from the target's direction."""
+    model, prompt, k = tiny(), "a photo of a cat", 0.1
+    soft, last = model.embed([prompt]), len(model.token_ids([prompt])[0]) - 1
+    rows = []
+    for j in range(1, last):
+        without = soft.embeddings.clone()
+        without[0, j] = soft.pad
+        rows.append(model.encode_soft(replace(soft, embeddings=without)).tokens[0, last])
+    target = model.encode(["cat"]).tokens[0, len(model.token_ids(["cat"])[0]) - 1].double()
+    away = torch.eye(len(target), dtype=torch.float64) - torch.outer(target, target) / (target @ target)
+    words = model.encode([prompt]).tokens[0, 1:last].double()
+    b = float(1 - torch.nn.functional.cosine_similarity(words, words @ projector(torch.stack(rows)) @ away, dim=1).mean())
+    with SAFREE(alpha=0.0, sharpness=k, middle=middle).active(model, ("cat",)):
+        until = model.encode([prompt]).extras["until"].tolist()
+    assert until == [round(10 / (1 + math.exp(-2 * k * (10 * b - middle))))]
+    assert until != [round(10 / (1 + math.exp(-2 * k * (10 * (2 - b) - middle))))], "the test would see a wrong sign"
 
 
 def test_guards_by_name() -> None:

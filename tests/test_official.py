@@ -616,6 +616,9 @@ def test_esd_official(preset: str, erase_from: str, tiny_model: Any) -> None:
     assert whole(patch, {n: w.detach().double() for n, w in weights.items()}, base) < 1e-3
     if preset == "official-new":
         cost = updates * 3 + updates * bool(erase_from)
+        request = EraseRequest(("cat",))
+        without = ESD.preset(preset, steps=updates, sampling_steps=5).expected_evals(tiny_model, request)
+        assert method.expected_evals(tiny_model, request) - without == updates * bool(erase_from)
         drawn = [torch.randint(5, (2,), generator=torch.Generator().manual_seed(i)).tolist()[1] for i in range(updates)]
         assert patch.card.cost["forward"] == cost + 2 * sum(drawn)
 

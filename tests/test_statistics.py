@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,6 +19,7 @@ from efface.equations.statistics import (
     mcnemar_midp,
     mean_interval,
     newcombe_paired,
+    pearson,
     ranks,
     sign_flip,
     spearman,
@@ -212,3 +214,9 @@ def test_matched_difference_interpolates_both_curves_at_one_level() -> None:
     assert never["difference"] is None
     assert never["interval"] is None
     assert never["not_reached"] == 1
+
+
+@pytest.mark.parametrize("correlation", [pearson, spearman])
+def test_what_does_not_vary_is_not_correlated(correlation: Any) -> None:
+    assert math.isnan(correlation([1.0, 1.0, 1.0], [0.0, 1.0, 2.0]))
+    assert math.isnan(correlation([0.0, 1.0, 2.0], [1.0, 1.0, 1.0]))

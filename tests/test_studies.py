@@ -176,6 +176,24 @@ def test_an_image_that_a_patch_makes_invalid_is_damage(tiny_model: Any) -> None:
     assert (first["name"], first["damaged"], first["invalid"]) == (NAMES[-1], True, found["seeds"])
 
 
+def test_counts_before_and_after_are_those_of_the_detector(tiny_model: Any) -> None:
+    """Of a name that the detector knows, how often it is seen, out of the seeds; of another, nothing."""
+
+    class Seeing(Brightness):
+        names = NAMES[:-1]
+
+        def detect(self, images: torch.Tensor, concepts: Any) -> Any:
+            return [(c if float(image.mean()) > 0.5 else "none", 1.0, None) for c, image in zip(concepts, images, strict=True)]
+
+    found, _ = damage(planted(tiny_model), flagged(tiny_model, 1.0), NAMES, SMALL, Seeing(), count=len(NAMES), by="noise")
+    for row in found["rows"]:
+        if row["name"] == NAMES[-1]:
+            assert (row["before"], row["after"]) == (None, None)
+        else:  # images are grey at 0.6, less what was planted
+            assert (row["before"], row["after"]) == (found["seeds"], 0 if HURT[row["name"]] > 0.12 else row["after"])
+    assert any(row["after"] == 0 for row in found["rows"])
+
+
 def test_a_scan_knows_invalid_images_from_absent_concepts() -> None:
     """The study of preservation counts an image as erased when it is valid and does not show the target."""
 
@@ -206,8 +224,13 @@ def test_damage_costs_what_it_says_and_refuses_nonsense(tiny_model: Any, monkeyp
     for by in ("noise", "images"):
         monkeypatch.setenv("EFFACE_CACHE", str(tmp_path / by))
         before = model.evals.forward
-        damage(model, flagged(model, 1.0), NAMES, SMALL, Brightness(), count=3, by=by)
+        told: list[tuple[int, int]] = []
+        on_image = lambda done, total: told.append((done, total))  # noqa: B023, E731
+        found, _ = damage(model, flagged(model, 1.0), NAMES, SMALL, Brightness(), count=3, by=by, on_image=on_image)
         assert model.evals.forward - before == damage_cost(model, len(NAMES), 3, SMALL, by)
+        assert [done for done, _ in told] == sorted({done for done, _ in told}), "progress only grows"
+        assert told[-1][0] == told[-1][1]
+        assert {(r["before"], r["after"]) for r in found["rows"]} == {(None, None)}, "this judge names nothing"
     with pytest.raises(BadOption, match="at least 1 name"):
         damage(model, flagged(model, 1.0), NAMES, SMALL, Brightness(), count=0)
     with pytest.raises(BadOption, match="noise, images"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from efface.evaluation import listed
 from efface.evaluation.listed import Characters, Listed, Objects, Spiders, Styles
 from efface.evaluation.profiles import PROFILES
 from efface.evaluation.proposed import proposed, read_suite, write_suite
-from efface.evaluation.suite import suite_from
+from efface.evaluation.suite import Neighbour, suite_from
 from efface.methods import UCE
 from efface.models.load import load_model
 from efface.testing import check_suite
@@ -57,6 +58,8 @@ def test_listed_suites_are_complete(cls: type[Listed]) -> None:
         assert len(suite.far) >= 5
         assert len(suite.synonyms[target]) >= 2
         assert len(suite.implicit[target]) >= 3
+        for axis in (suite.near, suite.trap, suite.far):
+            assert [n.split for n in axis] == ["test", "dev"] * (len(axis) // 2) + ["test"] * (len(axis) % 2)
         for text in suite.implicit[target]:
             assert normalised(target) not in normalised(text), (target, text)
         counts = {axis: sum(c.axis == axis for c in suite.cases(PROFILES["mini"])) for axis in ("direct", "synonym", "implicit")}
@@ -183,6 +186,8 @@ def test_a_written_suite_is_read_back_and_can_be_edited(tmp_path: Path) -> None:
     assert {n.name for n in again.near} == {n.name for n in made.near}
     assert again.synonyms == {"Church": made.synonyms["church"], "dog": made.synonyms["dog"]}
     assert suite_from(again.json()) == again
+    write_suite(replace(made, far=(*made.far, Neighbour("café", "listed", "test"))), tmp_path / "accents.toml")
+    assert '"café"' in (tmp_path / "accents.toml").read_text("utf-8"), "people read the file, and edit it"
     path.write_text(path.read_text("utf-8").replace('"mosque"', '"pagoda"'), "utf-8")
     assert "pagoda" in {n.name for n in read_suite(path, ["church", "dog"]).near}
     with pytest.raises(BadFile, match="you may have edited it"):

@@ -117,6 +117,20 @@ def test_truncated_scaled_and_incomplete_files(kind: str, copy: Callable[[str], 
         name = next(n for n in tensors if n.endswith("alpha" if kind == "kohya" else "weight" if kind != "diff" else "diff"))
         tensors[name] = tensors[name] * 0.5
 
+    def broken(tensors: dict[str, Any], header: dict[str, str]) -> None:
+        name = next(n for n in tensors if tensors[n].numel() > 1)
+        tensors[name] = tensors[name].clone()
+        tensors[name].view(-1)[1] = float("nan")
+
+    def numbered(tensors: dict[str, Any], header: dict[str, str]) -> None:
+        name = next(n for n in tensors if tensors[n].numel() > 1)
+        tensors[name] = torch.ones_like(tensors[name], dtype=torch.int64)
+
+    for change in (broken, numbered):
+        path.write_bytes(whole)
+        assert "content" in failed(verify(rewritten(path, change, sealed=True)))
+        assert kind == "patch" or "not finite numbers" in failed(verify(path))["content"]
+
     for change in (drop, scale):
         for sealed in (False, True):
             path.write_bytes(whole)

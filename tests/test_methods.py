@@ -116,6 +116,12 @@ def test_the_contract_refuses_a_wrong_cost_and_a_patch_made_of_nan() -> None:
         check_method(Deterministic(), at_least=True)
 
 
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_cost_is_an_expectation_unless_concepts_are_drawn(name: str) -> None:
+    assert not METHODS.find(name)().at_most
+    assert Naive(sampler=Harvest()).at_most
+
+
 @pytest.mark.parametrize("cls", METHODS.values(), ids=METHODS.keys())
 def test_every_preset_can_be_built_and_every_option_explains_itself(cls: type[Method]) -> None:
     assert {"paper", "mini", "tiny"} <= set(cls.presets)

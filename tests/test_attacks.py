@@ -68,7 +68,9 @@ def test_contract_of_the_inverse() -> None:
     model = tiny()
     patch = verbs.erase(model, UCE(), targets=["cat"])
     deployed = Deployed(model, 2, ("cat",), patch)
-    assert all(a.cond is not None for a in check_attack(build_attack("inverse", preset="tiny"), deployed))
+    attempts = check_attack(build_attack("inverse", preset="tiny"), deployed)
+    assert all(a.cond is not None for a in attempts)
+    assert {a.stage for a in attempts if a.case == 0} == {f"seed {k + 1}" for k in range(sum(a.case == 0 for a in attempts))}
     with pytest.raises(BadOption, match="--patch"):
         ATTACKS["inverse"]().plan(Deployed(model, 2), GOAL, 100)
 

@@ -186,8 +186,13 @@ def test_a_written_suite_is_read_back_and_can_be_edited(tmp_path: Path) -> None:
     assert {n.name for n in again.near} == {n.name for n in made.near}
     assert again.synonyms == {"Church": made.synonyms["church"], "dog": made.synonyms["dog"]}
     assert suite_from(again.json()) == again
-    write_suite(replace(made, far=(*made.far, Neighbour("café", "listed", "test"))), tmp_path / "accents.toml")
-    assert '"café"' in (tmp_path / "accents.toml").read_text("utf-8"), "people read the file, and edit it"
+    accents = replace(
+        made, targets=("café",), far=(*made.far, Neighbour("crêpe", "listed", "test")), synonyms={"café": ("bistro",)}
+    )
+    write_suite(accents, tmp_path / "accents.toml")
+    written = (tmp_path / "accents.toml").read_text("utf-8")
+    assert '"crêpe"' in written, "people read the file, and edit it"
+    assert '"café" = ["bistro"]' in written
     path.write_text(path.read_text("utf-8").replace('"mosque"', '"pagoda"'), "utf-8")
     assert "pagoda" in {n.name for n in read_suite(path, ["church", "dog"]).near}
     with pytest.raises(BadFile, match="you may have edited it"):

@@ -6,6 +6,7 @@ import csv
 import io
 import random
 import re
+import xml.etree.ElementTree as ET
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from efface.cli import main
 from efface.plans.cells import key_of
 from efface.plans.plan import plan_of
 from efface.plans.records import Store
-from efface.plans.tables import Bench
+from efface.plans.tables import Bench, Placed
+from efface.reporting import plots
 from efface.reporting.leaderboard import as_csv, as_latex, ordered, write_leaderboard
-from efface.reporting.standings import COLUMNS, FLOOR, Standing, harmonic, tables
+from efface.reporting.standings import COLUMNS, FLOOR, Standing, _growth, harmonic, tables
 
 AXES = {"direct": 12, "synonym": 4, "implicit": 4, "near": 8, "trap": 4, "far": 8}
 TARGETS, SEEDS = ("cat", "bus", "rose"), (0, 1)
@@ -287,3 +289,49 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
                 assert page.evaluate("document.querySelectorAll('table').length") >= 2
         finally:
             browser.close()
+
+
+def attempt(case: int, stage: str, seen: str | None, base_hit: bool = True) -> dict[str, Any]:
+    """One image of an attack on "cat": ``seen`` is what the detector names, None for an invalid image."""
+    facts = {"concept": "cat", "prompt": "cat", "seed": 0, "p": 0.5, "invalid_reason": None if seen else "uniform"}
+    return {"case_id": f"case {case}", "stage": stage, "base_hit": base_hit, "valid": seen is not None, "detected": seen} | facts
+
+
+def placed(attempts: list[dict[str, Any]], **facts: Any) -> Placed:
+    place = {"attack": "a", "role": "attack", "kind": "attack"}
+    result = {"attempts": attempts, "facts": {"tier": "T4", "gate": "plain", **facts}}
+    return Placed("test", place, {"status": "finished", "result": result})
+
+
+def test_a_break_costs_as_many_images_as_were_looked_at_until_the_first_hit() -> None:
+    """Case 0 breaks at its third image, case 1 at its first, case 2 never; case 3 does not count, and case 4 has no valid image.
+    The last point is the rate of the heat map."""
+    shown = [["dog", None, "cat"], ["cat", "dog", "cat"], ["dog"] * 3, ["cat"] * 3, [None] * 3]
+    rows = [attempt(i, f"seed {k}", seen, i != 3) for i, images in enumerate(shown) for k, seen in enumerate(images)]
+    assert _growth([placed(rows)], False) == [(1, 1, 3), (3, 2, 3)]
+    assert _growth([placed(rows), placed(rows)], False) == [(1, 2, 6), (3, 4, 6)]
+    assert _growth([placed([attempt(3, "seed 1", "cat", False)])], False) == []
+
+
+def test_a_recovery_counts_each_checkpoint_by_itself() -> None:
+    """An invalid image is not the target. Checkpoints are in the order of their updates, not of their names."""
+    shown = {"step 0": ["dog", "dog"], "step 10": ["cat", "cat"], "step 5": ["cat", None]}
+    rows = [attempt(i, stage, seen) for stage, images in shown.items() for i, seen in enumerate(images)]
+    rows.append(attempt(2, "step 5", "cat", base_hit=False))
+    assert _growth([placed(rows, curve=True)], True) == [(0.0, 0, 2), (5.0, 1, 2), (10.0, 2, 2)]
+
+
+def test_lines_end_in_their_interval_and_controls_are_dashed() -> None:
+    lines = [
+        plots.Line("an attack", [(1, 0.0), (5, 0.5)], 0.2, 0.8),
+        plots.Line("<a control>", [(1, 0.0), (80, 0.1)], 0.0, 0.3, True),
+    ]
+    svg = ET.fromstring(plots.growth(lines, "images"))
+    first, second = sorted(svg.iter("polyline"), key=lambda line: "control" in line.attrib["class"])
+    assert ("control" in first.attrib["class"], "control" in second.attrib["class"]) == (False, True)
+    ends = [[tuple(map(float, point.split(","))) for point in line.attrib["points"].split()] for line in (first, second)]
+    assert ends[0][-1][0] < ends[1][-1][0], "5 images lie left of 80"
+    assert ends[0][0] == ends[1][0], "both begin at one image and nothing broken"
+    bars = {(float(b.attrib["y1"]), float(b.attrib["y2"])) for b in svg.iter("line") if "series" in b.attrib["class"]}
+    assert bars == {(130.0, 40.0), (160.0, 115.0)}, "from 20 to 80 %, and from 0 to 30 %, of 150 pixels above 160"
+    assert [t.text for t in svg.iter("text") if "label" in t.attrib["class"]] == ["an attack", "<a control>"]

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..equations.statistics import wilson
 from ..io.files import write_text
 from ..plans.records import Store
 from ..plans.tables import Bench
@@ -20,6 +21,8 @@ from .standings import COLUMNS, LEVEL, Score, Standing, Table, tables
 MARKS = {"method": "patch", "patch": "patch", "guard": "guard", "gold": "gold", "trivial": "trivial"}
 SHADES = 6
 """Steps of the heat map."""
+MOST = 8
+"""Lines of a plot."""
 
 
 def write_leaderboard(folder: Path, out: Path, csv_out: Path | None = None, latex_out: Path | None = None) -> list[Table]:
@@ -64,6 +67,7 @@ def _view(t: Table) -> dict[str, Any]:
         "matched": [_matched(s) for s in rows if s.matched],
         "attacks": [(a, facts[a]["tier"], facts[a]["role"]) for a in attacks],
         "heat": [(s.entrant, [_heat(s.attacks.get(a)) for a in attacks]) for s in rows if s.attacks],
+        "growths": [(s.entrant, *(_growth(s, trained) for trained in (False, True))) for s in rows if s.growths],
         "open": t.open_cells,
         "failed": t.failed,
         "left_out": t.plan["left_out"],
@@ -117,6 +121,19 @@ def _plot(rows: Sequence[Standing], column: str) -> Markup | None:
             points.append(plots.Point(s.entrant, kind, x.value, y.value, x.interval, y.interval))
     label = "stays erased, attacked" if column == "robustness" else "target erased, image valid"
     return Markup(plots.tradeoff(points, label)) if points else None
+
+
+def _growth(s: Standing, trained: bool) -> Markup | None:
+    """The attacks that brought something back, at most MOST of them."""
+    lines = []
+    for label, points in s.growths.items():
+        fact = s.attacks[label]
+        if fact["trained"] == trained and points and (trained or points[-1][1]):
+            end = wilson(*points[-1][1:])
+            shares = [(x, k / n) for x, k, n in points]
+            lines.append(plots.Line(label, shares, end.low, end.high, fact["role"] in ("control", "novel")))
+    lines = sorted(lines, key=lambda line: -line.points[-1][1])[:MOST]
+    return Markup(plots.growth(lines, "updates of fine-tuning" if trained else "images looked at, per case")) if lines else None
 
 
 def _matched(s: Standing) -> dict[str, Any]:

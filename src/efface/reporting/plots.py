@@ -17,6 +17,8 @@ CHAR = 8.0
 
 Box = tuple[float, float, float, float]
 
+SERIES = 5
+"""Colours of lines; a label at the end of each says which it is."""
 POLYGONS = {"guarded": (6, 0.0, "patch"), "guard": (5, 0.0, "guard"), "gold": (4, 0.0, "gold"), "base": (3, 0.0, "base")}
 """Kind of entrant -> corners of its marker, degrees it is turned by, and class of its colour."""
 
@@ -143,6 +145,56 @@ def tradeoff(points: Sequence[Point], erased: str = "target erased, image valid"
             edge = box[0] if box[0] > x else box[2] if box[2] < x else (box[0] + box[2]) / 2
             _line(svg, "leader", x, y, edge, (box[1] + box[3]) / 2)
         _text(svg, "label", label, (box[0] + box[2]) / 2, box[3] - 3.5, "middle")
+    return ET.tostring(svg, encoding="unicode")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A rate that grows along an axis: points (x, value), and the interval of the last one. ``control``: drawn dashed."""
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    low: float
+    high: float
+    control: bool = False
+
+
+def growth(lines: Sequence[Line], axis: str) -> str:
+    """Rates over a logarithmic axis from 1, one line each, with the interval at its end. An x of 0 stands at the left edge, where
+    nothing has been spent."""
+    left, right, top, bottom = 44.0, WIDTH - 146, 10.0, 160.0
+    most = max(x for line in lines for x, _ in line.points)
+    ticks = [t for t in (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000) if t <= most] or [1]
+    span = math.log(max(most, 2))
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return left + (right - left) * (0.0 if x <= 0 else 0.06 + 0.94 * math.log(max(x, 1)) / span), bottom - (bottom - top) * y
+
+    said = "; ".join(f"{line.label}: {100 * line.points[-1][1]:.0f}% at {line.points[-1][0]:g}" for line in lines)
+    svg = _svg(WIDTH, bottom + 40, f"Share of cases in which the target is back, over {axis}. {said}")
+    for share in (0.0, 0.5, 1.0):
+        y = at(1, share)[1]
+        _line(svg, "grid", left, y, right, y)
+        _text(svg, "tick", f"{100 * share:.0f}%", left - 6, y + 4, "end")
+    shown = left - 20
+    for t in ticks:
+        x = at(t, 0)[0]
+        if x - shown >= 24:
+            _text(svg, "tick", str(t), x, bottom + 15, "middle")
+            shown = x
+    _text(svg, "axis", axis, (left + right) / 2, bottom + 33, "middle")
+    taken: list[float] = []
+    for i, line in sorted(enumerate(lines), key=lambda pair: -pair[1].points[-1][1]):
+        css = f"series s{i % SERIES}{' control' if line.control else ''}"
+        ends = [at(*point) for point in line.points]
+        _add(svg, "polyline", css, points=" ".join(f"{x:.1f},{y:.1f}" for x, y in ends))
+        (x, y), place = ends[-1], ends[-1][1]
+        _line(svg, css, x, at(1, line.low)[1], x, at(1, line.high)[1])
+        while any(abs(place - other) < 13 for other in taken):
+            place += 1
+        taken.append(place)
+        _line(svg, "leader", x + 2, y, right + 8, place)
+        _text(svg, f"label of-s{i % SERIES}", _clean(line.label, 17), right + 10, place + 4)
     return ET.tostring(svg, encoding="unicode")
 
 

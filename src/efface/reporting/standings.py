@@ -76,6 +76,9 @@ class Standing:
     undone_by: str = ""
     persistence: str = ""
     """Updates of relearning until half of the cases are back, over those that a concept needs which the model never saw."""
+    growths: dict[str, list[tuple[float, int, int]]] = field(default_factory=dict, repr=False)
+    """Label of an attack -> (images looked at for each case, cases broken by them, cases); of a fine-tuning, (updates, cases that
+    show the target then, cases)."""
     matched: dict[str, Score | None] = field(default_factory=dict)
     overall: float | None = None
     """Harmonic mean of the scores that the plan measures; None where one is missing."""
@@ -168,6 +171,9 @@ def _standing(
     if e["guard"]:
         found.undone_by = f"leaving the guard out{f', and {found.undone_by}' if made else ''}"
     found.persistence = _persistence(mine, plan)
+    found.growths = {
+        label: _growth([p for p in mine if p.place["attack"] == label], fact["trained"]) for label, fact in found.attacks.items()
+    }
     curve = [p for p in mine if p.place["kind"] == "evaluate"]
     if e["curve"]:
         drawn = plan["plan"]["curve"]["cases"]
@@ -197,7 +203,7 @@ def _cases(placed: Sequence[Placed], base: Mapping[Any, Mapping[str, bool]], axe
         cell = found.setdefault(("; ".join(p.place["targets"]), str(p.place["seed"])), {})
         for r in p.result["rows"]:
             if r["axis"] in axes and known.get(r["case_id"]):
-                hit = r["valid"] and r["detected"] == r["concept"]
+                hit = _hit(r)
                 cell[r["case_id"]] = float(r["valid"] and not hit if r["axis"] in TARGET_AXES else hit)
     return found
 
@@ -268,7 +274,9 @@ def _attacks(mine: Sequence[Placed]) -> dict[str, dict[str, Any]]:
     for p in mine:
         if p.place["kind"] == "attack":
             label = p.place["attack"]
-            facts[label] = {"role": p.place["role"], "tier": p.result["facts"]["tier"], "controls": p.result["controls"]}
+            told = p.result["facts"]
+            facts[label] = {"role": p.place["role"], "tier": told["tier"], "controls": p.result["controls"]}
+            facts[label]["trained"] = bool(told.get("curve"))
             for case, broken in _won(p).items():
                 won[label][p.place["target"], str(p.place["seed"]), case] = broken
     found: dict[str, dict[str, Any]] = {}
@@ -279,6 +287,30 @@ def _attacks(mine: Sequence[Placed]) -> dict[str, dict[str, Any]]:
         excess = _mean([won[label][c] - any(won[b].get(c, False) for b in best) for c in shared]) if shared else None
         found[label] = {**fact, "rate": rate.json(), "excess": excess}
     return found
+
+
+def _growth(placed: Sequence[Placed], trained: bool) -> list[tuple[float, int, int]]:
+    """How the number of broken cases grows with what is spent, over the cases that count; see :class:`Standing`."""
+    if trained:
+        stages: dict[float, list[bool]] = defaultdict(list)
+        for p in placed:
+            for r in p.result["attempts"]:
+                if r["base_hit"]:
+                    stages[float(r["stage"].split()[-1])].append(_hit(r))
+        return [(updates, sum(hits), len(hits)) for updates, hits in sorted(stages.items())]
+    first, most = list[int | None](), 0
+    for p in placed:
+        images: dict[str, list[bool]] = defaultdict(list)
+        for r in p.result["attempts"]:
+            images[r["case_id"]].append(_hit(r))
+        first += [images[case].index(True) + 1 if broken else None for case, broken in _won(p).items()]
+        most = max([most, *map(len, images.values())])
+    looked = sorted({1, most, *(k for k in first if k is not None)})
+    return [(k, sum(f is not None and f <= k for f in first), len(first)) for k in looked] if first else []
+
+
+def _hit(r: Mapping[str, Any]) -> bool:
+    return bool(r["valid"] and r["detected"] == r["concept"])
 
 
 def _persistence(mine: Sequence[Placed], plan: dict[str, Any]) -> str:
@@ -295,7 +327,7 @@ def _half(placed: Sequence[Placed]) -> str:
     for p in placed:
         for r in p.result["attempts"]:
             if r["base_hit"]:
-                stages[r["stage"]].append(r["valid"] and r["detected"] == r["concept"])
+                stages[r["stage"]].append(_hit(r))
     if not stages:
         return ""
     return next((s for s, hits in stages.items() if 2 * sum(hits) >= len(hits)), f"more than {[*stages][-1]}")

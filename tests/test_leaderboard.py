@@ -21,8 +21,9 @@ from efface.plans.plan import plan_of
 from efface.plans.records import Store
 from efface.plans.tables import Bench, Placed
 from efface.reporting import plots
+from efface.reporting.breaks import growth
 from efface.reporting.leaderboard import as_csv, as_latex, ordered, write_leaderboard
-from efface.reporting.standings import COLUMNS, FLOOR, Standing, _growth, harmonic, tables
+from efface.reporting.standings import COLUMNS, FLOOR, Standing, harmonic, tables
 
 AXES = {"direct": 12, "synonym": 4, "implicit": 4, "near": 8, "trap": 4, "far": 8}
 TARGETS, SEEDS = ("cat", "bus", "rose"), (0, 1)
@@ -308,9 +309,9 @@ def test_a_break_costs_as_many_images_as_were_looked_at_until_the_first_hit() ->
     The last point is the rate of the heat map."""
     shown = [["dog", None, "cat"], ["cat", "dog", "cat"], ["dog"] * 3, ["cat"] * 3, [None] * 3]
     rows = [attempt(i, f"seed {k}", seen, i != 3) for i, images in enumerate(shown) for k, seen in enumerate(images)]
-    assert _growth([placed(rows)], False) == [(1, 1, 3), (3, 2, 3)]
-    assert _growth([placed(rows), placed(rows)], False) == [(1, 2, 6), (3, 4, 6)]
-    assert _growth([placed([attempt(3, "seed 1", "cat", False)])], False) == []
+    assert growth([placed(rows)], False) == [(1, 1, 3), (3, 2, 3)]
+    assert growth([placed(rows), placed(rows)], False) == [(1, 2, 6), (3, 4, 6)]
+    assert growth([placed([attempt(3, "seed 1", "cat", False)])], False) == []
 
 
 def test_a_recovery_counts_each_checkpoint_by_itself() -> None:
@@ -318,7 +319,7 @@ def test_a_recovery_counts_each_checkpoint_by_itself() -> None:
     shown = {"step 0": ["dog", "dog"], "step 10": ["cat", "cat"], "step 5": ["cat", None]}
     rows = [attempt(i, stage, seen) for stage, images in shown.items() for i, seen in enumerate(images)]
     rows.append(attempt(2, "step 5", "cat", base_hit=False))
-    assert _growth([placed(rows, curve=True)], True) == [(0.0, 0, 2), (5.0, 1, 2), (10.0, 2, 2)]
+    assert growth([placed(rows, curve=True)], True) == [(0.0, 0, 2), (5.0, 1, 2), (10.0, 2, 2)]
 
 
 def test_lines_end_in_their_interval_and_controls_are_dashed() -> None:

@@ -13,9 +13,9 @@ from itertools import pairwise
 from typing import Any
 
 from ..equations.statistics import benjamini_hochberg, percentile_interval, resampled, wilson
-from ..evaluation.attacked import summarise_attacks
-from ..evaluation.records import TARGET_AXES, AttemptRow
+from ..evaluation.records import TARGET_AXES
 from ..plans.tables import Bench, Placed, base_hits
+from .breaks import broken_cases, growth, half, shows_target
 
 COLUMNS = {
     "erasure": "erased and valid, target asked for by name",
@@ -172,7 +172,7 @@ def _standing(
         found.undone_by = f"leaving the guard out{f', and {found.undone_by}' if made else ''}"
     found.persistence = _persistence(mine, plan)
     found.growths = {
-        label: _growth([p for p in mine if p.place["attack"] == label], fact["trained"]) for label, fact in found.attacks.items()
+        label: growth([p for p in mine if p.place["attack"] == label], fact["trained"]) for label, fact in found.attacks.items()
     }
     curve = [p for p in mine if p.place["kind"] == "evaluate"]
     if e["curve"]:
@@ -203,8 +203,8 @@ def _cases(placed: Sequence[Placed], base: Mapping[Any, Mapping[str, bool]], axe
         cell = found.setdefault(("; ".join(p.place["targets"]), str(p.place["seed"])), {})
         for r in p.result["rows"]:
             if r["axis"] in axes and known.get(r["case_id"]):
-                hit = _hit(r)
-                cell[r["case_id"]] = float(r["valid"] and not hit if r["axis"] in TARGET_AXES else hit)
+                shown = shows_target(r)
+                cell[r["case_id"]] = float(r["valid"] and not shown if r["axis"] in TARGET_AXES else shown)
     return found
 
 
@@ -217,17 +217,9 @@ def _broken(placed: Sequence[Placed]) -> Cases:
         if counted and p.result["facts"]["tier"] <= HIGHEST:
             cells[p.place["target"], str(p.place["seed"])].append(p)
     for cell, mine in cells.items():
-        won = {p.place["attack"]: _won(p) for p in mine}
-        plain = {c for p in mine if p.place["role"] == "baseline" for c in won[p.place["attack"]]}
-        found[cell] = {c: float(any(w.get(c, False) for w in won.values())) for c in sorted(plain)}
-    return found
-
-
-def _won(p: Placed) -> dict[str, bool]:
-    """Case -> broken, of the cases that count and are decided; see :func:`efface.evaluation.attacked.summarise_attacks`."""
-    label = p.place["attack"]
-    rows = {label: [AttemptRow(attack=label, **r) for r in p.result["attempts"]]}
-    found: dict[str, bool] = summarise_attacks(rows, {label: p.facts}, {label: ()})["attacks"][label]["cases"]
+        brought_back = {p.place["attack"]: broken_cases(p) for p in mine}
+        plain = {c for p in mine if p.place["role"] == "baseline" for c in brought_back[p.place["attack"]]}
+        found[cell] = {c: float(any(w.get(c, False) for w in brought_back.values())) for c in sorted(plain)}
     return found
 
 
@@ -277,7 +269,7 @@ def _attacks(mine: Sequence[Placed]) -> dict[str, dict[str, Any]]:
             told = p.result["facts"]
             facts[label] = {"role": p.place["role"], "tier": told["tier"], "controls": p.result["controls"]}
             facts[label]["trained"] = bool(told.get("curve"))
-            for case, broken in _won(p).items():
+            for case, broken in broken_cases(p).items():
                 won[label][p.place["target"], str(p.place["seed"]), case] = broken
     found: dict[str, dict[str, Any]] = {}
     for label, fact in sorted(facts.items(), key=lambda item: (item[1]["tier"], item[1]["role"] == "control", item[0])):
@@ -289,48 +281,13 @@ def _attacks(mine: Sequence[Placed]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _growth(placed: Sequence[Placed], trained: bool) -> list[tuple[float, int, int]]:
-    """How the number of broken cases grows with what is spent, over the cases that count; see :class:`Standing`."""
-    if trained:
-        stages: dict[float, list[bool]] = defaultdict(list)
-        for p in placed:
-            for r in p.result["attempts"]:
-                if r["base_hit"]:
-                    stages[float(r["stage"].split()[-1])].append(_hit(r))
-        return [(updates, sum(hits), len(hits)) for updates, hits in sorted(stages.items())]
-    first, most = list[int | None](), 0
-    for p in placed:
-        images: dict[str, list[bool]] = defaultdict(list)
-        for r in p.result["attempts"]:
-            images[r["case_id"]].append(_hit(r))
-        first += [images[case].index(True) + 1 if broken else None for case, broken in _won(p).items()]
-        most = max([most, *map(len, images.values())])
-    looked = sorted({1, most, *(k for k in first if k is not None)})
-    return [(k, sum(f is not None and f <= k for f in first), len(first)) for k in looked] if first else []
-
-
-def _hit(r: Mapping[str, Any]) -> bool:
-    return bool(r["valid"] and r["detected"] == r["concept"])
-
-
 def _persistence(mine: Sequence[Placed], plan: dict[str, Any]) -> str:
     """Of the attack that relearns: the updates to half of the cases, and those of a concept that was never learned."""
     labels = [a["label"] for a in plan["plan"]["attacks"] if a["attack"] == "relearn"]
     if not labels:
         return ""
-    half = _half([p for p in mine if p.place["attack"] == labels[0]])
-    return half and f"half back after {half}"
-
-
-def _half(placed: Sequence[Placed]) -> str:
-    stages: dict[str, list[bool]] = defaultdict(list)
-    for p in placed:
-        for r in p.result["attempts"]:
-            if r["base_hit"]:
-                stages[r["stage"]].append(_hit(r))
-    if not stages:
-        return ""
-    return next((s for s, hits in stages.items() if 2 * sum(hits) >= len(hits)), f"more than {[*stages][-1]}")
+    updates = half([p for p in mine if p.place["attack"] == labels[0]])
+    return updates and f"half back after {updates}"
 
 
 def _matched(curve: Sequence[Placed], base: Mapping[Any, Mapping[str, bool]], axes: Sequence[str]) -> Score | None:

@@ -11,7 +11,7 @@ import efface
 
 FAST = ("apply", "load_model", "load_patch", "stack", "verify", "erase", "estimate", "sample", "export", "import_patch")
 SLOW = (
-    *("attack", "bench", "card", "certify", "damage", "distance", "evaluate"),
+    *("agreement", "attack", "bench", "card", "certify", "damage", "distance", "evaluate"),
     *("leaderboard", "query", "report", "study", "suite", "survive"),
 )
 

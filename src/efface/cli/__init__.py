@@ -5,6 +5,7 @@ Exit codes: 0 ok, 1 error, 2 usage, 3 a policy that is not kept (``certify``).
 """
 
 from . import (  # noqa: F401  # registers
+    agreement,
     attack,
     bench,
     card,

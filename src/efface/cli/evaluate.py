@@ -56,6 +56,11 @@ from .output import Bars, command_line, emit, note, rate
 @click.option(
     "--suite", default=None, metavar="NAME", help="Protocol of the evaluation (efface list suites), or path/to/file.py:Name."
 )
+@click.option(
+    "--keep-images",
+    is_flag=True,
+    help="Keep every image, with a table labels.csv in which people write what they see (efface agreement).",
+)
 @out_option("Folder for rows, pictures and summary.", folder=True)
 @device_option
 @dtype_option
@@ -74,6 +79,7 @@ def evaluate(
     far: tuple[str, ...],
     synonyms: tuple[str, ...],
     suite: str | None,
+    keep_images: bool,
     out: Path,
     device: str,
     dtype: str,
@@ -116,6 +122,7 @@ def evaluate(
             far=far,
             synonyms=_by_target(synonyms, targets or (patch.card.request.asked if patch is not None else ())),
             suite=suite,
+            keep_images=keep_images,
             on_image=bars.images,
             note=note,
             command=command_line(),

@@ -23,6 +23,7 @@ SECTIONS = {
         "evaluate",
         "damage",
         "distance",
+        "agreement",
         "attack",
         "survive",
         "study",

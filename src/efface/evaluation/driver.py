@@ -27,6 +27,7 @@ from ..patches import Patch
 from ..versions import versions
 from .aggregate import BASE, summarise
 from .cache import BATCH, base_images, quantised
+from .people import SHEET, sheet
 from .profiles import Profile
 from .records import KEEP_AXES, Entrant, Row, RunFile, append_rows, read_rows, read_run, write_run
 from .suite import Suite
@@ -94,11 +95,13 @@ def evaluate(
     *,
     on_image: Callable[[int, int], None] = lambda done, total: None,
     command: str = "",
+    keep_images: bool = False,
 ) -> dict[str, Any]:
     """Run and score every system on the same cases; returns the summary, which is also written.
 
-    The base model is always an entrant. Images are scored as the 8-bit pictures a user would see. Raises EvaluationError
-    when there are no cases or the base model draws none of the targets.
+    The base model is always an entrant. ``keep_images``: keep all images and not some of each axis, with a table to label them.
+    Images are scored as the 8-bit pictures a user would see. Raises EvaluationError when there are no cases or the base model
+    draws none of the targets.
     """
     cases = suite.cases(profile)
     if not cases:
@@ -133,13 +136,17 @@ def evaluate(
                 is_base = system.entrant.id == BASE
                 images = base[part] if is_base else quantised(system.sample(model, chosen, profile.steps))
                 rows = score(system.entrant.id, chosen, images, base_embedded[part], judge)
-                _keep_images(folder / "images" / system.entrant.id, chosen, images, {c.id for c in grid})
+                wanted = {c.id for c in (cases if keep_images else grid)}
+                _keep_images(folder / "images" / system.entrant.id, chosen, images, wanted)
                 append_rows(folder, rows)
                 count += len(part)
                 on_image(count, total)
         if system.entrant.id == BASE:
             refuse_unseen(read_rows(folder), suite.targets)
-    summary = summarise(read_rows(folder))
+    rows = read_rows(folder)
+    if keep_images and not (folder / SHEET).exists():  # one that is there may be filled in
+        write_text(folder / SHEET, sheet(folder, rows))
+    summary = summarise(rows)
     write_text(folder / "summary.json", json.dumps(summary, indent=1))
     return summary
 

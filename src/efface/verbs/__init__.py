@@ -1,5 +1,6 @@
 """The verbs: what efface does, one file each. The command line and notebooks call only these."""
 
+from .agreement import agreement
 from .apply import apply, stack
 from .attack import ALL as ALL
 from .attack import attack
@@ -23,6 +24,7 @@ from .survive import survive
 from .verify import verify
 
 __all__ = [
+    "agreement",
     "apply",
     "attack",
     "bench",

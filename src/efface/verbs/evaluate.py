@@ -47,6 +47,7 @@ def evaluate(
     judge: Judge | None = None,
     others: Sequence[tuple[str, Patch]] = (),
     trivial: bool = True,
+    keep_images: bool = False,
     on_image: Callable[[int, int], None] = lambda done, total: None,
     note: Callable[[str], None] | None = None,
     command: str = "",
@@ -60,6 +61,7 @@ def evaluate(
     name of a registered one, in place of all these. ``guard``: stands on the
     patch, or on the bare model when ``patch`` is None and ``targets`` says against what and ``kind`` of which kind that is; an
     instance, a name, or ``NAME:option=value``.
+    ``keep_images``: keep every image, with a table ``labels.csv`` for people who say what they see; see ``efface.agreement``.
     Profiles that look for damage (all but smoke) add :func:`damage`, found by noise predictions, to the summary of a patch.
     Cost: 2 x steps (a guard: its branches x steps) UNet evaluations per image and entrant, and
     :func:`efface.evaluation.damage.damage_cost`; the base model's images are cached.
@@ -126,7 +128,9 @@ def evaluate(
     what = f"Profile {chosen.name} ({how}) draws {images} images with each of {len(systems) + 1} entrants"
     announce(note, model, evals, what, at_most=True)
     with claimed(folder):
-        summary = run_evaluation(model, systems, suite, chosen, judge, folder, on_image=on_image, command=command)
+        summary = run_evaluation(
+            model, systems, suite, chosen, judge, folder, on_image=on_image, command=command, keep_images=keep_images
+        )
         if searched is not None:
             summary = {**summary, "damage": keep_damage(model, searched, names, chosen, judge, folder, chosen.damaged)}
     return summary

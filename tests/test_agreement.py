@@ -125,7 +125,8 @@ def test_an_evaluation_keeps_every_image_and_never_overwrites_labels(tmp_path: P
     for _ in range(2):
         evaluate(model, systems, SUITE, SMALL, Oracle(), tmp_path, keep_images=True)
         lines = (tmp_path / "labels.csv").read_text("utf-8").splitlines()
-        (tmp_path / "labels.csv").write_text("\n".join([lines[0], lines[1].removesuffix(",cat").rstrip(",") + ",cat", *lines[2:]]), "utf-8")
+        first = lines[1].removesuffix(",cat").rstrip(",") + ",cat"
+        (tmp_path / "labels.csv").write_text("\n".join([lines[0], first, *lines[2:]]), "utf-8")
     rows = (tmp_path / "rows.jsonl").read_text("utf-8").splitlines()
     assert len(lines) - 1 == len(rows) == sum(1 for _ in (tmp_path / "images").rglob("*.png"))
     assert lines[1].endswith(",cat"), "of the first round"

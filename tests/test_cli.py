@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -215,3 +216,11 @@ def test_demo_does_not_write_into_somebody_elses_folder(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("x")
     assert "not made by the demo" in fails(1, "demo", "--out", tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_help_texts_are_wrapped_paragraphs(name: str) -> None:
+    """No line breaks of the source inside: they would show as gaps in the wrapped text."""
+    help = main.commands[name].help or ""
+    assert not re.search(r"\S {2,}\S", help.partition("\b")[0]), help
+    assert not re.search(r"(?m)^ ", help.partition("\b")[0]), help

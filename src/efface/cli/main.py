@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import os
@@ -153,7 +154,7 @@ def command(name: str, *, examples: str = "", **facts: Any) -> Callable[[Callabl
 
     def add(function: Callable[..., Any]) -> click.Command:
         made: click.Command = main.command(name, cls=Once, context_settings=CONTEXT, **facts)(function)
-        made.help = with_examples(made.help or "", examples)
+        made.help = with_examples(inspect.cleandoc(made.help or ""), examples)
         return made
 
     return add

@@ -76,9 +76,10 @@ def probed(unet: nn.Module) -> Iterator[list[Tensor]]:
             with torch.autocast(queries.device.type, enabled=False):  # maps are float32, whatever the network runs in
                 maps.append(probabilities(queries, keys, module.heads, facts.get("attention_mask")))
 
+        # Where queries and keys are normalised, attention multiplies what the norms give.
+        seen_at = [getattr(layer, f"norm_{x}", None) or getattr(layer, f"to_{x}") for x in "qk"]
         handles += [
-            layer.to_q.register_forward_hook(keep("q")),
-            layer.to_k.register_forward_hook(keep("k")),
+            *(module.register_forward_hook(keep(x)) for module, x in zip(seen_at, "qk", strict=True)),
             layer.register_forward_hook(collect, with_kwargs=True),
         ]
     with hooked(unet, handles):

@@ -80,8 +80,12 @@ class DiffusionModel(abc.ABC):
     """Scale of guidance of the family's pipeline in diffusers."""
     usual_steps: int = 50
     """Sampler steps of the family's pipeline in diffusers."""
+    usual_solver: str = "ddim"
+    """What pictures are drawn by; see :meth:`walk`."""
     starts: ClassVar[int] = 1
-    """Tokens in front of a prompt's words: the begin token of CLIP; T5 has none."""
+    """Tokens in front of a prompt's words: the begin token of CLIP, none of T5, more where a chat is written around it."""
+    ends: ClassVar[int] = 1
+    """Tokens behind a prompt's words: the end token of CLIP and T5, none of Gemma, more where a chat is written around it."""
     guide: Callable[[Cond, float], Guide] | None = None
     """A guard's guidance of a trajectory for conditionings and scale; None is classifier-free guidance. See :meth:`guided_by`."""
     lora_reader: ClassVar[bool] = True
@@ -235,7 +239,12 @@ class DiffusionModel(abc.ABC):
 
     def unconditional(self, n: int) -> Cond:
         """n conditionings of the branch that guidance starts from: the empty prompt, unless the family has something else."""
-        return self.encode([""] * n)
+        return self.encode_negative([""] * n)
+
+    def encode_negative(self, prompts: Sequence[str]) -> Cond:
+        """Conditionings of negative prompts, which guidance moves away from: those of :meth:`encode`, unless the family's
+        pipeline reads such prompts in another way."""
+        return self.encode(prompts)
 
     @torch.no_grad()
     def walk(
@@ -384,7 +393,8 @@ class DiffusionModel(abc.ABC):
     def denoise(self, c: Cond, noise: Tensor, steps: int, scale: float, taken: int = 0) -> Tensor:
         """Clean latents (B, C, h, w): :meth:`walk` over the grid of ``steps`` levels to its end, from the latent ``noise``, on
         which the first ``taken`` steps are done. Cost: as there, ``steps - taken`` steps."""
-        ((_, z_0),) = deque(self.walk(c, noise, self.schedule.timesteps(steps)[taken:], scale), maxlen=1)
+        grid = self.schedule.timesteps(steps)[taken:]
+        ((_, z_0),) = deque(self.walk(c, noise, grid, scale, solver=self.usual_solver), maxlen=1)
         return z_0
 
     def invert(self, c: Cond, z_0: Tensor, steps: int, scale: float = 1.0) -> Tensor:

@@ -4,6 +4,7 @@ that read text and picture in one attention."""
 from __future__ import annotations
 
 import abc
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -26,9 +27,17 @@ from ..errors import BadFile, BadOption
 from .identity import Identity, told_apart
 from .levels import Levels, Past
 from .plain import check_in_memory, check_own
+from .schedule import scheduler_of
 from .select import MMDIT_SELECTIONS, Select
 from .transformer import TransformerModel
 
+EULER, DPM, UNIPC = "FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"
+"""Schedulers of diffusers that lay the levels of a flow: its own, and two of diffusions that can be told to."""
+FLOW_LACKS = {
+    "official_alignment": "those codes shift integer timesteps, and those of a flow are none; use alignment=exact",
+    "plms": "its steps are those of a noise prediction; use solver=ddim or dpm",
+}
+"""What no flow can do."""
 JOINT = "text and picture share one softmax inside every block"
 
 
@@ -42,7 +51,7 @@ class FlowSchedule(Levels):
     """
 
     config: Mapping[str, Any]
-    """The ``FlowMatchEulerDiscreteScheduler`` it was read from."""
+    """The scheduler it was read from, its class included."""
     tokens: int
     """Image tokens of the network, on which a dynamic shift depends."""
     even: bool = False
@@ -52,20 +61,38 @@ class FlowSchedule(Levels):
     @cached_property
     def _trained(self) -> Tensor:
         """(T,) timesteps in ascending order."""
-        scheduler = self._scheduler(self.size)
-        return scheduler.timesteps.flip(0).contiguous()
+        return torch.tensor(self._levels(self.size)).flip(0).contiguous()
+
+    def _levels(self, steps: int) -> list[float]:
+        """Timesteps in descending order: 1,000 s, in float32."""
+        scheduler = self._scheduler(steps)
+        found: Tensor = scheduler.timesteps
+        if self.whole:  # the share of noise goes on to have its fractions, and the timestep is the whole number below it
+            below = torch.nextafter((found + 1).float(), torch.tensor(0.0))
+            found = (scheduler.sigmas[:-1] * self.size).float().clamp(found.float(), below)
+        levels: list[float] = found.tolist()
+        return levels
+
+    @property
+    def whole(self) -> bool:
+        """Whether the network is told whole numbers, as schedulers of diffusions have them."""
+        return self.config.get("_class_name") != EULER
+
+    def told(self, t: Tensor) -> Tensor:
+        """The timesteps that the network is told at levels t (B,)."""
+        return t.floor() if self.whole else t
 
     def _scheduler(self, steps: int) -> Any:
-        from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(self.config))
+        scheduler = scheduler_of(self.config)
         told, laid = scheduler.config, dict[str, Any]()
-        if told.use_dynamic_shifting:  # as the stock pipelines compute it
+        if told.get("use_dynamic_shifting") and not self.whole:  # as the stock pipelines compute it
             slope = (told.max_shift - told.base_shift) / (told.max_image_seq_len - told.base_image_seq_len)
             laid["mu"] = told.base_shift + slope * (self.tokens - told.base_image_seq_len)
         if self.even:
             laid["sigmas"] = np.linspace(1.0, 1 / steps, steps)
-        scheduler.set_timesteps(steps, **laid)
+        with warnings.catch_warnings():  # some schedulers of diffusers hand tensors to numpy in a way that numpy 2 deprecates
+            warnings.simplefilter("ignore", DeprecationWarning)
+            scheduler.set_timesteps(steps, **laid)
         return scheduler
 
     @property
@@ -79,8 +106,15 @@ class FlowSchedule(Levels):
     def timesteps(self, steps: int) -> list[float]:
         if not 1 <= steps <= self.size:
             raise BadOption(f"{steps} sampling steps: the schedule has {self.size} levels; take 1 to that many.")
-        found: list[float] = self._scheduler(steps).timesteps.tolist()
-        return found
+        return self._levels(steps)
+
+    @property
+    def usual_solver(self) -> str:
+        """The solver whose steps are the scheduler's: Euler's ("ddim"), or DPM-Solver++(2M) in its usual form ("dpm"). Pictures
+        are drawn by Euler's where the scheduler takes other steps."""
+        usual = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
+        plain = all(self.config.get(key, value) == value for key, value in usual.items())
+        return "dpm" if self.config.get("_class_name") == DPM and plain else "ddim"
 
     def numbered(self, numbers: Sequence[int], device: torch.device) -> Tensor:
         return self._trained[list(numbers)].to(device)
@@ -124,11 +158,21 @@ class FlowSchedule(Levels):
         return flow_loss_weight(self.share(t), space)
 
 
-def flow_schedule_of(config: Mapping[str, Any], tokens: int, name: str = "the model", even: bool = False) -> FlowSchedule:
-    """The levels of a diffusers scheduler config. Raises BadFile for a scheduler whose steps are others."""
-    family = str(config.get("_class_name", "FlowMatchEulerDiscreteScheduler"))
-    if family != "FlowMatchEulerDiscreteScheduler":
-        raise BadFile(f"{name} samples with {family}; efface reads FlowMatchEulerDiscreteScheduler. Replace its scheduler.")
+def flow_schedule_of(
+    config: Mapping[str, Any], tokens: int, name: str = "the model", even: bool = False, also: Sequence[str] = ()
+) -> FlowSchedule:
+    """The levels of a diffusers scheduler config: of ``FlowMatchEulerDiscreteScheduler``, or of one of ``also``. Raises BadFile
+    for a scheduler whose levels are others."""
+    family = str(config.get("_class_name", EULER))
+    if family not in (EULER, *also):
+        raise BadFile(f"{name} samples with {family}; efface reads {' and '.join((EULER, *also))}. Replace its scheduler.")
+    if family != EULER:
+        needed = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+        needed |= {"final_sigmas_type": "zero"} if "final_sigmas_type" in config else {}
+        for option, value in needed.items():
+            if config.get(option) != value:
+                found = config.get(option)
+                raise BadFile(f"{name} has a {family} with {option}={found!r}, and a flow needs {value!r}. Set it so.")
     for option in ("stochastic_sampling", "invert_sigmas"):
         if config.get(option):
             raise BadFile(f"{name} has a scheduler with {option}=true, whose steps efface does not take. Set it to false.")
@@ -198,8 +242,7 @@ class FlowTransformer(TransformerModel):
             "attention_maps": f"{JOINT}, so that what a pixel gives to the words does not sum to 1",
             "extra_context": f"{JOINT}, and each block makes the text's keys and values from what the block before left",
             "start_detached": f"{JOINT}, so that the start token is no column of its own; set detach_start=false",
-            "official_alignment": "those codes shift integer timesteps, and those of a flow are none; use alignment=exact",
-            "plms": "its steps are those of a noise prediction; use solver=ddim or dpm",
+            **FLOW_LACKS,
             "keys_and_values": "both read the same matrix, context_embedder",
         }
 
@@ -223,9 +266,6 @@ class FlowTransformer(TransformerModel):
         no parameter shows."""
         found = super().identity(part)
         return found if part else told_apart(found, self.t5_rows)
-
-    def _lora_state(self, tensors: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
-        return self._stock().lora_state_dict(dict(tensors)), {}
 
     @property
     def info(self) -> Mapping[str, object]:

@@ -25,8 +25,11 @@ TINY = {
     "tiny-sd3": "tiny as Stable Diffusion 3.5: a flow transformer and three text encoders",
     "tiny-flux": "tiny as FLUX.1 dev: embedded guidance, packed latents, T5 and the pooled text of CLIP",
     "tiny-pixart": "tiny as PixArt-Sigma: a transformer with cross-attention that T5 alone reads the text for",
+    "tiny-sana": "tiny as Sana: a flow transformer with cross-attention whose text Gemma 2 reads behind an instruction",
 }
-ACCEPTED = "give a loaded pipeline of Stable Diffusion 1.x, 2.x, XL, 3 or 3.5, FLUX.1 or PixArt, a folder, a file or a Hub id."
+ACCEPTED = (
+    "give a loaded pipeline of Stable Diffusion 1.x, 2.x, XL, 3 or 3.5, FLUX.1, PixArt or Sana, a folder, a file or a Hub id."
+)
 
 
 def pick_device(name: str) -> str:
@@ -107,6 +110,7 @@ def _adapters() -> dict[str, type[StableDiffusion]]:
     """The adapters by the pipeline they are made of."""
     from .flux import Flux
     from .pixart import PixArt, PixArtAlpha
+    from .sana import Sana
     from .sd import StableDiffusion
     from .sd3 import StableDiffusion3
     from .sdxl import StableDiffusionXL
@@ -119,6 +123,7 @@ def _adapters() -> dict[str, type[StableDiffusion]]:
         "FluxPipeline": Flux,
         "PixArtSigmaPipeline": PixArt,
         "PixArtAlphaPipeline": PixArtAlpha,
+        "SanaPipeline": Sana,
     }
 
 

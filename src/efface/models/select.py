@@ -67,8 +67,9 @@ def text_layers(layers: str) -> Select:
         wanted = {int(part) for part in layers.split(",")}
     except ValueError as error:
         raise BadOption(f"layers={layers!r} is neither all nor numbers with commas, such as 0,1,11.") from error
-    starts = tuple(f"{part}encoder.{kind}.{i}." for part in ENCODERS for kind in ("layers", "block") for i in wanted)
-    return lambda n: n.startswith(starts)  # CLIP calls them layers, T5 blocks
+    kinds = ("encoder.layers", "encoder.block", "layers")  # of CLIP, of T5, and of a language model
+    starts = tuple(f"{part}{kind}.{i}." for part in ENCODERS for kind in kinds for i in wanted)
+    return lambda n: n.startswith(starts)
 
 
 def _block(name: str, *layers: str) -> bool:
@@ -151,27 +152,31 @@ FLUX_SELECTIONS: dict[str, Select] = {
 }
 
 
-def _pixart(name: str) -> bool:
-    # The caption projection is part of how text is read.
-    return name.startswith("transformer.") and not name.startswith("transformer.caption_projection.")
+PROJECTIONS = ("transformer.caption_projection.", "transformer.caption_norm.")
+"""What stands between the text encoder and cross-attention: a part of how text is read."""
 
 
-PIXART_SELECTIONS: dict[str, Select] = {
-    # PixArt-Sigma: 224 tensors, 148,764,672 parameters: to_q, to_k, to_v, to_out of cross-attention, with biases.
-    "xattn": lambda n: _pixart(n) and ".attn2." in n,
+def _cross(name: str) -> bool:
+    return name.startswith("transformer.") and not name.startswith(PROJECTIONS)
+
+
+CROSS_SELECTIONS: dict[str, Select] = {
+    # PixArt-Sigma: 224 tensors, 148,764,672 parameters: to_q, to_k, to_v, to_out of cross-attention, with biases. Sana: 160,
+    # 401,587,200.
+    "xattn": lambda n: _cross(n) and ".attn2." in n,
     # 84 tensors, 111,476,736 parameters.
-    "xattn-qkv": lambda n: _pixart(n) and n.endswith(tuple(f".attn2.to_{x}.weight" for x in "qkv")),
-    # 56 tensors, 74,317,824 parameters.
-    "xattn-kv": lambda n: _pixart(n) and n.endswith((".attn2.to_k.weight", ".attn2.to_v.weight")),
+    "xattn-qkv": lambda n: _cross(n) and n.endswith(tuple(f".attn2.to_{x}.weight" for x in "qkv")),
+    # 56 tensors, 74,317,824 parameters. Sana: 40, 200,704,000.
+    "xattn-kv": lambda n: _cross(n) and n.endswith((".attn2.to_k.weight", ".attn2.to_v.weight")),
     # 224 tensors, 148,764,672 parameters.
-    "selfattn": lambda n: _pixart(n) and ".attn1." in n,
+    "selfattn": lambda n: _cross(n) and ".attn1." in n,
     # 448 tensors, 297,529,344 parameters.
-    "attn": lambda n: _pixart(n) and (".attn1." in n or ".attn2." in n),
+    "attn": lambda n: _cross(n) and (".attn1." in n or ".attn2." in n),
     # Self-attention and the queries of cross-attention.
-    "visual": lambda n: _pixart(n) and (".attn1." in n or ".attn2.to_q." in n),
-    # Everything but cross-attention and the caption projection.
-    "noxattn": lambda n: _pixart(n) and ".attn2." not in n,
-    "full": _pixart,
+    "visual": lambda n: _cross(n) and (".attn1." in n or ".attn2.to_q." in n),
+    # Everything but cross-attention and the projections in front of it.
+    "noxattn": lambda n: _cross(n) and ".attn2." not in n,
+    "full": _cross,
     "text-encoder": lambda n: n.startswith(ENCODERS),
 }
 

@@ -13,10 +13,12 @@ from .base import DiffusionModel
 from .flux import Flux
 from .parts import named_dtype
 from .pixart import PixArt, PixArtAlpha
+from .sana import Sana
 from .schedule import Schedule, schedule_of
 from .sd import StableDiffusion
 from .sd3 import StableDiffusion3
 from .sdxl import StableDiffusionXL
+from .tokens import SPACE
 
 TINY_WORDS = (
     "cat",
@@ -187,6 +189,44 @@ def tiny_pixart(alpha: bool = False, seed: int = 0, *, dtype: str = "float32", d
     )
 
 
+def tiny_sana(dpm: bool = True, seed: int = 0, *, dtype: str = "float32", device: str = "cpu", **facts: Any) -> Sana:
+    """The transformer of Sana, two blocks deep, with a Gemma 2 of width 32; its scheduler is DPM-Solver's on flow sigmas, as
+    that of the released models, or Euler's. facts: more options of the transformer."""
+    from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
+    from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
+    from transformers import Gemma2Config, Gemma2Model
+
+    tokenizer = _spaced_words()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        heads = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16}
+        ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+        read = Gemma2Model(Gemma2Config(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, **heads, **ids))
+        read.get_input_embeddings().weight.data.normal_(std=0.2)  # Gemma multiplies them by the root of its width
+        sizes = {"in_channels": 4, "out_channels": 4, "sample_size": 8, "patch_size": 1, "mlp_ratio": 2.0}
+        blocks = {"num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 2}
+        text = {"caption_channels": 32, "cross_attention_dim": 16, "num_cross_attention_heads": 2, "cross_attention_head_dim": 8}
+        transformer = SanaTransformer2DModel(**{**blocks, **sizes, **text, **facts})
+        both = {"block_out_channels": (8, 8), "layers_per_block": (1, 1), "qkv_multiscales": ((), (5,))}
+        coder = {f"{side}_{k}": v for side in ("encoder", "decoder") for k, v in both.items()}
+        types = {f"{side}_block_types": ("ResBlock", "EfficientViTBlock") for side in ("encoder", "decoder")}
+        vae = AutoencoderDC(latent_channels=4, attention_head_dim=2, scaling_factor=0.7, **coder, **types)
+    read, transformer, vae = (_placed(m, dtype, device) for m in (read.eval(), transformer, vae))
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0, "final_sigmas_type": "zero"}
+    euler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
+    return Sana(
+        name="tiny-sana",
+        tokenizer=tokenizer,
+        text_encoder=read,
+        transformer=transformer,
+        vae=vae,
+        scheduler={"_class_name": "DPMSolverMultistepScheduler", "num_train_timesteps": 1000, **flow} if dpm else euler,
+        text_rows=TINY_T5_ROWS,
+        preset="tiny",
+        concept_names=TINY_WORDS[:12],
+    )
+
+
 def _t5(tokenizer: Any) -> Any:
     from transformers import T5Config, T5EncoderModel
 
@@ -207,6 +247,20 @@ def _words() -> Any:
     words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     return PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=77, **special)
+
+
+def _spaced_words() -> Any:
+    """A tokenizer of Gemma's kind: a begin token, no end token, and words that hold the space before them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = [*TINY_WORDS, SPACE, *(SPACE + word for word in TINY_WORDS)]
+    vocab = {t: i for i, t in enumerate(("<pad>", "<bos>", "<eos>", "<unk>", *words))}
+    spaced = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    spaced.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never")
+    spaced.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    special = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=spaced, padding_side="right", **special)
 
 
 def _placed(module: Any, dtype: str, device: str) -> Any:
@@ -310,5 +364,6 @@ TINY: Mapping[str, Callable[..., DiffusionModel]] = {
     "tiny-sd3": tiny_sd3,
     "tiny-flux": tiny_flux,
     "tiny-pixart": tiny_pixart,
+    "tiny-sana": tiny_sana,
 }
 """The models of this module by the names that :func:`efface.models.load.load_model` takes."""

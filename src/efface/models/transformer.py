@@ -22,13 +22,15 @@ from .sd import StableDiffusion
 
 class TransformerModel(StableDiffusion):
     """Abstract. What such a family adds is its text, its noise levels and how its network is called. Weights are named
-    ``transformer.``. T5 overflows in float16, which is refused for a family that reads it."""
+    ``transformer.``. Large text encoders overflow in float16, which is refused for a family that reads one."""
 
     part: ClassVar[str] = "transformer"
     kind: ClassVar[str]
     """Class of the transformer."""
     t5_parts: ClassVar[tuple[str, str]]
-    """Names of T5's tokenizer and of T5 in the family's pipeline."""
+    """Names of T5's tokenizer and of T5 in the family's pipeline, or of what reads text in its place."""
+    reads_with: ClassVar[str] = "T5"
+    """What it is called. It overflows in float16."""
     optional: ClassVar[tuple[str, ...]] = ()
     """Parts that a pipeline may lack."""
     transformer: Any
@@ -58,7 +60,7 @@ class TransformerModel(StableDiffusion):
         first = next(self.transformer.parameters())
         self.device, self.dtype = first.device, first.dtype
         if self.dtype == torch.float16 and self._t5():
-            raise BadOption(f"T5 overflows in float16; load {name!r} in bfloat16 (--dtype bfloat16).")
+            raise BadOption(f"{self.reads_with} overflows in float16; load {name!r} in bfloat16 (--dtype bfloat16).")
         self.autocast_dtype, self.compiled, self.evals = first.dtype, False, Evals()
         self._sized(scheduler)
         self._encoded: dict[str, Cond] = {}
@@ -143,6 +145,9 @@ class TransformerModel(StableDiffusion):
     def network(self) -> nn.Module:
         found: nn.Module = self.transformer
         return found
+
+    def _lora_state(self, tensors: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        return self._stock().lora_state_dict(dict(tensors)), {}
 
     def _refusal(self, capability: str) -> BadOption:
         return BadOption(f"{self.name!r} does not offer {CAPABILITIES[capability]}: {self.lacking[capability]}.")

@@ -34,7 +34,7 @@ from efface.models.cond import POOLED
 from efface.models.flux import packed
 from efface.models.identity import same_base
 from efface.models.load import load_model
-from efface.models.tiny import TINY_T5_ROWS, tiny, tiny_flux, tiny_pixart, tiny_sana, tiny_sd3, tiny_xl
+from efface.models.tiny import TINY_T5_ROWS, tiny, tiny_flux, tiny_pixart, tiny_sana, tiny_sd3, tiny_xl, tiny_z_image
 from efface.patches.export import export, residual
 from efface.patches.foreign import import_patch
 from efface.registry import ATTACKS, GUARDS, METHODS, build_guard
@@ -62,6 +62,8 @@ class Family:
     off: float = 1e-5
     """How far pictures may be off: float32 sums in another order. Those of other prompts differ by 100 times that."""
     scales: tuple[float, float] = (1.0, 5.0)
+    told: Callable[[float], float] = float
+    """From efface's scale of guidance to that of the stock pipeline."""
     refused: tuple[str, ...] = ()
     """Methods that are refused with their preset for tiny models; some of them run with another option, see OPTIONS."""
     frozen: tuple[str, ...] = ()
@@ -85,7 +87,7 @@ class Family:
         facts = {"output_type": "pt", "latents": self.latents(noise), **self.call, **more}
         with warnings.catch_warnings():  # the schedulers of diffusions hand tensors to numpy in a way that numpy 2 deprecates
             warnings.simplefilter("ignore", DeprecationWarning)
-            out: torch.Tensor = pipe(prompts, num_inference_steps=steps, guidance_scale=scale, **facts).images
+            out: torch.Tensor = pipe(list(prompts), num_inference_steps=steps, guidance_scale=self.told(scale), **facts).images
         return out
 
 
@@ -138,6 +140,20 @@ SANA = Family(
     closed=dict.fromkeys((".attn2.to_k.weight", ".attn2.to_v.weight"), 1e-3),
     bands=("xattn", "xattn-kv", "uce"),
 )
+Z_IMAGE = Family(
+    name="tiny-z-image",
+    family="z-image",
+    make=tiny_z_image,
+    call={"height": 16, "width": 16, "max_sequence_length": TINY_T5_ROWS + 8},
+    kind="ZImagePipeline",
+    off=2e-5,  # guidance is added in another order
+    scales=(1.0, 6.0),
+    told=lambda scale: scale - 1,
+    refused=("ablation", "forget-me-not", "kpop", "mace"),
+    frozen=("transformer.cap_embedder.0.",),
+    closed={"cap_embedder.1.weight": 1e-3},
+    bands=("text-kv", "text-attn", "text", "single-attn", "context", "uce"),
+)
 XL = Family(
     name="tiny-xl",
     family="stable-diffusion-xl",
@@ -146,8 +162,9 @@ XL = Family(
     call={},
     off=1e-4,  # the pipeline rounds in another order
 )
-TRANSFORMERS = (SD3, FLUX, PIXART, SANA)
-JOINT = (SD3, FLUX)
+TRANSFORMERS = (SD3, FLUX, PIXART, SANA, Z_IMAGE)
+WITH_T5 = (SD3, FLUX)
+JOINT = (*WITH_T5, Z_IMAGE)
 """Flows in whose blocks text and picture share one attention."""
 FLOWS = (*JOINT, SANA)
 
@@ -192,6 +209,8 @@ SHIFTS: list[tuple[Family, Mapping[str, Any], Mapping[str, Any], int]] = [
     *((f, facts, {}, steps) for f in (FLUX, SANA) for facts in f.variants.values() for steps in (1, 4, 7)),
     (SANA, {}, {"flow_shift": 1.0}, 6),
     (SANA, {"timestep_scale": 0.5}, {}, 4),
+    *((Z_IMAGE, {}, {}, steps) for steps in (1, 4, 7)),
+    (Z_IMAGE, {}, {"use_dynamic_shifting": True}, 5),
 ]
 
 
@@ -209,7 +228,8 @@ def test_every_level_of_a_flow_is_the_stock_pipeline_s(
     family.drawn(family.pipeline(model), ["a cat"], [0], steps, 4.0, output_type="latent", callback_on_step_end=keep)
     grid = model.schedule.timesteps(steps)
     ours = list(model.walk(model.encode(["a cat"]), model.case_noise([0]), grid, 4.0, solver=model.usual_solver))
-    assert model.schedule.told(torch.tensor([t for t, _ in ours])).tolist() == [t for t, _ in seen] + [0.0]
+    told = model.schedule.told(torch.tensor([t for t, _ in ours])).tolist()
+    assert told == pytest.approx([t for t, _ in seen] + [0.0], rel=1e-6)  # the one and the other lays them in double precision
     for (_, z), (_, theirs) in zip(ours[1:], seen, strict=True):
         torch.testing.assert_close(family.latents(z), theirs, atol=1e-5, rtol=1e-5)
 
@@ -233,6 +253,7 @@ FAST = {
     "tiny-sd3": (),
     "tiny-flux-schnell": ("ap", "esd", "uce", "trce"),
     "tiny-sana": ("ap", "esd", "mace", "trce", "uce"),
+    "tiny-z-image": ("ap", "esd", "mace", "trce", "uce"),
 }
 """One of each kind, for models on which every method is run in the slow part only: searched, plain, with further tokens, with
 attention maps, closed form, text encoder. The others are run fast on what differs least from these."""
@@ -296,6 +317,9 @@ OPTIONS: list[tuple[Family, Any]] = [
     (SANA, AP.preset("tiny", sampler="pool", solver="dpm")),
     (SANA, Naive.preset("tiny", train="full", loss_space="x0")),
     (SANA, KPOP.preset("tiny", place="inmidout")),
+    (Z_IMAGE, AP.preset("tiny", sampler="pool", solver="dpm")),
+    (Z_IMAGE, ESD.preset("tiny", train="single-attn", loss_space="x0")),
+    (Z_IMAGE, ConceptAblation.preset("tiny", detach_start=False)),
     *((f, m) for f in TRANSFORMERS for m in (UCE(rows="all"), UCE.preset("sealed", prior_scale=0.5, prior="vocabulary"))),
 ]
 """Options that a family needs, or that take another way through it."""
@@ -312,7 +336,7 @@ def test_options(family: Family, method: Any) -> None:
         assert all(model.select(method.train)(n) for n in patch.deltas)
 
 
-@each(FLUX, PIXART, SANA)
+@each(FLUX, PIXART, SANA, Z_IMAGE)
 def test_half_precision_and_checkpointing(family: Family) -> None:
     half = family.make(dtype="bfloat16")
     for method in (ESD.preset("tiny"), AP.preset("tiny"), UCE()):
@@ -330,7 +354,7 @@ def test_resume_is_bit_exact(family: Family) -> None:
     check_resume(AP.preset("tiny", steps=4, sampler="noised"), EraseRequest(("cat",)), family.make())
 
 
-@each_variant(SD3, plain=(PIXART, SANA, XL))
+@each_variant(SD3, plain=(PIXART, SANA, Z_IMAGE, XL))
 @pytest.mark.parametrize("name", GUARDS)
 def test_every_guard_changes_pictures_and_goes_or_names_the_reason(family: Family, facts: dict[str, Any], name: str) -> None:
     guard, model = build_guard(name), family.make(**facts)
@@ -345,7 +369,7 @@ def test_every_guard_changes_pictures_and_goes_or_names_the_reason(family: Famil
     assert torch.equal(model.sample(case, steps), plain)
 
 
-FAST_ATTACKS = {"tiny-sana": ("mma", "unlearndiff", "inverse")}
+FAST_ATTACKS = dict.fromkeys(("tiny-sana", "tiny-z-image"), ("mma", "unlearndiff", "inverse"))
 """Of families that read their text as another does, what looks at words and at weights; the rest is in the slow part."""
 
 
@@ -410,7 +434,7 @@ def test_a_closed_form_is_a_filter_of_the_text(family: Family) -> None:
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-@each_variant(SD3, plain=(FLUX, PIXART, SANA))
+@each_variant(SD3, plain=(FLUX, PIXART, SANA, Z_IMAGE))
 def test_a_folder_is_read_by_the_stock_pipeline_and_by_us(family: Family, facts: dict[str, Any], tmp_path: Path) -> None:
     model, scale = family.make(**facts), family.scales[True]
     patch = ESD.preset("tiny", lr=1e-2).erase(model, EraseRequest(("cat",)))
@@ -471,7 +495,7 @@ def test_formats_that_no_reader_knows_are_refused(family: Family, to: str, remed
         export(patch, model, tmp_path / "x.safetensors", to)
 
 
-@each(*JOINT)
+@each(*WITH_T5)
 def test_the_identity_knows_t5_and_its_rows(family: Family) -> None:
     model, rows, other = (family.make() for _ in range(3))
     rows.t5_rows -= 1

@@ -179,28 +179,19 @@ def flow_schedule_of(
     return FlowSchedule({**{k: v for k, v in config.items() if not k.startswith("_")}, "_class_name": family}, tokens, even)
 
 
-class FlowTransformer(TransformerModel):
-    """Adapter of a transformer that reads text and picture side by side and predicts a flow: Stable Diffusion 3 and FLUX.
+class JointFlow(TransformerModel):
+    """Abstract. A transformer in whose blocks text and picture share one attention, and which predicts a flow.
 
-    **T5** stands beside CLIP. It is read and never trained, and no patch holds it; a model's identity knows it, and the number of
-    rows it is given.
-
-    **Weights.** The text's keys and values inside a block read what the block before has made of text and picture, so a closed
-    form is exact only where the encoders' output enters: at ``context_embedder`` and at the first layer that reads the pooled
-    vector.
-
-    ``z = (vae - shift_factor) scaling_factor``. The scheduler must be ``FlowMatchEulerDiscreteScheduler``.
+    The text's keys and values inside a block read what the block before has made of text and picture, so a closed form is exact
+    only where the encoders' output enters. ``z = (vae - shift_factor) scaling_factor``. The scheduler must be
+    ``FlowMatchEulerDiscreteScheduler``.
     """
 
-    selections: ClassVar[Mapping[str, Select]] = MMDIT_SELECTIONS
     even: ClassVar[bool] = False
     """See :attr:`FlowSchedule.even`."""
+    entry: ClassVar[str] = "context_embedder"
+    """The layer at which the encoders' output enters."""
     schedule: FlowSchedule
-
-    def __init__(self, *, t5_rows: int, **parts: Any) -> None:
-        """``t5_rows``: the stock pipeline's ``max_sequence_length``."""
-        self.t5_rows = t5_rows
-        super().__init__(**parts)
 
     def _sized(self, scheduler: Mapping[str, Any]) -> None:
         channels, side, tokens = self._picture
@@ -211,14 +202,6 @@ class FlowTransformer(TransformerModel):
     @abc.abstractmethod
     def _picture(self) -> tuple[int, int, int]:
         """Channels and side of latents, and the tokens that the network makes of them."""
-
-    def check_plain(self) -> None:
-        super().check_plain()
-        for module in self._t5() if self._described is not None else ():
-            check_in_memory(self.name, self.t5_parts[1], module)
-            check_own(self.name, self.t5_parts[1], module)
-
-    # -- network -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def decode(self, z_0: Tensor) -> Tensor:
@@ -243,7 +226,7 @@ class FlowTransformer(TransformerModel):
             "extra_context": f"{JOINT}, and each block makes the text's keys and values from what the block before left",
             "start_detached": f"{JOINT}, so that the start token is no column of its own; set detach_start=false",
             **FLOW_LACKS,
-            "keys_and_values": "both read the same matrix, context_embedder",
+            "keys_and_values": f"both read the same matrix, {self.entry}",
         }
 
     def attention_maps(self) -> AbstractContextManager[list[Tensor]]:
@@ -254,6 +237,27 @@ class FlowTransformer(TransformerModel):
 
     def start_detached(self) -> AbstractContextManager[None]:
         raise self._refusal("start_detached")
+
+
+class FlowTransformer(JointFlow):
+    """Adapter of Stable Diffusion 3 and FLUX, whose text T5 and CLIP read; see also :class:`JointFlow`.
+
+    **T5** stands beside CLIP. It is read and never trained, and no patch holds it; a model's identity knows it, and the number of
+    rows it is given. Closed forms are exact at ``context_embedder`` and at the first layer that reads the pooled vector.
+    """
+
+    selections: ClassVar[Mapping[str, Select]] = MMDIT_SELECTIONS
+
+    def __init__(self, *, t5_rows: int, **parts: Any) -> None:
+        """``t5_rows``: the stock pipeline's ``max_sequence_length``."""
+        self.t5_rows = t5_rows
+        super().__init__(**parts)
+
+    def check_plain(self) -> None:
+        super().check_plain()
+        for module in self._t5() if self._described is not None else ():
+            check_in_memory(self.name, self.t5_parts[1], module)
+            check_own(self.name, self.t5_parts[1], module)
 
     # -- files ---------------------------------------------------------------------------------------------------
 

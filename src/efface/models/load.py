@@ -26,9 +26,11 @@ TINY = {
     "tiny-flux": "tiny as FLUX.1 dev: embedded guidance, packed latents, T5 and the pooled text of CLIP",
     "tiny-pixart": "tiny as PixArt-Sigma: a transformer with cross-attention that T5 alone reads the text for",
     "tiny-sana": "tiny as Sana: a flow transformer with cross-attention whose text Gemma 2 reads behind an instruction",
+    "tiny-z-image": "tiny as Z-Image: a flow transformer with one stream of text and picture, whose text Qwen3 reads in a chat",
 }
 ACCEPTED = (
-    "give a loaded pipeline of Stable Diffusion 1.x, 2.x, XL, 3 or 3.5, FLUX.1, PixArt or Sana, a folder, a file or a Hub id."
+    "give a loaded pipeline of Stable Diffusion 1.x, 2.x, XL, 3 or 3.5, FLUX.1, PixArt, Sana or Z-Image, a folder, a file or a "
+    "Hub id."
 )
 
 
@@ -114,6 +116,7 @@ def _adapters() -> dict[str, type[StableDiffusion]]:
     from .sd import StableDiffusion
     from .sd3 import StableDiffusion3
     from .sdxl import StableDiffusionXL
+    from .z_image import ZImage
 
     return {
         "StableDiffusionPipeline": StableDiffusion,
@@ -124,6 +127,7 @@ def _adapters() -> dict[str, type[StableDiffusion]]:
         "PixArtSigmaPipeline": PixArt,
         "PixArtAlphaPipeline": PixArtAlpha,
         "SanaPipeline": Sana,
+        "ZImagePipeline": ZImage,
     }
 
 

@@ -110,7 +110,7 @@ class PixArt(CrossTransformer):
                 z_t,
                 encoder_hidden_states=c.tokens,
                 # In a mixture of prompts, what any of them reads is read.
-                encoder_attention_mask=(c.extras[MASK] > 0).to(c.tokens.dtype),
+                encoder_attention_mask=(c.extras[MASK] > 0).to(c.tokens),
                 timestep=t,
                 added_cond_kwargs=self._size(len(z_t), z_t),
                 return_dict=False,

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import BadFile, BadOption, PromptTooLong
+from ..errors import BadFile, BadOption
 from .cond import MASK, Cond
 from .cross import CrossTransformer
 from .flow import DPM, FLOW_LACKS, FlowSchedule, flow_schedule_of
@@ -115,13 +115,6 @@ class Sana(CrossTransformer):
             rows.append([ids[0], *ids[1 + len(hidden) :]])
         return self._padded(prompts, rows)
 
-    def _padded(self, prompts: Sequence[str], rows: Sequence[list[int]]) -> tuple[Tensor, list[int]]:
-        for prompt, ids in zip(prompts, rows, strict=True):
-            if len(ids) > self.text_rows:
-                raise PromptTooLong.of(prompt, len(ids), self.text_rows, "the model")
-        pad = self.tokenizer.pad_token_id
-        return torch.tensor([ids + [pad] * (self.text_rows - len(ids)) for ids in rows]), [len(ids) for ids in rows]
-
     def locate(self, prompt: str, phrase: str) -> TokenSpan:
         return super().locate(prompt, f" {phrase.lower().strip()}")  # every word stands behind a space, the first one too
 
@@ -180,7 +173,7 @@ class Sana(CrossTransformer):
                 z,
                 encoder_hidden_states=tokens,
                 # In a mixture of prompts, what any of them reads is read.
-                encoder_attention_mask=(c.extras[MASK] > 0).to(tokens.dtype),
+                encoder_attention_mask=(c.extras[MASK] > 0).to(tokens),
                 timestep=self.schedule.told(t) * self.transformer.config.timestep_scale,
                 return_dict=False,
             )[0]

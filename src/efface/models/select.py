@@ -152,6 +152,61 @@ FLUX_SELECTIONS: dict[str, Select] = {
 }
 
 
+def _z_block(name: str, stack: str, *layers: str) -> bool:
+    return name.startswith(f"transformer.{stack}.") and any(f".{layer}" in name for layer in layers)
+
+
+def _z_text_kv(name: str) -> bool:
+    return _z_block(name, "context_refiner", "attention.to_k.", "attention.to_v.")
+
+
+def _z_text_attn(name: str) -> bool:
+    return _z_block(name, "context_refiner", "attention.to_")
+
+
+def _z_text(name: str) -> bool:
+    # Without the bias of cap_embedder: the refiner's layers have none, and a LoRA has biases everywhere or nowhere.
+    return _z_block(name, "context_refiner", "attention.to_", "feed_forward.") or name == "transformer.cap_embedder.1.weight"
+
+
+def _z_single(name: str) -> bool:
+    return _z_block(name, "layers", "attention.to_")
+
+
+def _z_image(name: str) -> bool:
+    return _z_single(name) or _z_block(name, "noise_refiner", "attention.to_")
+
+
+def _z_whole(name: str) -> bool:
+    # The norm in front of cap_embedder's linear layer is part of how text is read.
+    return name.startswith("transformer.") and not name.startswith("transformer.cap_embedder.0.")
+
+
+Z_IMAGE_SELECTIONS: dict[str, Select] = {
+    # 4 tensors, 58,982,400 parameters: keys and values of the blocks that see the text alone.
+    "text-kv": _z_text_kv,
+    "xattn-kv": _z_text_kv,
+    # 8 tensors, 117,964,800 parameters: all projections of attention there.
+    "text-attn": _z_text_attn,
+    # 15 tensors, 363,724,800 parameters: these, the feed-forward layers there, and the matrix at which the text enters. All that
+    # acts on the text alone; behind it, 30 blocks share every weight between text and picture.
+    "text": _z_text,
+    "xattn": _z_text,
+    # 2 tensors, 9,834,240 parameters: where the text enters, with its bias.
+    "context": lambda n: n.startswith("transformer.cap_embedder.1."),
+    # 120 tensors, 1,769,472,000 parameters: attention that text and picture share.
+    "single-attn": _z_single,
+    # 128 tensors, 1,887,436,800 parameters: these, and the attention of the blocks that see the picture alone.
+    "image-attn": _z_image,
+    "visual": _z_image,
+    # 136 tensors, 2,005,401,600 parameters: all attention.
+    "joint": lambda n: _z_text_attn(n) or _z_image(n),
+    "attn": lambda n: _z_text_attn(n) or _z_image(n),
+    "noxattn": lambda n: _z_whole(n) and not _z_text(n) and not n.startswith("transformer.cap_embedder."),
+    "full": _z_whole,
+    "text-encoder": lambda n: n.startswith(ENCODERS),
+}
+
 PROJECTIONS = ("transformer.caption_projection.", "transformer.caption_norm.")
 """What stands between the text encoder and cross-attention: a part of how text is read."""
 

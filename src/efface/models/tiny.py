@@ -18,26 +18,8 @@ from .schedule import Schedule, schedule_of
 from .sd import StableDiffusion
 from .sd3 import StableDiffusion3
 from .sdxl import StableDiffusionXL
-from .tokens import SPACE
-
-TINY_WORDS = (
-    "cat",
-    "dog",
-    "car",
-    "bus",
-    "truck",
-    "rose",
-    "tulip",
-    "castle",
-    "church",
-    "house",
-    "sword",
-    "knife",
-    "a",
-    "photo",
-    "of",
-    "the",
-)
+from .tiny_text import TINY_WORDS, clip_encoder, clip_words, gemma_words, qwen_words, t5_encoder, t5_words
+from .z_image import ZImage
 
 
 def tiny(prediction_type: str = "epsilon", seed: int = 0, *, dtype: str = "float32", device: str = "cpu") -> StableDiffusion:
@@ -45,10 +27,10 @@ def tiny(prediction_type: str = "epsilon", seed: int = 0, *, dtype: str = "float
     the CPU, so that they are the same everywhere."""
     from transformers import CLIPTextModel
 
-    tokenizer = _tokenizer()
+    tokenizer = clip_words()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        text, unet, vae = _encoder(CLIPTextModel, tokenizer), _unet(cross_attention_dim=16), _vae()
+        text, unet, vae = clip_encoder(CLIPTextModel, tokenizer), _unet(cross_attention_dim=16), _vae()
     text, unet, vae = (_placed(module, dtype, device) for module in (text, unet, vae))
     return StableDiffusion(
         name="tiny" if prediction_type == "epsilon" else "tiny-v",
@@ -66,10 +48,10 @@ def tiny_xl(zero_null: bool = True, seed: int = 0, *, dtype: str = "float32", de
     """As :func:`tiny`, with encoders of widths 16 and 24, the second with its projection, and SDXL's added conditions."""
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    first, second = _tokenizer(), _tokenizer(pad="!")
+    first, second = clip_words(), clip_words(pad="!")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoders = [_encoder(CLIPTextModel, first), _encoder(CLIPTextModelWithProjection, second, hidden_size=24)]
+        encoders = [clip_encoder(CLIPTextModel, first), clip_encoder(CLIPTextModelWithProjection, second, hidden_size=24)]
         sizes = {"addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 24 + 6 * 4}
         unet = _unet(cross_attention_dim=16 + 24, addition_embed_type="text_time", **sizes)
         vae = _vae(force_upcast=True)
@@ -99,11 +81,14 @@ def tiny_sd3(t5: bool = True, seed: int = 0, *, dtype: str = "float32", device: 
     from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
     from transformers import CLIPTextModelWithProjection
 
-    first, second, third = _tokenizer(), _tokenizer(pad="!"), _words()
+    first, second, third = clip_words(), clip_words(pad="!"), t5_words()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoders = [_encoder(CLIPTextModelWithProjection, first), _encoder(CLIPTextModelWithProjection, second, hidden_size=24)]
-        read = _t5(third)
+        encoders = [
+            clip_encoder(CLIPTextModelWithProjection, first),
+            clip_encoder(CLIPTextModelWithProjection, second, hidden_size=24),
+        ]
+        read = t5_encoder(third)
         sizes = {"joint_attention_dim": 48, "caption_projection_dim": 16, "pooled_projection_dim": 16 + 24}
         heads = {"num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 2}
         more = {"pos_embed_max_size": 8, "dual_attention_layers": (0,), "qk_norm": "rms_norm", **facts}
@@ -133,10 +118,10 @@ def tiny_flux(guidance: bool = True, seed: int = 0, *, dtype: str = "float32", d
     from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
     from transformers import CLIPTextModel
 
-    first, second = _tokenizer(), _words()
+    first, second = clip_words(), t5_words()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        clip, read = _encoder(CLIPTextModel, first), _t5(second)
+        clip, read = clip_encoder(CLIPTextModel, first), t5_encoder(second)
         sizes = {"joint_attention_dim": 48, "pooled_projection_dim": 16, "axes_dims_rope": (2, 2, 4)}
         heads = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2}
         transformer = FluxTransformer2DModel(
@@ -165,10 +150,10 @@ def tiny_pixart(alpha: bool = False, seed: int = 0, *, dtype: str = "float32", d
     transformer."""
     from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 
-    tokenizer = _words()
+    tokenizer = t5_words()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        read = _t5(tokenizer)
+        read = t5_encoder(tokenizer)
         sizes = {"in_channels": 4, "out_channels": 8, "sample_size": 8, "patch_size": 2, "use_additional_conditions": False}
         heads = {"num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 2}
         text = {"cross_attention_dim": 16, "caption_channels": 48, "attention_bias": True}
@@ -196,7 +181,7 @@ def tiny_sana(dpm: bool = True, seed: int = 0, *, dtype: str = "float32", device
     from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
     from transformers import Gemma2Config, Gemma2Model
 
-    tokenizer = _spaced_words()
+    tokenizer = gemma_words()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         heads = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16}
@@ -227,68 +212,40 @@ def tiny_sana(dpm: bool = True, seed: int = 0, *, dtype: str = "float32", device
     )
 
 
-def _t5(tokenizer: Any) -> Any:
-    from transformers import T5Config, T5EncoderModel
+def tiny_z_image(seed: int = 0, *, dtype: str = "float32", device: str = "cpu", **facts: Any) -> ZImage:
+    """The transformer of Z-Image with one refiner of each kind and two blocks, and a Qwen3 of width 32. facts: more options of
+    the transformer."""
+    from diffusers.models.transformers.transformer_z_image import ZImageTransformer2DModel
+    from transformers import Qwen3Config, Qwen3Model
 
-    sizes = {"d_model": 48, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
-    encoder = T5EncoderModel(T5Config(vocab_size=len(tokenizer), feed_forward_proj="gated-gelu", **sizes))
-    encoder.get_input_embeddings().weight.data.normal_()
-    return encoder.eval()
-
-
-def _words() -> Any:
-    """A tokenizer of T5's kind: whole words, an end token, no begin token."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    vocab = {t: i for i, t in enumerate(("<pad>", "</s>", "<unk>", *TINY_WORDS))}
-    words = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=77, **special)
-
-
-def _spaced_words() -> Any:
-    """A tokenizer of Gemma's kind: a begin token, no end token, and words that hold the space before them."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    words = [*TINY_WORDS, SPACE, *(SPACE + word for word in TINY_WORDS)]
-    vocab = {t: i for i, t in enumerate(("<pad>", "<bos>", "<eos>", "<unk>", *words))}
-    spaced = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    spaced.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never")
-    spaced.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
-    special = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=spaced, padding_side="right", **special)
+    tokenizer = qwen_words()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        heads = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+        read = Qwen3Model(Qwen3Config(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, **heads))
+        read.get_input_embeddings().weight.data.normal_()
+        sizes = {"in_channels": 4, "dim": 16, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2}
+        places = {"cap_feat_dim": 32, "axes_dims": (2, 2, 4), "axes_lens": (600, 64, 64)}
+        transformer = ZImageTransformer2DModel(**{**sizes, **places, **facts})
+        vae = _vae(shift_factor=0.06, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False)
+    read, transformer, vae = (_placed(m, dtype, device) for m in (read.eval(), transformer, vae))
+    return ZImage(
+        name="tiny-z-image",
+        tokenizer=tokenizer,
+        text_encoder=read,
+        transformer=transformer,
+        vae=vae,
+        scheduler={"num_train_timesteps": 1000, "shift": 3.0},
+        text_rows=TINY_T5_ROWS + 8,  # the chat takes 8
+        side=8,
+        preset="tiny",
+        concept_names=TINY_WORDS[:12],
+    )
 
 
 def _placed(module: Any, dtype: str, device: str) -> Any:
     # torch's own method: that of diffusers warns about modules it keeps in float32, of which these networks have none.
     return nn.Module.to(module, device, named_dtype(dtype))
-
-
-def _encoder(cls: Any, tokenizer: Any, hidden_size: int = 16) -> Any:
-    from transformers import CLIPTextConfig
-
-    encoder = cls(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=hidden_size,
-            intermediate_size=2 * hidden_size,
-            projection_dim=hidden_size,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=24,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            initializer_range=1.0,
-        )
-    )
-    # The CLIP initialiser makes all prompts nearly equal; a spread embedding gives the contract tests something to see.
-    encoder.get_input_embeddings().weight.data.normal_()
-    return encoder
 
 
 def _unet(**facts: Any) -> Any:
@@ -334,29 +291,6 @@ def tiny_schedule(prediction_type: str) -> Schedule:
     )
 
 
-def _tokenizer(pad: str = "") -> Any:
-    from tokenizers import pre_tokenizers
-    from transformers import CLIPTokenizer
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {t: i for i, t in enumerate([*alphabet, *(a + "</w>" for a in alphabet)])}
-    merges: list[tuple[str, str]] = []
-    for word in TINY_WORDS:
-        left = word[0]
-        for i, ch in enumerate(word[1:], 2):
-            right = ch + "</w>" if i == len(word) else ch
-            if left + right not in vocab:
-                merges.append((left, right))
-                vocab[left + right] = len(vocab)
-            left += right
-    for special in ("<|startoftext|>", "<|endoftext|>"):
-        vocab[special] = len(vocab)
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=24)
-    if pad:
-        tokenizer.pad_token = pad
-    return tokenizer
-
-
 TINY: Mapping[str, Callable[..., DiffusionModel]] = {
     "tiny": tiny,
     "tiny-v": partial(tiny, "v_prediction"),
@@ -365,5 +299,6 @@ TINY: Mapping[str, Callable[..., DiffusionModel]] = {
     "tiny-flux": tiny_flux,
     "tiny-pixart": tiny_pixart,
     "tiny-sana": tiny_sana,
+    "tiny-z-image": tiny_z_image,
 }
 """The models of this module by the names that :func:`efface.models.load.load_model` takes."""

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..errors import BadOption, PromptTooLong
 
-SPACE = "\u2581"
-"""How T5's tokenizer writes the space before a word."""
+SPACE, BYTE_SPACE = "\u2581", "\u0120"
+"""How the space before a word is written by the tokenizers of T5 and Gemma, and by those of bytes, such as Qwen's."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ def last_words(lengths: Sequence[int], ends: int = 1) -> Tensor:
 
 
 def whole_words(tokenizer: Any) -> list[str]:
-    """The words of letters that are one token: those that CLIP's tokenizer ends with ``</w>`` and T5's begins with a mark."""
+    """The words of letters that are one token: those that CLIP's tokenizer ends with ``</w>`` and others begin with a mark."""
     tokens = tokenizer.get_vocab()
-    for mark in ("</w>", SPACE):
+    for mark in ("</w>", SPACE, BYTE_SPACE):
         if any(mark in t for t in tokens):
             tokens = [t.replace(mark, "") for t in tokens if (t.endswith(mark) if mark == "</w>" else t.startswith(mark))]
             break

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import BadFile, BadOption
+from ..errors import BadFile, BadOption, PromptTooLong
 from .base import Evals
 from .capabilities import CAPABILITIES
 from .cond import Cond
@@ -139,6 +140,17 @@ class TransformerModel(StableDiffusion):
     def _bare_facts(self) -> dict[str, Any]:
         return {}
 
+    # -- text ----------------------------------------------------------------------------------------------------
+
+    def _padded(self, prompts: Sequence[str], rows: Sequence[Sequence[int]]) -> tuple[Tensor, list[int]]:
+        """(B, L) ids with padding behind them, and how many of each prompt are none. Raises PromptTooLong."""
+        tokenizer, _, limit = self._text
+        for prompt, ids in zip(prompts, rows, strict=True):
+            if len(ids) > limit:
+                raise PromptTooLong.of(prompt, len(ids), limit, "the model")
+        pad = tokenizer.pad_token_id
+        return torch.tensor([[*ids, *[pad] * (limit - len(ids))] for ids in rows]), [len(ids) for ids in rows]
+
     # -- network -------------------------------------------------------------------------------------------------
 
     @property
@@ -151,3 +163,15 @@ class TransformerModel(StableDiffusion):
 
     def _refusal(self, capability: str) -> BadOption:
         return BadOption(f"{self.name!r} does not offer {CAPABILITIES[capability]}: {self.lacking[capability]}.")
+
+
+@contextmanager
+def passing(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside, these layers pass on what they get, because they were applied before."""
+    for layer in layers:
+        layer.forward = lambda x: x
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward  # the class's own method shows again

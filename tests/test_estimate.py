@@ -19,7 +19,7 @@ from efface.registry import METHODS
 from efface.verbs import memory
 from efface.verbs.erase import request_for
 
-FAMILIES = ("tiny", "tiny-xl", "tiny-sd3", "tiny-flux", "tiny-pixart", "tiny-sana", "tiny-z-image", "mini-flow")
+FAMILIES = ("tiny", "tiny-xl", "tiny-sd3", "tiny-flux", "tiny-pixart", "tiny-sana", "tiny-z-image", "tiny-wan", "mini-flow")
 SEARCHED = [n for n, cls in METHODS.items() if issubclass(cls, Trained)]
 
 

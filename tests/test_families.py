@@ -34,7 +34,7 @@ from efface.models.cond import POOLED
 from efface.models.flux import packed
 from efface.models.identity import same_base
 from efface.models.load import load_model
-from efface.models.tiny import TINY_T5_ROWS, tiny, tiny_flux, tiny_pixart, tiny_sana, tiny_sd3, tiny_xl, tiny_z_image
+from efface.models.tiny import TINY_T5_ROWS, tiny, tiny_flux, tiny_pixart, tiny_sana, tiny_sd3, tiny_wan, tiny_xl, tiny_z_image
 from efface.patches.export import export, residual
 from efface.patches.foreign import import_patch
 from efface.registry import ATTACKS, GUARDS, METHODS, build_guard
@@ -62,6 +62,8 @@ class Family:
     off: float = 1e-5
     """How far pictures may be off: float32 sums in another order. Those of other prompts differ by 100 times that."""
     scales: tuple[float, float] = (1.0, 5.0)
+    pictures: Callable[[Any], torch.Tensor] = lambda out: out.images
+    """(B, 3, H, W) of what the stock pipeline gives."""
     told: Callable[[float], float] = float
     """From efface's scale of guidance to that of the stock pipeline."""
     refused: tuple[str, ...] = ()
@@ -87,8 +89,8 @@ class Family:
         facts = {"output_type": "pt", "latents": self.latents(noise), **self.call, **more}
         with warnings.catch_warnings():  # the schedulers of diffusions hand tensors to numpy in a way that numpy 2 deprecates
             warnings.simplefilter("ignore", DeprecationWarning)
-            out: torch.Tensor = pipe(list(prompts), num_inference_steps=steps, guidance_scale=self.told(scale), **facts).images
-        return out
+            out = pipe(list(prompts), num_inference_steps=steps, guidance_scale=self.told(scale), **facts)
+        return self.pictures(out)
 
 
 SD3 = Family(
@@ -154,6 +156,19 @@ Z_IMAGE = Family(
     closed={"cap_embedder.1.weight": 1e-3},
     bands=("text-kv", "text-attn", "text", "single-attn", "context", "uce"),
 )
+WAN = Family(
+    name="tiny-wan",
+    family="wan",
+    make=tiny_wan,
+    call={"height": 16, "width": 16, "num_frames": 1, "max_sequence_length": TINY_T5_ROWS},
+    latents=lambda z: z[:, :, None],
+    pictures=lambda out: out.frames[:, 0],
+    kind="WanPipeline",
+    refused=("ablation", "kpop"),
+    frozen=("transformer.condition_embedder.text_embedder",),
+    closed=dict.fromkeys((".attn2.to_k.weight", ".attn2.to_v.weight"), 1e-3),
+    bands=("xattn", "xattn-kv", "selfattn", "uce"),
+)
 XL = Family(
     name="tiny-xl",
     family="stable-diffusion-xl",
@@ -162,11 +177,11 @@ XL = Family(
     call={},
     off=1e-4,  # the pipeline rounds in another order
 )
-TRANSFORMERS = (SD3, FLUX, PIXART, SANA, Z_IMAGE)
+TRANSFORMERS = (SD3, FLUX, PIXART, SANA, Z_IMAGE, WAN)
 WITH_T5 = (SD3, FLUX)
 JOINT = (*WITH_T5, Z_IMAGE)
 """Flows in whose blocks text and picture share one attention."""
-FLOWS = (*JOINT, SANA)
+FLOWS = (*JOINT, SANA, WAN)
 
 
 def each(*families: Family) -> pytest.MarkDecorator:
@@ -209,7 +224,7 @@ SHIFTS: list[tuple[Family, Mapping[str, Any], Mapping[str, Any], int]] = [
     *((f, facts, {}, steps) for f in (FLUX, SANA) for facts in f.variants.values() for steps in (1, 4, 7)),
     (SANA, {}, {"flow_shift": 1.0}, 6),
     (SANA, {"timestep_scale": 0.5}, {}, 4),
-    *((Z_IMAGE, {}, {}, steps) for steps in (1, 4, 7)),
+    *((f, {}, {}, steps) for f in (Z_IMAGE, WAN) for steps in (1, 4, 7)),
     (Z_IMAGE, {}, {"use_dynamic_shifting": True}, 5),
 ]
 
@@ -254,6 +269,7 @@ FAST = {
     "tiny-flux-schnell": ("ap", "esd", "uce", "trce"),
     "tiny-sana": ("ap", "esd", "mace", "trce", "uce"),
     "tiny-z-image": ("ap", "esd", "mace", "trce", "uce"),
+    "tiny-wan": ("ap", "esd", "mace", "trce", "uce"),
 }
 """One of each kind, for models on which every method is run in the slow part only: searched, plain, with further tokens, with
 attention maps, closed form, text encoder. The others are run fast on what differs least from these."""
@@ -320,6 +336,9 @@ OPTIONS: list[tuple[Family, Any]] = [
     (Z_IMAGE, AP.preset("tiny", sampler="pool", solver="dpm")),
     (Z_IMAGE, ESD.preset("tiny", train="single-attn", loss_space="x0")),
     (Z_IMAGE, ConceptAblation.preset("tiny", detach_start=False)),
+    (WAN, AP.preset("tiny", sampler="pool", solver="dpm")),
+    (WAN, Naive.preset("tiny", train="full", loss_space="x0")),
+    (WAN, KPOP.preset("tiny", place="inmidout")),
     *((f, m) for f in TRANSFORMERS for m in (UCE(rows="all"), UCE.preset("sealed", prior_scale=0.5, prior="vocabulary"))),
 ]
 """Options that a family needs, or that take another way through it."""
@@ -336,7 +355,7 @@ def test_options(family: Family, method: Any) -> None:
         assert all(model.select(method.train)(n) for n in patch.deltas)
 
 
-@each(FLUX, PIXART, SANA, Z_IMAGE)
+@each(FLUX, PIXART, SANA, Z_IMAGE, WAN)
 def test_half_precision_and_checkpointing(family: Family) -> None:
     half = family.make(dtype="bfloat16")
     for method in (ESD.preset("tiny"), AP.preset("tiny"), UCE()):
@@ -354,7 +373,7 @@ def test_resume_is_bit_exact(family: Family) -> None:
     check_resume(AP.preset("tiny", steps=4, sampler="noised"), EraseRequest(("cat",)), family.make())
 
 
-@each_variant(SD3, plain=(PIXART, SANA, Z_IMAGE, XL))
+@each_variant(SD3, plain=(PIXART, SANA, Z_IMAGE, WAN, XL))
 @pytest.mark.parametrize("name", GUARDS)
 def test_every_guard_changes_pictures_and_goes_or_names_the_reason(family: Family, facts: dict[str, Any], name: str) -> None:
     guard, model = build_guard(name), family.make(**facts)
@@ -369,7 +388,7 @@ def test_every_guard_changes_pictures_and_goes_or_names_the_reason(family: Famil
     assert torch.equal(model.sample(case, steps), plain)
 
 
-FAST_ATTACKS = dict.fromkeys(("tiny-sana", "tiny-z-image"), ("mma", "unlearndiff", "inverse"))
+FAST_ATTACKS = dict.fromkeys(("tiny-sana", "tiny-z-image", "tiny-wan"), ("mma", "unlearndiff", "inverse"))
 """Of families that read their text as another does, what looks at words and at weights; the rest is in the slow part."""
 
 
@@ -434,7 +453,7 @@ def test_a_closed_form_is_a_filter_of_the_text(family: Family) -> None:
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-@each_variant(SD3, plain=(FLUX, PIXART, SANA, Z_IMAGE))
+@each_variant(SD3, plain=(FLUX, PIXART, SANA, Z_IMAGE, WAN))
 def test_a_folder_is_read_by_the_stock_pipeline_and_by_us(family: Family, facts: dict[str, Any], tmp_path: Path) -> None:
     model, scale = family.make(**facts), family.scales[True]
     patch = ESD.preset("tiny", lr=1e-2).erase(model, EraseRequest(("cat",)))

@@ -27,10 +27,11 @@ TINY = {
     "tiny-pixart": "tiny as PixArt-Sigma: a transformer with cross-attention that T5 alone reads the text for",
     "tiny-sana": "tiny as Sana: a flow transformer with cross-attention whose text Gemma 2 reads behind an instruction",
     "tiny-z-image": "tiny as Z-Image: a flow transformer with one stream of text and picture, whose text Qwen3 reads in a chat",
+    "tiny-wan": "tiny as Wan 2.1, of which one frame is drawn: a flow transformer of videos with cross-attention",
 }
 ACCEPTED = (
-    "give a loaded pipeline of Stable Diffusion 1.x, 2.x, XL, 3 or 3.5, FLUX.1, PixArt, Sana or Z-Image, a folder, a file or a "
-    "Hub id."
+    "give a loaded pipeline of Stable Diffusion 1.x, 2.x, XL, 3 or 3.5, FLUX.1, PixArt, Sana, Z-Image or Wan 2.1, a folder, "
+    "a file or a Hub id."
 )
 
 
@@ -116,6 +117,7 @@ def _adapters() -> dict[str, type[StableDiffusion]]:
     from .sd import StableDiffusion
     from .sd3 import StableDiffusion3
     from .sdxl import StableDiffusionXL
+    from .wan import Wan
     from .z_image import ZImage
 
     return {
@@ -128,6 +130,7 @@ def _adapters() -> dict[str, type[StableDiffusion]]:
         "PixArtAlphaPipeline": PixArtAlpha,
         "SanaPipeline": Sana,
         "ZImagePipeline": ZImage,
+        "WanPipeline": Wan,
     }
 
 

@@ -207,7 +207,11 @@ Z_IMAGE_SELECTIONS: dict[str, Select] = {
     "text-encoder": lambda n: n.startswith(ENCODERS),
 }
 
-PROJECTIONS = ("transformer.caption_projection.", "transformer.caption_norm.")
+PROJECTIONS = (
+    "transformer.caption_projection.",
+    "transformer.caption_norm.",
+    "transformer.condition_embedder.text_embedder.",
+)
 """What stands between the text encoder and cross-attention: a part of how text is read."""
 
 
@@ -215,20 +219,25 @@ def _cross(name: str) -> bool:
     return name.startswith("transformer.") and not name.startswith(PROJECTIONS)
 
 
+def _projects(name: str, *attention: str) -> bool:
+    # Not the norms of queries and keys, which Sana 1.5 and Wan have.
+    return name.startswith("transformer.") and any(f".{layer}.to_" in name for layer in attention)
+
+
 CROSS_SELECTIONS: dict[str, Select] = {
     # PixArt-Sigma: 224 tensors, 148,764,672 parameters: to_q, to_k, to_v, to_out of cross-attention, with biases. Sana: 160,
-    # 401,587,200.
-    "xattn": lambda n: _cross(n) and ".attn2." in n,
+    # 401,587,200. Wan 2.1 of 1.3 billion parameters: 240, 283,299,840; of 14: 320, 4,195,123,200.
+    "xattn": lambda n: _projects(n, "attn2"),
     # 84 tensors, 111,476,736 parameters.
     "xattn-qkv": lambda n: _cross(n) and n.endswith(tuple(f".attn2.to_{x}.weight" for x in "qkv")),
     # 56 tensors, 74,317,824 parameters. Sana: 40, 200,704,000.
     "xattn-kv": lambda n: _cross(n) and n.endswith((".attn2.to_k.weight", ".attn2.to_v.weight")),
     # 224 tensors, 148,764,672 parameters.
-    "selfattn": lambda n: _cross(n) and ".attn1." in n,
+    "selfattn": lambda n: _projects(n, "attn1"),
     # 448 tensors, 297,529,344 parameters.
-    "attn": lambda n: _cross(n) and (".attn1." in n or ".attn2." in n),
+    "attn": lambda n: _projects(n, "attn1", "attn2"),
     # Self-attention and the queries of cross-attention.
-    "visual": lambda n: _cross(n) and (".attn1." in n or ".attn2.to_q." in n),
+    "visual": lambda n: _projects(n, "attn1") or (_cross(n) and ".attn2.to_q." in n),
     # Everything but cross-attention and the projections in front of it.
     "noxattn": lambda n: _cross(n) and ".attn2." not in n,
     "full": _cross,

@@ -19,6 +19,7 @@ from .sd import StableDiffusion
 from .sd3 import StableDiffusion3
 from .sdxl import StableDiffusionXL
 from .tiny_text import TINY_WORDS, clip_encoder, clip_words, gemma_words, qwen_words, t5_encoder, t5_words
+from .wan import Wan
 from .z_image import ZImage
 
 
@@ -243,6 +244,37 @@ def tiny_z_image(seed: int = 0, *, dtype: str = "float32", device: str = "cpu", 
     )
 
 
+def tiny_wan(seed: int = 0, *, dtype: str = "float32", device: str = "cpu", **facts: Any) -> Wan:
+    """The transformer of Wan 2.1, two blocks deep, with a UMT5 of width 48. facts: more options of the transformer."""
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+    from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    tokenizer = t5_words()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        read = t5_encoder(tokenizer, UMT5EncoderModel, UMT5Config)
+        sizes = {"in_channels": 4, "out_channels": 4, "ffn_dim": 32, "num_layers": 2, "freq_dim": 16, "text_dim": 48}
+        heads = {"num_attention_heads": 2, "attention_head_dim": 12, "rope_max_seq_len": 32}
+        transformer = WanTransformer3DModel(**{**sizes, **heads, **facts})
+        law = {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.5, 1.2, 0.9, 1.1]}
+        blocks = {"dim_mult": [1, 2], "num_res_blocks": 1, "temperal_downsample": [False]}
+        vae = AutoencoderKLWan(base_dim=4, z_dim=4, scale_factor_spatial=2, **blocks, **law)
+    read, transformer, vae = (_placed(m, dtype, device) for m in (read, transformer, vae))
+    return Wan(
+        name="tiny-wan",
+        tokenizer=tokenizer,
+        text_encoder=read,
+        transformer=transformer,
+        vae=vae,
+        scheduler={"num_train_timesteps": 1000, "shift": 3.0},
+        t5_rows=TINY_T5_ROWS,
+        sides=(8, 8),
+        preset="tiny",
+        concept_names=TINY_WORDS[:12],
+    )
+
+
 def _placed(module: Any, dtype: str, device: str) -> Any:
     # torch's own method: that of diffusers warns about modules it keeps in float32, of which these networks have none.
     return nn.Module.to(module, device, named_dtype(dtype))
@@ -300,5 +332,6 @@ TINY: Mapping[str, Callable[..., DiffusionModel]] = {
     "tiny-pixart": tiny_pixart,
     "tiny-sana": tiny_sana,
     "tiny-z-image": tiny_z_image,
+    "tiny-wan": tiny_wan,
 }
 """The models of this module by the names that :func:`efface.models.load.load_model` takes."""

@@ -123,11 +123,12 @@ def clip_encoder(cls: Any, tokenizer: Any, hidden_size: int = 16) -> Any:
     return encoder
 
 
-def t5_encoder(tokenizer: Any) -> Any:
-    """A T5 of width 48, two layers deep."""
+def t5_encoder(tokenizer: Any, cls: Any = None, config: Any = None) -> Any:
+    """A T5 of width 48, two layers deep; or of a class like T5's with its configuration."""
     from transformers import T5Config, T5EncoderModel
 
     sizes = {"d_model": 48, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
-    encoder = T5EncoderModel(T5Config(vocab_size=len(tokenizer), feed_forward_proj="gated-gelu", **sizes))
+    told = (config or T5Config)(vocab_size=len(tokenizer), feed_forward_proj="gated-gelu", **sizes)
+    encoder = (cls or T5EncoderModel)(told)
     encoder.get_input_embeddings().weight.data.normal_()
     return encoder.eval()

@@ -58,7 +58,8 @@ class TransformerModel(StableDiffusion):
         self._check_modules()
         for module in (self.transformer, self.vae, *self._encoders(), *self._t5()):
             module.eval().requires_grad_(False)
-        first = next(self.transformer.parameters())
+        # diffusers keeps small layers of some families in float32; the largest has the precision that was asked for.
+        first = max(self.transformer.parameters(), key=lambda p: p.numel())
         self.device, self.dtype = first.device, first.dtype
         if self.dtype == torch.float16 and self._t5():
             raise BadOption(f"{self.reads_with} overflows in float16; load {name!r} in bfloat16 (--dtype bfloat16).")
@@ -78,6 +79,11 @@ class TransformerModel(StableDiffusion):
         config: Any = self.transformer.config
         return config.in_channels, config.out_channels
 
+    @property
+    def _vae_channels(self) -> int:
+        """Channels of the latents that the VAE reads."""
+        return int(getattr(self.vae.config, "latent_channels", 0))
+
     def _t5(self) -> list[nn.Module]:
         """T5, where there is one."""
         t5 = getattr(self, self.t5_parts[1])
@@ -90,7 +96,7 @@ class TransformerModel(StableDiffusion):
         if kind != self.kind:
             raise BadFile(f"the transformer of {self.name!r} is a {kind} and not a {self.kind}; unload its adapters.")
         reads, gives = self._channels
-        latents = getattr(self.vae.config, "latent_channels", 0)
+        latents = self._vae_channels
         if not reads == gives == latents:
             raise BadFile(
                 f"the transformer of {self.name!r} reads {reads} and gives {gives} channels where latents have {latents}: it is "
@@ -105,6 +111,7 @@ class TransformerModel(StableDiffusion):
         """Wrap a loaded pipeline; its modules are shared. Raises BadFile where a part is missing without which the stock pipeline
         reads no prompt, and for a scheduler of another family's."""
         parts = {part: getattr(pipe, part) for part in cls._kinds()}
+        cls._check_index(name, pipe.config)
         cls._check_whole(name, {part for part, module in parts.items() if module is not None})
         scheduler = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
         return cls(name=name, scheduler=scheduler, whole=lambda own: (rebuilt(pipe, own), []), **parts, **facts)
@@ -118,6 +125,7 @@ class TransformerModel(StableDiffusion):
         try:
             index = cls._stock().load_config(source)
             present = {part: kind for part, kind in cls._kinds().items() if (index.get(part) or [None])[0] is not None}
+            cls._check_index(str(source), index)
             cls._check_whole(str(source), set(present))
             parts = {part: loaded(kind, source, part, dtype, device) for part, kind in present.items()}
             scheduler = DDIMScheduler.load_config(source, subfolder="scheduler")  # of whatever class; it is named inside
@@ -129,6 +137,10 @@ class TransformerModel(StableDiffusion):
             scheduler=dict(scheduler),
             whole=lambda own: completed(cls._stock(), source, own),
         )
+
+    @classmethod
+    def _check_index(cls, name: str, index: Mapping[str, Any]) -> None:
+        """Raises BadFile for a pipeline whose index names something that this family does without."""
 
     @classmethod
     def _check_whole(cls, name: str, present: set[str]) -> None:

@@ -31,8 +31,9 @@ VERSIONS = {  # of the base model, as kohya's trainer and the model specificatio
     "sd3": ("sd3", "stable-diffusion-3-medium"),
     "flux": ("flux1", "flux-1-dev"),
     "flux-schnell": ("flux1", "flux-1-schnell"),
-    "sana": ("sana", "sana"),  # of this one and the next neither has a name
+    "sana": ("sana", "sana"),  # of these three neither has a name
     "z-image": ("z-image", "z-image"),
+    "wan": ("wan", "wan"),
 }
 
 

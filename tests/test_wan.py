@@ -17,20 +17,11 @@ from efface.methods import ESD, UCE
 from efface.models.load import load_model
 from efface.models.readers import text_readers
 from efface.models.select import CROSS_SELECTIONS
-from efface.models.tiny import TINY_T5_ROWS, tiny_wan
+from efface.models.tiny import TINY_T5_ROWS, tiny, tiny_wan
 from efface.models.wan import Wan
 from efface.patches.export import export
 from efface.preservation.adversary import word_rows, worded
 from efface.testing import state
-
-UNIPC = {
-    "_class_name": "UniPCMultistepScheduler",
-    "num_train_timesteps": 1000,
-    "prediction_type": "flow_prediction",
-    "use_flow_sigmas": True,
-    "flow_shift": 3.0,
-    "final_sigmas_type": "zero",
-}
 
 
 @pytest.fixture
@@ -78,13 +69,24 @@ def test_a_negative_prompt_is_that_of_the_stock_pipeline(wan: Wan) -> None:
 def test_the_levels_of_unipc_are_kept_and_told_as_they_are(wan: Wan, shift: float) -> None:
     from diffusers import UniPCMultistepScheduler
 
-    wan._sized({**UNIPC, "flow_shift": shift})
-    for steps in (2, 7, 20):
-        theirs = UniPCMultistepScheduler.from_config({**UNIPC, "flow_shift": shift})
+    config = {**wan.schedule.config, "flow_shift": shift}
+    wan._sized(config)
+    for steps in (2, 7, 20, 1000):
+        theirs = UniPCMultistepScheduler.from_config(config)
         theirs.set_timesteps(steps)
         grid = torch.tensor(wan.schedule.timesteps(steps))
         assert wan.schedule.told(grid).tolist() == theirs.timesteps.tolist()
         torch.testing.assert_close(wan.schedule.share(grid).flatten(), theirs.sigmas[:-1], atol=1e-6, rtol=0)
+
+
+def test_other_solvers_of_the_scheduler_are_not_taken_for_ours(wan: Wan) -> None:
+    """Their levels are kept, and pictures are drawn by Euler's steps."""
+    assert wan.usual_solver == "unipc"
+    for option, value in (("solver_order", 3), ("solver_type", "bh1"), ("predict_x0", False), ("disable_corrector", [0])):
+        wan._sized({**wan.schedule.config, option: value})
+        assert wan.usual_solver == "ddim"
+    with pytest.raises(BadOption, match="unipc is of flows alone"):
+        list(tiny().walk(tiny().encode(["a cat"]), tiny().case_noise([0]), [500], 1.0, solver="unipc"))
 
 
 def test_attention_maps_are_those_that_the_network_computes(wan: Wan) -> None:
@@ -133,7 +135,7 @@ def test_folders_pipelines_and_refusals(wan: Wan, tmp_path: Path) -> None:
     with pytest.raises(PromptTooLong, match="17 tokens"):
         wan.encode(["a " * 16])
     with pytest.raises(BadFile, match="flow_prediction"):
-        wan._sized({**UNIPC, "prediction_type": "epsilon"})
+        wan._sized({**wan.schedule.config, "prediction_type": "epsilon"})
     for relative in ("WanImageToVideoPipeline", "WanVACEPipeline"):
         folder = tmp_path / relative
         folder.mkdir()

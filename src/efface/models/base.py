@@ -255,7 +255,8 @@ class DiffusionModel(abc.ABC):
 
         noise: (B / m, C, h, w). m blocks of conditionings may start from the same noise; their first step then shares the
         unconditional branch. ``solver``: "ddim"; "dpm" for DPM-Solver++(2M), which needs fewer steps; "plms" for the linear
-        multistep method of PNDM, whose timesteps name the second level twice (see :func:`plms_grid`).
+        multistep method of PNDM, whose timesteps name the second level twice (see :func:`plms_grid`); "unipc" for UniPC of second
+        order, with its corrector, of flows alone.
         As in the stock pipelines, there is no guidance at a scale of 1 or less.
         Cost: :meth:`branches` evaluations per row and step, with guidance B - B / m less at the first step; under a guard as many
         as its guide has blocks. Nothing is evaluated for a level nobody asks for.

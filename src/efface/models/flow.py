@@ -19,6 +19,7 @@ from ..equations.flow import (
     euler_step,
     flow_dpm_step,
     flow_loss_weight,
+    flow_unipc_correct,
     noise_from_velocity,
     velocity_of,
     x0_from_velocity,
@@ -33,6 +34,14 @@ from .transformer import TransformerModel
 
 EULER, DPM, UNIPC = "FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"
 """Schedulers of diffusers that lay the levels of a flow: its own, and two of diffusions that can be told to."""
+SOLVERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    DPM: ("dpm", {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}),
+    UNIPC: (
+        "unipc",
+        {"solver_order": 2, "solver_type": "bh2", "predict_x0": True, "disable_corrector": [], "solver_p": None},
+    ),
+}
+"""What the last two step by, when these settings are as they usually are."""
 FLOW_LACKS = {
     "official_alignment": "those codes shift integer timesteps, and those of a flow are none; use alignment=exact",
     "plms": "its steps are those of a noise prediction; use solver=ddim or dpm",
@@ -64,12 +73,12 @@ class FlowSchedule(Levels):
         return torch.tensor(self._levels(self.size)).flip(0).contiguous()
 
     def _levels(self, steps: int) -> list[float]:
-        """Timesteps in descending order: 1,000 s, in float32."""
+        """Timesteps in descending order: 1,000 s."""
         scheduler = self._scheduler(steps)
         found: Tensor = scheduler.timesteps
         if self.whole:  # the share of noise goes on to have its fractions, and the timestep is the whole number below it
             below = torch.nextafter((found + 1).float(), torch.tensor(0.0))
-            found = (scheduler.sigmas[:-1] * self.size).float().clamp(found.float(), below)
+            found = (scheduler.sigmas[:-1].double() * self.size).clamp(found.double(), below.double())
         levels: list[float] = found.tolist()
         return levels
 
@@ -110,11 +119,10 @@ class FlowSchedule(Levels):
 
     @property
     def usual_solver(self) -> str:
-        """The solver whose steps are the scheduler's: Euler's ("ddim"), or DPM-Solver++(2M) in its usual form ("dpm"). Pictures
-        are drawn by Euler's where the scheduler takes other steps."""
-        usual = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
-        plain = all(self.config.get(key, value) == value for key, value in usual.items())
-        return "dpm" if self.config.get("_class_name") == DPM and plain else "ddim"
+        """The solver whose steps are the scheduler's: Euler's ("ddim"), or DPM-Solver++(2M) ("dpm") or UniPC ("unipc") in their
+        usual forms. Pictures are drawn by Euler's where the scheduler takes other steps."""
+        solver, usual = SOLVERS.get(str(self.config.get("_class_name")), ("ddim", {}))
+        return solver if all(self.config.get(key, value) == value for key, value in usual.items()) else "ddim"
 
     def numbered(self, numbers: Sequence[int], device: torch.device) -> Tensor:
         return self._trained[list(numbers)].to(device)
@@ -123,7 +131,7 @@ class FlowSchedule(Levels):
         """s: how much of z_t is noise; a scalar, or (B, 1, 1, 1) for t (B,)."""
         if isinstance(t, Tensor):
             return (t / self.size).reshape(-1, 1, 1, 1)
-        return torch.tensor(t) / self.size
+        return torch.tensor(t / self.size)  # rounded once: near s = 1, the next digit is a part of 1 - s that counts
 
     def coefficients(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
         s = self.share(t)
@@ -152,7 +160,12 @@ class FlowSchedule(Levels):
             return euler_step(prediction, z, s, s_next), None
         x0 = x0_from_velocity(prediction, z, s)
         x0_last, t_last = (None, t) if past is None else (past.outputs[-1], past.t)
-        return flow_dpm_step(x0, x0_last, z, self.share(t_last).to(z.dtype), s, s_next), Past(t, z, (x0,))
+        s_last = self.share(t_last).to(z.dtype)
+        if solver == "unipc" and past is not None:
+            earlier = () if past.before is None else (self.share(past.before).to(z.dtype),)
+            z = flow_unipc_correct(x0, past.outputs, past.z, (*earlier, s_last), s)
+        known = (x0,) if x0_last is None or solver == "dpm" else (x0_last, x0)
+        return flow_dpm_step(x0, x0_last, z, s_last, s, s_next), Past(t, z, known, None if past is None else past.t)
 
     def loss_weight(self, t: Tensor, space: str) -> Tensor:
         return flow_loss_weight(self.share(t), space)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import BadFile, BadOption
 from .cond import MASK, Cond
 from .cross import CrossTransformer
-from .flow import DPM, FLOW_LACKS, FlowSchedule, flow_schedule_of
+from .flow import DPM, FLOW_LACKS, UNIPC, FlowSchedule, flow_schedule_of
 from .select import CROSS_SELECTIONS, Select
 from .tokens import TokenSpan, last_words, substituted, token_table
 
@@ -36,8 +36,9 @@ class Sana(CrossTransformer):
     pipeline; :meth:`encode` of the empty prompt reads the instruction alone. Prompts are written in lower case, and not cleaned
     (``clean_caption``), both as the stock pipeline does by default. Gemma is the text encoder that methods may train.
 
-    **Pictures** are drawn with the steps of the scheduler that the model comes with: DPM-Solver++(2M) on flow sigmas, or Euler's.
-    The network is told 1000 s, times its ``timestep_scale``; ``DPMSolverMultistepScheduler`` leaves fractions out of it.
+    **Pictures** are drawn with the steps of the scheduler that the model comes with: DPM-Solver++(2M), that of the released
+    models, or UniPC on flow sigmas, or Euler's. The network is told 1000 s, times its ``timestep_scale``; the first two leave
+    fractions out of it.
 
     **Precision.** Linear attention multiplies in float32 in the stock pipeline. So it does here when pictures are drawn; while
     weights are trained in bfloat16 with copies in float32, torch's autocast makes these products in bfloat16.
@@ -64,7 +65,7 @@ class Sana(CrossTransformer):
         config: Any = self.transformer.config
         self.latent_shape = (config.in_channels, config.sample_size, config.sample_size)
         tokens = (config.sample_size // config.patch_size) ** 2
-        self.schedule = flow_schedule_of(scheduler, tokens, repr(self.name), also=(DPM,))
+        self.schedule = flow_schedule_of(scheduler, tokens, repr(self.name), also=(DPM, UNIPC))
         self.usual_solver = self.schedule.usual_solver
 
     def _check_modules(self) -> None:

@@ -198,15 +198,13 @@ def tiny_sana(dpm: bool = True, seed: int = 0, *, dtype: str = "float32", device
         types = {f"{side}_block_types": ("ResBlock", "EfficientViTBlock") for side in ("encoder", "decoder")}
         vae = AutoencoderDC(latent_channels=4, attention_head_dim=2, scaling_factor=0.7, **coder, **types)
     read, transformer, vae = (_placed(m, dtype, device) for m in (read.eval(), transformer, vae))
-    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0, "final_sigmas_type": "zero"}
-    euler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
     return Sana(
         name="tiny-sana",
         tokenizer=tokenizer,
         text_encoder=read,
         transformer=transformer,
         vae=vae,
-        scheduler={"_class_name": "DPMSolverMultistepScheduler", "num_train_timesteps": 1000, **flow} if dpm else euler,
+        scheduler=_flow("DPMSolverMultistepScheduler" if dpm else ""),
         text_rows=TINY_T5_ROWS,
         preset="tiny",
         concept_names=TINY_WORDS[:12],
@@ -244,8 +242,9 @@ def tiny_z_image(seed: int = 0, *, dtype: str = "float32", device: str = "cpu", 
     )
 
 
-def tiny_wan(seed: int = 0, *, dtype: str = "float32", device: str = "cpu", **facts: Any) -> Wan:
-    """The transformer of Wan 2.1, two blocks deep, with a UMT5 of width 48. facts: more options of the transformer."""
+def tiny_wan(unipc: bool = True, seed: int = 0, *, dtype: str = "float32", device: str = "cpu", **facts: Any) -> Wan:
+    """The transformer of Wan 2.1, two blocks deep, with a UMT5 of width 48; its scheduler is UniPC on flow sigmas, as that of the
+    released models, or Euler's. facts: more options of the transformer."""
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
     from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
     from transformers import UMT5Config, UMT5EncoderModel
@@ -267,12 +266,20 @@ def tiny_wan(seed: int = 0, *, dtype: str = "float32", device: str = "cpu", **fa
         text_encoder=read,
         transformer=transformer,
         vae=vae,
-        scheduler={"num_train_timesteps": 1000, "shift": 3.0},
+        scheduler=_flow("UniPCMultistepScheduler" if unipc else ""),
         t5_rows=TINY_T5_ROWS,
         sides=(8, 8),
         preset="tiny",
         concept_names=TINY_WORDS[:12],
     )
+
+
+def _flow(kind: str) -> dict[str, Any]:
+    """Settings of a diffusion's scheduler that lays a flow's levels; without ``kind`` of Euler's."""
+    if not kind:
+        return {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0, "final_sigmas_type": "zero"}
+    return {"_class_name": kind, "num_train_timesteps": 1000, **flow}
 
 
 def _placed(module: Any, dtype: str, device: str) -> Any:

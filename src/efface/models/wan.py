@@ -33,10 +33,8 @@ class Wan(CrossTransformer):
     (B, ``t5_rows``, 1536 or 5120). Nothing is masked: the network reads the rows of padding, which are all alike. UMT5 is the
     text encoder that methods may train. Prompts are cleaned by the stock pipeline's own function.
 
-    **Pictures** are drawn on the levels of the scheduler that the model comes with. ``UniPCMultistepScheduler``, that of the
-    released models, takes other steps on them than Euler's, which efface takes: pictures are similar and not the same. With
-    ``FlowMatchEulerDiscreteScheduler`` they are the stock pipeline's. The network is told 1000 s; UniPC leaves fractions out
-    of it.
+    **Pictures** are drawn with the steps of the scheduler that the model comes with: UniPC, that of the released models, or
+    DPM-Solver++(2M) on flow sigmas, or Euler's. The network is told 1000 s; the first two leave fractions out of it.
 
     ``z = (vae - latents_mean) / latents_std``. Wan 2.2, which has a second transformer or a time for every token, is refused.
     """

@@ -138,6 +138,9 @@ def test_refusals(sana: Sana, tmp_path: Path) -> None:
     for option, value in (("use_flow_sigmas", False), ("prediction_type", "epsilon"), ("final_sigmas_type", "sigma_min")):
         with pytest.raises(BadFile, match=option):
             sana._sized({**sana.schedule.config, option: value})
+    for option in ("use_karras_sigmas", "thresholding"):
+        with pytest.raises(BadFile, match=f"{option}=true"):
+            sana._sized({**sana.schedule.config, option: True})
     with pytest.raises(BadFile, match="samples with DDIMScheduler"):
         sana._sized({"_class_name": "DDIMScheduler"})
     with pytest.raises(PromptTooLong, match="17 tokens"):

@@ -179,14 +179,16 @@ def flow_schedule_of(
     family = str(config.get("_class_name", EULER))
     if family not in (EULER, *also):
         raise BadFile(f"{name} samples with {family}; efface reads {' and '.join((EULER, *also))}. Replace its scheduler.")
+    others = ["stochastic_sampling", "invert_sigmas"]
     if family != EULER:
+        others = ["use_karras_sigmas", "use_lu_lambdas", "use_exponential_sigmas", "use_beta_sigmas", "thresholding"]
         needed = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
         needed |= {"final_sigmas_type": "zero"} if "final_sigmas_type" in config else {}
         for option, value in needed.items():
             if config.get(option) != value:
                 found = config.get(option)
                 raise BadFile(f"{name} has a {family} with {option}={found!r}, and a flow needs {value!r}. Set it so.")
-    for option in ("stochastic_sampling", "invert_sigmas"):
+    for option in others:
         if config.get(option):
             raise BadFile(f"{name} has a scheduler with {option}=true, whose steps efface does not take. Set it to false.")
     return FlowSchedule({**{k: v for k, v in config.items() if not k.startswith("_")}, "_class_name": family}, tokens, even)

@@ -162,7 +162,7 @@ def _family(source: str) -> type[StableDiffusion]:
         return adapters["StableDiffusionPipeline"]  # no index: loading will tell
     family = named.get("_class_name", "?")
     if family not in adapters:
-        edits = any(word in family for word in ("Inpaint", "Img2Img", "Fill", "Kontext", "Control", "Pix2Pix", "Upscale"))
+        edits = any(word in family for word in ("Inpaint", "Img2Img", "Fill", "Kontext", "Control", "Pix2Pix", "Upscale", "PAG"))
         remedy = f" {FROM_BASE}" if edits else ""
         raise BadFile(f"{source!r} is a {family}; this version reads {', '.join(adapters)}.{remedy}")
     return adapters[family]

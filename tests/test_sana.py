@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from efface.models.load import load_model
 from efface.models.readers import text_readers
 from efface.models.sana import Sana
 from efface.models.select import CROSS_SELECTIONS, text_layers
-from efface.models.tiny import TINY_T5_ROWS, tiny_sana
+from efface.models.tiny import TINY_T5_ROWS, TINY_WORDS, tiny_sana
+from efface.models.tokens import SPACE
 from efface.patches.export import export
 from efface.preservation.adversary import of_one_token, word_rows, worded
 from efface.registry import METHODS
@@ -89,6 +91,36 @@ def test_half_precision_draws_as_the_stock_pipeline_does() -> None:
     torch.testing.assert_close(half.sample(cases(), 4), sana.sample(cases(), 4), atol=0.02, rtol=0)
 
 
+def test_gemma_s_own_tokenizer_leaves_a_space_that_the_first_word_takes() -> None:
+    """Its class with a small vocabulary: words are merged with the space before them, the first one with the instruction's."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import GemmaTokenizer
+
+    sana = tiny_sana()
+    special = ("<pad>", "<eos>", "<bos>", "<unk>")
+    letters = sorted({SPACE, "\n", *(c for c in sana._instruction + "".join(TINY_WORDS) if c != " ")})
+    merges, merged = [], []
+    for word in ("cat", "dog", "the"):
+        steps = [word[: i + 1] for i in range(len(word))]
+        merges += [(a, b[-1]) for a, b in pairwise(steps)] + [(SPACE, word)]
+        merged += [*steps[1:], SPACE + word]
+    vocab = {t: i for i, t in enumerate([*special, *letters, *merged])}
+    theirs = GemmaTokenizer(vocab=vocab, merges=merges)
+    begun = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", vocab["<bos>"])])  # as the released files have it
+    theirs.backend_tokenizer.post_processor = begun
+    sana.tokenizer, network = theirs, torch.nn.Embedding(len(vocab), 32)
+    sana.text_encoder.set_input_embeddings(network)
+    told = {"max_sequence_length": TINY_T5_ROWS, "complex_human_instruction": sana._instruction.split("\n")}
+    prompts = ["the cat", "Dog", ""]
+    hidden, mask, *_ = sana._pipeline()[0].encode_prompt(prompts, **told)
+    c = sana.encode(prompts)
+    assert torch.equal(c.extras[MASK], mask.float())
+    torch.testing.assert_close(c.tokens, sana._projected(hidden) * mask[..., None], atol=1e-5, rtol=1e-5)
+    assert theirs.convert_ids_to_tokens(sana.token_ids(["the cat"])[0]) == ["<bos>", SPACE + "the", SPACE + "cat"]
+    assert sana.locate("the cat", "cat").starts == (2,)
+    torch.testing.assert_close(sana.encode_soft(sana.embed(["Dog"])).tokens, c.tokens[1:2], atol=1e-6, rtol=1e-6)
+
+
 def test_a_negative_prompt_is_that_of_the_stock_pipeline(sana: Sana) -> None:
     theirs = stock(sana._pipeline()[0], "a cat", 4, 4.5, negative_prompt="the dog")
     with Negative(text="the dog").active(sana, ("dog",)):
@@ -148,7 +180,7 @@ def test_refusals(sana: Sana, tmp_path: Path) -> None:
     sana.encode(["a " * 15])
     sana._hidden_ids = [*sana._hidden_ids, 0]  # as if the instruction's end had melted into the prompt
     with pytest.raises(BadOption, match="joins the beginning of 'a dog'"):
-        sana.encode(["a dog"])
+        sana.embed(["a dog"])
     pipe = sana._pipeline()[0]
     pipe.register_modules(text_encoder=None)
     with pytest.raises(BadFile, match="no text_encoder"):

@@ -16,7 +16,7 @@ from .cond import MASK, Cond
 from .cross import CrossTransformer
 from .flow import DPM, FLOW_LACKS, UNIPC, FlowSchedule, flow_schedule_of
 from .select import CROSS_SELECTIONS, Select
-from .tokens import TokenSpan, last_words, substituted, token_table
+from .tokens import SoftPrompt, TokenSpan, last_words, substituted, token_table
 
 TEXT_ROWS = 300
 """Tokens of the text encoder that the stock pipeline gives to the network when it is not told otherwise."""
@@ -106,29 +106,42 @@ class Sana(CrossTransformer):
         found: list[int] = self.tokenizer(self._instruction).input_ids[1:-1]
         return found
 
+    def _written(self, prompts: Sequence[str]) -> tuple[Tensor, list[int], Tensor]:
+        """(B, ``text_rows``) ids of the tokens that the network sees, how many of each prompt are no padding, and (B, n) ids of
+        those between the begin token and the rest, which it does not see: as in the stock pipeline, by their places."""
+        n = len(self._hidden_ids)
+        rows = [self.tokenizer(self._instruction + p.lower().strip(), verbose=False).input_ids for p in prompts]
+        ids, lengths = self._padded(prompts, [[row[0], *row[1 + n :]] for row in rows])
+        return ids, lengths, torch.tensor([row[1 : 1 + n] for row in rows])
+
     def _tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, list[int]]:
-        """(B, ``text_rows``) ids of the tokens that the network sees, and how many of each prompt are no padding."""
-        hidden, rows = self._hidden_ids, list[list[int]]()
-        for prompt in prompts:
-            ids = self.tokenizer(self._instruction + prompt.lower().strip(), verbose=False).input_ids
-            if ids[1 : 1 + len(hidden)] != hidden:
+        return self._written(prompts)[:2]
+
+    def _read_prompts(self, prompts: Sequence[str]) -> Cond:
+        ids, lengths, hidden = self._written(prompts)
+        return self._cond(self._states(ids, lengths, None, hidden).last_hidden_state, lengths)
+
+    @torch.no_grad()
+    def embed(self, prompts: Sequence[str]) -> SoftPrompt:
+        for prompt, hidden in zip(prompts, self._written(prompts)[2].tolist(), strict=True):
+            if hidden != self._hidden_ids:
                 raise BadOption(f"the tokenizer joins the beginning of {prompt!r} with the instruction; write it otherwise.")
-            rows.append([ids[0], *ids[1 + len(hidden) :]])
-        return self._padded(prompts, rows)
+        return super().embed(prompts)
 
     def locate(self, prompt: str, phrase: str) -> TokenSpan:
         return super().locate(prompt, f" {phrase.lower().strip()}")  # every word stands behind a space, the first one too
 
     def _read(self, ids: Tensor, lengths: Sequence[int], embeddings: Tensor | None = None) -> Cond:
-        return self._cond(self._states(ids, lengths, embeddings, self._hidden_ids).last_hidden_state, lengths)
+        hidden = torch.tensor([self._hidden_ids] * len(ids))
+        return self._cond(self._states(ids, lengths, embeddings, hidden).last_hidden_state, lengths)
 
-    def _states(self, ids: Tensor, lengths: Sequence[int], embeddings: Tensor | None, hidden: Sequence[int], **more: Any) -> Any:
-        """What Gemma says of tokens (B, L), or of vectors (B, L, e) in their places, behind the begin token and ``hidden``."""
+    def _states(self, ids: Tensor, lengths: Sequence[int], embeddings: Tensor | None, hidden: Tensor, **more: Any) -> Any:
+        """What Gemma says of tokens (B, L), or of vectors (B, L, e) in their places, with ``hidden`` (B, n) behind the first."""
         self.evals.text += len(ids)
         ids, table = ids.to(self.device), token_table(self.text_encoder)
-        between = ids.new_tensor(list(hidden), dtype=torch.long).expand(len(ids), -1)
+        between = hidden.to(ids)
         written = torch.cat([ids[:, :1], between, ids[:, 1:]], dim=1)
-        n = len(hidden) + torch.tensor(lengths, device=self.device)[:, None]
+        n = between.shape[1] + torch.tensor(lengths, device=self.device)[:, None]
         mask = (torch.arange(written.shape[1], device=self.device) < n).long()
         looked_up = nullcontext()
         if embeddings is not None:
@@ -151,12 +164,12 @@ class Sana(CrossTransformer):
     def encode_negative(self, prompts: Sequence[str]) -> Cond:
         rows = [self.tokenizer(prompt.lower().strip(), verbose=False).input_ids for prompt in prompts]
         ids, lengths = self._padded(prompts, rows)
-        return self._cond(self._states(ids, lengths, None, ()).last_hidden_state, lengths)
+        return self._cond(self._states(ids, lengths, None, ids[:, :0]).last_hidden_state, lengths)
 
     @torch.no_grad()
     def text_layers(self, prompts: Sequence[str]) -> list[Cond]:
-        ids, lengths = self._tokenize(prompts)
-        states = self._states(ids, lengths, None, self._hidden_ids, output_hidden_states=True).hidden_states
+        ids, lengths, hidden = self._written(prompts)
+        states = self._states(ids, lengths, None, hidden, output_hidden_states=True).hidden_states
         last = last_words(lengths, self.ends)
         return [Cond(self._seen(layer, self.text_rows), last) for layer in states]
 

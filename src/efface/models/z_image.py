@@ -60,7 +60,8 @@ class ZImage(JointFlow):
         self.side, self.text_rows = side, text_rows
         super().__init__(**parts)
         before, behind = self._chat
-        self.starts, self.ends = (len(self._ids(text)) for text in (before, behind))  # type: ignore[misc]  # of this tokenizer
+        self.starts = len(self._ids(before))  # type: ignore[misc]  # of this tokenizer
+        self.ends = len(self.tokenizer(behind, add_special_tokens=False).input_ids)  # type: ignore[misc]
 
     @property
     def _picture(self) -> tuple[int, int, int]:

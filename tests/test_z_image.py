@@ -4,6 +4,7 @@ and one stream of text and picture. What it shares with other families is in tes
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from efface.models.load import load_model
 from efface.models.readers import text_readers
 from efface.models.select import Z_IMAGE_SELECTIONS, text_layers
 from efface.models.tiny import TINY_T5_ROWS, tiny_z_image
+from efface.models.tokens import BYTE_SPACE
 from efface.models.z_image import ZImage
 from efface.patches.export import export
 from efface.preservation.adversary import of_one_token, word_rows, worded
@@ -62,6 +64,36 @@ def test_encodings_are_those_of_the_stock_pipeline(z_image: ZImage) -> None:
         torch.testing.assert_close(null.tokens[i, :8], norm(negative[i]), atol=1e-5, rtol=1e-5)
     assert (z_image.starts, z_image.ends) == (3, 5)
     assert c.last.tolist() == [4, 7, 2]
+
+
+def test_qwen_s_own_tokenizer_has_words_with_the_space_before_them() -> None:
+    """Its class, with bytes and three words: the first word of a prompt is another token than the same word later on."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import Qwen2Tokenizer
+
+    z_image, merges, merged = tiny_z_image(), list[tuple[str, str]](), list[str]()
+    for word in ("cat", "dog", "the"):
+        steps = [word[: i + 1] for i in range(len(word))]
+        merges += [(a, b[-1]) for a, b in pairwise(steps)] + [(BYTE_SPACE, word)]
+        merged += [*steps[1:], BYTE_SPACE + word]
+    vocab = {t: i for i, t in enumerate([*sorted(ByteLevel.alphabet()), *merged])}
+    theirs = Qwen2Tokenizer(vocab=vocab, merges=merges)
+    theirs.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})  # type: ignore[dict-item]
+    theirs.chat_template = z_image.tokenizer.chat_template
+    z_image.text_encoder.set_input_embeddings(torch.nn.Embedding(len(theirs), 32))
+    parts = {part: getattr(z_image, part) for part in ("text_encoder", "transformer", "vae")}
+    model = ZImage(name="qwen", tokenizer=theirs, scheduler={}, text_rows=64, side=8, **parts)
+    prompts = ["the cat", "cat dog", ""]
+    positive, _ = model._pipeline()[0].encode_prompt(list(prompts), max_sequence_length=64)
+    c = model.encode(prompts)
+    assert c.counts() == [len(rows) for rows in positive]
+    for i in range(3):
+        expected = model.transformer.cap_embedder[0](positive[i])
+        torch.testing.assert_close(c.tokens[i, : c.counts()[i]], expected, atol=1e-5, rtol=1e-5)
+    assert c.last.tolist() == [model.starts + 1, model.starts + 1, model.starts - 1]
+    assert model.locate("the cat", "cat").starts == (model.starts + 1,)
+    assert model.locate("cat the cat", "cat").starts == (model.starts, model.starts + 2)
+    assert {"cat", "dog", "the"} <= set(model.vocabulary())
 
 
 def test_time_and_sign_are_turned(z_image: ZImage) -> None:

@@ -73,6 +73,9 @@ def test_encodings_are_those_of_the_stock_pipeline(sana: Sana) -> None:
     assert sana.encode([*PROMPTS, ""]).counts() == [3, 6, 2]
     assert sana.encode(PROMPTS).last.tolist() == [2, 5]
     assert sana.unconditional(1).counts() == [1]
+    read = sana.evals.text
+    sana.unconditional(4)
+    assert sana.evals.text == read, "the null prompt is read once"
     assert sana.token_ids(["a Photo of the castle"])[0][0] == sana.tokenizer.bos_token_id
 
 

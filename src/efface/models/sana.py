@@ -18,6 +18,8 @@ from .flow import DPM, FLOW_LACKS, UNIPC, FlowSchedule, flow_schedule_of
 from .select import CROSS_SELECTIONS, Select
 from .tokens import SoftPrompt, TokenSpan, last_words, substituted, token_table
 
+NEGATIVE = "\0"
+"""In front of a negative prompt where encodings are kept: it is read otherwise than the same prompt."""
 TEXT_ROWS = 300
 """Tokens of the text encoder that the stock pipeline gives to the network when it is not told otherwise."""
 
@@ -110,7 +112,7 @@ class Sana(CrossTransformer):
         """(B, ``text_rows``) ids of the tokens that the network sees, how many of each prompt are no padding, and (B, n) ids of
         those between the begin token and the rest, which it does not see: as in the stock pipeline, by their places."""
         n = len(self._hidden_ids)
-        rows = [self.tokenizer(self._instruction + p.lower().strip(), verbose=False).input_ids for p in prompts]
+        rows = self.tokenizer([self._instruction + p.lower().strip() for p in prompts], verbose=False).input_ids
         ids, lengths = self._padded(prompts, [[row[0], *row[1 + n :]] for row in rows])
         return ids, lengths, torch.tensor([row[1 : 1 + n] for row in rows])
 
@@ -150,28 +152,33 @@ class Sana(CrossTransformer):
         with self._autocast(), looked_up:
             return self.text_encoder(written, attention_mask=mask, **more)
 
-    def _seen(self, states: Tensor, rows: int) -> Tensor:
-        """(B, ``rows``, d): the begin token's and the last rows of what Gemma says of all tokens."""
-        return torch.cat([states[:, :1], states[:, states.shape[1] - rows + 1 :]], dim=1)
+    def _seen(self, states: Tensor) -> Tensor:
+        """(B, ``text_rows``, d): the begin token's and the last rows of what Gemma says of all tokens."""
+        return torch.cat([states[:, :1], states[:, states.shape[1] - self.text_rows + 1 :]], dim=1)
 
     def _cond(self, states: Tensor, lengths: Sequence[int]) -> Cond:
         with self._autocast():
-            tokens = self._projected(self._seen(states, self.text_rows))
+            tokens = self._projected(self._seen(states))
         mask = (torch.arange(self.text_rows) < torch.tensor(lengths)[:, None]).to(tokens)
         return Cond(tokens * mask[..., None], last_words(lengths, self.ends), {MASK: mask})
 
     @torch.no_grad()
     def encode_negative(self, prompts: Sequence[str]) -> Cond:
-        rows = [self.tokenizer(prompt.lower().strip(), verbose=False).input_ids for prompt in prompts]
-        ids, lengths = self._padded(prompts, rows)
-        return self._cond(self._states(ids, lengths, None, ids[:, :0]).last_hidden_state, lengths)
+        kept = {p: f"{NEGATIVE}{p}" for p in prompts}
+        missing = [p for p, key in kept.items() if key not in self._encoded]
+        if missing:
+            rows = self.tokenizer([p.lower().strip() for p in missing], verbose=False).input_ids
+            ids, lengths = self._padded(missing, rows)
+            c = self._cond(self._states(ids, lengths, None, ids[:, :0]).last_hidden_state, lengths)
+            self._encoded |= {kept[p]: c[i] for i, p in enumerate(missing)}
+        return Cond.cat([self._encoded[kept[p]] for p in prompts])
 
     @torch.no_grad()
     def text_layers(self, prompts: Sequence[str]) -> list[Cond]:
         ids, lengths, hidden = self._written(prompts)
         states = self._states(ids, lengths, None, hidden, output_hidden_states=True).hidden_states
         last = last_words(lengths, self.ends)
-        return [Cond(self._seen(layer, self.text_rows), last) for layer in states]
+        return [Cond(self._seen(layer), last) for layer in states]
 
     # -- network -------------------------------------------------------------------------------------------------
 

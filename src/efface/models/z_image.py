@@ -60,7 +60,7 @@ class ZImage(JointFlow):
         self.side, self.text_rows = side, text_rows
         super().__init__(**parts)
         before, behind = self._chat
-        self.starts = len(self._ids(before))  # type: ignore[misc]  # of this tokenizer
+        self.starts = len(self.tokenizer(before).input_ids)  # type: ignore[misc]  # of this tokenizer
         self.ends = len(self.tokenizer(behind, add_special_tokens=False).input_ids)  # type: ignore[misc]
 
     @property
@@ -129,13 +129,9 @@ class ZImage(JointFlow):
         before, _, behind = self.tokenizer.apply_chat_template([{"role": "user", "content": mark}], **told).partition(mark)
         return before, behind
 
-    def _ids(self, text: str) -> list[int]:
-        found: list[int] = self.tokenizer(text, verbose=False).input_ids
-        return found
-
     def _tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, list[int]]:
         before, behind = self._chat
-        return self._padded(prompts, [self._ids(before + prompt + behind) for prompt in prompts])
+        return self._padded(prompts, self.tokenizer([before + p + behind for p in prompts], verbose=False).input_ids)
 
     def locate(self, prompt: str, phrase: str) -> TokenSpan:
         """As of other families; the first word of a prompt has no space before it, and may be another token for that."""

@@ -109,7 +109,16 @@ def test_a_condition_changes_the_pictures_and_leaves_the_model(tiny_setting: Set
     assert setting.model.digest() == before
 
 
-@pytest.mark.parametrize("name", ["tiny-xl", "tiny-sd3", "tiny-pixart", "tiny-sana", "tiny-z-image", "tiny-wan"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tiny-xl",
+        "tiny-sd3",
+        "tiny-pixart",
+        "tiny-z-image",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("tiny-sana", "tiny-wan")),
+    ],
+)
 def test_other_families_are_drawn_or_say_why_not(name: str) -> None:
     setting = setting_of(name)
     before = setting.model.digest()

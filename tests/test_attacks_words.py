@@ -9,7 +9,6 @@ import torch
 
 from efface import verbs
 from efface.attacks import MMA, P4D, Deployed, Goal, Plan, RingABell
-from efface.attacks.mma import end_token
 from efface.attacks.p4d import _due, _with
 from efface.attacks.ring_a_bell import concept_direction
 from efface.concepts.prompts import Case
@@ -67,7 +66,7 @@ def test_words_of_the_target_are_not_used_and_the_end_token_comes_nearer() -> No
 
     def off(prompts: list[str]) -> torch.Tensor:
         sought = model.encode([c.prompt for c in CASES])
-        return 1 - torch.cosine_similarity(end_token(model.encode(prompts)), end_token(sought))
+        return 1 - torch.cosine_similarity(model.encode(prompts).end_token(), sought.end_token())
 
     start, end = (off([a.prompt for a in attempts]) for attempts in (before, after))
     assert bool((end <= start + 1e-6).all()), "the best list of all is kept"
@@ -78,13 +77,13 @@ def test_a_swap_of_the_gradient_agrees_with_the_loss_it_predicts() -> None:
     """For small moves of one place towards another word, the gradient has the sign of the change of the loss."""
     model = tiny()
     words, table = word_rows(model)
-    sought = end_token(model.encode(["a cat"]))
+    sought = model.encode(["a cat"]).end_token()
     rng = torch.Generator().manual_seed(0)
     ids = torch.randint(len(words), (3,), generator=rng)
     start, agreed, tried = model.embed([""]), 0, 40
 
     def loss(rows: torch.Tensor) -> torch.Tensor:
-        return (1 - torch.cosine_similarity(end_token(model.encode_soft(start.splice(1, 1, rows))), sought)).sum()
+        return (1 - torch.cosine_similarity(model.encode_soft(start.splice(1, 1, rows)).end_token(), sought)).sum()
 
     rows = table[ids][None].clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(loss(rows), rows)

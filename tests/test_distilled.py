@@ -60,7 +60,7 @@ def test_attacks_plan_one_evaluation_per_step(name: str, lcm: DiffusionModel) ->
     check_attack(ATTACKS[name].preset("tiny"), Deployed(lcm, 2, ("cat",)), budget=60)
 
 
-@pytest.mark.parametrize("name", ["tiny-sd3", "tiny-flux", "tiny-pixart"])
+@pytest.mark.parametrize("name", ["tiny-sd3", "tiny-flux", "tiny-pixart", "tiny-sana", "tiny-z-image", "tiny-wan"])
 def test_the_cost_in_seconds_is_probed_on_every_family(name: str) -> None:
     model = load_model(name)
     before = model.evals.snapshot()["forward"]

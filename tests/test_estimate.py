@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,13 +14,14 @@ import efface
 from efface.cli import main
 from efface.errors import BadOption
 from efface.methods.trained import Trained
-from efface.models.footprint import Kept, activations
+from efface.models.footprint import Kept, _Blocks, activations
 from efface.models.load import load_model
+from efface.models.select import CROSS_SELECTIONS, Z_IMAGE_SELECTIONS
 from efface.registry import METHODS
 from efface.verbs import memory
 from efface.verbs.erase import request_for
 
-FAMILIES = ("tiny", "tiny-xl", "tiny-sd3", "tiny-flux", "mini-flow")
+FAMILIES = ("tiny", "tiny-xl", "tiny-sd3", "tiny-flux", "tiny-pixart", "tiny-sana", "tiny-z-image", "tiny-wan", "mini-flow")
 SEARCHED = [n for n, cls in METHODS.items() if issubclass(cls, Trained)]
 
 
@@ -52,6 +54,61 @@ def test_the_unet_of_stable_diffusion_keeps_what_was_measured() -> None:
     with kept.counting():
         unet(z, torch.zeros(1, device="meta"), c)
     assert kept.bytes / 2**30 == pytest.approx(0.73, abs=0.04)
+
+
+def _sana(network: Any, empty: Any) -> None:
+    text = {"encoder_hidden_states": empty(1, 300, 2304), "encoder_attention_mask": empty(1, 300)}
+    network(empty(1, 32, 32, 32), timestep=empty(1), **text)
+
+
+def _z_image(network: Any, empty: Any) -> None:
+    network([empty(16, 1, 128, 128)], empty(1), [empty(32, 2560)])
+
+
+def _wan(network: Any, empty: Any) -> None:
+    network(hidden_states=empty(1, 16, 1, 60, 104), timestep=empty(1), encoder_hidden_states=empty(1, 512, 4096))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "facts", "call", "select", "kept_gib", "recomputed_gib"),
+    [
+        ("SanaTransformer2DModel", {}, _sana, CROSS_SELECTIONS["xattn"], 3.19, 0.25),
+        ("ZImageTransformer2DModel", {}, _z_image, Z_IMAGE_SELECTIONS["text"], 26.65, 1.87),
+        (
+            "WanTransformer3DModel",
+            {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
+            _wan,
+            CROSS_SELECTIONS["xattn"],
+            3.60,
+            0.27,
+        ),
+    ],
+)
+def test_the_page_says_what_transformers_of_true_size_keep(
+    kind: str, facts: dict[str, int], call: Any, select: Any, kept_gib: float, recomputed_gib: float
+) -> None:
+    """The table of docs/flow.md, on networks of the classes' own configurations without numbers."""
+    import diffusers
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.bfloat16, device="meta")
+
+    with torch.device("meta"):
+        network = torch.nn.Module.to(getattr(diffusers, kind)(**facts), torch.bfloat16)
+    for n, p in network.named_parameters():
+        p.requires_grad_(select(f"transformer.{n}"))
+    kept, blocks, inputs = Kept(network.parameters()), _Blocks(), Kept(network.parameters())
+    with kept.counting(), blocks.watched(network, kept):
+        call(network, empty)
+    network.enable_gradient_checkpointing()
+    network.train()
+    with inputs.counting():
+        call(network, empty)
+    found = kept.bytes / 2**30, (inputs.bytes + max(blocks.sizes)) / 2**30
+    assert found == pytest.approx((kept_gib, recomputed_gib), abs=0.006)
+    row = f"| {kept_gib:.2f} | {recomputed_gib:.2f} |"
+    assert row in (Path(__file__).parents[1] / "docs" / "flow.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", SEARCHED)

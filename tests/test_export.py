@@ -20,7 +20,7 @@ from efface.errors import BadFile, BadOption, UnknownName, WrongBaseModel
 from efface.methods import AP, UCE, AdvUnlearn
 from efface.models.base import DiffusionModel
 from efface.models.load import load_model
-from efface.models.tiny import tiny, tiny_flux, tiny_sd3, tiny_xl
+from efface.models.tiny import tiny, tiny_flux, tiny_sana, tiny_sd3, tiny_wan, tiny_xl, tiny_z_image
 from efface.patches import Patch
 from efface.patches.export import FORMATS, export, kohya_names, low_rank_factors, read_back, residual
 from efface.patches.header import _kind
@@ -179,6 +179,9 @@ def test_headers_say_what_is_inside(tmp_path: Path) -> None:
         (tiny_sd3(), "sd3", "stable-diffusion-3-medium"),
         (tiny_flux(), "flux1", "flux-1-dev"),
         (tiny_flux(guidance=False), "flux1", "flux-1-schnell"),
+        (tiny_sana(), "sana", "sana"),
+        (tiny_z_image(), "z-image", "z-image"),
+        (tiny_wan(), "wan", "wan"),
     ],
     ids=lambda value: getattr(value, "name", None),
 )

@@ -6,6 +6,7 @@ Longer than 400 lines because each family states its facts here once, instead of
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,7 @@ from efface.models.cond import POOLED
 from efface.models.flux import packed
 from efface.models.identity import same_base
 from efface.models.load import load_model
-from efface.models.tiny import TINY_T5_ROWS, tiny, tiny_flux, tiny_pixart, tiny_sd3, tiny_xl
+from efface.models.tiny import TINY_T5_ROWS, tiny, tiny_flux, tiny_pixart, tiny_sana, tiny_sd3, tiny_wan, tiny_xl, tiny_z_image
 from efface.patches.export import export, residual
 from efface.patches.foreign import import_patch
 from efface.registry import ATTACKS, GUARDS, METHODS, build_guard
@@ -61,6 +62,10 @@ class Family:
     off: float = 1e-5
     """How far pictures may be off: float32 sums in another order. Those of other prompts differ by 100 times that."""
     scales: tuple[float, float] = (1.0, 5.0)
+    pictures: Callable[[Any], torch.Tensor] = lambda out: out.images
+    """(B, 3, H, W) of what the stock pipeline gives."""
+    told: Callable[[float], float] = float
+    """From efface's scale of guidance to that of the stock pipeline."""
     refused: tuple[str, ...] = ()
     """Methods that are refused with their preset for tiny models; some of them run with another option, see OPTIONS."""
     frozen: tuple[str, ...] = ()
@@ -82,8 +87,10 @@ class Family:
         """(B, 3, H, W), by the stock pipeline from the latents that efface draws for the seeds."""
         noise = torch.cat([torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         facts = {"output_type": "pt", "latents": self.latents(noise), **self.call, **more}
-        out: torch.Tensor = pipe(prompts, num_inference_steps=steps, guidance_scale=scale, **facts).images
-        return out
+        with warnings.catch_warnings():  # the schedulers of diffusions hand tensors to numpy in a way that numpy 2 deprecates
+            warnings.simplefilter("ignore", DeprecationWarning)
+            out = pipe(list(prompts), num_inference_steps=steps, guidance_scale=self.told(scale), **facts)
+        return self.pictures(out)
 
 
 SD3 = Family(
@@ -122,6 +129,47 @@ PIXART = Family(
     frozen=("transformer.caption_projection",),
     closed=dict.fromkeys((".attn2.to_k.weight", ".attn2.to_v.weight"), 1e-3),
 )
+SANA = Family(
+    name="tiny-sana",
+    family="sana",
+    make=tiny_sana,
+    variants={"": {}, "euler": {"dpm": False}},
+    call={"height": 32, "width": 32, "max_sequence_length": TINY_T5_ROWS, "use_resolution_binning": False},
+    kind="SanaPipeline",
+    scales=(1.0, 4.5),
+    refused=("kpop",),
+    frozen=("transformer.caption_",),
+    closed=dict.fromkeys((".attn2.to_k.weight", ".attn2.to_v.weight"), 1e-3),
+    bands=("xattn", "xattn-kv", "uce"),
+)
+Z_IMAGE = Family(
+    name="tiny-z-image",
+    family="z-image",
+    make=tiny_z_image,
+    call={"height": 16, "width": 16, "max_sequence_length": TINY_T5_ROWS + 8},
+    kind="ZImagePipeline",
+    off=2e-5,  # guidance is added in another order
+    scales=(1.0, 6.0),
+    told=lambda scale: scale - 1,
+    refused=("ablation", "forget-me-not", "kpop", "mace"),
+    frozen=("transformer.cap_embedder.0.",),
+    closed={"cap_embedder.1.weight": 1e-3},
+    bands=("text", "single-attn", "context", "uce"),
+)
+WAN = Family(
+    name="tiny-wan",
+    family="wan",
+    make=tiny_wan,
+    variants={"": {}, "euler": {"unipc": False}},
+    call={"height": 16, "width": 16, "num_frames": 1, "max_sequence_length": TINY_T5_ROWS},
+    latents=lambda z: z[:, :, None],
+    pictures=lambda out: out.frames[:, 0],
+    kind="WanPipeline",
+    refused=("ablation", "kpop"),
+    frozen=("transformer.condition_embedder.text_embedder",),
+    closed=dict.fromkeys((".attn2.to_k.weight", ".attn2.to_v.weight"), 1e-3),
+    bands=("xattn", "xattn-kv", "selfattn", "uce"),
+)
 XL = Family(
     name="tiny-xl",
     family="stable-diffusion-xl",
@@ -130,8 +178,11 @@ XL = Family(
     call={},
     off=1e-4,  # the pipeline rounds in another order
 )
-TRANSFORMERS = (SD3, FLUX, PIXART)
-FLOWS = (SD3, FLUX)
+TRANSFORMERS = (SD3, FLUX, PIXART, SANA, Z_IMAGE, WAN)
+WITH_T5 = (SD3, FLUX)
+JOINT = (*WITH_T5, Z_IMAGE)
+"""Flows in whose blocks text and picture share one attention."""
+FLOWS = (*JOINT, SANA, WAN)
 
 
 def each(*families: Family) -> pytest.MarkDecorator:
@@ -171,7 +222,14 @@ SHIFTS: list[tuple[Family, Mapping[str, Any], Mapping[str, Any], int]] = [
     (SD3, {}, {"shift": 1.0}, 6),
     (SD3, {}, {"shift": 3.0}, 6),
     (SD3, {}, {"use_dynamic_shifting": True, "shift": 3.0}, 6),
-    *((FLUX, facts, {}, steps) for facts in FLUX.variants.values() for steps in (1, 4, 7)),
+    *((f, facts, {}, steps) for f in (FLUX, SANA, WAN) for facts in f.variants.values() for steps in (1, 4, 7)),
+    (SANA, {}, {"flow_shift": 1.0}, 6),
+    (SANA, {"timestep_scale": 0.5}, {}, 4),
+    (SANA, {}, {"_class_name": "UniPCMultistepScheduler"}, 20),
+    (WAN, {}, {"_class_name": "DPMSolverMultistepScheduler"}, 20),
+    (WAN, {}, {"flow_shift": 8.0}, 20),
+    *((Z_IMAGE, {}, {}, steps) for steps in (1, 4, 7)),
+    (Z_IMAGE, {}, {"use_dynamic_shifting": True}, 5),
 ]
 
 
@@ -187,8 +245,10 @@ def test_every_level_of_a_flow_is_the_stock_pipeline_s(
         return kwargs
 
     family.drawn(family.pipeline(model), ["a cat"], [0], steps, 4.0, output_type="latent", callback_on_step_end=keep)
-    ours = list(model.walk(model.encode(["a cat"]), model.case_noise([0]), model.schedule.timesteps(steps), 4.0))
-    assert [t for t, _ in ours] == [t for t, _ in seen] + [0.0]
+    grid = model.schedule.timesteps(steps)
+    ours = list(model.walk(model.encode(["a cat"]), model.case_noise([0]), grid, 4.0, solver=model.usual_solver))
+    told = model.schedule.told(torch.tensor([t for t, _ in ours])).tolist()
+    assert told == pytest.approx([t for t, _ in seen] + [0.0], rel=1e-6)  # the one and the other lays them in double precision
     for (_, z), (_, theirs) in zip(ours[1:], seen, strict=True):
         torch.testing.assert_close(family.latents(z), theirs, atol=1e-5, rtol=1e-5)
 
@@ -211,6 +271,9 @@ FAST = {
     "tiny-xl": ("ap", "esd", "kpop", "mace", "uce", "advunlearn"),
     "tiny-sd3": (),
     "tiny-flux-schnell": ("ap", "esd", "uce", "trce"),
+    "tiny-sana": ("ap", "esd", "mace", "uce"),
+    "tiny-z-image": ("ap", "esd", "mace", "trce", "uce"),
+    "tiny-wan": ("ap", "esd", "mace", "uce"),
 }
 """One of each kind, for models on which every method is run in the slow part only: searched, plain, with further tokens, with
 attention maps, closed form, text encoder. The others are run fast on what differs least from these."""
@@ -221,7 +284,7 @@ def contracts() -> list[Any]:
     for family in (*TRANSFORMERS, XL):
         for variant, facts in family.variants.items():
             label = "-".join([family.name, *([variant] if variant else [])])
-            if label in ("tiny-pixart-alpha", "tiny-xl-null-prompt"):
+            if label in ("tiny-pixart-alpha", "tiny-xl-null-prompt", "tiny-sana-euler", "tiny-wan-euler"):
                 continue  # the same network; they differ in how it is read and sampled, which the pictures show
             for name in METHODS:
                 marks = [pytest.mark.slow] if name not in FAST.get(label, METHODS) else []
@@ -271,6 +334,15 @@ OPTIONS: list[tuple[Family, Any]] = [
     (PIXART, KPOP.preset("tiny", place="inmidout")),
     (PIXART, METHODS["mace"].preset("tiny", mask="attention")),
     (PIXART, METHODS["time"].preset("tiny", keys=False)),
+    (SANA, AP.preset("tiny", sampler="pool", solver="dpm")),
+    (SANA, Naive.preset("tiny", train="full", loss_space="x0")),
+    (SANA, KPOP.preset("tiny", place="inmidout")),
+    (Z_IMAGE, AP.preset("tiny", sampler="pool", solver="dpm")),
+    (Z_IMAGE, ESD.preset("tiny", train="single-attn", loss_space="x0")),
+    (Z_IMAGE, ConceptAblation.preset("tiny", detach_start=False)),
+    (WAN, AP.preset("tiny", sampler="pool", solver="dpm")),
+    (WAN, Naive.preset("tiny", train="full", loss_space="x0")),
+    (WAN, KPOP.preset("tiny", place="inmidout")),
     *((f, m) for f in TRANSFORMERS for m in (UCE(rows="all"), UCE.preset("sealed", prior_scale=0.5, prior="vocabulary"))),
 ]
 """Options that a family needs, or that take another way through it."""
@@ -287,7 +359,7 @@ def test_options(family: Family, method: Any) -> None:
         assert all(model.select(method.train)(n) for n in patch.deltas)
 
 
-@each(FLUX, PIXART)
+@each(FLUX, PIXART, SANA, Z_IMAGE, WAN)
 def test_half_precision_and_checkpointing(family: Family) -> None:
     half = family.make(dtype="bfloat16")
     for method in (ESD.preset("tiny"), AP.preset("tiny"), UCE()):
@@ -305,7 +377,7 @@ def test_resume_is_bit_exact(family: Family) -> None:
     check_resume(AP.preset("tiny", steps=4, sampler="noised"), EraseRequest(("cat",)), family.make())
 
 
-@each_variant(SD3, plain=(PIXART, XL))
+@each_variant(SD3, plain=(PIXART, SANA, Z_IMAGE, WAN, XL))
 @pytest.mark.parametrize("name", GUARDS)
 def test_every_guard_changes_pictures_and_goes_or_names_the_reason(family: Family, facts: dict[str, Any], name: str) -> None:
     guard, model = build_guard(name), family.make(**facts)
@@ -320,11 +392,22 @@ def test_every_guard_changes_pictures_and_goes_or_names_the_reason(family: Famil
     assert torch.equal(model.sample(case, steps), plain)
 
 
-@each(*TRANSFORMERS)
-@pytest.mark.parametrize("name", ATTACKS)
+FAST_ATTACKS = dict.fromkeys(("tiny-sana", "tiny-z-image", "tiny-wan"), ("mma", "unlearndiff", "inverse"))
+"""Of families that read their text as another does, what looks at words and at weights; the rest is in the slow part."""
+
+
+def attacks() -> list[Any]:
+    return [
+        pytest.param(f, n, id=f"{n}-{f.name}", marks=[] if n in FAST_ATTACKS.get(f.name, ATTACKS) else [pytest.mark.slow])
+        for f in TRANSFORMERS
+        for n in ATTACKS
+    ]
+
+
+@pytest.mark.parametrize(("family", "name"), attacks())
 def test_every_attack_keeps_its_contract(family: Family, name: str) -> None:
     model, attack, patch = family.make(), ATTACKS[name].preset("tiny"), None
-    if name == "inverse" and family in FLOWS:  # context_embedder is wider than high: there is more than one way back
+    if name == "inverse" and family in JOINT:  # context_embedder is wider than high: there is more than one way back
         attack = ATTACKS[name](ridge=1e-3)
     if name in ("inverse", "restore"):
         patch = UCE().erase(model, EraseRequest(("cat",)))
@@ -374,7 +457,7 @@ def test_a_closed_form_is_a_filter_of_the_text(family: Family) -> None:
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-@each_variant(SD3, plain=(FLUX, PIXART))
+@each_variant(SD3, plain=(FLUX, PIXART, SANA, Z_IMAGE, WAN))
 def test_a_folder_is_read_by_the_stock_pipeline_and_by_us(family: Family, facts: dict[str, Any], tmp_path: Path) -> None:
     model, scale = family.make(**facts), family.scales[True]
     patch = ESD.preset("tiny", lr=1e-2).erase(model, EraseRequest(("cat",)))
@@ -435,7 +518,7 @@ def test_formats_that_no_reader_knows_are_refused(family: Family, to: str, remed
         export(patch, model, tmp_path / "x.safetensors", to)
 
 
-@each(*FLOWS)
+@each(*WITH_T5)
 def test_the_identity_knows_t5_and_its_rows(family: Family) -> None:
     model, rows, other = (family.make() for _ in range(3))
     rows.t5_rows -= 1

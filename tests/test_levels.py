@@ -15,21 +15,31 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from efface.equations.diffusion import ddim_step, x0_from_eps
-from efface.equations.flow import euler_step, flow_dpm_step, noise_from_velocity, velocity_of, x0_from_velocity
+from efface.equations.flow import (
+    euler_step,
+    flow_dpm_step,
+    flow_unipc_correct,
+    noise_from_velocity,
+    velocity_of,
+    x0_from_velocity,
+)
 from efface.errors import BadOption
 from efface.methods import AP, ESD
-from efface.models.flow import FlowSchedule, flow_schedule_of
+from efface.models.flow import DPM, UNIPC, FlowSchedule, flow_schedule_of
 from efface.models.levels import Levels
 from efface.models.schedule import Schedule, plms_grid
 from efface.models.tiny import tiny, tiny_flux, tiny_schedule, tiny_sd3
 
 F64 = torch.float64
+ON_FLOW = {"num_train_timesteps": 1000, "prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
 LEVELS: Mapping[str, Levels] = {
     "eps": tiny_schedule("epsilon"),
     "v": tiny_schedule("v_prediction"),
     "flow": flow_schedule_of({"num_train_timesteps": 1000, "shift": 3.0}, 16),
     "dynamic": flow_schedule_of({"num_train_timesteps": 1000, "use_dynamic_shifting": True}, 1024),
     "flux": flow_schedule_of({"num_train_timesteps": 1000, "use_dynamic_shifting": True}, 1024, even=True),
+    "dpm": flow_schedule_of({**ON_FLOW, "_class_name": DPM}, 16, also=(DPM,)),
+    "unipc": flow_schedule_of({**ON_FLOW, "_class_name": UNIPC}, 16, also=(UNIPC,)),
 }
 EACH = pytest.mark.parametrize("levels", LEVELS.values(), ids=LEVELS.keys())
 
@@ -89,11 +99,41 @@ def test_euler_is_ddim_of_the_equivalent_diffusion(s: float, part: float, last: 
     torch.testing.assert_close(x0_from_eps(n, z / rho[0], ab[0]), x0_from_velocity(v, z, a), atol=1e-12, rtol=0)
 
 
-def test_dpm_of_a_flow_follows_a_curved_path_better_than_euler() -> None:
+@given(st.floats(0.3, 0.95), st.floats(0.4, 0.9), st.floats(0.4, 0.9), st.tuples(*[st.floats(-1, 1)] * 3))
+def test_the_corrector_of_unipc_is_exact_for_a_parabola(
+    s_prev: float, part: float, next_part: float, parabola: tuple[float, float, float]
+) -> None:
+    """z_s = (s / s_last) z + (1 - s) int e^(lam' - lam) x0(lam') dlam', where x0 is a polynomial of lam that three predictions
+    tell: here the integral is summed."""
+    levels = [torch.tensor(x, dtype=F64) for x in (s_prev, s_prev * part, s_prev * part * next_part)]
+    lam = [torch.log((1 - x) / x) for x in levels]
+
+    def x0(at: Tensor) -> Tensor:
+        return parabola[0] + parabola[1] * at + parabola[2] * at**2
+
+    z, nodes, weights = torch.tensor(0.7, dtype=F64), *np.polynomial.legendre.leggauss(20)
+    half = (lam[2] - lam[1]) / 2
+    inside = lam[1] + half * (1 + torch.from_numpy(nodes))
+    integral = half * (torch.from_numpy(weights) * torch.exp(inside - lam[2]) * x0(inside)).sum()
+    exact = levels[2] / levels[1] * z + (1 - levels[2]) * integral
+    found = flow_unipc_correct(x0(lam[2]), (x0(lam[0]), x0(lam[1])), z, (levels[0], levels[1]), levels[2])
+    torch.testing.assert_close(found, exact, atol=1e-9, rtol=1e-9)
+
+
+def test_the_corrector_of_unipc_leaves_a_straight_line_as_it_is() -> None:
+    x0, n = pair()
+    s, s_next = torch.tensor(0.8, dtype=F64), torch.tensor(0.5, dtype=F64)
+    z = (1 - s) * x0 + s * n
+    for outputs, levels in (((x0,), (s,)), ((x0, x0), (torch.tensor(0.9, dtype=F64), s))):
+        found = flow_unipc_correct(x0, outputs, z, levels, s_next)
+        torch.testing.assert_close(found, (1 - s_next) * x0 + s_next * n, atol=1e-12, rtol=0)
+
+
+def test_multistep_solvers_of_a_flow_follow_a_curved_path_better_than_euler() -> None:
     """x0 = mean of a Gaussian posterior: the exact path from z_1 is known, z_s = z_1 sqrt(alpha^2 tau^2 + s^2)."""
     tau = 0.5
     errors = {}
-    for solver in ("ddim", "dpm"):
+    for solver in ("ddim", "dpm", "unipc"):
         levels = flow_schedule_of({"num_train_timesteps": 1000, "shift": 1.0}, 16)
         z, past = torch.ones(1, 1, 1, 1, dtype=F64), None
         grid = [*levels.timesteps(12), levels.end]
@@ -104,6 +144,7 @@ def test_dpm_of_a_flow_follows_a_curved_path_better_than_euler() -> None:
             z, past = levels.step(v, z, t, following, past, solver)
         errors[solver] = abs(float(z) - tau)
     assert errors["dpm"] < 0.5 * errors["ddim"]
+    assert errors["unipc"] < 0.5 * errors["ddim"]
 
 
 @EACH
@@ -197,7 +238,7 @@ def test_families_are_told_apart() -> None:
     assert isinstance(LEVELS["eps"], Schedule)
     assert isinstance(LEVELS["flow"], FlowSchedule)
     kinds: list[Any] = [levels.prediction_type for levels in LEVELS.values()]
-    assert kinds == ["epsilon", "v_prediction", "flow_prediction", "flow_prediction", "flow_prediction"]
+    assert kinds == ["epsilon", "v_prediction", *["flow_prediction"] * 5]
 
 
 @EACH

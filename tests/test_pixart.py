@@ -20,7 +20,7 @@ from efface.models.cond import MASK, Cond
 from efface.models.load import load_model
 from efface.models.pixart import PixArt, PixArtAlpha
 from efface.models.readers import text_readers
-from efface.models.select import PIXART_SELECTIONS
+from efface.models.select import CROSS_SELECTIONS
 from efface.models.tiny import TINY_T5_ROWS, tiny_pixart
 from efface.patches.foreign import import_patch
 from efface.preservation.adversary import word_rows, worded
@@ -186,11 +186,11 @@ def test_selections_and_readers_match_pixart_sigma() -> None:
         "attn": (448, 297_529_344),
     }
     for name, (tensors, numbers) in expected.items():
-        chosen = [n for n in sizes if PIXART_SELECTIONS[name](n)]
+        chosen = [n for n in sizes if CROSS_SELECTIONS[name](n)]
         assert (len(chosen), sum(sizes[n] for n in chosen)) == (tensors, numbers), name
-    left = [n for n in sizes if not PIXART_SELECTIONS["full"](n)]
+    left = [n for n in sizes if not CROSS_SELECTIONS["full"](n)]
     assert left == [n for n in sizes if "caption_projection" in n]
-    assert not [n for n in sizes if PIXART_SELECTIONS["noxattn"](n) and ".attn2." in n]
+    assert not [n for n in sizes if CROSS_SELECTIONS["noxattn"](n) and ".attn2." in n]
     found = text_readers(network)
     assert set(found) == {"tokens"}
     assert len(found["tokens"]) == 56

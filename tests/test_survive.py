@@ -109,7 +109,16 @@ def test_a_condition_changes_the_pictures_and_leaves_the_model(tiny_setting: Set
     assert setting.model.digest() == before
 
 
-@pytest.mark.parametrize("name", ["tiny-xl", "tiny-sd3", "tiny-pixart"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tiny-xl",
+        "tiny-sd3",
+        "tiny-pixart",
+        "tiny-z-image",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("tiny-sana", "tiny-wan")),
+    ],
+)
 def test_other_families_are_drawn_or_say_why_not(name: str) -> None:
     setting = setting_of(name)
     before = setting.model.digest()
@@ -124,7 +133,7 @@ def test_other_families_are_drawn_or_say_why_not(name: str) -> None:
             refused[key] = str(error)
     assert drawn >= {"bfloat16", "float8", "int8", "fewer-steps", "more-guidance", "merge-base"}, refused
     flows = {"euler", "euler-ancestral", "dpm-solver++", "pndm", "unipc"}
-    assert (flows <= set(refused)) == (name == "tiny-sd3"), refused
+    assert (flows <= set(refused)) == (name not in ("tiny-xl", "tiny-pixart")), refused
     assert setting.model.digest() == before
 
 

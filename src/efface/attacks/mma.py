@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..concepts.request import normalised
 from ..models.base import DiffusionModel
-from ..models.cond import Cond
 from ..preservation.adversary import word_rows
 from .base import Attack, Attempt, Deployed, Goal, Plan, option, own_and_fresh, rng_of
 
@@ -79,7 +78,7 @@ class MMA(Attack):
 
     def _search(self, model: DiffusionModel, words: list[str], table: Tensor, prompt: str, rng: torch.Generator) -> list[int]:
         """The best list of words that was seen."""
-        sought = end_token(model.encode([prompt]))
+        sought = model.encode([prompt]).end_token()
         ids = torch.randint(len(words), (self.tokens,), generator=rng)
         start = model.embed([""])
 
@@ -87,13 +86,13 @@ class MMA(Attack):
             with torch.no_grad():
                 texts = [" ".join(words[j] for j in one) for one in lists.tolist()]
                 parts = [model.encode_soft(model.embed(texts[i : i + 64])) for i in range(0, len(texts), 64)]
-            return 1 - torch.cosine_similarity(torch.cat([end_token(c) for c in parts]), sought)
+            return 1 - torch.cosine_similarity(torch.cat([c.end_token() for c in parts]), sought)
 
         best, least = ids, float(scores(ids[None])[0])
         for _ in range(self.steps):
             rows = table[ids][None].clone().requires_grad_(True)
             c = model.encode_soft(start.splice(start.starts, start.starts, rows))
-            (gradient,) = torch.autograd.grad((1 - torch.cosine_similarity(end_token(c), sought)).sum(), rows)
+            (gradient,) = torch.autograd.grad((1 - torch.cosine_similarity(c.end_token(), sought)).sum(), rows)
             promising = (-(gradient[0] @ table.T)).topk(min(self.topk, len(words)), dim=1).indices.cpu()
             lists = ids.repeat(self.candidates, 1)
             for k in range(self.candidates):
@@ -104,8 +103,3 @@ class MMA(Attack):
             if float(found.min()) < least:
                 best, least = ids, float(found.min())
         return [int(j) for j in best]
-
-
-def end_token(c: Cond) -> Tensor:
-    """(B, d) vectors of the first end-of-text token of each prompt."""
-    return c.tokens[torch.arange(len(c)), c.last + 1]

@@ -128,7 +128,7 @@ class P4D(Attack):
             return [model.starts] * self.tokens
         words = prompt.split()
         begun = [" ".join(words[:i]) for i in range(0, len(words), self.every)]
-        return [len(ids) - 1 for ids in model.token_ids(begun)]
+        return [len(ids) - model.ends for ids in model.token_ids(begun)]
 
     def _written(self, prompt: str, free: Sequence[str]) -> str:
         if self.mode == "n":

@@ -109,7 +109,7 @@ def _models() -> dict[str, str]:
 
     return {
         **known_models(),
-        "FOLDER": "a diffusers folder of Stable Diffusion 1.x, 2.x, XL, 3 or 3.5, of FLUX.1 or of PixArt",
+        "FOLDER": "a diffusers folder of Stable Diffusion 1.x, 2.x, XL, 3 or 3.5, of FLUX.1, PixArt, Sana, Z-Image or Wan 2.1",
         "FILE": "a single checkpoint file",
         "OWNER/NAME": "a Hub id",
     }

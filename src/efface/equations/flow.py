@@ -55,3 +55,34 @@ def flow_dpm_step(x0: Tensor, x0_last: Tensor | None, z: Tensor, s_last: Tensor,
         ratio = (lam[2] - lam[1]) / (lam[1] - lam[0])
         d = x0 + torch.where(ratio <= 2, ratio / 2, 0.0) * (x0 - x0_last)
     return (s_next / s) * z + (alpha_next - alpha * s_next / s) * d
+
+
+def flow_unipc_correct(x0: Tensor, outputs: tuple[Tensor, ...], z: Tensor, levels: tuple[Tensor, ...], s: Tensor) -> Tensor:
+    """The corrector of UniPC (B(h) = e^-h - 1, data prediction): the latent at level s once more, now that ``x0``, the clean
+    latent predicted there, is known.
+
+    ``outputs`` are the clean latents predicted at the one or two ``levels`` before s, the newest last, and z is the latent at the
+    newest of them. With ``lam``, h = lam(s) - lam(levels[-1]) and phi = e^-h - 1:
+
+        z_s  = (s / s_last) z - (1 - s) phi (x0_last + D)
+        D    = (x0 - x0_last) / 2                                          with one level before s
+        D    = rho_1 (x0_prev - x0_last) / r + rho_2 (x0 - x0_last)        with two, r = (lam_prev - lam_last) / h
+        rho_1 + rho_2 = b_1,  r rho_1 + rho_2 = b_2
+        b_1  = (-phi / h - 1) / phi,  b_2 = 2 (-b_1 / h - 1 / (2 phi))
+
+    Its predictor of second order is the step of DPM-Solver++(2M), :func:`flow_dpm_step`. Source: Zhao et al. 2023,
+    arXiv:2302.04867, appendix E.
+    """
+    lam = [torch.log((1 - x) / x) for x in (*levels, s)]
+    h = lam[-1] - lam[-2]
+    phi = torch.expm1(-h)
+    last, news = outputs[-1], x0 - outputs[-1]
+    if len(outputs) == 1:
+        d = news / 2
+    else:
+        r = (lam[-3] - lam[-2]) / h
+        b_1 = (-phi / h - 1) / phi
+        b_2 = 2 * (-b_1 / h - 1 / (2 * phi))
+        rho = (b_1 - b_2) / (1 - r)
+        d = rho * (outputs[-2] - last) / r + (b_1 - rho) * news
+    return (s / levels[-1]) * z - (1 - s) * phi * (last + d)

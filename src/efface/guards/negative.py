@@ -47,7 +47,11 @@ class Negative(Guard):
     @contextmanager
     def active(self, model: DiffusionModel, targets: tuple[str, ...]) -> Iterator[None]:
         text = self.negative(targets)
-        with model.guided_by(lambda c, scale: _Guide(model.encode([text] * len(c)), c, guidance_needed(self.name, scale))):
+
+        def guide(c: Cond, scale: float) -> _Guide:
+            return _Guide(model.encode_negative([text] * len(c)), c, guidance_needed(self.name, scale))
+
+        with model.guided_by(guide):
             yield
 
     def pipeline_arguments(self, targets: tuple[str, ...]) -> Mapping[str, Any]:

@@ -76,7 +76,8 @@ class SAFREE(Guard):
         model.require(self.name, self.needs)
         targets = names_of(targets, "targets")
         plain = model.encode_soft  # taken before the guard is on, so that a patched text encoder stays patched
-        kept = torch.eye(model.encode([""]).tokens.shape[-1], dtype=torch.float64) - projector(ends(model.encode(targets)).cpu())
+        unwanted = projector(model.encode(targets).end_token().cpu())
+        kept = torch.eye(len(unwanted), dtype=torch.float64) - unwanted
 
         def soft(prompts: SoftPrompt, c: Cond) -> Cond:
             return self._filtered(prompts, c, kept.to(c.tokens.device), plain)
@@ -85,7 +86,7 @@ class SAFREE(Guard):
             return soft(model.embed(prompts), c)
 
         def guide(c: Cond, scale: float) -> _Guide:
-            null = model.encode([", ".join(targets)] * len(c)) if self.negative else model.unconditional(len(c))
+            null = model.encode_negative([", ".join(targets)] * len(c)) if self.negative else model.unconditional(len(c))
             return _Guide(null, c, guidance_needed(self.name, scale), model.schedule.size)
 
         with model.encoding(change, soft), model.guided_by(guide):
@@ -127,22 +128,22 @@ class SAFREE(Guard):
         """The plain encodings, with the projected ones and the filter's last step beside them."""
         early, until, s = [], [], prompts.starts
         for i, n in enumerate(prompts.lengths):
-            e = c.tokens[i]
-            if n <= s + 1:  # the empty prompt
+            e, end = c.tokens[i], n - prompts.ends
+            if end <= s:  # the empty prompt
                 early.append(e)
                 until.append(-1)
                 continue
             with torch.no_grad():
-                p = ends(encode_soft(masked(prompts, i, n)))
+                p = encode_soft(masked(prompts, i, n)).end_token()
                 d = (p.double() @ kept).norm(dim=1)
                 hit = triggers(d, self.alpha)
                 through = projector(p) @ kept
-                words = e[s : n - 1].double()
-                if n == s + 2 and self.alone:
+                words = e[s:end].double()
+                if end == s + 1 and self.alone:
                     hit = (words @ kept).norm(dim=1) < (words - words @ kept).norm(dim=1)
                 b = 1 - torch.cosine_similarity(words, words @ through, dim=1).mean()
             moved = e.clone()
-            moved[s : n - 1] = torch.where(hit[:, None], (e[s : n - 1].double() @ through).to(e), e[s : n - 1])
+            moved[s:end] = torch.where(hit[:, None], (e[s:end].double() @ through).to(e), e[s:end])
             early.append(moved)
             until.append(
                 round(10 / (1 + math.exp(-2 * self.sharpness * (10 * float(b) - self.middle)))) if bool(hit.any()) else -1
@@ -151,19 +152,14 @@ class SAFREE(Guard):
         return replace(c, extras={**c.extras, **extras})
 
 
-def ends(c: Cond) -> Tensor:
-    """(B, d) sentence embeddings: the hidden state at the first end-of-text token."""
-    return c.tokens[torch.arange(len(c)), c.last + 1]
-
-
 def masked(prompts: SoftPrompt, i: int, n: int) -> SoftPrompt:
     """A copy of prompt i, which has n tokens, for each of its words; in each copy another word is
     replaced by the embedding of padding."""
-    words = n - 1 - prompts.starts
+    words = n - prompts.ends - prompts.starts
     rows = prompts.embeddings[i].detach().repeat(words, 1, 1)
     for j in range(words):
         rows[j, j + prompts.starts] = prompts.pad
-    return SoftPrompt(rows, prompts.ids[i].repeat(words, 1), (n,) * words, prompts.pad, prompts.pad_id, starts=prompts.starts)
+    return replace(prompts, embeddings=rows, ids=prompts.ids[i].repeat(words, 1), lengths=(n,) * words, beside=None)
 
 
 def _at(c: Cond, t: Tensor, length: int) -> Cond:

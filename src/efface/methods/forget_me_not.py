@@ -169,7 +169,8 @@ class ForgetMeNot(Method):
                     c = model.encode_soft(prompt).repeat(self.batch)
                 columns = torch.zeros(c.tokens.shape[:2], dtype=torch.bool, device=model.device)
                 columns[:, span.start : span.start + len(v)] = True
-                columns[:, span.eos + len(v) - span.width] = self.eos
+                if self.eos and model.ends:
+                    columns[:, span.eos + len(v) - span.width] = True
                 with student.attention_maps() as maps:
                     student.predict(z_t, t, c)
                 step.minimize(attention=column_norm(maps, columns, self.normalize == "rms").mean())

@@ -333,7 +333,7 @@ def positions_of(model: DiffusionModel, template: str, target: str) -> list[int]
     prompt = template.format(target)
     ids, rest = model.token_ids([prompt, template.format("").strip()])
     head, tail = common_ends(ids, rest)
-    return [*range(head, len(ids) - tail), *range(len(ids) - 1, model.encode([prompt]).counts()[0])]
+    return [*range(head, len(ids) - tail), *range(len(ids) - model.ends, model.encode([prompt]).counts()[0])]
 
 
 def common_ends(old: list[int], new: list[int]) -> tuple[int, int]:

@@ -90,7 +90,7 @@ class TIME(Method):
 def articles(model: DiffusionModel) -> dict[int, int]:
     """``{id of "an": id of "a"}``, which the alignment treats as equal; empty where the tokenizer
     splits one of them."""
-    an, a = (ids[model.starts : -1] for ids in model.token_ids(["an", "a"]))
+    an, a = (ids[model.starts : len(ids) - model.ends] for ids in model.token_ids(["an", "a"]))
     return {an[0]: a[0]} if len(an) == len(a) == 1 else {}
 
 

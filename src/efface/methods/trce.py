@@ -300,7 +300,7 @@ class TRCE(Method):
         for (prompt, goal, phrase), (c, g, m, m_goal) in zip(filled, read, strict=True):
             n, n_goal = (self._end(model, p) for p in (prompt, goal))
             word = model.locate(prompt, phrase).start if self.word else 0
-            weights = (self.start * model.starts, self.end, self.padding * (m - 1 - n), self.word)
+            weights = (self.start * bool(model.starts), self.end, self.padding * (m - 1 - n), self.word)
             places = ((0, 0), (n, n_goal), (m - 1, m_goal - 1), (word, m_goal - 1))
             found += [(c[i], g[j], w / len(filled)) for (i, j), w in zip(places, weights, strict=True) if w]
         return (
@@ -310,7 +310,7 @@ class TRCE(Method):
         )
 
     def _end(self, model: DiffusionModel, prompt: str) -> int:
-        """Position of the first end-of-text token."""
+        """Position of the last token, which has read all others: the end of text, where there is one."""
         return 1 + len(prompt.split()) if self.legacy_word_index else len(model.token_ids([prompt])[0]) - 1
 
     # -- second stage --------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def cross_attentions(unet: nn.Module, place: str = "inmidout") -> list[nn.Module
     if place not in PLACES:
         raise UnknownName("place of cross-attention", place, PLACES)
     # The blocks of a transformer are all alike: they are "inmidout".
-    inside = (*PLACES[place], *(("transformer_blocks.",) if place == "inmidout" else ()))
+    inside = (*PLACES[place], *(("transformer_blocks.", "blocks.") if place == "inmidout" else ()))
     found = [m for n, m in unet.named_modules() if n.endswith(".attn2") and n.startswith(inside)]
     if not found:
         raise BadOption(f"this network has no cross-attention in {place!r}; choose another place.")
@@ -76,9 +76,10 @@ def probed(unet: nn.Module) -> Iterator[list[Tensor]]:
             with torch.autocast(queries.device.type, enabled=False):  # maps are float32, whatever the network runs in
                 maps.append(probabilities(queries, keys, module.heads, facts.get("attention_mask")))
 
+        # Where queries and keys are normalised, attention multiplies what the norms give.
+        seen_at = [getattr(layer, f"norm_{x}", None) or getattr(layer, f"to_{x}") for x in "qk"]
         handles += [
-            layer.to_q.register_forward_hook(keep("q")),
-            layer.to_k.register_forward_hook(keep("k")),
+            *(module.register_forward_hook(keep(x)) for module, x in zip(seen_at, "qk", strict=True)),
             layer.register_forward_hook(collect, with_kwargs=True),
         ]
     with hooked(unet, handles):
@@ -96,6 +97,8 @@ def extended(unet: nn.Module, keys: Tensor, values: Tensor, place: str) -> Itera
     m = keys.shape[1]
 
     def longer(module: Any, args: Any, facts: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if "encoder_hidden_states" not in facts:  # Wan gives it by its place, and masks nothing
+            return (args[0], nn.functional.pad(args[1], (0, 0, 0, m)), *args[2:]), facts
         context, mask = facts["encoder_hidden_states"], facts.get("attention_mask")
         facts = {**facts, "encoder_hidden_states": nn.functional.pad(context, (0, 0, 0, m))}
         return args, facts if mask is None else {**facts, "attention_mask": nn.functional.pad(mask, (0, m))}  # a bias of 0: read

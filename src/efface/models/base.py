@@ -80,8 +80,12 @@ class DiffusionModel(abc.ABC):
     """Scale of guidance of the family's pipeline in diffusers."""
     usual_steps: int = 50
     """Sampler steps of the family's pipeline in diffusers."""
+    usual_solver: str = "ddim"
+    """What pictures are drawn by; see :meth:`walk`."""
     starts: ClassVar[int] = 1
-    """Tokens in front of a prompt's words: the begin token of CLIP; T5 has none."""
+    """Tokens in front of a prompt's words: the begin token of CLIP, none of T5, more where a chat is written around it."""
+    ends: ClassVar[int] = 1
+    """Tokens behind a prompt's words: the end token of CLIP and T5, none of Gemma, more where a chat is written around it."""
     guide: Callable[[Cond, float], Guide] | None = None
     """A guard's guidance of a trajectory for conditionings and scale; None is classifier-free guidance. See :meth:`guided_by`."""
     lora_reader: ClassVar[bool] = True
@@ -235,7 +239,12 @@ class DiffusionModel(abc.ABC):
 
     def unconditional(self, n: int) -> Cond:
         """n conditionings of the branch that guidance starts from: the empty prompt, unless the family has something else."""
-        return self.encode([""] * n)
+        return self.encode_negative([""] * n)
+
+    def encode_negative(self, prompts: Sequence[str]) -> Cond:
+        """Conditionings of negative prompts, which guidance moves away from: those of :meth:`encode`, unless the family's
+        pipeline reads such prompts in another way."""
+        return self.encode(prompts)
 
     @torch.no_grad()
     def walk(
@@ -246,7 +255,8 @@ class DiffusionModel(abc.ABC):
 
         noise: (B / m, C, h, w). m blocks of conditionings may start from the same noise; their first step then shares the
         unconditional branch. ``solver``: "ddim"; "dpm" for DPM-Solver++(2M), which needs fewer steps; "plms" for the linear
-        multistep method of PNDM, whose timesteps name the second level twice (see :func:`plms_grid`).
+        multistep method of PNDM, whose timesteps name the second level twice (see :func:`plms_grid`); "unipc" for UniPC of second
+        order, with its corrector, of flows alone.
         As in the stock pipelines, there is no guidance at a scale of 1 or less.
         Cost: :meth:`branches` evaluations per row and step, with guidance B - B / m less at the first step; under a guard as many
         as its guide has blocks. Nothing is evaluated for a level nobody asks for.
@@ -384,7 +394,8 @@ class DiffusionModel(abc.ABC):
     def denoise(self, c: Cond, noise: Tensor, steps: int, scale: float, taken: int = 0) -> Tensor:
         """Clean latents (B, C, h, w): :meth:`walk` over the grid of ``steps`` levels to its end, from the latent ``noise``, on
         which the first ``taken`` steps are done. Cost: as there, ``steps - taken`` steps."""
-        ((_, z_0),) = deque(self.walk(c, noise, self.schedule.timesteps(steps)[taken:], scale), maxlen=1)
+        grid = self.schedule.timesteps(steps)[taken:]
+        ((_, z_0),) = deque(self.walk(c, noise, grid, scale, solver=self.usual_solver), maxlen=1)
         return z_0
 
     def invert(self, c: Cond, z_0: Tensor, steps: int, scale: float = 1.0) -> Tensor:

@@ -69,6 +69,12 @@ class Cond:
         """(B, d) hidden state of each prompt's last word token."""
         return self.tokens[torch.arange(len(self)), self.last]
 
+    def end_token(self) -> Tensor:
+        """(B, d) encoding of the token behind each prompt's last word, which has read all of them; where none is read there, of
+        the last that is."""
+        behind = torch.minimum(self.last + 1, torch.tensor(self.counts()) - 1)
+        return self.tokens[torch.arange(len(self)), behind]
+
     @staticmethod
     def cat(conds: Sequence[Cond]) -> Cond:
         """All rows; extras that every part has."""

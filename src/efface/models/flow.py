@@ -4,6 +4,7 @@ that read text and picture in one attention."""
 from __future__ import annotations
 
 import abc
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from ..equations.flow import (
     euler_step,
     flow_dpm_step,
     flow_loss_weight,
+    flow_unipc_correct,
     noise_from_velocity,
     velocity_of,
     x0_from_velocity,
@@ -26,9 +28,25 @@ from ..errors import BadFile, BadOption
 from .identity import Identity, told_apart
 from .levels import Levels, Past
 from .plain import check_in_memory, check_own
+from .schedule import scheduler_of
 from .select import MMDIT_SELECTIONS, Select
 from .transformer import TransformerModel
 
+EULER, DPM, UNIPC = "FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"
+"""Schedulers of diffusers that lay the levels of a flow: its own, and two of diffusions that can be told to."""
+SOLVERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    DPM: ("dpm", {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}),
+    UNIPC: (
+        "unipc",
+        {"solver_order": 2, "solver_type": "bh2", "predict_x0": True, "disable_corrector": [], "solver_p": None},
+    ),
+}
+"""What the last two step by, when these settings are as they usually are."""
+FLOW_LACKS = {
+    "official_alignment": "those codes shift integer timesteps, and those of a flow are none; use alignment=exact",
+    "plms": "its steps are those of a noise prediction; use solver=ddim or dpm",
+}
+"""What no flow can do."""
 JOINT = "text and picture share one softmax inside every block"
 
 
@@ -42,7 +60,7 @@ class FlowSchedule(Levels):
     """
 
     config: Mapping[str, Any]
-    """The ``FlowMatchEulerDiscreteScheduler`` it was read from."""
+    """The scheduler it was read from, its class included."""
     tokens: int
     """Image tokens of the network, on which a dynamic shift depends."""
     even: bool = False
@@ -52,20 +70,38 @@ class FlowSchedule(Levels):
     @cached_property
     def _trained(self) -> Tensor:
         """(T,) timesteps in ascending order."""
-        scheduler = self._scheduler(self.size)
-        return scheduler.timesteps.flip(0).contiguous()
+        return torch.tensor(self._levels(self.size)).flip(0).contiguous()
+
+    def _levels(self, steps: int) -> list[float]:
+        """Timesteps in descending order: 1,000 s."""
+        scheduler = self._scheduler(steps)
+        found: Tensor = scheduler.timesteps
+        if self.whole:  # the share of noise goes on to have its fractions, and the timestep is the whole number below it
+            below = torch.nextafter((found + 1).float(), torch.tensor(0.0))
+            found = (scheduler.sigmas[:-1].double() * self.size).clamp(found.double(), below.double())
+        levels: list[float] = found.tolist()
+        return levels
+
+    @property
+    def whole(self) -> bool:
+        """Whether the network is told whole numbers, as schedulers of diffusions have them."""
+        return self.config.get("_class_name") != EULER
+
+    def told(self, t: Tensor) -> Tensor:
+        """The timesteps that the network is told at levels t (B,)."""
+        return t.floor() if self.whole else t
 
     def _scheduler(self, steps: int) -> Any:
-        from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(self.config))
+        scheduler = scheduler_of(self.config)
         told, laid = scheduler.config, dict[str, Any]()
-        if told.use_dynamic_shifting:  # as the stock pipelines compute it
+        if told.get("use_dynamic_shifting") and not self.whole:  # as the stock pipelines compute it
             slope = (told.max_shift - told.base_shift) / (told.max_image_seq_len - told.base_image_seq_len)
             laid["mu"] = told.base_shift + slope * (self.tokens - told.base_image_seq_len)
         if self.even:
             laid["sigmas"] = np.linspace(1.0, 1 / steps, steps)
-        scheduler.set_timesteps(steps, **laid)
+        with warnings.catch_warnings():  # some schedulers of diffusers hand tensors to numpy in a way that numpy 2 deprecates
+            warnings.simplefilter("ignore", DeprecationWarning)
+            scheduler.set_timesteps(steps, **laid)
         return scheduler
 
     @property
@@ -79,8 +115,14 @@ class FlowSchedule(Levels):
     def timesteps(self, steps: int) -> list[float]:
         if not 1 <= steps <= self.size:
             raise BadOption(f"{steps} sampling steps: the schedule has {self.size} levels; take 1 to that many.")
-        found: list[float] = self._scheduler(steps).timesteps.tolist()
-        return found
+        return self._levels(steps)
+
+    @property
+    def usual_solver(self) -> str:
+        """The solver whose steps are the scheduler's: Euler's ("ddim"), or DPM-Solver++(2M) ("dpm") or UniPC ("unipc") in their
+        usual forms. Pictures are drawn by Euler's where the scheduler takes other steps."""
+        solver, usual = SOLVERS.get(str(self.config.get("_class_name")), ("ddim", {}))
+        return solver if all(self.config.get(key, value) == value for key, value in usual.items()) else "ddim"
 
     def numbered(self, numbers: Sequence[int], device: torch.device) -> Tensor:
         return self._trained[list(numbers)].to(device)
@@ -89,7 +131,7 @@ class FlowSchedule(Levels):
         """s: how much of z_t is noise; a scalar, or (B, 1, 1, 1) for t (B,)."""
         if isinstance(t, Tensor):
             return (t / self.size).reshape(-1, 1, 1, 1)
-        return torch.tensor(t) / self.size
+        return torch.tensor(t / self.size)  # rounded once: near s = 1, the next digit is a part of 1 - s that counts
 
     def coefficients(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
         s = self.share(t)
@@ -118,45 +160,53 @@ class FlowSchedule(Levels):
             return euler_step(prediction, z, s, s_next), None
         x0 = x0_from_velocity(prediction, z, s)
         x0_last, t_last = (None, t) if past is None else (past.outputs[-1], past.t)
-        return flow_dpm_step(x0, x0_last, z, self.share(t_last).to(z.dtype), s, s_next), Past(t, z, (x0,))
+        s_last = self.share(t_last).to(z.dtype)
+        if solver == "unipc" and past is not None:
+            earlier = () if past.before is None else (self.share(past.before).to(z.dtype),)
+            z = flow_unipc_correct(x0, past.outputs, past.z, (*earlier, s_last), s)
+        known = (x0,) if x0_last is None or solver == "dpm" else (x0_last, x0)
+        return flow_dpm_step(x0, x0_last, z, s_last, s, s_next), Past(t, z, known, None if past is None else past.t)
 
     def loss_weight(self, t: Tensor, space: str) -> Tensor:
         return flow_loss_weight(self.share(t), space)
 
 
-def flow_schedule_of(config: Mapping[str, Any], tokens: int, name: str = "the model", even: bool = False) -> FlowSchedule:
-    """The levels of a diffusers scheduler config. Raises BadFile for a scheduler whose steps are others."""
-    family = str(config.get("_class_name", "FlowMatchEulerDiscreteScheduler"))
-    if family != "FlowMatchEulerDiscreteScheduler":
-        raise BadFile(f"{name} samples with {family}; efface reads FlowMatchEulerDiscreteScheduler. Replace its scheduler.")
-    for option in ("stochastic_sampling", "invert_sigmas"):
+def flow_schedule_of(
+    config: Mapping[str, Any], tokens: int, name: str = "the model", even: bool = False, also: Sequence[str] = ()
+) -> FlowSchedule:
+    """The levels of a diffusers scheduler config: of ``FlowMatchEulerDiscreteScheduler``, or of one of ``also``. Raises BadFile
+    for a scheduler whose levels are others."""
+    family = str(config.get("_class_name", EULER))
+    if family not in (EULER, *also):
+        raise BadFile(f"{name} samples with {family}; efface reads {' and '.join((EULER, *also))}. Replace its scheduler.")
+    others = ["stochastic_sampling", "invert_sigmas"]
+    if family != EULER:
+        others = ["use_karras_sigmas", "use_lu_lambdas", "use_exponential_sigmas", "use_beta_sigmas", "thresholding"]
+        needed = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+        needed |= {"final_sigmas_type": "zero"} if "final_sigmas_type" in config else {}
+        for option, value in needed.items():
+            if config.get(option) != value:
+                found = config.get(option)
+                raise BadFile(f"{name} has a {family} with {option}={found!r}, and a flow needs {value!r}. Set it so.")
+    for option in others:
         if config.get(option):
             raise BadFile(f"{name} has a scheduler with {option}=true, whose steps efface does not take. Set it to false.")
     return FlowSchedule({**{k: v for k, v in config.items() if not k.startswith("_")}, "_class_name": family}, tokens, even)
 
 
-class FlowTransformer(TransformerModel):
-    """Adapter of a transformer that reads text and picture side by side and predicts a flow: Stable Diffusion 3 and FLUX.
+class JointFlow(TransformerModel):
+    """Abstract. A transformer in whose blocks text and picture share one attention, and which predicts a flow.
 
-    **T5** stands beside CLIP. It is read and never trained, and no patch holds it; a model's identity knows it, and the number of
-    rows it is given.
-
-    **Weights.** The text's keys and values inside a block read what the block before has made of text and picture, so a closed
-    form is exact only where the encoders' output enters: at ``context_embedder`` and at the first layer that reads the pooled
-    vector.
-
-    ``z = (vae - shift_factor) scaling_factor``. The scheduler must be ``FlowMatchEulerDiscreteScheduler``.
+    The text's keys and values inside a block read what the block before has made of text and picture, so a closed form is exact
+    only where the encoders' output enters. ``z = (vae - shift_factor) scaling_factor``. The scheduler must be
+    ``FlowMatchEulerDiscreteScheduler``.
     """
 
-    selections: ClassVar[Mapping[str, Select]] = MMDIT_SELECTIONS
     even: ClassVar[bool] = False
     """See :attr:`FlowSchedule.even`."""
+    entry: ClassVar[str] = "context_embedder"
+    """The layer at which the encoders' output enters."""
     schedule: FlowSchedule
-
-    def __init__(self, *, t5_rows: int, **parts: Any) -> None:
-        """``t5_rows``: the stock pipeline's ``max_sequence_length``."""
-        self.t5_rows = t5_rows
-        super().__init__(**parts)
 
     def _sized(self, scheduler: Mapping[str, Any]) -> None:
         channels, side, tokens = self._picture
@@ -167,14 +217,6 @@ class FlowTransformer(TransformerModel):
     @abc.abstractmethod
     def _picture(self) -> tuple[int, int, int]:
         """Channels and side of latents, and the tokens that the network makes of them."""
-
-    def check_plain(self) -> None:
-        super().check_plain()
-        for module in self._t5() if self._described is not None else ():
-            check_in_memory(self.name, self.t5_parts[1], module)
-            check_own(self.name, self.t5_parts[1], module)
-
-    # -- network -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def decode(self, z_0: Tensor) -> Tensor:
@@ -198,9 +240,8 @@ class FlowTransformer(TransformerModel):
             "attention_maps": f"{JOINT}, so that what a pixel gives to the words does not sum to 1",
             "extra_context": f"{JOINT}, and each block makes the text's keys and values from what the block before left",
             "start_detached": f"{JOINT}, so that the start token is no column of its own; set detach_start=false",
-            "official_alignment": "those codes shift integer timesteps, and those of a flow are none; use alignment=exact",
-            "plms": "its steps are those of a noise prediction; use solver=ddim or dpm",
-            "keys_and_values": "both read the same matrix, context_embedder",
+            **FLOW_LACKS,
+            "keys_and_values": f"both read the same matrix, {self.entry}",
         }
 
     def attention_maps(self) -> AbstractContextManager[list[Tensor]]:
@@ -211,6 +252,27 @@ class FlowTransformer(TransformerModel):
 
     def start_detached(self) -> AbstractContextManager[None]:
         raise self._refusal("start_detached")
+
+
+class FlowTransformer(JointFlow):
+    """Adapter of Stable Diffusion 3 and FLUX, whose text T5 and CLIP read; see also :class:`JointFlow`.
+
+    **T5** stands beside CLIP. It is read and never trained, and no patch holds it; a model's identity knows it, and the number of
+    rows it is given. Closed forms are exact at ``context_embedder`` and at the first layer that reads the pooled vector.
+    """
+
+    selections: ClassVar[Mapping[str, Select]] = MMDIT_SELECTIONS
+
+    def __init__(self, *, t5_rows: int, **parts: Any) -> None:
+        """``t5_rows``: the stock pipeline's ``max_sequence_length``."""
+        self.t5_rows = t5_rows
+        super().__init__(**parts)
+
+    def check_plain(self) -> None:
+        super().check_plain()
+        for module in self._t5() if self._described is not None else ():
+            check_in_memory(self.name, self.t5_parts[1], module)
+            check_own(self.name, self.t5_parts[1], module)
 
     # -- files ---------------------------------------------------------------------------------------------------
 
@@ -223,9 +285,6 @@ class FlowTransformer(TransformerModel):
         no parameter shows."""
         found = super().identity(part)
         return found if part else told_apart(found, self.t5_rows)
-
-    def _lora_state(self, tensors: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
-        return self._stock().lora_state_dict(dict(tensors)), {}
 
     @property
     def info(self) -> Mapping[str, object]:

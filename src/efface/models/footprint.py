@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .base import DiffusionModel
+from .cond import MASK
 from .select import Select
 
 
@@ -89,6 +90,7 @@ def activations(model: DiffusionModel, select: Select, dtype: torch.dtype, *, ch
         p.requires_grad_(select(f"{model.part}.{name}"))
     c = model.encode([""])
     extras = {k: v.to("meta", dtype) if v.is_floating_point() else v.to("meta") for k, v in c.extras.items()}
+    extras |= {k: v for k, v in c.extras.items() if k == MASK}  # it says how many tokens there are
     c = dataclasses.replace(c, tokens=c.tokens.to("meta", dtype), extras=extras)
     z = torch.empty((1, *model.latent_shape), dtype=dtype, device="meta")
     t = model.schedule.numbered([model.schedule.size // 2], torch.device("cpu")).to("meta")

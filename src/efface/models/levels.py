@@ -24,7 +24,9 @@ class Past:
     z: Tensor
     """Latents it started from."""
     outputs: tuple[Tensor, ...]
-    """What was predicted, the newest last: clean latents ("dpm") or eps ("plms")."""
+    """What was predicted, the newest last: clean latents ("dpm", "unipc") or eps ("plms")."""
+    before: float | None = None
+    """Timestep of the last but one of ``outputs``, where "unipc" needs it."""
 
 
 class Levels(abc.ABC):
@@ -85,9 +87,10 @@ class Levels(abc.ABC):
     def step(
         self, prediction: Tensor, z: Tensor, t: float, t_next: float, past: Past | None, solver: str
     ) -> tuple[Tensor, Past | None]:
-        """One step of "ddim" (for a flow, Euler's), "dpm" (DPM-Solver++(2M)) or "plms", and what the next step needs.
+        """One step of "ddim" (for a flow, Euler's), "dpm" (DPM-Solver++(2M)), "plms" or "unipc", and what the next step needs.
 
-        "plms" is of eps alone; a step to its own timestep takes the step before once more.
+        "plms" is of eps alone; a step to its own timestep takes the step before once more. "unipc" is of flows alone; before it
+        goes on, it corrects the latent that it was given.
         """
 
     @abc.abstractmethod

@@ -25,8 +25,14 @@ TINY = {
     "tiny-sd3": "tiny as Stable Diffusion 3.5: a flow transformer and three text encoders",
     "tiny-flux": "tiny as FLUX.1 dev: embedded guidance, packed latents, T5 and the pooled text of CLIP",
     "tiny-pixart": "tiny as PixArt-Sigma: a transformer with cross-attention that T5 alone reads the text for",
+    "tiny-sana": "tiny as Sana: a flow transformer with cross-attention whose text Gemma 2 reads behind an instruction",
+    "tiny-z-image": "tiny as Z-Image: a flow transformer with one stream of text and picture, whose text Qwen3 reads in a chat",
+    "tiny-wan": "tiny as Wan 2.1, of which one frame is drawn: a flow transformer of videos with cross-attention",
 }
-ACCEPTED = "give a loaded pipeline of Stable Diffusion 1.x, 2.x, XL, 3 or 3.5, FLUX.1 or PixArt, a folder, a file or a Hub id."
+ACCEPTED = (
+    "give a loaded pipeline of Stable Diffusion 1.x, 2.x, XL, 3 or 3.5, FLUX.1, PixArt, Sana, Z-Image or Wan 2.1, a folder, "
+    "a file or a Hub id."
+)
 
 
 def pick_device(name: str) -> str:
@@ -107,9 +113,12 @@ def _adapters() -> dict[str, type[StableDiffusion]]:
     """The adapters by the pipeline they are made of."""
     from .flux import Flux
     from .pixart import PixArt, PixArtAlpha
+    from .sana import Sana
     from .sd import StableDiffusion
     from .sd3 import StableDiffusion3
     from .sdxl import StableDiffusionXL
+    from .wan import Wan
+    from .z_image import ZImage
 
     return {
         "StableDiffusionPipeline": StableDiffusion,
@@ -119,6 +128,9 @@ def _adapters() -> dict[str, type[StableDiffusion]]:
         "FluxPipeline": Flux,
         "PixArtSigmaPipeline": PixArt,
         "PixArtAlphaPipeline": PixArtAlpha,
+        "SanaPipeline": Sana,
+        "ZImagePipeline": ZImage,
+        "WanPipeline": Wan,
     }
 
 
@@ -150,7 +162,7 @@ def family_of(source: str) -> type[StableDiffusion]:
         return adapters["StableDiffusionPipeline"]  # no index: loading will tell
     family = named.get("_class_name", "?")
     if family not in adapters:
-        edits = any(word in family for word in ("Inpaint", "Img2Img", "Fill", "Kontext", "Control", "Pix2Pix", "Upscale"))
+        edits = any(word in family for word in ("Inpaint", "Img2Img", "Fill", "Kontext", "Control", "Pix2Pix", "Upscale", "PAG"))
         remedy = f" {FROM_BASE}" if edits else ""
         raise BadFile(f"{source!r} is a {family}; this version reads {', '.join(adapters)}.{remedy}")
     return adapters[family]

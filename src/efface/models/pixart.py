@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import BadFile
 from .cond import MASK, Cond
+from .cross import CrossTransformer
 from .schedule import schedule_of
-from .select import PIXART_SELECTIONS, Select
-from .tokens import SoftPrompt, last_words, substituted, token_table
-from .transformer import TransformerModel
+from .select import CROSS_SELECTIONS, Select
+from .tokens import last_words, substituted, token_table
 
 T5_ROWS = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}
 """Tokens that the stock pipelines give to T5 when they are not told otherwise."""
 
 
-class PixArt(TransformerModel):
-    """Adapter of one loaded PixArt-Sigma (``PixArtSigmaPipeline``).
+class PixArt(CrossTransformer):
+    """Adapter of one loaded PixArt-Sigma (``PixArtSigmaPipeline``); see also :class:`CrossTransformer`.
 
-    **Text** enters as in the UNets of Stable Diffusion, by the keys and values of ``attn2`` in every block, so closed forms,
-    attention maps and further tokens carry over. Tokens are what those layers read: the last hidden states of T5 behind the
-    network's ``caption_projection``, (B, ``t5_rows``, 1152). Padding is masked; its rows are zeros here, and
-    ``extras["mask"]`` says which rows are read. The caption projection counts as a part of how text is read and is in no
-    selection; a patch that changes it is applied like every other.
+    **Text.** Tokens are the last hidden states of T5 behind the network's ``caption_projection``, (B, ``t5_rows``, 1152). Padding
+    is masked; its rows are zeros here, and ``extras["mask"]`` says which rows are read.
 
     The stock pipeline writes prompts in lower case, and so does this adapter. Where the packages ``bs4`` and ``ftfy`` are there,
     the pipeline also cleans captions of links and marks (``clean_caption``), which it does not need for a plain prompt. T5 has no
@@ -42,9 +38,7 @@ class PixArt(TransformerModel):
     called: ClassVar[str] = "a PixArt"
     kind: ClassVar[str] = "PixArtTransformer2DModel"
     pipeline: ClassVar[str] = "PixArtSigmaPipeline"
-    t5_parts: ClassVar[tuple[str, str]] = ("tokenizer", "text_encoder")
-    encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
-    selections: ClassVar[Mapping[str, Select]] = PIXART_SELECTIONS
+    selections: ClassVar[Mapping[str, Select]] = CROSS_SELECTIONS
     starts: ClassVar[int] = 0
     lora_reader: ClassVar[bool] = False
     usual_guidance, usual_steps = 4.5, 20
@@ -67,18 +61,10 @@ class PixArt(TransformerModel):
 
     def _check_modules(self) -> None:
         super()._check_modules()
-        if self.transformer.caption_projection is None:
-            raise BadFile(f"the transformer of {self.name!r} has no caption_projection; load a PixArt-Alpha or PixArt-Sigma.")
         if getattr(self.vae.config, "latents_mean", None) is not None:
             raise BadFile(f"{self.name!r} shifts its latents by a mean of their own, which efface does not do here.")
 
     # -- loading -------------------------------------------------------------------------------------------------
-
-    @classmethod
-    def _stock(cls) -> Any:
-        import diffusers
-
-        return getattr(diffusers, cls.pipeline)
 
     @classmethod
     def _kinds(cls) -> dict[str, Any]:
@@ -93,20 +79,11 @@ class PixArt(TransformerModel):
             "vae": AutoencoderKL,
         }
 
-    @classmethod
-    def from_single_file(cls, path: Path, *, dtype: str, device: str) -> PixArt:
-        """Refused: diffusers reads no single file of this family."""
-        raise BadFile(f"{str(path)!r} is a single file of PixArt, which diffusers does not read; load a folder or Hub id.")
-
     # -- text ----------------------------------------------------------------------------------------------------
 
     @property
     def _text(self) -> tuple[Any, Any, int]:
         return self.tokenizer, self.text_encoder, self.t5_rows
-
-    @property
-    def _numbers_per_prompt(self) -> int:
-        return int(self.t5_rows * self.transformer.inner_dim)
 
     def _tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, list[int]]:
         return super()._tokenize([prompt.lower().strip() for prompt in prompts])
@@ -120,23 +97,20 @@ class PixArt(TransformerModel):
         looked_up = nullcontext() if embeddings is None else substituted(token_table(self.text_encoder), embeddings)
         with self._autocast(), looked_up:
             hidden = self.text_encoder(ids.to(self.device), attention_mask=mask.long()).last_hidden_state
-            tokens = self.transformer.caption_projection(hidden)
-        return Cond(tokens * mask[..., None], last_words(lengths), {MASK: mask.to(tokens.dtype)})
-
-    def encode_soft(self, prompts: SoftPrompt) -> Cond:
-        return self._read(prompts.ids, prompts.lengths, prompts.embeddings)
+            tokens = self._projected(hidden)
+        return Cond(tokens * mask[..., None], last_words(lengths, self.ends), {MASK: mask.to(tokens.dtype)})
 
     # -- network -------------------------------------------------------------------------------------------------
 
     def predict(self, z_t: Tensor, t: Tensor, c: Cond) -> Tensor:
         self.evals.forward += len(z_t)
         self.evals.calls += 1
-        with self._autocast(), _projected(self.transformer.caption_projection):
+        with self._autocast(), self._reading_projected():
             output: Tensor = self.transformer(
                 z_t,
                 encoder_hidden_states=c.tokens,
                 # In a mixture of prompts, what any of them reads is read.
-                encoder_attention_mask=(c.extras[MASK] > 0).to(c.tokens.dtype),
+                encoder_attention_mask=(c.extras[MASK] > 0).to(c.tokens),
                 timestep=t,
                 added_cond_kwargs=self._size(len(z_t), z_t),
                 return_dict=False,
@@ -152,51 +126,14 @@ class PixArt(TransformerModel):
         size = torch.tensor([[height, width]], dtype=z.dtype, device=z.device).repeat(n, 1)
         return {"resolution": size, "aspect_ratio": torch.full((n, 1), height / width, dtype=z.dtype, device=z.device)}
 
-    # -- what this family lacks ----------------------------------------------------------------------------------
-
-    @property
-    def lacking(self) -> Mapping[str, str]:
-        return {
-            **super().lacking,
-            "start_detached": "T5 has no begin token; set detach_start=false",
-            "places": "its blocks are all alike and have no middle; set place=inmidout",
-        }
-
-    def start_detached(self) -> AbstractContextManager[None]:
-        raise self._refusal("start_detached")
-
     # -- files ---------------------------------------------------------------------------------------------------
 
     def read_lora(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Nothing: diffusers has no reader of LoRAs for this family."""
         return {}
 
-    @property
-    def info(self) -> Mapping[str, object]:
-        return {
-            "name": self.name,
-            "family": self.family,
-            "prediction_type": self.schedule.prediction_type,
-            "latent_shape": list(self.latent_shape),
-            "cross_attention_dim": self.transformer.config.cross_attention_dim,
-            "t5_rows": self.t5_rows,
-            "transformer_parameters": sum(p.numel() for p in self.transformer.parameters()),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "device": str(self.device),
-        }
-
 
 class PixArtAlpha(PixArt):
     """Adapter of one loaded PixArt-Alpha (``PixArtAlphaPipeline``)."""
 
     pipeline: ClassVar[str] = "PixArtAlphaPipeline"
-
-
-@contextmanager
-def _projected(layer: nn.Module) -> Iterator[None]:
-    """Inside, the caption projection passes on what it gets: it was applied when the text was read."""
-    layer.forward = lambda caption: caption
-    try:
-        yield
-    finally:
-        del layer.forward  # the class's own method shows again

@@ -1,8 +1,9 @@
 """Which weights of a denoiser read the text, and where: what a closed-form edit multiplies. Families differ only here.
 
 "tokens" is the sequence of hidden states (SD 1.x: CLIP, 768; SD 2.x: OpenCLIP, 1024; SDXL: both encoders side by side, 2048;
-SD3: both, and T5 behind them, 4096; FLUX: T5, 4096; PixArt: T5 behind the caption projection, 1152), "pooled" the one vector per
-prompt that SDXL, SD3 and FLUX also receive. An edit of the tokens alone leaves the concept a second way in.
+SD3: both, and T5 behind them, 4096; FLUX: T5, 4096; PixArt: T5 behind the caption projection, 1152; Sana: Gemma 2 behind that
+and a norm, 2240; Z-Image: Qwen3 behind a norm, 2560), "pooled" the one vector per prompt that SDXL, SD3 and FLUX also receive. An
+edit of the tokens alone leaves the concept a second way in.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ def text_readers(network: nn.Module) -> dict[str, list[Reader]]:
     """Readers of "tokens" and, where the family has them, of "pooled". Raises NothingSelected for a network that reads no text
     in a way known here.
 
-    Cross-attention keys and values of every UNet and of PixArt; SDXL's ``add_embedding`` (pooled text first, then the time ids);
-    the ``context_embedder`` and ``time_text_embed.text_embedder`` of SD3 and FLUX, behind which text and image are mixed.
+    Cross-attention keys and values of every UNet, of PixArt and of Sana; SDXL's ``add_embedding`` (pooled text first, then the
+    time ids); the ``context_embedder`` and ``time_text_embed.text_embedder`` of SD3 and FLUX and the ``cap_embedder`` of Z-Image,
+    behind which text and image are mixed.
     """
     parameters = dict(network.named_parameters())
-    tokens = [n for n in ("context_embedder.weight",) if n in parameters]
+    tokens = [n for n in ("context_embedder.weight", "cap_embedder.1.weight") if n in parameters]
     # Behind a context embedder, attn2 (Stable Diffusion 3.5) attends to the picture alone.
     tokens = tokens or [n for n in parameters if n.endswith((".attn2.to_k.weight", ".attn2.to_v.weight"))]
     if not tokens:

@@ -122,6 +122,8 @@ class Schedule(Levels):
     def step(
         self, prediction: Tensor, z: Tensor, t: float, t_next: float, past: Past | None, solver: str
     ) -> tuple[Tensor, Past | None]:
+        if solver == "unipc":
+            raise BadOption("solver=unipc is of flows alone; use ddim, dpm or plms.")
         # The levels stay on the CPU as scalars: a copy to a GPU at every step would wait for all steps before it.
         ab, ab_next = (self.ab(x).to(z.dtype) for x in (t, t_next))
         if not ab > 0:

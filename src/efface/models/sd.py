@@ -225,7 +225,7 @@ class StableDiffusion(DiffusionModel):
         table = token_table(encoder)
         with self._autocast(), nullcontext() if embeddings is None else substituted(table, embeddings):
             hidden = encoder(ids.to(self.device)).last_hidden_state
-        return Cond(hidden, last_words(lengths))
+        return Cond(hidden, last_words(lengths, self.ends))
 
     def _tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, list[int]]:
         tokenizer, _, limit = self._text
@@ -285,7 +285,7 @@ class StableDiffusion(DiffusionModel):
         starts = occurrences(ids[0, :n].tolist(), wanted)
         if not starts:
             raise BadRequest(f"{phrase!r} does not stand in the prompt {prompt!r} as the tokenizer reads it.")
-        return TokenSpan(starts, len(wanted), eos=n - 1)
+        return TokenSpan(starts, len(wanted), eos=n - self.ends)
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> SoftPrompt:
@@ -293,7 +293,8 @@ class StableDiffusion(DiffusionModel):
         tokenizer, encoder, _ = self._text
         ids, table = ids.to(self.device), token_table(encoder)
         pad_id = tokenizer.pad_token_id
-        return SoftPrompt(table(ids), ids, tuple(lengths), table(ids.new_tensor(pad_id)), pad_id, starts=self.starts)
+        pad = table(ids.new_tensor(pad_id))
+        return SoftPrompt(table(ids), ids, tuple(lengths), pad, pad_id, starts=self.starts, ends=self.ends)
 
     def encode_soft(self, prompts: SoftPrompt) -> Cond:
         return self._read(prompts.ids, prompts.lengths, prompts.embeddings)
@@ -301,7 +302,7 @@ class StableDiffusion(DiffusionModel):
     @torch.no_grad()
     def text_layers(self, prompts: Sequence[str]) -> list[Cond]:
         ids, lengths = self._tokenize(prompts)
-        last = last_words(lengths)
+        last = last_words(lengths, self.ends)
         found: list[list[Tensor]] = []
         for part in ids.split(64):
             with self._autocast():

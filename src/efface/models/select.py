@@ -67,8 +67,9 @@ def text_layers(layers: str) -> Select:
         wanted = {int(part) for part in layers.split(",")}
     except ValueError as error:
         raise BadOption(f"layers={layers!r} is neither all nor numbers with commas, such as 0,1,11.") from error
-    starts = tuple(f"{part}encoder.{kind}.{i}." for part in ENCODERS for kind in ("layers", "block") for i in wanted)
-    return lambda n: n.startswith(starts)  # CLIP calls them layers, T5 blocks
+    kinds = ("encoder.layers", "encoder.block", "layers")  # of CLIP, of T5, and of a language model
+    starts = tuple(f"{part}{kind}.{i}." for part in ENCODERS for kind in kinds for i in wanted)
+    return lambda n: n.startswith(starts)
 
 
 def _block(name: str, *layers: str) -> bool:
@@ -151,27 +152,95 @@ FLUX_SELECTIONS: dict[str, Select] = {
 }
 
 
-def _pixart(name: str) -> bool:
-    # The caption projection is part of how text is read.
-    return name.startswith("transformer.") and not name.startswith("transformer.caption_projection.")
+def _z_block(name: str, stack: str, *layers: str) -> bool:
+    return name.startswith(f"transformer.{stack}.") and any(f".{layer}" in name for layer in layers)
 
 
-PIXART_SELECTIONS: dict[str, Select] = {
-    # PixArt-Sigma: 224 tensors, 148,764,672 parameters: to_q, to_k, to_v, to_out of cross-attention, with biases.
-    "xattn": lambda n: _pixart(n) and ".attn2." in n,
+def _z_text_kv(name: str) -> bool:
+    return _z_block(name, "context_refiner", "attention.to_k.", "attention.to_v.")
+
+
+def _z_text_attn(name: str) -> bool:
+    return _z_block(name, "context_refiner", "attention.to_")
+
+
+def _z_text(name: str) -> bool:
+    # Without the bias of cap_embedder: the refiner's layers have none, and a LoRA has biases everywhere or nowhere.
+    return _z_block(name, "context_refiner", "attention.to_", "feed_forward.") or name == "transformer.cap_embedder.1.weight"
+
+
+def _z_single(name: str) -> bool:
+    return _z_block(name, "layers", "attention.to_")
+
+
+def _z_image(name: str) -> bool:
+    return _z_single(name) or _z_block(name, "noise_refiner", "attention.to_")
+
+
+def _z_whole(name: str) -> bool:
+    # The norm in front of cap_embedder's linear layer is part of how text is read.
+    return name.startswith("transformer.") and not name.startswith("transformer.cap_embedder.0.")
+
+
+Z_IMAGE_SELECTIONS: dict[str, Select] = {
+    # 4 tensors, 58,982,400 parameters: keys and values of the blocks that see the text alone.
+    "text-kv": _z_text_kv,
+    "xattn-kv": _z_text_kv,
+    # 8 tensors, 117,964,800 parameters: all projections of attention there.
+    "text-attn": _z_text_attn,
+    # 15 tensors, 363,724,800 parameters: these, the feed-forward layers there, and the matrix at which the text enters. All that
+    # acts on the text alone; behind it, 30 blocks share every weight between text and picture.
+    "text": _z_text,
+    "xattn": _z_text,
+    # 2 tensors, 9,834,240 parameters: where the text enters, with its bias.
+    "context": lambda n: n.startswith("transformer.cap_embedder.1."),
+    # 120 tensors, 1,769,472,000 parameters: attention that text and picture share.
+    "single-attn": _z_single,
+    # 128 tensors, 1,887,436,800 parameters: these, and the attention of the blocks that see the picture alone.
+    "image-attn": _z_image,
+    "visual": _z_image,
+    # 136 tensors, 2,005,401,600 parameters: all attention.
+    "joint": lambda n: _z_text_attn(n) or _z_image(n),
+    "attn": lambda n: _z_text_attn(n) or _z_image(n),
+    "noxattn": lambda n: _z_whole(n) and not _z_text(n) and not n.startswith("transformer.cap_embedder."),
+    "full": _z_whole,
+    "text-encoder": lambda n: n.startswith(ENCODERS),
+}
+
+PROJECTIONS = (
+    "transformer.caption_projection.",
+    "transformer.caption_norm.",
+    "transformer.condition_embedder.text_embedder.",
+)
+"""What stands between the text encoder and cross-attention: a part of how text is read."""
+
+
+def _cross(name: str) -> bool:
+    return name.startswith("transformer.") and not name.startswith(PROJECTIONS)
+
+
+def _projects(name: str, *attention: str) -> bool:
+    # Not the norms of queries and keys, which Sana 1.5 and Wan have.
+    return name.startswith("transformer.") and any(f".{layer}.to_" in name for layer in attention)
+
+
+CROSS_SELECTIONS: dict[str, Select] = {
+    # PixArt-Sigma: 224 tensors, 148,764,672 parameters: to_q, to_k, to_v, to_out of cross-attention, with biases. Sana: 160,
+    # 401,587,200. Wan 2.1 of 1.3 billion parameters: 240, 283,299,840; of 14: 320, 4,195,123,200.
+    "xattn": lambda n: _projects(n, "attn2"),
     # 84 tensors, 111,476,736 parameters.
-    "xattn-qkv": lambda n: _pixart(n) and n.endswith(tuple(f".attn2.to_{x}.weight" for x in "qkv")),
-    # 56 tensors, 74,317,824 parameters.
-    "xattn-kv": lambda n: _pixart(n) and n.endswith((".attn2.to_k.weight", ".attn2.to_v.weight")),
+    "xattn-qkv": lambda n: _cross(n) and n.endswith(tuple(f".attn2.to_{x}.weight" for x in "qkv")),
+    # 56 tensors, 74,317,824 parameters. Sana: 40, 200,704,000.
+    "xattn-kv": lambda n: _cross(n) and n.endswith((".attn2.to_k.weight", ".attn2.to_v.weight")),
     # 224 tensors, 148,764,672 parameters.
-    "selfattn": lambda n: _pixart(n) and ".attn1." in n,
+    "selfattn": lambda n: _projects(n, "attn1"),
     # 448 tensors, 297,529,344 parameters.
-    "attn": lambda n: _pixart(n) and (".attn1." in n or ".attn2." in n),
+    "attn": lambda n: _projects(n, "attn1", "attn2"),
     # Self-attention and the queries of cross-attention.
-    "visual": lambda n: _pixart(n) and (".attn1." in n or ".attn2.to_q." in n),
-    # Everything but cross-attention and the caption projection.
-    "noxattn": lambda n: _pixart(n) and ".attn2." not in n,
-    "full": _pixart,
+    "visual": lambda n: _projects(n, "attn1") or (_cross(n) and ".attn2.to_q." in n),
+    # Everything but cross-attention and the projections in front of it.
+    "noxattn": lambda n: _cross(n) and ".attn2." not in n,
+    "full": _cross,
     "text-encoder": lambda n: n.startswith(ENCODERS),
 }
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..errors import BadOption, PromptTooLong
 
-SPACE = "\u2581"
-"""How T5's tokenizer writes the space before a word."""
+SPACE, BYTE_SPACE = "\u2581", "\u0120"
+"""How the space before a word is written by the tokenizers of T5 and Gemma, and by those of bytes, such as Qwen's."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class TokenSpan:
     width: int
     """Tokens per occurrence."""
     eos: int
-    """The first end-of-text position. Everything after it is padding, even where the padding token is the end token."""
+    """The position behind the last word: of the end token, where there is one. Everything after it is padding, or the end of a
+    chat; also where the padding token is the end token."""
 
     @property
     def start(self) -> int:
@@ -43,15 +44,15 @@ class TokenSpan:
         return tuple(sorted({s + i for s in self.starts for i in range(self.width)}))
 
 
-def last_words(lengths: Sequence[int]) -> Tensor:
-    """(B,) index of each prompt's last word, the one before the end token; 0 for an empty prompt."""
-    return torch.tensor([max(n - 2, 0) for n in lengths])
+def last_words(lengths: Sequence[int], ends: int = 1) -> Tensor:
+    """(B,) index of each prompt's last word, the one before the ``ends`` tokens behind the words; 0 for an empty prompt."""
+    return torch.tensor([max(n - 1 - ends, 0) for n in lengths])
 
 
 def whole_words(tokenizer: Any) -> list[str]:
-    """The words of letters that are one token: those that CLIP's tokenizer ends with ``</w>`` and T5's begins with a mark."""
+    """The words of letters that are one token: those that CLIP's tokenizer ends with ``</w>`` and others begin with a mark."""
     tokens = tokenizer.get_vocab()
-    for mark in ("</w>", SPACE):
+    for mark in ("</w>", SPACE, BYTE_SPACE):
         if any(mark in t for t in tokens):
             tokens = [t.replace(mark, "") for t in tokens if (t.endswith(mark) if mark == "</w>" else t.startswith(mark))]
             break
@@ -86,6 +87,8 @@ class SoftPrompt:
     change it."""
     starts: int = 1
     """Tokens in front of the words, which nothing replaces."""
+    ends: int = 1
+    """Tokens behind the words, which nothing replaces."""
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -96,10 +99,9 @@ class SoftPrompt:
         rows: (m, e) for every prompt, or (B, m, e). Raises BadOption for a place that would hit start or end of text,
         PromptTooLong when the text would not fit any more.
         """
-        if not self.starts <= start <= stop < min(self.lengths):
-            raise BadOption(
-                f"token positions {start} .. {stop} are not inside the prompt; its words end before {min(self.lengths) - 1}."
-            )
+        end = min(self.lengths) - self.ends
+        if not self.starts <= start <= stop <= end:
+            raise BadOption(f"token positions {start} .. {stop} are not inside the prompt; its words end before {end}.")
         m, limit = rows.shape[-2], self.ids.shape[1]
         grown = m - (stop - start)
         if max(self.lengths) + grown > limit:
@@ -117,6 +119,7 @@ class SoftPrompt:
             self.pad_id,
             self.beside,
             self.starts,
+            self.ends,
         )
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import BadFile, BadOption
+from ..errors import BadFile, BadOption, PromptTooLong
 from .base import Evals
 from .capabilities import CAPABILITIES
 from .cond import Cond
@@ -22,13 +23,15 @@ from .sd import StableDiffusion
 
 class TransformerModel(StableDiffusion):
     """Abstract. What such a family adds is its text, its noise levels and how its network is called. Weights are named
-    ``transformer.``. T5 overflows in float16, which is refused for a family that reads it."""
+    ``transformer.``. Large text encoders overflow in float16, which is refused for a family that reads one."""
 
     part: ClassVar[str] = "transformer"
     kind: ClassVar[str]
     """Class of the transformer."""
     t5_parts: ClassVar[tuple[str, str]]
-    """Names of T5's tokenizer and of T5 in the family's pipeline."""
+    """Names of T5's tokenizer and of T5 in the family's pipeline, or of what reads text in its place."""
+    reads_with: ClassVar[str] = "T5"
+    """What it is called. It overflows in float16."""
     optional: ClassVar[tuple[str, ...]] = ()
     """Parts that a pipeline may lack."""
     transformer: Any
@@ -55,10 +58,11 @@ class TransformerModel(StableDiffusion):
         self._check_modules()
         for module in (self.transformer, self.vae, *self._encoders(), *self._t5()):
             module.eval().requires_grad_(False)
-        first = next(self.transformer.parameters())
+        # diffusers keeps small layers of some families in float32; the largest has the precision that was asked for.
+        first = max(self.transformer.parameters(), key=lambda p: p.numel())
         self.device, self.dtype = first.device, first.dtype
         if self.dtype == torch.float16 and self._t5():
-            raise BadOption(f"T5 overflows in float16; load {name!r} in bfloat16 (--dtype bfloat16).")
+            raise BadOption(f"{self.reads_with} overflows in float16; load {name!r} in bfloat16 (--dtype bfloat16).")
         self.autocast_dtype, self.compiled, self.evals = first.dtype, False, Evals()
         self._sized(scheduler)
         self._encoded: dict[str, Cond] = {}
@@ -75,6 +79,11 @@ class TransformerModel(StableDiffusion):
         config: Any = self.transformer.config
         return config.in_channels, config.out_channels
 
+    @property
+    def _vae_channels(self) -> int:
+        """Channels of the latents that the VAE reads."""
+        return int(getattr(self.vae.config, "latent_channels", 0))
+
     def _t5(self) -> list[nn.Module]:
         """T5, where there is one."""
         t5 = getattr(self, self.t5_parts[1])
@@ -87,7 +96,7 @@ class TransformerModel(StableDiffusion):
         if kind != self.kind:
             raise BadFile(f"the transformer of {self.name!r} is a {kind} and not a {self.kind}; unload its adapters.")
         reads, gives = self._channels
-        latents = getattr(self.vae.config, "latent_channels", 0)
+        latents = self._vae_channels
         if not reads == gives == latents:
             raise BadFile(
                 f"the transformer of {self.name!r} reads {reads} and gives {gives} channels where latents have {latents}: it is "
@@ -102,6 +111,7 @@ class TransformerModel(StableDiffusion):
         """Wrap a loaded pipeline; its modules are shared. Raises BadFile where a part is missing without which the stock pipeline
         reads no prompt, and for a scheduler of another family's."""
         parts = {part: getattr(pipe, part) for part in cls._kinds()}
+        cls._check_index(name, pipe.config)
         cls._check_whole(name, {part for part, module in parts.items() if module is not None})
         scheduler = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
         return cls(name=name, scheduler=scheduler, whole=lambda own: (rebuilt(pipe, own), []), **parts, **facts)
@@ -115,6 +125,7 @@ class TransformerModel(StableDiffusion):
         try:
             index = cls._stock().load_config(source)
             present = {part: kind for part, kind in cls._kinds().items() if (index.get(part) or [None])[0] is not None}
+            cls._check_index(str(source), index)
             cls._check_whole(str(source), set(present))
             parts = {part: loaded(kind, source, part, dtype, device) for part, kind in present.items()}
             scheduler = DDIMScheduler.load_config(source, subfolder="scheduler")  # of whatever class; it is named inside
@@ -128,6 +139,10 @@ class TransformerModel(StableDiffusion):
         )
 
     @classmethod
+    def _check_index(cls, name: str, index: Mapping[str, Any]) -> None:
+        """Raises BadFile for a pipeline whose index names something that this family does without."""
+
+    @classmethod
     def _check_whole(cls, name: str, present: set[str]) -> None:
         needed = [part for part in cls._kinds() if part not in cls.optional]
         for part in sorted(needed, key=lambda part: "tokenizer" in part):  # encoders first: they are what is left out
@@ -137,6 +152,17 @@ class TransformerModel(StableDiffusion):
     def _bare_facts(self) -> dict[str, Any]:
         return {}
 
+    # -- text ----------------------------------------------------------------------------------------------------
+
+    def _padded(self, prompts: Sequence[str], rows: Sequence[Sequence[int]]) -> tuple[Tensor, list[int]]:
+        """(B, L) ids with padding behind them, and how many of each prompt are none. Raises PromptTooLong."""
+        tokenizer, _, limit = self._text
+        for prompt, ids in zip(prompts, rows, strict=True):
+            if len(ids) > limit:
+                raise PromptTooLong.of(prompt, len(ids), limit, "the model")
+        pad = tokenizer.pad_token_id
+        return torch.tensor([[*ids, *[pad] * (limit - len(ids))] for ids in rows]), [len(ids) for ids in rows]
+
     # -- network -------------------------------------------------------------------------------------------------
 
     @property
@@ -144,5 +170,20 @@ class TransformerModel(StableDiffusion):
         found: nn.Module = self.transformer
         return found
 
+    def _lora_state(self, tensors: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        return self._stock().lora_state_dict(dict(tensors)), {}
+
     def _refusal(self, capability: str) -> BadOption:
         return BadOption(f"{self.name!r} does not offer {CAPABILITIES[capability]}: {self.lacking[capability]}.")
+
+
+@contextmanager
+def passing(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside, these layers pass on what they get, because they were applied before."""
+    for layer in layers:
+        layer.forward = lambda x: x
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward  # the class's own method shows again

@@ -47,7 +47,13 @@ KINDS = (
     ("SD3 or FLUX", re.compile(r"^lora_transformer_")),
 )
 """Kinds of files that efface does not read, by a name in them."""
-OTHER_DENOISER = ("SD3 or FLUX", re.compile(r"^(?:transformer\.|(?:transformer_blocks|single_transformer_blocks)\.\d)"))
+OTHER_DENOISER = (
+    "SD3 or FLUX (or another transformer's)",
+    re.compile(
+        r"^(?:transformer\.|cap_embedder\."
+        r"|(?:transformer_blocks|single_transformer_blocks|blocks|layers|context_refiner|noise_refiner)\.\d)"
+    ),
+)
 """Of a model with a UNet, a further kind."""
 NO_WEIGHTS = re.compile(
     r"(?:^|\.)(?:position_ids|num_batches_tracked)$"

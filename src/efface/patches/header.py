@@ -31,6 +31,9 @@ VERSIONS = {  # of the base model, as kohya's trainer and the model specificatio
     "sd3": ("sd3", "stable-diffusion-3-medium"),
     "flux": ("flux1", "flux-1-dev"),
     "flux-schnell": ("flux1", "flux-1-schnell"),
+    "sana": ("sana", "sana"),  # of these three neither has a name
+    "z-image": ("z-image", "z-image"),
+    "wan": ("wan", "wan"),
 }
 
 
@@ -57,7 +60,8 @@ def header(patch: Patch, to: str, tensors: Mapping[str, Tensor], rank: int | Non
 
 
 def _kind(base: Mapping[str, Any]) -> str:
-    named = {"stable-diffusion-xl": "sdxl", "stable-diffusion-3": "sd3", "flux": "flux"}.get(base.get("family", ""))
+    family = base.get("family", "")
+    named = {"stable-diffusion-xl": "sdxl", "stable-diffusion-3": "sd3"}.get(family, family if family in VERSIONS else "")
     if named:
         return "flux-schnell" if named == "flux" and not base.get("takes_guidance", True) else named
     return "sd2" if base.get("cross_attention_dim") == 1024 else "sd1"

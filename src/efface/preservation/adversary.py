@@ -37,7 +37,7 @@ def word_rows(model: DiffusionModel) -> tuple[list[str], Tensor]:
 
 def of_one_token(model: DiffusionModel, words: Sequence[str]) -> list[str]:
     """Those of the words that the model's tokenizer does not cut: one token between start and end."""
-    return [w for w, ids in zip(words, model.token_ids(words), strict=True) if len(ids) == model.starts + 2]
+    return [w for w, ids in zip(words, model.token_ids(words), strict=True) if len(ids) == model.starts + 1 + model.ends]
 
 
 def drawn_words(table: Tensor, drawn: Sequence[int], tokens: int) -> Tensor:
@@ -58,7 +58,7 @@ def worded(model: DiffusionModel, prompts: Sequence[str], rows: Tensor, place: s
     for prompt in dict.fromkeys(prompts):
         mine = [i for i, p in enumerate(prompts) if p == prompt]
         soft = model.embed([prompt] * len(mine))
-        first, end = soft.starts, soft.lengths[0] - 1
+        first, end = soft.starts, soft.lengths[0] - soft.ends
         middle = (first + end) // 2
         places = {"prefix": (first, first), "suffix": (end, end), "insert": (middle, middle), "replace": (first, end)}
         start, stop = places[place]

@@ -87,7 +87,7 @@ def pool(c: Cond, how: str) -> Tensor:
     if how == "last word":
         return c.last_token().cpu()
     if how == "end token":
-        return c.tokens[torch.arange(len(c)), c.last + 1].cpu()
+        return c.end_token().cpu()
     if how == "words":  # the empty prompt has no word: its begin token stands in
         return torch.stack(
             [row[min(1, last) : last + 1].mean(0) for row, last in zip(c.tokens, c.last.tolist(), strict=True)]

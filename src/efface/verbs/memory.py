@@ -83,7 +83,7 @@ def needed_bytes(model: DiffusionModel, method: Method, checkpointing: bool, aut
     if isinstance(method, Trained):
         select = model.select(method.train)
         trained = sum(w.numel() for w in model.weights(select).values())
-        loaded = next(model.network.parameters()).dtype
+        loaded = max(model.network.parameters(), key=lambda p: p.numel()).dtype  # diffusers keeps some small layers in float32
         dtype = getattr(torch, autocast) if autocast is not None else loaded
         parts["trained copy, gradients and two moments of Adam, in float32"] = OF_TRAINING * trained
         if dtype != torch.float32:

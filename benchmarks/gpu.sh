@@ -35,8 +35,11 @@ command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,m
 
 {
   # Figures first: what comes later may fall away.
-  figures=$(($(left) - FOR_TRAINING - FOR_COMPILING - 60)) # the tests take the 60
+  figures=$(($(left) - FOR_TRAINING - FOR_COMPILING - 85)) # the tests take 60, drawing beside the stock pipeline 25
   timeout $((figures + 10)) "$PY" benchmarks/gpu.py --out "$OUT" --seconds "$figures"
+
+  echo "== drawing beside the stock pipeline, $SECONDS s after the start"
+  timeout 40 "$PY" benchmarks/sampling.py --device "$DEVICE" --json > "$OUT/sampling.json"
 
   # The project's own pytest settings need plugins that are not there, hence the empty configuration.
   echo "== pytest -m gpu, $SECONDS s after the start"

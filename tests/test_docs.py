@@ -211,7 +211,7 @@ def test_guards_on_a_pipeline_as_printed() -> None:
     assert len(said["images"]) == 1
 
 
-SLOW_SCRIPTS = ("ap_cost.py", "methods.py", "search_films.py", "studies.py", "robust.py", "export.py")
+SLOW_SCRIPTS = ("ap_cost.py", "methods.py", "search_films.py", "studies.py", "robust.py", "export.py", "sampling.py")
 
 
 @pytest.mark.parametrize("script", ["memory.py", *(pytest.param(s, marks=pytest.mark.slow) for s in SLOW_SCRIPTS)])
@@ -248,6 +248,10 @@ def test_benchmarks_quick(script: str, tmp_path: Path) -> None:
         assert edited["attacked"]["n"] <= result["cases"]
         assert guarded["cost"] is None
         assert edited["cost"]["evals"] == 0
+    elif script == "sampling.py":
+        assert result["ours_s"] > 0
+        assert result["stock_s"] > 0
+        assert result["largest_difference"] < 1e-4, "the pictures are the stock pipeline's"
     elif script == "memory.py":
         # The tiny model's encodings and latents are not small beside its trained tensors; the full size is measured by hand.
         assert result["live_gb"] > result["model_gb"] > result["trained_gb"] > 0

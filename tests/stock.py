@@ -68,7 +68,7 @@ def fused(pipe: Any, file: Path) -> dict[str, Tensor]:
         assert after.keys() == before.keys()
         assert all(torch.equal(w, before[n]) for n, w in after.items())
         pipe.load_lora_weights(str(file))
-        pipe.fuse_lora(components=["unet"])
+        pipe.fuse_lora(components=[n for n in ("unet", "text_encoder", "text_encoder_2") if getattr(pipe, n, None) is not None])
         pipe.unload_lora_weights()
     return {n: w - before[n] for n, w in weights(pipe).items() if not torch.equal(w, before[n])}
 

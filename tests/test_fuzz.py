@@ -278,10 +278,23 @@ def export_and_read(
 
 
 def fits(patch: Patch, to: str) -> bool:
-    """Whether a LoRA of this kind has a place for every tensor: matrices of the UNet; for diffusers, the same layers' biases."""
-    matrices = {n for n, d in patch.deltas.items() if d.ndim >= 2 and n.startswith("unet.")}
-    beside = set(patch.deltas) - matrices
-    return not beside if to == "kohya" else all(n.removesuffix("bias") + "weight" in matrices for n in beside)
+    """Whether a LoRA of this kind holds all of the patch but a tenth of its norm: matrices, and for diffusers biases of a part
+    whose changed layers all have one. Here every layer has, but queries, keys and values of a UNet, and the projection of SDXL's
+    second text encoder."""
+    matrices = {n for n, d in patch.deltas.items() if d.ndim >= 2}
+    bare = {
+        n.partition(".")[0]
+        for n in matrices
+        if n.endswith(("to_q.weight", "to_k.weight", "to_v.weight", "text_projection.weight"))
+    }
+    beside = {
+        n: d
+        for n, d in patch.deltas.items()
+        if n not in matrices
+        and (to == "kohya" or n.partition(".")[0] in bare or n.removesuffix("bias") + "weight" not in matrices)
+    }
+    size = sum(float(d.square().sum()) for d in beside.values()) ** 0.5
+    return bool(matrices) and size <= 0.1 * patch.norm()
 
 
 def together(wanted: dict[str, Tensor], got: dict[str, Tensor]) -> float:

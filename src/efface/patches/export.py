@@ -7,9 +7,12 @@
                ``.w_norm``, ``.b_norm``
 ``folder``     a diffusers pipeline folder with the changed weights in it; whatever the patch changes
 
-A LoRA holds matrices. One rank serves all of them, alpha is the rank and the scale is in the matrices: whatever a reader assumes
-about alpha, the strength is 1. kohya's LoRA has no place for biases; such a patch is refused there by name. peft can fuse a LoRA
-with biases only where every adapted layer has one: ``diffusers`` holds them there, and elsewhere leaves them out with a warning.
+A LoRA holds matrices: of the denoiser, and of the text encoders that are CLIPs (``text_encoder.text_model.<module>``,
+``lora_te_text_model_<module>``, with two of them ``lora_te1_`` and ``lora_te2_``). One rank serves all of them, alpha is the rank
+and the scale is in the matrices: whatever a reader assumes about alpha, the strength is 1. kohya's LoRA has no place for biases,
+and peft can fuse one with biases only where every adapted layer of a part has one: ``diffusers`` holds them there. What a LoRA
+has no place for (norms, embeddings, other biases) is left out and named in a warning, where it is at most MOST of the patch's
+norm; where it is more, the patch is refused by name.
 """
 
 from __future__ import annotations
@@ -53,7 +56,8 @@ DIFF = {
 }
 """How names of whole weights end: whether of a norm, and of which of its tensors."""
 TOLERANCE, MOST = 1e-3, 0.1
-"""Share of a patch's norm that a LoRA leaves out unless told otherwise, and the most that a given rank may."""
+"""Share of a patch's norm that a LoRA leaves out unless told otherwise; and the most that a given rank may leave out, or what a
+LoRA has no place for may be."""
 
 
 def export(
@@ -107,12 +111,11 @@ def export(
         unread = [n for n in patch.deltas if _unread(n)]
         _warn(patch, unread, "are in the file, but no known reader of .diff looks at them there; use the format folder")
     else:
-        flat, chosen = low_rank_factors(_matrices(patch, to), rank, tolerance)
+        matrices, biases = held_by_lora(patch, to, live)
+        left_out = sorted(patch.deltas.keys() - matrices.keys() - biases.keys())
+        _warn(patch, left_out, f"are left out: a LoRA ({to}) has no place for them; use diff or folder")
+        flat, chosen = low_rank_factors(matrices, rank, tolerance)
         factors = {n: _shaped(up, down, patch.deltas[n]) for n, (up, down) in flat.items()}
-        biases = {n: d for n, d in patch.deltas.items() if n.endswith(".bias")}
-        if biases and not all(n.removesuffix("weight") + "bias" in live for n in factors):
-            left_out, biases = sorted(biases), {}
-            _warn(patch, left_out, "are left out: a LoRA with biases cannot be fused where a layer has none; use diff or folder")
         tensors = diffusers_lora(factors, biases) if to == "diffusers" else _kohya(factors, names)
     kept = {n: (t.half() if half else t).contiguous() for n, t in tensors.items()}
     told = header(patch, to, kept, chosen)
@@ -151,9 +154,8 @@ def export(
 
 def _warn(patch: Patch, names: Sequence[str], what: str) -> None:
     if names:
-        share = Patch({n: patch.deltas[n] for n in names}, patch.card).norm() / patch.norm()
         more = f" and {len(names) - 1} more tensors" if len(names) > 1 else ""
-        told = f"{names[0]}{more} ({100 * share:.2g} % of the patch's norm) {what}."
+        told = f"{names[0]}{more} ({100 * _share(patch, names):.2g} % of the patch's norm) {what}."
         warnings.warn(told, UserWarning, stacklevel=3)
 
 
@@ -218,20 +220,41 @@ def _diff_key(name: str, names: Mapping[str, str], live: Mapping[str, Tensor]) -
     return names[module] + next(end for end, part in DIFF.items() if part == (norm, kind))
 
 
-def _matrices(patch: Patch, to: str) -> dict[str, Tensor]:
-    """What a LoRA of this format can hold. Raises BadOption where that is not the whole patch."""
-    matrices = {n: d for n, d in patch.deltas.items() if d.ndim >= 2 and n.startswith(("unet.", "transformer."))}
-    rest = [n for n in patch.deltas if n not in matrices]
-    if to == "diffusers":  # a bias is carried by the layer whose matrix changes
-        rest = [n for n in rest if not (n.endswith(".bias") and n.removesuffix("bias") + "weight" in matrices)]
-    if rest or not matrices:
-        what = rest[0] if rest else "no tensor"
+def held_by_lora(patch: Patch, to: str, live: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The matrices of the patch that a LoRA of this format has a place for, and the biases. live: the weights of the base.
+
+    Raises BadOption where there are none, where more than MOST of the patch's norm is something else, and for weights of a T5,
+    for which no reader loads a LoRA.
+    """
+    for name in patch.deltas:
+        if name not in live:
+            part = name.partition(".")[0]
+            raise BadOption(
+                f"a LoRA ({to}) cannot hold {name}: no reader loads one for the {part} of this family, which is a T5."
+            )
+    matrices = {n: d for n, d in patch.deltas.items() if d.ndim >= 2 and ".embeddings." not in n}
+    biases: dict[str, Tensor] = {}
+    if to == "diffusers":
+        for part in dict.fromkeys(n.partition(".")[0] for n in matrices):
+            layers = [n.removesuffix("weight") for n in matrices if n.startswith(f"{part}.")]
+            if all(f"{layer}bias" in live for layer in layers):
+                biases |= {f"{layer}bias": patch.deltas[f"{layer}bias"] for layer in layers if f"{layer}bias" in patch.deltas}
+    rest = sorted(patch.deltas.keys() - matrices.keys() - biases.keys())
+    share = _share(patch, rest)
+    if not matrices or share > MOST:
+        more = f" and {len(rest) - 1} more tensors" if len(rest) > 1 else ""
+        what = f"{rest[0]}{more}, {100 * share:.2g} % of its norm," if rest else "no tensor"
+        kv = "" if any(n.startswith(ENCODERS) for n in patch.deltas) else ", or erase with train=xattn-kv"
         raise BadOption(
-            f"a LoRA ({to}) cannot hold this patch: it changes {what}"
-            + (f" and {len(rest) - 1} more tensors that are no matrices of the denoiser" if len(rest) > 1 else "")
-            + ". Use the format diff or folder, or erase with train=xattn-kv."
+            f"a LoRA ({to}) cannot hold this patch: it changes {what} and a LoRA has places for matrices. Use the format diff or "
+            f"folder{kv}."
         )
-    return matrices
+    return matrices, biases
+
+
+def _share(patch: Patch, names: Sequence[str]) -> float:
+    """Of the patch's norm, what these tensors are."""
+    return Patch({n: patch.deltas[n] for n in names}, patch.card).norm() / patch.norm() if names else 0.0
 
 
 # -- formats -----------------------------------------------------------------------------------------------------------
@@ -241,12 +264,21 @@ def diffusers_lora(factors: Mapping[str, tuple[Tensor, Tensor]], biases: Mapping
     """A LoRA under diffusers' names. factors: ``{weight name: (up, down)}``; biases: by name, of the same layers."""
     up_end, down_end = FACTORS["diffusers"]
     tensors = {}
+    with_bias = {n.partition(".")[0] for n in biases}
     for name, (up, down) in factors.items():
         module = name.removesuffix(".weight")
-        tensors[module + down_end], tensors[module + up_end] = down, up
-        if biases:  # readers want a bias for every module, or for none
-            tensors[f"{module}.lora_B.bias"] = biases.get(f"{module}.bias", torch.zeros(len(up)))
+        key = diffusers_name(module)
+        tensors[key + down_end], tensors[key + up_end] = down, up
+        if module.partition(".")[0] in with_bias:  # readers want a bias for every module of a part, or for none
+            tensors[f"{key}.lora_B.bias"] = biases.get(f"{module}.bias", torch.zeros(len(up)))
     return tensors
+
+
+def diffusers_name(module: str) -> str:
+    """A layer's name in a LoRA for diffusers. Of text encoders it has ``text_model.``, which transformers dropped in version 5;
+    readers take it off where the encoder is without."""
+    part, _, inside = module.partition(".")
+    return f"{part}.text_model.{inside}" if f"{part}." in ENCODERS and inside != "text_projection" else module
 
 
 def _kohya(factors: Mapping[str, tuple[Tensor, Tensor]], names: Mapping[str, str]) -> dict[str, Tensor]:
@@ -269,7 +301,7 @@ def _shaped(up: Tensor, down: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
 def read_back(tensors: Mapping[str, Tensor], to: str, names: Mapping[str, str]) -> dict[str, Tensor]:
     """``{weight name: change}`` as a reader of the format would make it, from the file's tensors alone. A LoRA of kohya's must
     have its alphas; without one, diffusers' has a scale of 1."""
-    modules = {key: module for module, key in names.items()} if to != "diffusers" else {module: module for module in names}
+    modules = {key: module for module, key in names.items()} if to != "diffusers" else {diffusers_name(m): m for m in names}
     found: dict[str, Tensor] = {}
     for key, value in tensors.items():
         if to == "diff":

@@ -24,8 +24,9 @@ from efface.models.base import DiffusionModel
 from efface.models.load import load_model
 from efface.models.tiny import tiny, tiny_flux, tiny_sd3, tiny_xl
 from efface.patches import Patch
-from efface.patches.export import FORMATS, export, kohya_names, low_rank_factors, read_back, residual
+from efface.patches.export import FORMATS, export, kohya_names, low_rank_factors, read_back
 from efface.patches.header import _kind
+from efface.patches.patch import residual
 
 REQUEST = EraseRequest(("cat",), "dog")
 FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {"sd": lambda: pipeline("StableDiffusionPipeline"), "xl": pipeline_xl}
@@ -322,7 +323,7 @@ def test_foreign_models_and_formats(tmp_path: Path) -> None:
         export(patch, tiny(seed=1), tmp_path / "x.safetensors", "kohya")
     with pytest.raises(UnknownName, match="Did you mean 'kohya'"):
         export(patch, tiny(), tmp_path / "x.safetensors", "kohia")
-    assert set(FORMATS) == {"diffusers", "kohya", "diff", "folder"}
+    assert set(FORMATS) == {"diffusers", "kohya", "diff", "folder", "single-file"}
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**31 - 1), st.sampled_from([0.0, 0.05, 0.3]))

@@ -36,8 +36,9 @@ from efface.models.load import load_model
 from efface.models.select import ENCODERS
 from efface.models.tiny import TINY_T5_ROWS, tiny, tiny_flux, tiny_pixart, tiny_sd3, tiny_xl
 from efface.patches import Patch
-from efface.patches.export import export, residual
+from efface.patches.export import export
 from efface.patches.foreign import import_patch
+from efface.patches.patch import residual
 from efface.registry import ATTACKS, GUARDS, METHODS, build_guard
 from efface.testing import check_attack, check_method, check_resume, same, state
 

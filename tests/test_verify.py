@@ -35,7 +35,7 @@ from efface.patches.seal import BLANK, KEY, check_seal, seal
 from efface.patches.store import FORMAT_VERSION
 from efface.patches.verify import Verification, verify
 
-KINDS = ("patch", "diffusers", "kohya", "diff")
+KINDS = ("patch", "diffusers", "kohya", "diff", "single-file")
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@
 ``diff``       whole weights for web interfaces, norms, biases and text encoders too: ``<kohya name>.diff``, ``.diff_b``,
                ``.w_norm``, ``.b_norm``
 ``folder``     a diffusers pipeline folder with the changed weights in it; whatever the patch changes
+``single-file``  the whole model as one checkpoint of Stable Diffusion 1.x or SDXL, under the original names; the same
 
 A LoRA holds matrices: of the denoiser, and of the text encoders that are CLIPs (``text_encoder.text_model.<module>``,
 ``lora_te_text_model_<module>``, with two of them ``lora_te1_`` and ``lora_te2_``). One rank serves all of them, alpha is the rank
@@ -17,33 +18,33 @@ norm; where it is more, the patch is refused by name.
 
 from __future__ import annotations
 
-import os
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..errors import BadFile, BadOption, UnknownName
+from ..errors import BadOption, UnknownName
 from ..io.files import atomic_write
 from ..models.base import DiffusionModel
 from ..models.select import ENCODERS
-from .header import header
-from .manifest import write_manifest
-from .patch import Patch
+from .header import header, module_norms
+from .patch import Patch, residual
 from .seal import seal
+from .whole import SINGLE, write_folder, write_single_file
 
 FORMATS = {
     "diffusers": "LoRA for diffusers pipelines (load_lora_weights)",
     "kohya": "LoRA for web interfaces (kohya's names)",
     "diff": "whole weights for web interfaces (.diff)",
     "folder": "diffusers pipeline folder with the changed weights",
+    SINGLE: "whole checkpoint in one file with the original code's names, for web interfaces (SD 1.x, SDXL)",
 }
+WHOLE = ("folder", SINGLE)
+"""Formats that hold the whole model."""
 FACTORS = {"diffusers": (".lora_B.weight", ".lora_A.weight"), "kohya": (".lora_up.weight", ".lora_down.weight")}
 """How the names of the two factors of a LoRA end: (up, down)."""
 SGM = {"add_embedding.linear_1": "label_emb_0_0", "add_embedding.linear_2": "label_emb_0_2"}
@@ -83,18 +84,22 @@ def export(
         raise UnknownName("export format", to, FORMATS)
     if to not in FACTORS and (rank or tolerance is not None):
         raise BadOption(f"{to} holds whole weights; leave rank and tolerance out, or choose {' or '.join(FACTORS)}.")
-    if to == "folder" and half:
-        raise BadOption("a folder is written in the precision the model was loaded in (--dtype); leave half out.")
+    if to in WHOLE and half:
+        raise BadOption(f"{to}: the whole model is written in the precision it was loaded in (--dtype); leave half out.")
     if rank < 0 or (rank and tolerance is not None) or not 0 <= (tolerance or 0.0) < 1:
         raise BadOption(f"give a rank of at least 1, or a tolerance from 0 to below 1; got rank={rank}, tolerance={tolerance}.")
     tolerance = TOLERANCE if tolerance is None else tolerance
     patch.check_base(model)
     path = Path(path)
     if to == "folder":
-        off, missing = _write_folder(patch, model, path)
+        off, missing = write_folder(patch, model, path)
         size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
         facts = {"format": to, "path": str(path), "tensors": len(patch.deltas), "rank": None, "bytes": size}
         return {**facts, "residual": off, "left_out": missing}
+    if to == SINGLE:
+        off, count = write_single_file(patch, model, path)
+        facts = {"format": to, "path": str(path), "tensors": count, "rank": None, "bytes": path.stat().st_size}
+        return {**facts, "residual": off, "left_out": []}
     if not model.lora_reader:
         family = model.info["family"]
         raise BadOption(f"diffusers' pipeline of {model.name!r} ({family}) loads no LoRA and no .diff; use the format folder.")
@@ -118,7 +123,7 @@ def export(
         factors = {n: _shaped(up, down, patch.deltas[n]) for n, (up, down) in flat.items()}
         tensors = diffusers_lora(factors, biases) if to == "diffusers" else _kohya(factors, names)
     kept = {n: (t.half() if half else t).contiguous() for n, t in tensors.items()}
-    told = header(patch, to, kept, chosen)
+    told = header(patch, to, module_norms(kept), chosen)
     found = float("nan")
     held = Patch({n: d for n, d in patch.deltas.items() if n not in left_out}, patch.card)
 
@@ -182,16 +187,6 @@ def low_rank_factors(matrices: Mapping[str, Tensor], rank: int, tolerance: float
         up, down = u[:, :k] * root, root[:, None] * v[:k]
         found[name] = torch.nn.functional.pad(up, (0, r - k)), torch.nn.functional.pad(down, (0, 0, 0, r - k))
     return found, r
-
-
-def residual(patch: Patch, found: Mapping[str, Tensor]) -> float:
-    """``|found - patch| / |patch|`` over all tensors; infinite where one is missing or more than the patch has."""
-    if found.keys() != patch.deltas.keys():
-        return float("inf")
-    if not patch.deltas:
-        return 0.0
-    off = sum(float((found[n].double().reshape(d.shape) - d).square().sum()) for n, d in patch.deltas.items())
-    return (off / sum(float(d.double().square().sum()) for d in patch.deltas.values())) ** 0.5
 
 
 # -- names -------------------------------------------------------------------------------------------------------------
@@ -315,56 +310,3 @@ def read_back(tensors: Mapping[str, Tensor], to: str, names: Mapping[str, str]) 
         elif key.endswith(".lora_B.bias") and bool(value.any()):  # zeros fill up a file whose other layers have one
             found[f"{modules[key.removesuffix('.lora_B.bias')]}.bias"] = value.float()
     return found
-
-
-def _write_folder(patch: Patch, model: DiffusionModel, path: Path) -> tuple[float, list[str]]:
-    """A whole folder or none: written beside its place, read again and renamed. Returns the residual of the change that the files
-    hold, and the components that the model's source names and lacks."""
-    if path.exists():
-        raise BadFile(f"{path} is there already; choose a folder that is not.")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        with patch.applied(model):
-            missing = model.save_folder(temporary)
-        off = _folder_residual(patch, model, temporary)
-        write_manifest(temporary, patch)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise BadFile(f"cannot write {path}: {error}. Nothing was changed; free space or choose another place.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    if missing:
-        told = f"the model's source names {', '.join(missing)} and does not have it; the folder is without."
-        warnings.warn(told, UserWarning, stacklevel=3)
-    return off, missing
-
-
-def _folder_residual(patch: Patch, model: DiffusionModel, folder: Path) -> float:
-    """``|(W_read - W) - patch| / |patch|`` over the tensors of the patch, from the files. Raises BadOption where the files lack a
-    weight of the model, or hold another change; in half precision, where rounding takes part of it, a warning says how much."""
-    live = model.weights(lambda _: True)
-    found: dict[str, Tensor] = {}
-    seen = set()
-    for part in sorted({n.partition(".")[0] for n in live}):
-        for file in sorted((folder / part).glob("*.safetensors")):
-            with safe_open(file, framework="pt") as f:
-                for key in f.keys():  # noqa: SIM118  # safe_open is no mapping
-                    name = f"{part}.{key.removeprefix('text_model.')}"
-                    seen.add(name)
-                    if name in patch.deltas:
-                        found[name] = f.get_tensor(key).float() - live[name].detach().cpu().float()
-    lacking = sorted(set(live) - seen)
-    off = residual(patch, found)
-    half = model.info.get("dtype") != "float32"
-    if lacking or (off > MOST and not half):
-        what = f"lacks {lacking[0]}" if lacking else f"differs from the patch by {off:.2g} of its norm"
-        raise BadOption(f"the folder that was written {what}; it was removed. Load the model anew and report this.")
-    if off > MOST:
-        warnings.warn(
-            f"the folder is in {model.info.get('dtype')}, whose rounding changes the patch by {100 * off:.2g} % of its norm. "
-            "Load the model with --dtype float32 to export it whole.",
-            UserWarning,
-            stacklevel=4,
-        )
-    return off

@@ -28,12 +28,11 @@ from .card import PatchCard
 from .dialects import NO_WEIGHTS, Names, kind_of, part_of, role_of
 from .manifest import NAME as MANIFEST
 from .manifest import changed_files, read_manifest
+from .original import OPEN_CLIP, from_open_clip
 from .patch import Patch
 from .seal import check_seal
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors", "adapter_model.safetensors")
-OPEN_CLIP = ("cond_stage_model.model.", "conditioner.embedders.1.", "conditioner.embedders.0.model.")
-"""How the names of a text encoder of open_clip begin in a checkpoint."""
 UNDERSTOOD = {
     *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules", "layers_to_transform"),
     *("layers_pattern", "lora_bias", "bias", "init_lora_weights", "lora_dropout", "task_type", "inference_mode", "peft_type"),
@@ -102,8 +101,7 @@ def read_changes(model: DiffusionModel, source: Path) -> tuple[str, dict[str, Te
             f"{source} is {_an(kind)} file ({key!r}), which efface does not read. "
             "Merge it into its base model with the tool that made it, and import the merged model's folder."
         )
-    if any(key.startswith(OPEN_CLIP) for key in tensors):  # this text encoder has other tensors, not only other names
-        return "checkpoint", _against(model, _whole(source), source), []
+    tensors = _without_open_clip(tensors, model, source)
     live, told = model.weights(lambda _: True), []
     names, passed = Names(live), [key for key in tensors if NO_WEIGHTS.search(key)]
     if any(key.startswith(("first_stage_model.", "vae.")) for key in passed):
@@ -137,6 +135,19 @@ def read_changes(model: DiffusionModel, source: Path) -> tuple[str, dict[str, Te
         values[name] = t.reshape(live[name].shape) if same else t
     whole = any(key.startswith("model.diffusion_model.") for key in kept)
     return "checkpoint" if whole else "state dict", _against(model, values, source), told
+
+
+def _without_open_clip(tensors: Mapping[str, Tensor], model: DiffusionModel, source: Path) -> dict[str, Tensor]:
+    """The tensors, those of a text encoder under OpenCLIP's names by ours: it has other tensors there, not only other names."""
+    kept, parts = dict(tensors), {name.partition(".")[0] for name in model.weights(lambda _: True)}
+    for part, prefix in OPEN_CLIP.items():
+        own = [key for key in kept if key.startswith(prefix)]
+        if own and part not in parts:
+            raise BadFile(f"{source} holds a second text encoder ({own[0]!r}), which {model.name!r} does not have.")
+        if own:
+            read = from_open_clip(kept, part, vars(model)[part])
+            kept = {key: t for key, t in kept.items() if not key.startswith(prefix)} | read
+    return kept
 
 
 def _bare(key: str) -> str:

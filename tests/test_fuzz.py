@@ -257,6 +257,7 @@ def export_and_read(
     assert type(again.scheduler) is type(made(case).scheduler), f"{case}: the folder's scheduler"
     assert apart(drawn(again), erased) <= CLOSE[dtype], f"{case}: pictures of the folder"
     assert facts["residual"] < 1e-5 or dtype != "float32", f"{case}: residual {facts['residual']}"
+    single_file(case, folder, model, patch, wanted)
     for to in ("diffusers", "kohya", "diff"):
         file = folder / f"{to}.safetensors"
         if to != "diff" and not fits(patch, to):
@@ -275,6 +276,22 @@ def export_and_read(
         back = import_patch(model, file, targets=["cat"])
         assert together(held, dict(back.deltas)) < 1e-3, f"{case}: {to} imported"
     return left
+
+
+def single_file(case: Case, folder: Path, model: Any, patch: Patch, wanted: dict[str, Tensor]) -> None:
+    """A checkpoint, loaded by diffusers with the structure of the folder, is the edited model; where readers would assume another
+    noise schedule or have no name for a layer, it is refused."""
+    family, network, _, dtype, scheduler, prediction, _ = case
+    file = folder / "whole.safetensors"
+    if network == "guidance" or prediction != "epsilon" or scheduler == "zero snr":
+        with pytest.raises(EffaceError, match="format folder"):
+            export(model, patch, file, to="single-file")
+        return
+    export(model, patch, file, to="single-file")
+    kind = diffusers.StableDiffusionXLPipeline if family == "xl" else diffusers.StableDiffusionPipeline
+    local = {"config": str(folder / "folder"), "local_files_only": True, "torch_dtype": getattr(torch, dtype)}
+    again = kind.from_single_file(str(file), **local)
+    assert all(torch.equal(w, wanted[n]) for n, w in stock.weights(again).items()), f"{case}: the single file's weights"
 
 
 def fits(patch: Patch, to: str) -> bool:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -178,7 +180,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True) if path.suffix in PICKLES else load_file(path)
     except (SafetensorError, OSError, ValueError, RuntimeError, EOFError) as error:
-        raise BadFile(f"{str(path)!r} could not be read: {str(error).splitlines()[0]}") from error
+        raise BadFile(f"{str(path)!r} could not be read: {first_line(error)}") from error
     except Exception as error:  # pickle's own errors, and whatever a hostile file provokes
         raise BadFile(f"{str(path)!r} is no file of plain tensors ({type(error).__name__}); it was not executed.") from error
     if isinstance(found, Mapping) and "string_to_param" in found:
@@ -190,6 +192,11 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not isinstance(found, Mapping) or not found or not all(isinstance(t, Tensor) for t in found.values()):
         raise BadFile(f"{str(path)!r} holds no tensors by name.")
     return {str(key): t for key, t in found.items()}
+
+
+def first_line(error: BaseException) -> str:
+    """Of what an error says; its name where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class _Lora:
@@ -223,6 +230,8 @@ class _Lora:
                 continue
             if not {"up", "down"} <= group.keys():
                 raise BadFile(f"{self.source}: {module!r} has one factor of a LoRA and not the other; the file is incomplete.")
+            if min(group["up"].ndim, group["down"].ndim) < 2 or not len(group["down"]):
+                raise BadFile(f"{self.source}: the factors of {module!r} are no matrices.")
             up, down = group["up"].float().flatten(1), group["down"].float().flatten(1)
             if up.shape[1] != len(down):
                 raise BadFile(f"{self.source}: the factors of {module!r} have ranks {up.shape[1]} and {len(down)}.")
@@ -243,14 +252,24 @@ class _Lora:
         """The file's own alpha; else what the configuration of this part says; else the rank, a scale of 1."""
         config = self.configs.get(name.partition(".")[0], self.configs.get("", {}))
         inside = module.removeprefix(f"{part_of(module)}.")
-        said = int(_matched(config.get("rank_pattern"), inside, config.get("r", rank), self.source))
+        said = self._number(
+            _matched(config.get("rank_pattern"), inside, config.get("r", rank), self.source), f"rank of {module!r}"
+        )
         if said != rank:
             raise BadFile(
-                f"{self.source}: {module!r} has rank {rank}, its configuration says {said}; they do not belong together."
+                f"{self.source}: {module!r} has rank {rank}, its configuration says {said:g}; they do not belong together."
             )
-        if own is not None:
-            return float(own)
-        return float(_matched(config.get("alpha_pattern"), inside, config.get("lora_alpha", rank), self.source))
+        alpha = _matched(config.get("alpha_pattern"), inside, config.get("lora_alpha", rank), self.source) if own is None else own
+        return self._number(alpha, f"alpha of {module!r}")
+
+    def _number(self, value: Any, what: str) -> float:
+        try:
+            found = float(value)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise BadFile(f"{self.source}: the {what} is no number ({first_line(error)}).") from error
+        if not math.isfinite(found):
+            raise BadFile(f"{self.source}: the {what} is {found}.")
+        return found
 
 
 def _matched(patterns: Mapping[str, Any] | None, module: str, default: Any, source: Path) -> Any:
@@ -261,7 +280,12 @@ def _matched(patterns: Mapping[str, Any] | None, module: str, default: Any, sour
         from peft.utils.other import get_pattern_key
     except ImportError as error:
         raise MissingExtra(f"{source} has rank or alpha patterns, which peft reads: pip install peft") from error
-    return patterns.get(get_pattern_key(list(patterns), module), default)
+    if not isinstance(patterns, Mapping):
+        raise BadFile(f"{source}: its configuration has patterns that are a {type(patterns).__name__} and no table.")
+    try:
+        return patterns.get(get_pattern_key(list(patterns), module), default)
+    except (re.error, TypeError, RecursionError) as error:
+        raise BadFile(f"{source}: its configuration has a pattern that is no regular expression ({error}).") from error
 
 
 def _configs(path: Path) -> dict[str, dict[str, Any]]:
@@ -281,7 +305,7 @@ def _configs(path: Path) -> dict[str, dict[str, Any]]:
                 if part is None:
                     raise BadFile(f"{path}: its header has a configuration {key!r} of no part of a Stable Diffusion.")
                 found.setdefault(part, {})[key.removeprefix(f"{part}.")] = value
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise BadFile(f"the configuration of {path} is damaged ({error}).") from error
     for config in found.values():
         kind = str(config.get("peft_type") or "LORA").rpartition(".")[2]

@@ -128,7 +128,7 @@ def test_a_lora_of_text_encoders_is_loaded_fused_and_unloaded(family: str, to: s
     assert residual(held, again.deltas) < 1e-5
     with again.applied(fresh_model):
         torch.testing.assert_close(drawn(fresh), wanted, atol=2e-4, rtol=0)
-    assert verify(path).ok
+    assert verify(path, fresh_model).ok
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -238,7 +238,7 @@ ROWS: dict[str, tuple[Callable[[DiffusionModel], Patch], Write, float]] = {
 """Of Stable Diffusion 1.x, where no other model is named before the colon."""
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", [pytest.param(r, marks=pytest.mark.slow) if r == "tiny-xl: ESD" else r for r in ROWS])
 def test_a_row_is_read_and_draws_the_same(row: str, tmp_path: Path) -> None:
     make, write, tolerance = ROWS[row]
     model: Any = load_model(row.partition(":")[0] if row.startswith("tiny-") else "tiny")

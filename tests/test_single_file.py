@@ -50,8 +50,10 @@ def read(file: Path, folder: Path, kind: Any, dtype: torch.dtype = torch.float32
 
 
 @pytest.mark.filterwarnings("ignore:.*upcast_vae")
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("family", ["sd", "xl"])
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [("sd", "float32"), ("xl", "float32"), ("xl", "float16"), pytest.param("sd", "float16", marks=pytest.mark.slow)],
+)
 def test_the_reader_of_diffusers_draws_what_the_patch_draws(family: str, dtype: str, tmp_path: Path) -> None:
     model, pipe = pipeline("StableDiffusionPipeline") if family == "sd" else pipeline_xl()
     patch, file = everything(model), tmp_path / "erased.safetensors"

@@ -182,6 +182,21 @@ def test_a_file_that_is_read_otherwise_does_not_count(name: str, tmp_path: Path,
     assert not list(tmp_path.iterdir())
 
 
+def test_a_checkpoint_of_stable_diffusion_2_is_read_with_its_other_text_encoder(tmp_path: Path) -> None:
+    """OpenCLIP's names, and a projection that no reader uses."""
+    model, pipe = pipeline("StableDiffusionPipeline")
+    state = {n: t for n, t in ldm.checkpoint(pipe).items() if not n.startswith("cond_stage_model.")}
+    own = model.weights(lambda n: n.startswith("text_encoder."))
+    text = to_open_clip({n.removeprefix("text_encoder."): w.detach() for n, w in own.items()})
+    text |= {"text_projection": torch.eye(16), "logit_scale": torch.tensor(4.6)}
+    key = "transformer.resblocks.0.attn.in_proj_bias"
+    text[key] = text[key] + torch.cat([torch.zeros(32), torch.ones(16)])  # the values
+    state |= {f"cond_stage_model.model.{n}": t.contiguous() for n, t in text.items()}
+    torch.save({"state_dict": state}, tmp_path / "theirs.ckpt")
+    found = import_patch(model, tmp_path / "theirs.ckpt", targets=["cat"])
+    assert list(found.deltas) == ["text_encoder.encoder.layers.0.self_attn.v_proj.bias"]
+
+
 def test_other_peoples_checkpoints_of_sdxl_are_read_without_a_network(tmp_path: Path) -> None:
     """Also in part, as a training of the text encoders leaves them; a name that no text encoder has is an error."""
     model, pipe = pipeline_xl()

@@ -57,7 +57,7 @@ class SAFREE(Guard):
     targets as a negative prompt (``negative``, off by default here). A prompt of one token has no
     other tokens to compare with, so that the rule finds no trigger; with ``alone`` its only token
     is one where the projection takes more of it than it leaves. The form for two text encoders and
-    a pooled text is ours: the paper has results on SDXL and does not write it down.
+    a pooled text is ours; the equations above are those for one.
 
     Cost: no further UNet evaluations, so an image takes 2 at each sampler step; one text encoding
     for each token of the prompt.

@@ -180,7 +180,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True) if path.suffix in PICKLES else load_file(path)
     except (SafetensorError, OSError, ValueError, RuntimeError, EOFError) as error:
-        raise BadFile(f"{str(path)!r} could not be read: {first_line(error)}") from error
+        raise BadFile(f"{str(path)!r} could not be read: {_first_line(error)}") from error
     except Exception as error:  # pickle's own errors, and whatever a hostile file provokes
         raise BadFile(f"{str(path)!r} is no file of plain tensors ({type(error).__name__}); it was not executed.") from error
     if isinstance(found, Mapping) and "string_to_param" in found:
@@ -194,7 +194,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     return {str(key): t for key, t in found.items()}
 
 
-def first_line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     """Of what an error says; its name where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
@@ -266,7 +266,7 @@ class _Lora:
         try:
             found = float(value)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise BadFile(f"{self.source}: the {what} is no number ({first_line(error)}).") from error
+            raise BadFile(f"{self.source}: the {what} is no number ({_first_line(error)}).") from error
         if not math.isfinite(found):
             raise BadFile(f"{self.source}: the {what} is {found}.")
         return found

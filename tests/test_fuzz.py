@@ -260,7 +260,7 @@ def export_and_read(
     single_file(case, folder, model, patch, wanted)
     for to in ("diffusers", "kohya", "diff"):
         file = folder / f"{to}.safetensors"
-        if to != "diff" and not fits(patch, to):
+        if to != "diff" and not stock.fits(patch, to):
             with pytest.raises(EffaceError, match="cannot hold this patch"):
                 export(model, patch, file, to=to)
             continue
@@ -292,26 +292,6 @@ def single_file(case: Case, folder: Path, model: Any, patch: Patch, wanted: dict
     local = {"config": str(folder / "folder"), "local_files_only": True, "torch_dtype": getattr(torch, dtype)}
     again = kind.from_single_file(str(file), **local)
     assert all(torch.equal(w, wanted[n]) for n, w in stock.weights(again).items()), f"{case}: the single file's weights"
-
-
-def fits(patch: Patch, to: str) -> bool:
-    """Whether a LoRA of this kind holds all of the patch but a tenth of its norm: matrices, and for diffusers biases of a part
-    whose changed layers all have one. Here every layer has, but queries, keys and values of a UNet, and the projection of SDXL's
-    second text encoder."""
-    matrices = {n for n, d in patch.deltas.items() if d.ndim >= 2}
-    bare = {
-        n.partition(".")[0]
-        for n in matrices
-        if n.endswith(("to_q.weight", "to_k.weight", "to_v.weight", "text_projection.weight"))
-    }
-    beside = {
-        n: d
-        for n, d in patch.deltas.items()
-        if n not in matrices
-        and (to == "kohya" or n.partition(".")[0] in bare or n.removesuffix("bias") + "weight" not in matrices)
-    }
-    size = sum(float(d.square().sum()) for d in beside.values()) ** 0.5
-    return bool(matrices) and size <= 0.1 * patch.norm()
 
 
 def together(wanted: dict[str, Tensor], got: dict[str, Tensor]) -> float:

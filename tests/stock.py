@@ -68,7 +68,7 @@ def fused(pipe: Any, file: Path) -> dict[str, Tensor]:
         assert after.keys() == before.keys()
         assert all(torch.equal(w, before[n]) for n, w in after.items())
         pipe.load_lora_weights(str(file))
-        pipe.fuse_lora(components=["unet"])
+        pipe.fuse_lora(components=[n for n in ("unet", "text_encoder", "text_encoder_2") if getattr(pipe, n, None) is not None])
         pipe.unload_lora_weights()
     return {n: w - before[n] for n, w in weights(pipe).items() if not torch.equal(w, before[n])}
 
@@ -78,3 +78,23 @@ def off(wanted: dict[str, Tensor], got: dict[str, Tensor]) -> float:
     if wanted.keys() != got.keys():
         return float("inf")
     return max(float((got[n].float() - d).norm() / d.norm()) for n, d in wanted.items())
+
+
+def fits(patch: Any, to: str) -> bool:
+    """Whether a LoRA of this kind holds all of the patch but a tenth of its norm: matrices, and for diffusers biases of a part
+    whose changed layers all have one. Here every layer has, but queries, keys and values of a UNet, and the projection of SDXL's
+    second text encoder."""
+    matrices = {n for n, d in patch.deltas.items() if d.ndim >= 2}
+    bare = {
+        n.partition(".")[0]
+        for n in matrices
+        if n.endswith(("to_q.weight", "to_k.weight", "to_v.weight", "text_projection.weight"))
+    }
+    beside = {
+        n: d
+        for n, d in patch.deltas.items()
+        if n not in matrices
+        and (to == "kohya" or n.partition(".")[0] in bare or n.removesuffix("bias") + "weight" not in matrices)
+    }
+    size = sum(float(d.square().sum()) for d in beside.values()) ** 0.5
+    return bool(matrices) and size <= 0.1 * patch.norm()

@@ -1,4 +1,4 @@
-"""The script for Stable Diffusion WebUI, against a stand-in with that program's interface and module names.
+"""The script for Stable Diffusion WebUI and Forge, against stand-ins with their interfaces and module names.
 
 The names of the stand-in are made by tests/ldm.py and, at the true sizes, by the published layout, not by the code under test.
 """
@@ -109,6 +109,90 @@ def test_what_is_refused_changes_nothing(script: Any, tmp_path: Path) -> None:
     refused(webui(model), "not as it was written")
     path.write_bytes(whole[:50])
     refused(webui(model), "truncated")
+
+
+class Forge:
+    """Forge's UnetPatcher, as it is published: changes are kept by (file, strengths, online) in a clone; ``refresh`` merges them
+    into the network when it is drawn with, keeps the originals, and does nothing where the names are those of before."""
+
+    def __init__(self, model: Any, loader: Any = None) -> None:
+        self.model, self.lora_patches = model, dict[Any, dict[str, list[Any]]]()
+        self.lora_loader = loader or SimpleNamespace(backup={}, loaded="[]")
+
+    def clone(self) -> Forge:
+        made = Forge(self.model, self.lora_loader)
+        made.lora_patches = self.lora_patches.copy()
+        return made
+
+    def add_patches(
+        self, *, filename: str, patches: Any, strength_patch: float = 1.0, strength_model: float = 1.0, online_mode: bool = False
+    ) -> set[str]:
+        known = {f"diffusion_model.{n}" for n, _ in self.model.diffusion_model.named_parameters()}
+        taken = {k: [strength_patch, v] for k, v in patches.items() if k in known}
+        self.lora_patches[filename, strength_patch, strength_model, online_mode] = taken
+        return set(taken)
+
+    def refresh(self) -> dict[str, torch.Tensor]:
+        loader, parameters = self.lora_loader, dict(self.model.diffusion_model.named_parameters())
+        if str(list(self.lora_patches)) != loader.loaded:
+            for key, original in loader.backup.items():
+                parameters[key.removeprefix("diffusion_model.")].data = original.data
+            loader.backup, loader.loaded = {}, str(list(self.lora_patches))
+            for changes in self.lora_patches.values():
+                for key, (strength, (kind, (delta,))) in changes.items():
+                    assert kind == "diff"
+                    p = parameters[key.removeprefix("diffusion_model.")]
+                    loader.backup.setdefault(key, torch.nn.Parameter(p.data))
+                    p.data = (p.data.float() + strength * delta).to(p.dtype)
+        return {n: p.detach().clone() for n, p in parameters.items()}
+
+
+def forge(script: Any, model: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(script, "FORGE", True)
+    patcher = Forge(webui(model).model)
+    return SimpleNamespace(patcher=patcher, forge_objects=SimpleNamespace(unet=patcher))
+
+
+def test_jobs_of_forge_are_drawn_under_the_patch(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Job after job, with one patch, another one, at half the strength, and with none."""
+    model = load_model("tiny")
+    patches = {"a": UCE().erase(model, CAT), "b": AP.preset("tiny", lr=1e-2, train="full").erase(model, CAT)}
+    for name, patch in patches.items():
+        patch.save(tmp_path / "efface" / f"{name}.safetensors")
+    sd, run = forge(script, model, monkeypatch), script.Script()
+    plain = sd.patcher.refresh()
+    for chosen, strength in (("a", 1.0), ("a", 1.0), ("b", 1.0), ("b", 0.5), ("", 1.0), ("ab", 1.0)):
+        job = SimpleNamespace(extra_generation_params={}, sd_model=sd)
+        sd.forge_objects = SimpleNamespace(unet=sd.patcher)  # as Forge begins every sampling
+        files = [f"{name}.safetensors" for name in chosen]
+        run.before_process(job, files, strength)
+        run.process_before_every_sampling(job, files, strength, x=None, noise=None, c=None, uc=None)
+        drawn = sd.forge_objects.unet.refresh()
+        wanted = {n: w.clone() for n, w in plain.items()}
+        for name in chosen:
+            for n, d in patches[name].deltas.items():
+                wanted[ldm.unet_name(n.removeprefix("unet."))] += strength * d
+        for n, w in wanted.items():
+            torch.testing.assert_close(drawn[n], w, atol=1e-6, rtol=0)  # the sum of two patches is rounded once
+        assert ("Efface" in job.extra_generation_params) == bool(chosen)
+        run.postprocess(job, None, files, strength)
+    assert all(torch.equal(w, plain[n]) for n, w in sd.patcher.refresh().items())
+
+
+def test_what_forge_refuses(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "efface" / "p.safetensors"
+    UCE().erase(load_model("tiny"), CAT).save(path)
+    other, same, packed = (forge(script, m, monkeypatch) for m in (tiny(seed=1), tiny(), tiny()))
+    next(packed.patcher.model.diffusion_model.parameters()).data = torch.zeros(2, dtype=torch.uint8)
+    monkeypatch.setattr(Forge, "add_patches", lambda self, *, filename, patches, strength_patch: set(list(patches)[1:]))
+    for sd, why in ((other, "another model"), (same, "did not take"), (packed, r"stored as torch\.uint8")):
+        before = sd.forge_objects.unet
+        job = SimpleNamespace(extra_generation_params={}, sd_model=sd)
+        with pytest.raises(ValueError, match=why):
+            script.Script().process_before_every_sampling(job, [path.name], 1.0)
+        assert script.stopped.pop() == 1, "the program would draw on without the erasure"
+        assert sd.forge_objects.unet is before
+        assert not job.extra_generation_params
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

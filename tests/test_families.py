@@ -34,9 +34,12 @@ from efface.models.cond import POOLED
 from efface.models.flux import packed
 from efface.models.identity import same_base
 from efface.models.load import load_model
+from efface.models.select import ENCODERS
 from efface.models.tiny import TINY_T5_ROWS, tiny, tiny_flux, tiny_pixart, tiny_sana, tiny_sd3, tiny_wan, tiny_xl, tiny_z_image
-from efface.patches.export import export, residual
+from efface.patches import Patch
+from efface.patches.export import export
 from efface.patches.foreign import import_patch
+from efface.patches.patch import residual
 from efface.registry import ATTACKS, GUARDS, METHODS, build_guard
 from efface.testing import check_attack, check_method, check_resume, same, state
 
@@ -502,6 +505,31 @@ def test_a_lora_of_diffusers_loads_and_acts_and_is_read_back(family: Family, tra
         assert residual(patch, import_patch(model, path, targets=["cat"]).deltas) <= 1e-3
         with pytest.raises(BadFile, match="SD3 or FLUX" if path is file else "SD3 or FLUX|another family"):
             import_patch(tiny(), path, targets=["cat"])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@each(SD3, FLUX)
+def test_a_lora_of_clip_text_encoders_loads_and_acts_and_is_read_back(family: Family, tmp_path: Path) -> None:
+    """Beside the transformer and alone; T5 is no part of any method's patch, and no reader loads a LoRA for it."""
+    model, scale, file, rng = family.make(), family.scales[True], tmp_path / "lora.safetensors", torch.Generator().manual_seed(0)
+    made = ESD.preset("tiny", lr=1e-2, train="text-kv").erase(model, EraseRequest(("cat",), "dog"))
+    clip = model.weights(lambda n: n.startswith(ENCODERS) and n.endswith("weight") and "norm" not in n and "embed" not in n)
+    text = {
+        n: 0.3 * torch.randn(len(w), 2, generator=rng) @ torch.randn(2, w.shape[1], generator=rng) / 2 for n, w in clip.items()
+    }
+    assert {n.partition(".")[0] for n in text} == set(model.encoders)
+    for deltas in ({**made.deltas, **text}, text):
+        patch = Patch(deltas, made.card)
+        assert export(patch, model, file, "diffusers", tolerance=1e-6)["left_out"] == []
+        with patch.applied(model):
+            ours = model.sample(a_cat(scale, seed=3), 4)
+        pipe = family.pipeline(family.make())
+        plain = family.drawn(pipe, ["a cat"], [3], 4, scale)
+        pipe.load_lora_weights(str(file))
+        theirs = family.drawn(pipe, ["a cat"], [3], 4, scale)
+        torch.testing.assert_close(theirs, ours, atol=5e-4, rtol=0)
+        assert (theirs - plain).abs().max() > 5e-3
+        assert residual(patch, import_patch(model, file, targets=["cat"]).deltas) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -37,11 +37,11 @@ def patch(tiny_model: Any) -> Patch:
 
 
 @pytest.mark.parametrize("model", ["tiny", "tiny-xl"])
-@pytest.mark.parametrize("to", ["diffusers", "kohya", "diff", "folder"])
+@pytest.mark.parametrize("to", ["diffusers", "kohya", "diff", "folder", "single-file"])
 def test_what_efface_writes_it_reads(model: str, to: str, tmp_path: Path) -> None:
     network = load_model(model)
     method = {"diff": AP.preset("tiny", lr=1e-2, train="full")}.get(to, UCE(pooled=False))
-    if to == "folder":
+    if to in ("folder", "single-file"):
         method = AdvUnlearn.preset("tiny", lr=1e-2)
     patch = method.erase(network, EraseRequest(("cat",)))
     path = tmp_path / ("folder" if to == "folder" else "f.safetensors")
@@ -53,7 +53,7 @@ def test_what_efface_writes_it_reads(model: str, to: str, tmp_path: Path) -> Non
         torch.testing.assert_close(again.deltas[n], d, atol=1e-6, rtol=0)
     assert again.card.method == "theirs"
     assert again.card.request.targets == ("cat",)
-    assert again.card.config["read as"] == {"folder": "pipeline"}.get(to, to)
+    assert again.card.config["read as"] == {"folder": "pipeline", "single-file": "checkpoint"}.get(to, to)
     assert len(again.card.config["sha256"]) == 64
     again.save(tmp_path / "again.safetensors")
     assert same(Patch.load(tmp_path / "again.safetensors").deltas, again.deltas)

@@ -257,9 +257,10 @@ def export_and_read(
     assert type(again.scheduler) is type(made(case).scheduler), f"{case}: the folder's scheduler"
     assert apart(drawn(again), erased) <= CLOSE[dtype], f"{case}: pictures of the folder"
     assert facts["residual"] < 1e-5 or dtype != "float32", f"{case}: residual {facts['residual']}"
+    single_file(case, folder, model, patch, wanted)
     for to in ("diffusers", "kohya", "diff"):
         file = folder / f"{to}.safetensors"
-        if to != "diff" and not fits(patch, to):
+        if to != "diff" and not stock.fits(patch, to):
             with pytest.raises(EffaceError, match="cannot hold this patch"):
                 export(model, patch, file, to=to)
             continue
@@ -277,11 +278,20 @@ def export_and_read(
     return left
 
 
-def fits(patch: Patch, to: str) -> bool:
-    """Whether a LoRA of this kind has a place for every tensor: matrices of the UNet; for diffusers, the same layers' biases."""
-    matrices = {n for n, d in patch.deltas.items() if d.ndim >= 2 and n.startswith("unet.")}
-    beside = set(patch.deltas) - matrices
-    return not beside if to == "kohya" else all(n.removesuffix("bias") + "weight" in matrices for n in beside)
+def single_file(case: Case, folder: Path, model: Any, patch: Patch, wanted: dict[str, Tensor]) -> None:
+    """A checkpoint, loaded by diffusers with the structure of the folder, is the edited model; where readers would assume another
+    noise schedule or have no name for a layer, it is refused."""
+    family, network, _, dtype, scheduler, prediction, _ = case
+    file = folder / "whole.safetensors"
+    if network == "guidance" or prediction != "epsilon" or scheduler == "zero snr":
+        with pytest.raises(EffaceError, match="format folder"):
+            export(model, patch, file, to="single-file")
+        return
+    export(model, patch, file, to="single-file")
+    kind = diffusers.StableDiffusionXLPipeline if family == "xl" else diffusers.StableDiffusionPipeline
+    local = {"config": str(folder / "folder"), "local_files_only": True, "torch_dtype": getattr(torch, dtype)}
+    again = kind.from_single_file(str(file), **local)
+    assert all(torch.equal(w, wanted[n]) for n, w in stock.weights(again).items()), f"{case}: the single file's weights"
 
 
 def together(wanted: dict[str, Tensor], got: dict[str, Tensor]) -> float:

@@ -44,7 +44,13 @@ base = efface.load_model(folder)
 patch = efface.import_patch(base, erased, targets=["cat"])
 print(sorted(patch.deltas))
 print(efface.load_model(hub).digest())
-print(efface.export(model, efface.erase(model, "uce", targets=["cat"], anchor="dog"), Path(file).with_name("out"), to="folder"))
+patch = efface.erase(model, "uce", targets=["cat"], anchor="dog")
+print(efface.export(model, patch, Path(file).with_name("out"), to="folder"))
+whole = Path(file).with_name("whole.safetensors")
+efface.export(model, patch, whole, to="single-file")
+again = efface.load_model(whole)
+with patch.applied(model):
+    print(type(again).__name__, again.digest() == model.digest())
 """
 
 
@@ -97,6 +103,7 @@ def test_single_files_and_hub_ids_load_without_a_network(family: str, end: str, 
     assert told[1] == str(sorted(n for n in model.weights(lambda n: n.endswith("attn2.to_k.weight"))))
     assert told[2] == model.digest()
     assert "'left_out': []" in told[3]
+    assert told[4] == f"{type(model).__name__} True", "a file of ours is loaded as the erased model"
 
 
 # -- variants ------------------------------------------------------------------------------------------------------------------

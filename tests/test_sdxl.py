@@ -15,7 +15,10 @@ from safetensors.torch import save_file
 from efface.concepts.prompts import Case
 from efface.concepts.request import EraseRequest
 from efface.edits import ConceptEdit, save_lora
+from efface.equations.subspace import projector
 from efface.errors import BadFile, BadOption, WrongBaseModel
+from efface.guards import SAFREE, SLD
+from efface.guards.safree import _at, masked
 from efface.methods import AP, UCE
 from efface.models.base import DiffusionModel
 from efface.models.cond import POOLED
@@ -151,19 +154,83 @@ def test_guards_for_stock_pipelines_refuse_what_they_do_not_know(xl: StableDiffu
     safree: Any = build_guard("safree")
     sld: Any = build_guard("sld")
     pipe = stock_xl(xl)
-    with pytest.raises(BadOption, match="StableDiffusionXLPipeline"):
-        safree.pipeline_arguments(pipe, "a cat", ("cat",))
     pipe.unet = None
+    for put in (safree.pipeline_arguments, safree.guider):
+        with pytest.raises(BadOption, match="StableDiffusionXLPipeline"):
+            put(pipe, "a cat", ("cat",))
     with pytest.raises(BadOption, match="StableDiffusionXLPipeline"), sld.on_pipeline(pipe, ("cat",)):
         pass
 
 
-def test_sld_acts_on_a_stock_pipeline_and_in_a_modular_one(xl: StableDiffusionXL) -> None:
-    """Hooks of a classic pipeline and a guider of a modular one draw what our own sampler draws under the guard."""
+def modular_xl(xl: StableDiffusionXL, pipe: Any, guider: Any) -> tuple[Any, int]:
+    """A modular pipeline of the same modules with the guider, and the side of its pictures."""
     from diffusers.modular_pipelines import StableDiffusionXLAutoBlocks
 
-    from efface.guards import SLD
+    modular: Any = StableDiffusionXLAutoBlocks().init_pipeline()
+    parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae", "scheduler")
+    modular.update_components(
+        **{part: getattr(pipe, part) for part in parts}, force_zeros_for_empty_prompt=xl.zero_null, guider=guider
+    )
+    modular.set_progress_bar_config(disable=True)
+    return modular, xl.latent_shape[-1] * pipe.vae_scale_factor
 
+
+FULL = SAFREE(alpha=0.0, middle=-9.0)
+"""The filter runs its full length, the first two of ten steps; ENDED ends after the first on these random weights."""
+ENDED = SAFREE(alpha=0.0, sharpness=1.0, middle=5.6)
+
+
+@pytest.mark.parametrize(
+    ("guard", "zero_null", "until"),
+    [(FULL, True, 10), (FULL, False, 10), (ENDED, True, 4), (dataclasses.replace(FULL, negative=True), True, 10)],
+)
+def test_safree_acts_on_a_stock_pipeline_and_in_a_modular_one(guard: SAFREE, zero_null: bool, until: int) -> None:
+    """A callback of a classic pipeline and a guider of a modular one draw what our own sampler draws under the guard."""
+    xl = tiny_xl(zero_null)
+    pipe, prompt = stock_xl(xl), "a photo of a cat"
+    call: dict[str, Any] = {"num_inference_steps": 10, "output_type": "latent"}
+    noise = xl.case_noise([3])
+    plain = pipe(prompt, latents=noise, guidance_scale=5.0, **call).images
+    with guard.active(xl, ("cat",)):
+        c = xl.encode([prompt])
+        ours = xl.denoise(c, noise, 10, 5.0)
+    assert c.extras["until"].tolist() == [until]
+    atol = 1e-3 * float(ours.abs().max())
+    assert float((ours - plain).abs().max()) > 10 * atol, "the guard does nothing, so this would show nothing"
+    said = guard.pipeline_arguments(pipe, prompt, ("cat",))
+    torch.testing.assert_close(pipe(**said, latents=noise, guidance_scale=5.0, **call).images, ours, atol=atol, rtol=0)
+    two = pipe(**said, latents=noise.repeat(2, 1, 1, 1), num_images_per_prompt=2, guidance_scale=5.0, **call).images
+    torch.testing.assert_close(two, ours.repeat(2, 1, 1, 1), atol=atol, rtol=0)
+    torch.testing.assert_close(pipe(prompt, latents=noise, guidance_scale=5.0, **call).images, plain, atol=0, rtol=0)
+    modular, side = modular_xl(xl, pipe, guard.guider(pipe, prompt, ("cat",), guidance_scale=5.0))
+    more = {"latents": noise, "height": side, "width": side, "output": "images"}
+    for _ in range(2):
+        torch.testing.assert_close(modular(prompt=prompt, **more, **call), ours, atol=atol, rtol=0)
+    with pytest.raises(BadOption, match="made for the prompt 'a photo of a cat'"):
+        modular(prompt="a photo of a dog", **more, **call)
+
+
+def test_safree_takes_the_target_out_of_the_pooled_text(xl: StableDiffusionXL) -> None:
+    """By the equation, from vectors that the test reads itself; without a trigger it stays."""
+    guard, prompt = FULL, "a photo of a cat"
+    plain, target = xl.encode([prompt]).extras[POOLED][0].double(), xl.encode(["cat"]).extras[POOLED]
+    words = xl.embed([prompt])
+    one_by_one = xl.encode_soft(masked(words, 0, words.lengths[0])).extras[POOLED].double()
+    outside = torch.eye(len(plain), dtype=torch.float64) - projector(target)
+    basis = torch.linalg.qr(one_by_one.T).Q
+    with guard.active(xl, ("cat",)):
+        early = _at(xl.encode([prompt]), torch.tensor([999]), 1000)
+        late = _at(xl.encode([prompt]), torch.tensor([1]), 1000)
+        empty = _at(xl.encode([""]), torch.tensor([999]), 1000)
+    torch.testing.assert_close(early.extras[POOLED][0].double(), outside @ (basis @ (basis.T @ plain)), atol=1e-5, rtol=1e-4)
+    assert (early.extras[POOLED][0] - plain).abs().max() > 1e-2
+    assert float((projector(target) @ early.extras[POOLED][0].double()).norm()) < 1e-5, "nothing of the target is left"
+    assert torch.equal(late.extras[POOLED][0].double(), plain)
+    assert torch.equal(empty.extras[POOLED], xl.encode([""]).extras[POOLED])
+
+
+def test_sld_acts_on_a_stock_pipeline_and_in_a_modular_one(xl: StableDiffusionXL) -> None:
+    """Hooks of a classic pipeline and a guider of a modular one draw what our own sampler draws under the guard."""
     pipe, guard = stock_xl(xl), SLD(strength="max")
     call: dict[str, Any] = {"num_inference_steps": 6, "output_type": "latent"}
     noise = xl.case_noise([3])
@@ -176,15 +243,7 @@ def test_sld_acts_on_a_stock_pipeline_and_in_a_modular_one(xl: StableDiffusionXL
     atol = 1e-3 * float(ours.abs().max())
     assert float((classic - plain).abs().max()) > 10 * atol, "the guard does nothing, so this would show nothing"
     torch.testing.assert_close(classic, ours, atol=atol, rtol=0)
-    modular: Any = StableDiffusionXLAutoBlocks().init_pipeline()
-    parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae", "scheduler")
-    modular.update_components(
-        **{part: getattr(pipe, part) for part in parts},
-        force_zeros_for_empty_prompt=xl.zero_null,
-        guider=guard.guider(pipe, ("cat",), guidance_scale=5.0),
-    )
-    modular.set_progress_bar_config(disable=True)
-    side = xl.latent_shape[-1] * pipe.vae_scale_factor
+    modular, side = modular_xl(xl, pipe, guard.guider(pipe, ("cat",), guidance_scale=5.0))
     for _ in range(2):  # the momentum of one image must not reach the next
         drawn = modular(prompt="a dog", latents=noise, height=side, width=side, output="images", **call)
         torch.testing.assert_close(drawn, ours, atol=atol, rtol=0)

@@ -50,7 +50,7 @@ def made(measured: Path, out: Path, **more: Any) -> dict[str, Any]:
 
 
 def test_a_card_says_what_was_measured_and_what_was_not(measured: Path, tmp_path: Path) -> None:
-    facts = made(measured, tmp_path / "release", exports=["diffusers", "kohya"], model="tiny")
+    facts = made(measured, tmp_path / "release", exports=["diffusers", "kohya", "single-file"], model="tiny")
     card = ModelCard.load(tmp_path / "release" / "README.md")
     data = card.data.to_dict()
     assert (data["library_name"], data["pipeline_tag"], data["license"]) == ("diffusers", "text-to-image", "apache-2.0")
@@ -77,7 +77,7 @@ def test_a_card_says_what_was_measured_and_what_was_not(measured: Path, tmp_path
     told = Patch.load(tmp_path / "release" / PATCH)
     assert told.digest() == Patch.load(measured / "p.safetensors").digest()
     assert told.card.measured == json.loads(json.dumps(facts["measured"]))
-    for name in (PATCH, "kohya.safetensors", "pytorch_lora_weights.safetensors"):
+    for name in (PATCH, "kohya.safetensors", "pytorch_lora_weights.safetensors", "checkpoint.safetensors"):
         found = verbs.verify(tmp_path / "release" / name, "tiny")
         assert found.ok, found
         assert {c.name: c.status for c in found.checks}["numbers"] == "passed"

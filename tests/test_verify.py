@@ -35,7 +35,7 @@ from efface.patches.seal import BLANK, KEY, check_seal, seal
 from efface.patches.store import FORMAT_VERSION
 from efface.patches.verify import Verification, verify
 
-KINDS = ("patch", "diffusers", "kohya", "diff")
+KINDS = ("patch", "diffusers", "kohya", "diff", "single-file")
 
 
 @pytest.fixture(scope="module")
@@ -341,7 +341,7 @@ VALUES: list[Any] = [None, True, 0, -1, 1e308, float("nan"), "", "x" * 50, [], [
 
 def raw_bytes(rng: random.Random, data: bytes) -> bytes:
     """The file with changed, lost, added or moved bytes; never the same file."""
-    made, header = bytearray(data), 8 + int.from_bytes(data[:8], "little")
+    made, header = bytearray(data), min(8 + int.from_bytes(data[:8], "little"), len(data))
     kind = rng.randrange(6)
     at = rng.randrange(header) if rng.random() < 0.6 else rng.randrange(len(made))
     if kind <= 1:
@@ -361,9 +361,10 @@ def hostile(rng: random.Random, data: bytes) -> bytes:
     """A header that is well-formed JSON and wrong: entries replaced at any depth of the card, offsets, names, sizes."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
-    facts, name = header["__metadata__"], "card" if "card" in header["__metadata__"] else "efface_card"
+    facts = header.setdefault("__metadata__", {})
+    name = next((n for n in ("card", "efface_card", "lora_adapter_metadata") if n in facts), "")
     kind = rng.randrange(5)
-    if kind <= 1:
+    if kind <= 1 and name:
         card = json.loads(facts[name])
         spot, keys = card, []
         while isinstance(spot, dict) and spot and (not keys or rng.random() < 0.6):
@@ -371,7 +372,7 @@ def hostile(rng: random.Random, data: bytes) -> bytes:
             spot, parent = spot[keys[-1]], spot
         parent[keys[-1]] = rng.choice(VALUES)
         facts[name] = json.dumps(card)
-    elif kind == 2:
+    elif kind == 2 and facts:
         facts[rng.choice(list(facts))] = rng.choice(["", "[" * 100_000, "{}", "[]", "null", '{"a":NaN}', "9" * 5000])
     elif kind == 3:
         entry = header[rng.choice([k for k in header if k != "__metadata__"])]
@@ -418,6 +419,63 @@ def test_mutations(count: int, files: dict[str, Path], tmp_path: Path, capsys: p
         print(f"\n{count} mutations: {dict(sorted(outcomes.items()))}")
     assert outcomes["changed: verify failed"] == outcomes["changed: import refused it"] > count / 2
     assert outcomes["forged: verify failed"] > 0
+
+
+class _Code:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+def theirs(folder: Path, files: dict[str, Path], boom: Path) -> list[Path]:
+    """Files that efface did not write: LoRAs, a checkpoint, a state dict as a pickle, and one with code in it."""
+    lora = load_file(files["kohya"])
+    save_file(lora, folder / "kohya.safetensors", metadata={"ss_network_module": "networks.lora"})
+    facts = {"unet.r": 1, "unet.lora_alpha": 1, "unet.target_modules": ["to_k", "to_v"]}
+    save_file(load_file(files["diffusers"]), folder / "d.safetensors", metadata={"lora_adapter_metadata": json.dumps(facts)})
+    whole = load_file(files["single-file"])
+    save_file(whole, folder / "whole.safetensors")
+    torch.save(lora, folder / "slider.pt")
+    torch.save({"state_dict": {k: t for k, t in whole.items() if "attn2" in k}, "global_step": 3}, folder / "part.ckpt")
+    torch.save({**lora, "x": _Code(boom)}, folder / "code.pt")
+    (folder / "plain.bin").write_bytes(pickle.dumps({"x": _Code(boom), **{f"y{i}": i for i in range(40)}}, protocol=2))
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.parametrize("count", [105, pytest.param(10_500, marks=pytest.mark.slow)])
+def test_mutations_of_other_peoples_files(count: int, files: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
+    """They have no seal, so that a changed number cannot be seen. But nothing crashes, ``verify`` passes none, no code runs, and
+    what is imported is finite and differs from the base model."""
+    (tmp_path / "theirs").mkdir()
+    boom, rng, model, outcomes = tmp_path / "boom", random.Random(9), load_model("tiny"), Counter[str]()
+    sources = theirs(tmp_path / "theirs", files, boom)
+    for i in range(count):
+        source = sources[i % len(sources)]
+        data = source.read_bytes()
+        path = tmp_path / f"m{source.suffix}"
+        if source.suffix == ".safetensors" and rng.random() < 0.6:
+            path.write_bytes(hostile(rng, data))
+        else:
+            path.write_bytes(raw_bytes(rng, data) if rng.random() < 0.95 else data)
+        assert not verify(path).ok, (i, source.name)
+        try:
+            found = verbs.import_patch(model, path, targets=["cat"])
+            assert found.deltas
+            assert all(bool(torch.isfinite(d).all()) for d in found.deltas.values()), (i, source.name)
+            outcomes["import read it"] += 1
+            assert source.name not in ("code.pt", "plain.bin") or path.read_bytes() != data, "code was read"
+        except EffaceError:
+            outcomes["import refused it"] += 1
+        assert not boom.exists(), (i, source.name)
+        path.unlink()
+    with capsys.disabled():
+        print(f"\n{count} mutations of other people's files: {dict(sorted(outcomes.items()))}, code ran 0 times")
+    assert outcomes["import refused it"] > count / 2
+    assert outcomes["import read it"] > 0, "where nothing is read, nothing was tried"
 
 
 def _suppressed() -> Any:

@@ -1,14 +1,20 @@
-"""A script for Stable Diffusion WebUI (AUTOMATIC1111): erasures of efface on the loaded model while pictures are drawn.
+"""A script for Stable Diffusion WebUI (AUTOMATIC1111) and Forge: erasures of efface on the loaded model while pictures are drawn.
 
 Copy the folder ``a1111`` to ``extensions/efface`` and patches to ``models/efface``. Before a job the chosen patches are put on,
 after it every weight is as before. A patch of another base model, and a file with a changed byte, stop the job with the reason.
 efface itself need not be installed.
+
+The two programs keep the model in different ways. In AUTOMATIC1111 its weights are changed for the time of a job. Forge has a
+patcher around the network, which merges changes when it draws and keeps the originals; the changes are given to a clone of it
+before every sampling, as its own extensions do.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import importlib.util
+import inspect
 import json
 import os
 import re
@@ -22,6 +28,8 @@ from safetensors.torch import load_file
 PLACE = re.compile(rb'"efface_sha256":\s*"([0-9a-f]{64})"')
 NARROW, SMALLEST = 2.0**-8 + 2.0**-11, 2.0**-24
 """How far an entry of the base may be from the recorded one: the rounding of both half precisions."""
+FORGE = importlib.util.find_spec("modules_forge") is not None
+PLAIN = (torch.float32, torch.float16, torch.bfloat16)
 FOLDER = os.path.join(paths.models_path, "efface")
 RESNET = {
     "norm1": "in_layers.0",
@@ -94,8 +102,8 @@ def diffusers_names(modules: list[str]) -> dict[str, str]:
     return found
 
 
-def read_patch(path: str) -> tuple[dict, dict[str, torch.Tensor]]:
-    """(card, changes by weight) of a patch whose every byte is as it was written. Raises ValueError for anything else."""
+def read_patch(path: str) -> tuple[dict, dict[str, torch.Tensor], str]:
+    """(card, changes by weight, sha256) of a patch whose every byte is as it was written. Raises ValueError for anything else."""
     with open(path, "rb") as f:
         data = f.read()
     length = int.from_bytes(data[:8], "little")
@@ -110,20 +118,33 @@ def read_patch(path: str) -> tuple[dict, dict[str, torch.Tensor]]:
     facts = json.loads(data[8 : 8 + length]).get("__metadata__", {})
     if facts.get("format") != "efface-patch":
         raise ValueError(f"{path} is an export of efface; put it among the LoRAs.")
-    return json.loads(facts["card"]), {n.removeprefix("delta."): d for n, d in load_file(path).items()}
+    changes = {n.removeprefix("delta."): d for n, d in load_file(path).items()}
+    return json.loads(facts["card"]), changes, data[at : at + 64].decode()
 
 
-def weights_of(model: object) -> dict[str, torch.nn.Parameter]:
-    """Every weight of the UNet under diffusers' names, with ``unet.`` in front."""
-    network = model.model.diffusion_model
+def keys_of(network: torch.nn.Module) -> dict[str, str]:
+    """``{our name: name in the UNet}`` of every weight; ours are diffusers' with ``unet.`` in front."""
     modules = {n: m for n, m in network.named_modules() if any(True for _ in m.parameters(recurse=False))}
     names = {theirs: ours for ours, theirs in diffusers_names(list(modules)).items()}
     return {
-        f"unet.{names[module]}.{kind}": p
+        f"unet.{names[module]}.{kind}": f"{module}.{kind}"
         for module, m in modules.items()
         if module in names
-        for kind, p in m.named_parameters(recurse=False)
+        for kind, _ in m.named_parameters(recurse=False)
     }
+
+
+def combined(read: list[tuple], live: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The sum of the changes of several patches. Raises ValueError for another base model, and for what is not in the UNet."""
+    total: dict[str, torch.Tensor] = {}
+    for card, deltas, _ in read:
+        check_base(card, live)
+        strange = [n for n in deltas if n not in live]
+        if strange:
+            raise ValueError(f"{strange[0]} is no weight of the UNet; export this patch as .diff and put it among the LoRAs.")
+        for n, d in deltas.items():
+            total[n] = total[n] + d if n in total else d
+    return total
 
 
 def check_base(card: dict, live: dict[str, torch.nn.Parameter]) -> None:
@@ -134,7 +155,7 @@ def check_base(card: dict, live: dict[str, torch.nn.Parameter]) -> None:
     if len(entries) < len(live):
         raise ValueError(f"the patch was made for {name!r}, which is smaller than this model.")
     for weight, entry in zip(sorted(live), entries, strict=True):
-        w = live[weight].reshape(-1)
+        w = live[weight].detach().reshape(-1)
         x = float(w[int(0.618 * w.numel())].float())
         if abs(x - entry) > NARROW * max(abs(x), abs(entry)) + SMALLEST:
             raise ValueError(f"the patch was made for {name!r}, and this is another model: {weight} differs.")
@@ -148,27 +169,48 @@ class Applied:
 
     def put(self, model: object, chosen: list[str], strength: float) -> list[str]:
         """Put patches on, all or none, and return their certificates. Raises ValueError with the reason."""
-        live = weights_of(model)
+        network = model.model.diffusion_model
+        parameters = dict(network.named_parameters())
+        live = {ours: parameters[theirs] for ours, theirs in keys_of(network).items()}
         read = [read_patch(os.path.join(FOLDER, name)) for name in chosen]
-        total: dict[str, torch.Tensor] = {}
-        for card, deltas in read:
-            check_base(card, live)
-            strange = [n for n in deltas if n not in live]
-            if strange:
-                raise ValueError(f"{strange[0]} is no weight of the UNet; export this patch as .diff and put it among the LoRAs.")
-            for n, d in deltas.items():
-                total[n] = total[n] + d if n in total else d
-        for n, d in total.items():
+        for n, d in combined(read, live).items():
             p = live[n]
             self.originals.append((p, p.data))
             p.data = (p.data.float() + strength * d.reshape(p.shape).to(p.device)).to(p.dtype)
-        return [certificate(card, strength) for card, _ in read]
+        return [certificate(card, strength) for card, _, _ in read]
 
     def revert(self) -> None:
         """Every weight is as before, to the bit."""
         for p, data in reversed(self.originals):
             p.data = data
         self.originals = []
+
+
+def put_on_forge(objects: object, chosen: list[str], strength: float) -> list[str]:
+    """Give Forge's patcher of the UNet the changes, all or none, and return the certificates. Raises ValueError with the
+    reason."""
+    patcher = objects.unet
+    network = patcher.model.diffusion_model
+    # Weights may still hold the changes of the job before; the patcher keeps the originals of these.
+    kept = {**getattr(patcher, "backup", {}), **getattr(getattr(patcher, "lora_loader", None), "backup", {})}
+    parameters, keys = dict(network.named_parameters()), keys_of(network)
+    live = {ours: kept.get(f"diffusion_model.{theirs}", parameters[theirs]) for ours, theirs in keys.items()}
+    packed = [n for n, w in live.items() if w.dtype not in PLAIN]
+    if packed:
+        raise ValueError(f"{packed[0]} is stored as {live[packed[0]].dtype}; load the model in half precision or float32.")
+    read = [read_patch(os.path.join(FOLDER, name)) for name in chosen]
+    total = combined(read, live)
+    patches = {f"diffusion_model.{keys[n]}": ("diff", (d.reshape(live[n].shape),)) for n, d in total.items()}
+    made = patcher.clone()
+    # Forge knows what is merged by this name alone, so that it has to say which files these are.
+    name = "efface " + " ".join(seal for _, _, seal in read)
+    named = {"filename": name} if "filename" in inspect.signature(made.add_patches).parameters else {}
+    taken = made.add_patches(patches=patches, strength_patch=strength, **named)
+    missed = sorted(set(patches) - set(taken))
+    if missed:
+        raise ValueError(f"Forge did not take {missed[0]} (and {len(missed) - 1} more); the erasure would be incomplete.")
+    objects.unet = made
+    return [certificate(card, strength) for card, _, _ in read]
 
 
 def certificate(card: dict, strength: float = 1.0) -> str:
@@ -203,13 +245,21 @@ class Script(scripts.Script):
 
     def before_process(self, p: object, chosen: list[str], strength: float) -> None:
         self.applied.revert()  # a job that was stopped did not come to its end
-        if chosen:
-            try:
-                told = self.applied.put(shared.sd_model, chosen, strength)
-            except Exception:
-                shared.state.interrupt()  # the program reports a script's error and would draw on, without the erasure
-                raise
-            p.extra_generation_params["Efface"] = " | ".join(told)
+        if chosen and not FORGE:
+            self.tell(p, lambda: self.applied.put(shared.sd_model, chosen, strength))
+
+    def process_before_every_sampling(self, p: object, chosen: list[str], strength: float, **_: object) -> None:
+        if chosen and FORGE:
+            self.tell(p, lambda: put_on_forge(p.sd_model.forge_objects, chosen, strength))
+
+    @staticmethod
+    def tell(p: object, put: object) -> None:
+        try:
+            told = put()
+        except Exception:
+            shared.state.interrupt()  # the program reports a script's error and would draw on, without the erasure
+            raise
+        p.extra_generation_params["Efface"] = " | ".join(told)
 
     def postprocess(self, p: object, processed: object, chosen: list[str], strength: float) -> None:
         self.applied.revert()

@@ -19,7 +19,13 @@ from .output import emit, free
 )
 @click.argument("patch_path", metavar="PATCH")
 @model_option
-@click.option("--to", "kind", required=True, metavar="FORMAT", help="diffusers, kohya, diff or folder; see: efface list formats.")
+@click.option(
+    "--to",
+    "kind",
+    required=True,
+    metavar="FORMAT",
+    help="diffusers, kohya, diff, folder or single-file; see: efface list formats.",
+)
 @click.option("--rank", type=int, default=0, help="Rank of a LoRA; default: the smallest that --tolerance allows.")
 @click.option(
     "--tolerance",

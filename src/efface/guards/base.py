@@ -47,10 +47,9 @@ def guidance_needed(name: str, scale: float) -> float:
 
 
 def refuse_other_families(pipe: Any) -> None:
-    """Raises BadOption for a stock pipeline with more than one text encoder, which the guard cannot
-    be put on."""
-    if getattr(pipe, "text_encoder_2", None) is not None:
+    """Raises BadOption for a pipeline of diffusers that the guard cannot be put on."""
+    if getattr(pipe, "unet", None) is None or getattr(pipe, "text_encoder_3", None) is not None:
         raise BadOption(
-            f"the guard knows stock pipelines of Stable Diffusion 1.x and 2.x, and this is a {type(pipe).__name__}. "
+            f"the guard knows pipelines of Stable Diffusion 1.x, 2.x and SDXL, and this is a {type(pipe).__name__}. "
             "Use efface's own sampler: efface sample --guard, or guard.active(model, targets)."
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -15,7 +15,8 @@ from ..concepts.request import names_of
 from ..equations.guidance import guided
 from ..equations.subspace import projector, triggers
 from ..models.base import DiffusionModel
-from ..models.cond import Cond
+from ..models.cond import POOLED, Cond
+from ..models.load import load_model
 from ..models.tokens import SoftPrompt
 from ..options import option
 from .base import Guard, guidance_needed, refuse_other_families
@@ -42,6 +43,11 @@ class SAFREE(Guard):
     embedding is used for the first t' of 50 steps, then the plain one. A sentence embedding is the
     hidden state at the end of the text. A prompt without a trigger is left alone.
 
+    SDXL and Stable Diffusion 3 read two text encoders. Their embeddings stand side by side in every
+    vector above, and the pooled text p, which has the whole prompt in it, goes the same way::
+
+        p <- (I - Q_C) Q_I p        Q_C, Q_I: as P_C and P_I, of the pooled texts of targets and masked prompts
+
     Reference: Yoon et al., ICLR 2025, arXiv:2410.12761. The code has no licence, so this was
     written from the description.
 
@@ -50,7 +56,8 @@ class SAFREE(Guard):
     alone). t' counts timesteps, which is the same for 50 steps. The official code also gives the
     targets as a negative prompt (``negative``, off by default here). A prompt of one token has no
     other tokens to compare with, so that the rule finds no trigger; with ``alone`` its only token
-    is one where the projection takes more of it than it leaves.
+    is one where the projection takes more of it than it leaves. The form for two text encoders and
+    a pooled text is ours; the equations above are those for one.
 
     Cost: no further UNet evaluations, so an image takes 2 at each sampler step; one text encoding
     for each token of the prompt.
@@ -76,11 +83,11 @@ class SAFREE(Guard):
         model.require(self.name, self.needs)
         targets = names_of(targets, "targets")
         plain = model.encode_soft  # taken before the guard is on, so that a patched text encoder stays patched
-        unwanted = projector(model.encode(targets).end_token().cpu())
-        kept = torch.eye(len(unwanted), dtype=torch.float64) - unwanted
+        named = model.encode(targets)
+        kept = {"": outside(named.end_token()), **({POOLED: outside(named.extras[POOLED])} if POOLED in named.extras else {})}
 
         def soft(prompts: SoftPrompt, c: Cond) -> Cond:
-            return self._filtered(prompts, c, kept.to(c.tokens.device), plain)
+            return self._filtered(prompts, c, kept, plain)
 
         def change(prompts: Any, c: Cond) -> Cond:
             return soft(model.embed(prompts), c)
@@ -93,40 +100,63 @@ class SAFREE(Guard):
             yield
 
     def pipeline_arguments(self, pipe: Any, prompt: str, targets: tuple[str, ...]) -> dict[str, Any]:
-        """What to call a loaded diffusers Stable Diffusion pipeline with, in place of the prompt.
+        """What to call a loaded diffusers pipeline of Stable Diffusion or SDXL with, in place of the prompt.
 
         The arguments are the projected embedding, and a ``callback_on_step_end`` that puts the
-        plain one back after t' steps.
+        plain one back after t' steps. Raises BadOption for other families.
         """
-        from ..models.sd import StableDiffusion
-
         refuse_other_families(pipe)
         targets = names_of(targets, "targets")
-        model = StableDiffusion.from_pipeline(pipe)
-        with self.active(model, targets):
-            c = model.encode([prompt])
-        length = model.schedule.size
-
-        def embedding(t: int) -> Tensor:
-            return _at(c, torch.tensor([t], device=c.tokens.device), length).tokens
+        texts = self._texts(pipe, prompt, targets)
+        first = texts(math.inf)
+        called = {"prompt_embeds": "prompt_embeds", "text_embeds": "pooled_prompt_embeds"}
+        inside = {"prompt_embeds": "prompt_embeds", "text_embeds": "add_text_embeds"}
 
         def callback(pipe: Any, i: int, t: Any, inputs: dict[str, Any]) -> dict[str, Any]:
             following = pipe.scheduler.timesteps[i + 1 : i + 2].tolist()
-            if following:
-                text = inputs["prompt_embeds"]
-                inputs["prompt_embeds"] = torch.cat([text[:-1], embedding(following[0]).to(text)])
+            for name, text in texts(following[0]).items() if following else ():
+                rows = inputs[inside[name]]
+                empty = rows[: len(rows) // 2] if pipe.do_classifier_free_guidance else rows[:0]
+                inputs[inside[name]] = torch.cat([empty, text.to(rows).expand(len(rows) - len(empty), *text.shape[1:])])
             return inputs
 
         return {
-            "prompt_embeds": embedding(length),
+            **{called[name]: text for name, text in first.items()},
             "negative_prompt": ", ".join(targets) if self.negative else None,
             "callback_on_step_end": callback,
-            "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"],
+            "callback_on_step_end_tensor_inputs": ["latents", *(inside[name] for name in first)],
         }
 
-    def _filtered(self, prompts: SoftPrompt, c: Cond, kept: Tensor, encode_soft: Callable[[SoftPrompt], Cond]) -> Cond:
-        """The plain encodings, with the projected ones and the filter's last step beside them."""
-        early, until, s = [], [], prompts.starts
+    def guider(self, pipe: Any, prompt: str, targets: tuple[str, ...], guidance_scale: float = 7.5) -> Any:
+        """A guider for diffusers' modular pipelines and this prompt:
+        ``pipe.update_components(guider=guard.guider(pipe, "a cat", ("cat",)))``.
+
+        ``pipe``: the modular pipeline or a stock one of Stable Diffusion or SDXL. Raises BadOption for other families; the
+        guider raises it where the pipeline is called with another prompt.
+        """
+        from .modular import TextGuider
+
+        refuse_other_families(pipe)
+        targets = names_of(targets, "targets")
+        made = TextGuider(guidance_scale=guidance_needed(self.name, guidance_scale))
+        made.prompt, made.texts = prompt, self._texts(pipe, prompt, targets)
+        if self.negative:
+            made.empty = _by_input(load_model(pipe).encode([", ".join(targets)]))
+        return made
+
+    def _texts(self, pipe: Any, prompt: str, targets: tuple[str, ...]) -> Callable[[float], dict[str, Tensor]]:
+        """Of timesteps, what the network reads for the prompt there, by the pipeline's input names; one row each."""
+        model = load_model(pipe)
+        with self.active(model, targets):
+            c = model.encode([prompt])
+        return lambda t: _by_input(_at(c, torch.tensor([t], device=c.tokens.device), model.schedule.size))
+
+    def _filtered(
+        self, prompts: SoftPrompt, c: Cond, kept: Mapping[str, Tensor], encode_soft: Callable[[SoftPrompt], Cond]
+    ) -> Cond:
+        """The plain encodings, with the projected ones and the filter's last step beside them. kept: I - P_C of the tokens, and
+        I - Q_C of the pooled text where there is one."""
+        early, pooled, until, s = [], list(c.extras.get(POOLED, ())), [], prompts.starts
         for i, n in enumerate(prompts.lengths):
             e, end = c.tokens[i], n - prompts.ends
             if end <= s:  # the empty prompt
@@ -134,22 +164,32 @@ class SAFREE(Guard):
                 until.append(-1)
                 continue
             with torch.no_grad():
-                p = encode_soft(masked(prompts, i, n)).end_token()
-                d = (p.double() @ kept).norm(dim=1)
+                without = encode_soft(masked(prompts, i, n))
+                p, outer = without.end_token(), kept[""].to(e.device)
+                d = (p.double() @ outer).norm(dim=1)
                 hit = triggers(d, self.alpha)
-                through = projector(p) @ kept
+                through = projector(p) @ outer
                 words = e[s:end].double()
                 if end == s + 1 and self.alone:
-                    hit = (words @ kept).norm(dim=1) < (words - words @ kept).norm(dim=1)
+                    hit = (words @ outer).norm(dim=1) < (words - words @ outer).norm(dim=1)
                 b = 1 - torch.cosine_similarity(words, words @ through, dim=1).mean()
             moved = e.clone()
             moved[s:end] = torch.where(hit[:, None], (e[s:end].double() @ through).to(e), e[s:end])
             early.append(moved)
+            if pooled and bool(hit.any()):
+                whole = projector(without.extras[POOLED]) @ kept[POOLED].to(e.device)
+                pooled[i] = (pooled[i].double() @ whole).to(pooled[i])
             until.append(
                 round(10 / (1 + math.exp(-2 * self.sharpness * (10 * float(b) - self.middle)))) if bool(hit.any()) else -1
             )
         extras = {"early": torch.stack(early), "until": torch.tensor(until, device=c.tokens.device)}
-        return replace(c, extras={**c.extras, **extras})
+        beside = {f"early {POOLED}": torch.stack(pooled)} if pooled else {}
+        return replace(c, extras={**c.extras, **extras, **beside})
+
+
+def outside(vectors: Tensor) -> Tensor:
+    """(d, d) ``I - P`` with P the projector on the span of the rows of ``vectors``, on the CPU."""
+    return torch.eye(vectors.shape[-1], dtype=torch.float64) - projector(vectors.cpu())
 
 
 def masked(prompts: SoftPrompt, i: int, n: int) -> SoftPrompt:
@@ -168,8 +208,16 @@ def _at(c: Cond, t: Tensor, length: int) -> Cond:
     if "early" not in c.extras:
         return c
     # Step i of 50 on the leading grid has timestep 981 - 20 i of 1,000, so this is the same as i <= t' there.
-    early = (t > length * (1 - (c.extras["until"].to(t.device) + 1) / STEPS)).reshape(-1, 1, 1)
-    return replace(c, tokens=torch.where(early, c.extras["early"], c.tokens))
+    early = (t > length * (1 - (c.extras["until"].to(t.device) + 1) / STEPS)).reshape(-1, 1)
+    beside = dict(c.extras)
+    if f"early {POOLED}" in beside:
+        beside[POOLED] = torch.where(early, beside[f"early {POOLED}"], beside[POOLED])
+    return replace(c, tokens=torch.where(early[..., None], c.extras["early"], c.tokens), extras=beside)
+
+
+def _by_input(c: Cond) -> dict[str, Tensor]:
+    """What diffusers' pipelines call the tokens and the pooled text of SDXL."""
+    return {"prompt_embeds": c.tokens, **({"text_embeds": c.extras[POOLED]} if POOLED in c.extras else {})}
 
 
 class _Guide:

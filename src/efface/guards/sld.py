@@ -12,11 +12,10 @@ from torch import Tensor
 
 from ..concepts.request import names_of
 from ..equations.guidance import guided, safety
-from ..errors import BadOption
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
 from ..options import option
-from .base import Guard, guidance_needed
+from .base import Guard, guidance_needed, refuse_other_families
 
 STRENGTHS = {  # delta, s_S, lambda, s_m, beta_m: diffusers' SafetyConfig
     "weak": (15, 20.0, 0.0, 0.0, 0.0),
@@ -136,8 +135,7 @@ def _third(pipe: Any, text: str) -> dict[str, Tensor]:
     """The safety text as a pipeline's encoders read it, by the input names of the pipeline; one row each."""
     from ..models.load import load_model
 
-    if getattr(pipe, "text_encoder_3", None) is not None or getattr(pipe, "unet", None) is None:
-        raise BadOption(f"the guard knows pipelines of Stable Diffusion 1.x, 2.x and SDXL, and this is a {type(pipe).__name__}.")
+    refuse_other_families(pipe)
     if hasattr(pipe, "encode_prompt"):  # a stock pipeline reads it itself, whatever its scheduler
         device = next(pipe.unet.parameters()).device
         with torch.no_grad():

@@ -198,8 +198,8 @@ class DiffusionModel(abc.ABC):
 
     @abc.abstractmethod
     def read_lora(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``{weight name: change}`` of the network as the stock pipeline's own reader understands a LoRA file's tensors, in
-        whatever dialect. What the reader passes over is not there."""
+        """``{weight name: change}`` of the network and the text encoders as the stock pipeline's own reader understands a LoRA
+        file's tensors, in whatever dialect. What the reader passes over is not there."""
 
     @property
     @abc.abstractmethod

@@ -21,6 +21,7 @@ from .attention import cross_attentions, extended, probed, start_detached
 from .base import DiffusionModel, Evals
 from .cond import GUIDANCE, Cond
 from .identity import Identity, entries_of, identity_of
+from .lora import denoiser_changes, encoder_changes
 from .parts import Whole, completed, loaded, named_dtype, rebuilt
 from .plain import OFFLOADED, check_in_memory, check_network, check_own, check_present, latent_side, shapes_of, unwrapped
 from .schedule import Schedule, schedule_of, scheduler_of
@@ -442,25 +443,16 @@ class StableDiffusion(DiffusionModel):
         return (self._whole or self._bare)({part: getattr(self, part) for part in self._kinds()})
 
     def read_lora(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
-
         state, alphas = self._lora_state(tensors)
-        prefix = f"{self.part}."
-        inside = {k.removeprefix(prefix): t.float() for k, t in state.items() if k.startswith(prefix)}
-        ranks = {k.removeprefix(prefix): float(alpha) for k, alpha in alphas.items()}
-        # The reader renames alphas with the keys of the factors they belong to.
-        read = convert_unet_state_dict_to_peft(inside)
-        scales = convert_unet_state_dict_to_peft({k.removesuffix(".alpha"): a for k, a in ranks.items()})
-        live, found = dict(self.network.named_parameters()), {}
-        for key, up in read.items():
-            module, _, end = key.rpartition(".lora_B.")
-            if end == "weight" and f"{module}.weight" in live:
-                down = read[f"{module}.lora_A.weight"]
-                alpha = scales.get(f"{module}.lora_A.weight", scales.get(module, len(down)))
-                delta = alpha / len(down) * (up.flatten(1) @ down.flatten(1))
-                found[f"{prefix}{module}.weight"] = delta.reshape(live[f"{module}.weight"].shape)
-            elif end == "bias" and live.get(f"{module}.bias") is not None:
-                found[f"{prefix}{module}.bias"] = up
+        found: dict[str, Tensor] = {}
+        for part in (self.part, *self.encoders):
+            start = f"{part}."
+            lora = {k.removeprefix(start): t.float() for k, t in state.items() if k.startswith(start)}
+            own = {k.removeprefix(start): float(alpha) for k, alpha in alphas.items() if k.startswith(start)}
+            live = {n.removeprefix(start): p for n, p in self._named_parameters() if n.startswith(start)}
+            if lora:
+                read = denoiser_changes if part == self.part else encoder_changes
+                found |= {start + n: d for n, d in read(lora, own, live).items()}
         return found
 
     def _lora_state(self, tensors: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:

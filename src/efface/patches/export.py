@@ -6,41 +6,45 @@
 ``diff``       whole weights for web interfaces, norms, biases and text encoders too: ``<kohya name>.diff``, ``.diff_b``,
                ``.w_norm``, ``.b_norm``
 ``folder``     a diffusers pipeline folder with the changed weights in it; whatever the patch changes
+``single-file``  the whole model as one checkpoint of Stable Diffusion 1.x or SDXL, under the original names; the same
 
-A LoRA holds matrices. One rank serves all of them, alpha is the rank and the scale is in the matrices: whatever a reader assumes
-about alpha, the strength is 1. kohya's LoRA has no place for biases; such a patch is refused there by name. peft can fuse a LoRA
-with biases only where every adapted layer has one: ``diffusers`` holds them there, and elsewhere leaves them out with a warning.
+A LoRA holds matrices: of the denoiser, and of the text encoders that are CLIPs (``text_encoder.text_model.<module>``,
+``lora_te_text_model_<module>``, with two of them ``lora_te1_`` and ``lora_te2_``). One rank serves all of them, alpha is the rank
+and the scale is in the matrices: whatever a reader assumes about alpha, the strength is 1. kohya's LoRA has no place for biases,
+and peft can fuse one with biases only where every adapted layer of a part has one: ``diffusers`` holds them there. What a LoRA
+has no place for (norms, embeddings, other biases) is left out and named in a warning, where it is at most MOST of the patch's
+norm; where it is more, the patch is refused by name.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..errors import BadFile, BadOption, UnknownName
+from ..errors import BadOption, UnknownName
 from ..io.files import atomic_write
 from ..models.base import DiffusionModel
 from ..models.select import ENCODERS
-from .header import header
-from .manifest import write_manifest
-from .patch import Patch
+from .header import header, module_norms
+from .patch import Patch, residual
 from .seal import seal
+from .whole import SINGLE, write_folder, write_single_file
 
 FORMATS = {
     "diffusers": "LoRA for diffusers pipelines (load_lora_weights)",
     "kohya": "LoRA for web interfaces (kohya's names)",
     "diff": "whole weights for web interfaces (.diff)",
     "folder": "diffusers pipeline folder with the changed weights",
+    SINGLE: "whole checkpoint in one file with the original code's names, for web interfaces (SD 1.x, SDXL)",
 }
+WHOLE = ("folder", SINGLE)
+"""Formats that hold the whole model."""
 FACTORS = {"diffusers": (".lora_B.weight", ".lora_A.weight"), "kohya": (".lora_up.weight", ".lora_down.weight")}
 """How the names of the two factors of a LoRA end: (up, down)."""
 SGM = {"add_embedding.linear_1": "label_emb_0_0", "add_embedding.linear_2": "label_emb_0_2"}
@@ -53,7 +57,8 @@ DIFF = {
 }
 """How names of whole weights end: whether of a norm, and of which of its tensors."""
 TOLERANCE, MOST = 1e-3, 0.1
-"""Share of a patch's norm that a LoRA leaves out unless told otherwise, and the most that a given rank may."""
+"""Share of a patch's norm that a LoRA leaves out unless told otherwise; and the most that a given rank may leave out, or what a
+LoRA has no place for may be."""
 
 
 def export(
@@ -79,18 +84,22 @@ def export(
         raise UnknownName("export format", to, FORMATS)
     if to not in FACTORS and (rank or tolerance is not None):
         raise BadOption(f"{to} holds whole weights; leave rank and tolerance out, or choose {' or '.join(FACTORS)}.")
-    if to == "folder" and half:
-        raise BadOption("a folder is written in the precision the model was loaded in (--dtype); leave half out.")
+    if to in WHOLE and half:
+        raise BadOption(f"{to}: the whole model is written in the precision it was loaded in (--dtype); leave half out.")
     if rank < 0 or (rank and tolerance is not None) or not 0 <= (tolerance or 0.0) < 1:
         raise BadOption(f"give a rank of at least 1, or a tolerance from 0 to below 1; got rank={rank}, tolerance={tolerance}.")
     tolerance = TOLERANCE if tolerance is None else tolerance
     patch.check_base(model)
     path = Path(path)
     if to == "folder":
-        off, missing = _write_folder(patch, model, path)
+        off, missing = write_folder(patch, model, path)
         size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
         facts = {"format": to, "path": str(path), "tensors": len(patch.deltas), "rank": None, "bytes": size}
         return {**facts, "residual": off, "left_out": missing}
+    if to == SINGLE:
+        off, count = write_single_file(patch, model, path)
+        facts = {"format": to, "path": str(path), "tensors": count, "rank": None, "bytes": path.stat().st_size}
+        return {**facts, "residual": off, "left_out": []}
     if not model.lora_reader:
         family = model.info["family"]
         raise BadOption(f"diffusers' pipeline of {model.name!r} ({family}) loads no LoRA and no .diff; use the format folder.")
@@ -107,15 +116,14 @@ def export(
         unread = [n for n in patch.deltas if _unread(n)]
         _warn(patch, unread, "are in the file, but no known reader of .diff looks at them there; use the format folder")
     else:
-        flat, chosen = low_rank_factors(_matrices(patch, to), rank, tolerance)
+        matrices, biases = held_by_lora(patch, to, live)
+        left_out = sorted(patch.deltas.keys() - matrices.keys() - biases.keys())
+        _warn(patch, left_out, f"are left out: a LoRA ({to}) has no place for them; use diff or folder")
+        flat, chosen = low_rank_factors(matrices, rank, tolerance)
         factors = {n: _shaped(up, down, patch.deltas[n]) for n, (up, down) in flat.items()}
-        biases = {n: d for n, d in patch.deltas.items() if n.endswith(".bias")}
-        if biases and not all(n.removesuffix("weight") + "bias" in live for n in factors):
-            left_out, biases = sorted(biases), {}
-            _warn(patch, left_out, "are left out: a LoRA with biases cannot be fused where a layer has none; use diff or folder")
         tensors = diffusers_lora(factors, biases) if to == "diffusers" else _kohya(factors, names)
     kept = {n: (t.half() if half else t).contiguous() for n, t in tensors.items()}
-    told = header(patch, to, kept, chosen)
+    told = header(patch, to, module_norms(kept), chosen)
     found = float("nan")
     held = Patch({n: d for n, d in patch.deltas.items() if n not in left_out}, patch.card)
 
@@ -151,9 +159,8 @@ def export(
 
 def _warn(patch: Patch, names: Sequence[str], what: str) -> None:
     if names:
-        share = Patch({n: patch.deltas[n] for n in names}, patch.card).norm() / patch.norm()
         more = f" and {len(names) - 1} more tensors" if len(names) > 1 else ""
-        told = f"{names[0]}{more} ({100 * share:.2g} % of the patch's norm) {what}."
+        told = f"{names[0]}{more} ({100 * _share(patch, names):.2g} % of the patch's norm) {what}."
         warnings.warn(told, UserWarning, stacklevel=3)
 
 
@@ -182,16 +189,6 @@ def low_rank_factors(matrices: Mapping[str, Tensor], rank: int, tolerance: float
     return found, r
 
 
-def residual(patch: Patch, found: Mapping[str, Tensor]) -> float:
-    """``|found - patch| / |patch|`` over all tensors; infinite where one is missing or more than the patch has."""
-    if found.keys() != patch.deltas.keys():
-        return float("inf")
-    if not patch.deltas:
-        return 0.0
-    off = sum(float((found[n].double().reshape(d.shape) - d).square().sum()) for n, d in patch.deltas.items())
-    return (off / sum(float(d.double().square().sum()) for d in patch.deltas.values())) ** 0.5
-
-
 # -- names -------------------------------------------------------------------------------------------------------------
 
 
@@ -218,20 +215,41 @@ def _diff_key(name: str, names: Mapping[str, str], live: Mapping[str, Tensor]) -
     return names[module] + next(end for end, part in DIFF.items() if part == (norm, kind))
 
 
-def _matrices(patch: Patch, to: str) -> dict[str, Tensor]:
-    """What a LoRA of this format can hold. Raises BadOption where that is not the whole patch."""
-    matrices = {n: d for n, d in patch.deltas.items() if d.ndim >= 2 and n.startswith(("unet.", "transformer."))}
-    rest = [n for n in patch.deltas if n not in matrices]
-    if to == "diffusers":  # a bias is carried by the layer whose matrix changes
-        rest = [n for n in rest if not (n.endswith(".bias") and n.removesuffix("bias") + "weight" in matrices)]
-    if rest or not matrices:
-        what = rest[0] if rest else "no tensor"
+def held_by_lora(patch: Patch, to: str, live: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The matrices of the patch that a LoRA of this format has a place for, and the biases. live: the weights of the base.
+
+    Raises BadOption where there are none, where more than MOST of the patch's norm is something else, and for weights of a T5,
+    for which no reader loads a LoRA.
+    """
+    for name in patch.deltas:
+        if name not in live:
+            part = name.partition(".")[0]
+            raise BadOption(
+                f"a LoRA ({to}) cannot hold {name}: no reader loads one for the {part} of this family, which is a T5."
+            )
+    matrices = {n: d for n, d in patch.deltas.items() if d.ndim >= 2 and ".embeddings." not in n}
+    biases: dict[str, Tensor] = {}
+    if to == "diffusers":
+        for part in dict.fromkeys(n.partition(".")[0] for n in matrices):
+            layers = [n.removesuffix("weight") for n in matrices if n.startswith(f"{part}.")]
+            if all(f"{layer}bias" in live for layer in layers):
+                biases |= {f"{layer}bias": patch.deltas[f"{layer}bias"] for layer in layers if f"{layer}bias" in patch.deltas}
+    rest = sorted(patch.deltas.keys() - matrices.keys() - biases.keys())
+    share = _share(patch, rest)
+    if not matrices or share > MOST:
+        more = f" and {len(rest) - 1} more tensors" if len(rest) > 1 else ""
+        what = f"{rest[0]}{more}, {100 * share:.2g} % of its norm," if rest else "no tensor"
+        kv = "" if any(n.startswith(ENCODERS) for n in patch.deltas) else ", or erase with train=xattn-kv"
         raise BadOption(
-            f"a LoRA ({to}) cannot hold this patch: it changes {what}"
-            + (f" and {len(rest) - 1} more tensors that are no matrices of the denoiser" if len(rest) > 1 else "")
-            + ". Use the format diff or folder, or erase with train=xattn-kv."
+            f"a LoRA ({to}) cannot hold this patch: it changes {what} and a LoRA has places for matrices. Use the format diff or "
+            f"folder{kv}."
         )
-    return matrices
+    return matrices, biases
+
+
+def _share(patch: Patch, names: Sequence[str]) -> float:
+    """Of the patch's norm, what these tensors are."""
+    return Patch({n: patch.deltas[n] for n in names}, patch.card).norm() / patch.norm() if names else 0.0
 
 
 # -- formats -----------------------------------------------------------------------------------------------------------
@@ -241,12 +259,21 @@ def diffusers_lora(factors: Mapping[str, tuple[Tensor, Tensor]], biases: Mapping
     """A LoRA under diffusers' names. factors: ``{weight name: (up, down)}``; biases: by name, of the same layers."""
     up_end, down_end = FACTORS["diffusers"]
     tensors = {}
+    with_bias = {n.partition(".")[0] for n in biases}
     for name, (up, down) in factors.items():
         module = name.removesuffix(".weight")
-        tensors[module + down_end], tensors[module + up_end] = down, up
-        if biases:  # readers want a bias for every module, or for none
-            tensors[f"{module}.lora_B.bias"] = biases.get(f"{module}.bias", torch.zeros(len(up)))
+        key = diffusers_name(module)
+        tensors[key + down_end], tensors[key + up_end] = down, up
+        if module.partition(".")[0] in with_bias:  # readers want a bias for every module of a part, or for none
+            tensors[f"{key}.lora_B.bias"] = biases.get(f"{module}.bias", torch.zeros(len(up)))
     return tensors
+
+
+def diffusers_name(module: str) -> str:
+    """A layer's name in a LoRA for diffusers. Of text encoders it has ``text_model.``, which transformers dropped in version 5;
+    readers take it off where the encoder is without."""
+    part, _, inside = module.partition(".")
+    return f"{part}.text_model.{inside}" if f"{part}." in ENCODERS and inside != "text_projection" else module
 
 
 def _kohya(factors: Mapping[str, tuple[Tensor, Tensor]], names: Mapping[str, str]) -> dict[str, Tensor]:
@@ -269,7 +296,7 @@ def _shaped(up: Tensor, down: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
 def read_back(tensors: Mapping[str, Tensor], to: str, names: Mapping[str, str]) -> dict[str, Tensor]:
     """``{weight name: change}`` as a reader of the format would make it, from the file's tensors alone. A LoRA of kohya's must
     have its alphas; without one, diffusers' has a scale of 1."""
-    modules = {key: module for module, key in names.items()} if to != "diffusers" else {module: module for module in names}
+    modules = {key: module for module, key in names.items()} if to != "diffusers" else {diffusers_name(m): m for m in names}
     found: dict[str, Tensor] = {}
     for key, value in tensors.items():
         if to == "diff":
@@ -283,56 +310,3 @@ def read_back(tensors: Mapping[str, Tensor], to: str, names: Mapping[str, str]) 
         elif key.endswith(".lora_B.bias") and bool(value.any()):  # zeros fill up a file whose other layers have one
             found[f"{modules[key.removesuffix('.lora_B.bias')]}.bias"] = value.float()
     return found
-
-
-def _write_folder(patch: Patch, model: DiffusionModel, path: Path) -> tuple[float, list[str]]:
-    """A whole folder or none: written beside its place, read again and renamed. Returns the residual of the change that the files
-    hold, and the components that the model's source names and lacks."""
-    if path.exists():
-        raise BadFile(f"{path} is there already; choose a folder that is not.")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        with patch.applied(model):
-            missing = model.save_folder(temporary)
-        off = _folder_residual(patch, model, temporary)
-        write_manifest(temporary, patch)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise BadFile(f"cannot write {path}: {error}. Nothing was changed; free space or choose another place.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    if missing:
-        told = f"the model's source names {', '.join(missing)} and does not have it; the folder is without."
-        warnings.warn(told, UserWarning, stacklevel=3)
-    return off, missing
-
-
-def _folder_residual(patch: Patch, model: DiffusionModel, folder: Path) -> float:
-    """``|(W_read - W) - patch| / |patch|`` over the tensors of the patch, from the files. Raises BadOption where the files lack a
-    weight of the model, or hold another change; in half precision, where rounding takes part of it, a warning says how much."""
-    live = model.weights(lambda _: True)
-    found: dict[str, Tensor] = {}
-    seen = set()
-    for part in sorted({n.partition(".")[0] for n in live}):
-        for file in sorted((folder / part).glob("*.safetensors")):
-            with safe_open(file, framework="pt") as f:
-                for key in f.keys():  # noqa: SIM118  # safe_open is no mapping
-                    name = f"{part}.{key.removeprefix('text_model.')}"
-                    seen.add(name)
-                    if name in patch.deltas:
-                        found[name] = f.get_tensor(key).float() - live[name].detach().cpu().float()
-    lacking = sorted(set(live) - seen)
-    off = residual(patch, found)
-    half = model.info.get("dtype") != "float32"
-    if lacking or (off > MOST and not half):
-        what = f"lacks {lacking[0]}" if lacking else f"differs from the patch by {off:.2g} of its norm"
-        raise BadOption(f"the folder that was written {what}; it was removed. Load the model anew and report this.")
-    if off > MOST:
-        warnings.warn(
-            f"the folder is in {model.info.get('dtype')}, whose rounding changes the patch by {100 * off:.2g} % of its norm. "
-            "Load the model with --dtype float32 to export it whole.",
-            UserWarning,
-            stacklevel=4,
-        )
-    return off

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,12 +30,11 @@ from .card import PatchCard
 from .dialects import NO_WEIGHTS, Names, kind_of, part_of, role_of
 from .manifest import NAME as MANIFEST
 from .manifest import changed_files, read_manifest
+from .original import OPEN_CLIP, from_open_clip
 from .patch import Patch
 from .seal import check_seal
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors", "adapter_model.safetensors")
-OPEN_CLIP = ("cond_stage_model.model.", "conditioner.embedders.1.", "conditioner.embedders.0.model.")
-"""How the names of a text encoder of open_clip begin in a checkpoint."""
 UNDERSTOOD = {
     *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules", "layers_to_transform"),
     *("layers_pattern", "lora_bias", "bias", "init_lora_weights", "lora_dropout", "task_type", "inference_mode", "peft_type"),
@@ -102,8 +103,7 @@ def read_changes(model: DiffusionModel, source: Path) -> tuple[str, dict[str, Te
             f"{source} is {_an(kind)} file ({key!r}), which efface does not read. "
             "Merge it into its base model with the tool that made it, and import the merged model's folder."
         )
-    if any(key.startswith(OPEN_CLIP) for key in tensors):  # this text encoder has other tensors, not only other names
-        return "checkpoint", _against(model, _whole(source), source), []
+    tensors = _without_open_clip(tensors, model, source)
     live, told = model.weights(lambda _: True), []
     names, passed = Names(live), [key for key in tensors if NO_WEIGHTS.search(key)]
     if any(key.startswith(("first_stage_model.", "vae.")) for key in passed):
@@ -139,6 +139,19 @@ def read_changes(model: DiffusionModel, source: Path) -> tuple[str, dict[str, Te
     return "checkpoint" if whole else "state dict", _against(model, values, source), told
 
 
+def _without_open_clip(tensors: Mapping[str, Tensor], model: DiffusionModel, source: Path) -> dict[str, Tensor]:
+    """The tensors, those of a text encoder under OpenCLIP's names by ours: it has other tensors there, not only other names."""
+    kept, parts = dict(tensors), {name.partition(".")[0] for name in model.weights(lambda _: True)}
+    for part, prefix in OPEN_CLIP.items():
+        own = [key for key in kept if key.startswith(prefix)]
+        if own and part not in parts:
+            raise BadFile(f"{source} holds a second text encoder ({own[0]!r}), which {model.name!r} does not have.")
+        if own:
+            read = from_open_clip(kept, part, vars(model)[part])
+            kept = {key: t for key, t in kept.items() if not key.startswith(prefix)} | read
+    return kept
+
+
 def _bare(key: str) -> str:
     """A tensor's name without the wrappers it was saved in: peft's, torch's for several devices, the compiler's."""
     for wrapper in ("base_model.model.", "module.", "_orig_mod."):
@@ -167,7 +180,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True) if path.suffix in PICKLES else load_file(path)
     except (SafetensorError, OSError, ValueError, RuntimeError, EOFError) as error:
-        raise BadFile(f"{str(path)!r} could not be read: {str(error).splitlines()[0]}") from error
+        raise BadFile(f"{str(path)!r} could not be read: {_first_line(error)}") from error
     except Exception as error:  # pickle's own errors, and whatever a hostile file provokes
         raise BadFile(f"{str(path)!r} is no file of plain tensors ({type(error).__name__}); it was not executed.") from error
     if isinstance(found, Mapping) and "string_to_param" in found:
@@ -179,6 +192,11 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not isinstance(found, Mapping) or not found or not all(isinstance(t, Tensor) for t in found.values()):
         raise BadFile(f"{str(path)!r} holds no tensors by name.")
     return {str(key): t for key, t in found.items()}
+
+
+def _first_line(error: BaseException) -> str:
+    """Of what an error says; its name where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class _Lora:
@@ -212,6 +230,8 @@ class _Lora:
                 continue
             if not {"up", "down"} <= group.keys():
                 raise BadFile(f"{self.source}: {module!r} has one factor of a LoRA and not the other; the file is incomplete.")
+            if min(group["up"].ndim, group["down"].ndim) < 2 or not len(group["down"]):
+                raise BadFile(f"{self.source}: the factors of {module!r} are no matrices.")
             up, down = group["up"].float().flatten(1), group["down"].float().flatten(1)
             if up.shape[1] != len(down):
                 raise BadFile(f"{self.source}: the factors of {module!r} have ranks {up.shape[1]} and {len(down)}.")
@@ -232,14 +252,24 @@ class _Lora:
         """The file's own alpha; else what the configuration of this part says; else the rank, a scale of 1."""
         config = self.configs.get(name.partition(".")[0], self.configs.get("", {}))
         inside = module.removeprefix(f"{part_of(module)}.")
-        said = int(_matched(config.get("rank_pattern"), inside, config.get("r", rank), self.source))
+        said = self._number(
+            _matched(config.get("rank_pattern"), inside, config.get("r", rank), self.source), f"rank of {module!r}"
+        )
         if said != rank:
             raise BadFile(
-                f"{self.source}: {module!r} has rank {rank}, its configuration says {said}; they do not belong together."
+                f"{self.source}: {module!r} has rank {rank}, its configuration says {said:g}; they do not belong together."
             )
-        if own is not None:
-            return float(own)
-        return float(_matched(config.get("alpha_pattern"), inside, config.get("lora_alpha", rank), self.source))
+        alpha = _matched(config.get("alpha_pattern"), inside, config.get("lora_alpha", rank), self.source) if own is None else own
+        return self._number(alpha, f"alpha of {module!r}")
+
+    def _number(self, value: Any, what: str) -> float:
+        try:
+            found = float(value)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise BadFile(f"{self.source}: the {what} is no number ({_first_line(error)}).") from error
+        if not math.isfinite(found):
+            raise BadFile(f"{self.source}: the {what} is {found}.")
+        return found
 
 
 def _matched(patterns: Mapping[str, Any] | None, module: str, default: Any, source: Path) -> Any:
@@ -250,7 +280,12 @@ def _matched(patterns: Mapping[str, Any] | None, module: str, default: Any, sour
         from peft.utils.other import get_pattern_key
     except ImportError as error:
         raise MissingExtra(f"{source} has rank or alpha patterns, which peft reads: pip install peft") from error
-    return patterns.get(get_pattern_key(list(patterns), module), default)
+    if not isinstance(patterns, Mapping):
+        raise BadFile(f"{source}: its configuration has patterns that are a {type(patterns).__name__} and no table.")
+    try:
+        return patterns.get(get_pattern_key(list(patterns), module), default)
+    except (re.error, TypeError, RecursionError) as error:
+        raise BadFile(f"{source}: its configuration has a pattern that is no regular expression ({error}).") from error
 
 
 def _configs(path: Path) -> dict[str, dict[str, Any]]:
@@ -270,7 +305,7 @@ def _configs(path: Path) -> dict[str, dict[str, Any]]:
                 if part is None:
                     raise BadFile(f"{path}: its header has a configuration {key!r} of no part of a Stable Diffusion.")
                 found.setdefault(part, {})[key.removeprefix(f"{part}.")] = value
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise BadFile(f"the configuration of {path} is damaged ({error}).") from error
     for config in found.values():
         kind = str(config.get("peft_type") or "LORA").rpartition(".")[2]

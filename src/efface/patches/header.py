@@ -3,7 +3,8 @@
 ``efface_card``    the whole card as JSON, without pictures
 ``efface_format``  which of the formats of :mod:`efface.patches.export` it is
 ``efface_change``  the digest of the patch that it holds (:meth:`efface.Patch.digest`)
-``efface_norms``   the Frobenius norm of the change of every layer, by the layer's name in the file
+``efface_norms``   the Frobenius norm of the change of every layer, by the layer's name in the file; of a whole checkpoint, the
+                   norm of every tensor
 ``efface_sha256``  the seal of the file (:mod:`efface.patches.seal`)
 
 The seal finds every changed byte. Where another program wrote the file again, it kept the header at best and the seal fits no
@@ -35,10 +36,13 @@ VERSIONS = {  # of the base model, as kohya's trainer and the model specificatio
     "z-image": ("z-image", "z-image"),
     "wan": ("wan", "wan"),
 }
+CODES = {"diffusers": "diffusers", "single-file": "https://github.com/Stability-AI/generative-models"}
+"""Whose code an export is laid out for, as the model specification names it."""
 
 
-def header(patch: Patch, to: str, tensors: Mapping[str, Tensor], rank: int | None) -> dict[str, str]:
-    """The header of an export with these tensors; all values are strings. ``rank``: of a LoRA, else None."""
+def header(patch: Patch, to: str, norms: Mapping[str, float], rank: int | None = None) -> dict[str, str]:
+    """The header of an export; all values are strings. norms: of its layers (:func:`module_norms`) or, of a whole checkpoint, of
+    its tensors (:func:`tensor_norms`). rank: of a LoRA, else None."""
     version, architecture = VERSIONS[_kind(patch.card.base)]
     title = f"{patch.card.method} without {', '.join(patch.card.request.asked)}"
     network = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
@@ -47,14 +51,14 @@ def header(patch: Patch, to: str, tensors: Mapping[str, Tensor], rank: int | Non
         "ss_base_model_version": version,
         **(network if rank and to == "kohya" else {}),
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{architecture}/lora",
-        "modelspec.implementation": "diffusers" if to == "diffusers" else "https://github.com/kohya-ss/sd-scripts",
+        "modelspec.architecture": architecture if to == "single-file" else f"{architecture}/lora",
+        "modelspec.implementation": CODES.get(to, "https://github.com/kohya-ss/sd-scripts"),
         "modelspec.title": title,
         "modelspec.description": NOTICE,
         "efface_card": json.dumps(patch.card.json(pictures=False), sort_keys=True),
         "efface_format": to,
         "efface_change": patch.digest(),
-        "efface_norms": json.dumps(module_norms(tensors), sort_keys=True),
+        "efface_norms": json.dumps(dict(norms), sort_keys=True),
         KEY: BLANK,
     }
 
@@ -98,3 +102,8 @@ def _squares(module: str, group: Mapping[str, Tensor]) -> list[float]:
         if "up bias" in group:
             found.append(scale**2 * float(group["up bias"].double().square().sum()))
     return found
+
+
+def tensor_norms(tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    """``{name: Frobenius norm}`` of every tensor of a whole checkpoint."""
+    return {name: float(t.double().norm()) for name, t in sorted(tensors.items())}

@@ -225,3 +225,13 @@ def noise_like(patch: Patch, rng: torch.Generator) -> Patch:
         n = torch.randn(d.shape, generator=rng)
         deltas[name] = n * (d.norm() / n.norm())
     return Patch(deltas, replace(patch.card, method="noise", config={}, cost={}, log={}, measured={}))
+
+
+def residual(patch: Patch, found: Mapping[str, Tensor]) -> float:
+    """``|found - patch| / |patch|`` over all tensors; infinite where one is missing or more than the patch has."""
+    if found.keys() != patch.deltas.keys():
+        return float("inf")
+    if not patch.deltas:
+        return 0.0
+    off = sum(float((found[n].double().reshape(d.shape) - d).square().sum()) for n, d in patch.deltas.items())
+    return (off / sum(float(d.double().square().sum()) for d in patch.deltas.values())) ** 0.5

@@ -23,12 +23,13 @@ from ..errors import BadFile, EffaceError, MissingExtra, WrongBaseModel
 from ..models.base import DiffusionModel
 from .card import PatchCard
 from .foreign import read_changes
-from .header import module_norms
+from .header import module_norms, tensor_norms
 from .manifest import changed_files, read_manifest
 from .patch import Patch
 from .seal import check_seal
 from .signature import check_signature, signature_path
 from .store import FORMAT, card_of, is_pickle
+from .whole import SINGLE
 
 NORM = 1e-4
 """Relative: how far the norm of a layer's change may be from the recorded one. Both are sums in float64 over the same numbers, so
@@ -52,7 +53,7 @@ class Verification:
 
     path: str
     kind: str
-    """patch, diffusers, kohya, diff, folder, or "" for a file that efface did not write."""
+    """patch, diffusers, kohya, diff, folder, single-file, or "" for a file that efface did not write."""
     checks: tuple[Check, ...]
     card: PatchCard | None = None
     patch: Patch | None = None
@@ -201,14 +202,18 @@ class _Opened:
         broken = [n for n, t in self.tensors.items() if not t.is_floating_point() or not bool(torch.isfinite(t.float()).all())]
         if broken:
             raise BadFile(f"{broken[0]} holds values that are not finite numbers.")
-        recorded, found = json.loads(self.header["efface_norms"]), module_norms(self.tensors)
+        whole = self.kind == SINGLE
+        recorded, found = json.loads(self.header["efface_norms"]), (tensor_norms if whole else module_norms)(self.tensors)
         missing, strange = sorted(recorded.keys() - found.keys()), sorted(found.keys() - recorded.keys())
         if missing or strange:
             raise BadFile(f"{missing[0]} is missing." if missing else f"{strange[0]} was added.")
         for name, norm in recorded.items():
             if not math.isfinite(norm) or abs(found[name] - norm) > NORM * norm + 1e-12:
                 ratio = f", {found[name] / norm:.3g} times as much" if norm else ""
-                raise BadFile(f"the change of {name} has norm {found[name]:.4g}, the header says {norm:.4g}{ratio}.")
+                what = name if whole else f"the change of {name}"
+                raise BadFile(f"{what} has norm {found[name]:.4g}, the header says {norm:.4g}{ratio}.")
+        if whole:
+            return f"{len(found)} tensors of the whole model, each with the norm that the header says."
         return f"{len(found)} layers change by what the header says."
 
     def numbers(self) -> str | tuple[str, str]:

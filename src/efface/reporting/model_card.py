@@ -44,6 +44,7 @@ FILES = {
     "kohya": "kohya.safetensors",
     "diff": "diff.safetensors",
     "folder": "pipeline",
+    "single-file": "checkpoint.safetensors",
 }
 """What exports are called there; the first is the name that ``load_lora_weights`` of diffusers looks for."""
 

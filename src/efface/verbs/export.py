@@ -10,7 +10,7 @@ from ..errors import BadFile, BadOption, UnknownName
 from ..io.files import check_writable
 from ..models.load import load_model
 from ..patches import Patch
-from ..patches.export import FORMATS
+from ..patches.export import FORMATS, WHOLE
 from ..patches.export import export as export_patch
 from ..patches.foreign import import_patch as read_foreign
 from .erase import request_for
@@ -20,8 +20,8 @@ def check_export(to: str, path: str | Path, half: bool) -> None:
     """Raises UnknownName, BadOption or BadFile for what no model could change about a request."""
     if to not in FORMATS:
         raise UnknownName("export format", to, FORMATS)
-    if to == "folder" and half:
-        raise BadOption("a folder is written in the precision the model was loaded in (--dtype); leave half out.")
+    if to in WHOLE and half:
+        raise BadOption(f"{to}: the whole model is written in the precision it was loaded in (--dtype); leave half out.")
     if to == "folder" and Path(path).exists():
         raise BadFile(f"{path} is there already; choose a folder that is not.")
     check_writable(Path(path))

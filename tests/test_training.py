@@ -85,7 +85,7 @@ def test_kill_9_and_resume(tmp_path: Path) -> None:
     script = textwrap.dedent(
         f"""
         import os, pathlib, torch
-        torch.set_num_threads(1)
+        torch.set_num_threads({torch.get_num_threads()})  # as here: sums in another order are other bits
         from efface import verbs
         from efface import AP, Gumbel
         from efface.models.tiny import tiny

@@ -80,21 +80,10 @@ def off(wanted: dict[str, Tensor], got: dict[str, Tensor]) -> float:
     return max(float((got[n].float() - d).norm() / d.norm()) for n, d in wanted.items())
 
 
-def fits(patch: Any, to: str) -> bool:
-    """Whether a LoRA of this kind holds all of the patch but a tenth of its norm: matrices, and for diffusers biases of a part
-    whose changed layers all have one. Here every layer has, but queries, keys and values of a UNet, and the projection of SDXL's
-    second text encoder."""
+def fits(patch: Any) -> bool:
+    """Whether a LoRA holds the patch: all but a tenth of its norm lies in layers that have a matrix. A bias beside a matrix that
+    the format has no place for is left out with a warning, however large it is."""
     matrices = {n for n, d in patch.deltas.items() if d.ndim >= 2}
-    bare = {
-        n.partition(".")[0]
-        for n in matrices
-        if n.endswith(("to_q.weight", "to_k.weight", "to_v.weight", "text_projection.weight"))
-    }
-    beside = {
-        n: d
-        for n, d in patch.deltas.items()
-        if n not in matrices
-        and (to == "kohya" or n.partition(".")[0] in bare or n.removesuffix("bias") + "weight" not in matrices)
-    }
-    size = sum(float(d.square().sum()) for d in beside.values()) ** 0.5
+    apart = [d for n, d in patch.deltas.items() if n not in matrices and n.removesuffix("bias") + "weight" not in matrices]
+    size = sum(float(d.square().sum()) for d in apart) ** 0.5
     return bool(matrices) and size <= 0.1 * patch.norm()

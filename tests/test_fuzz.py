@@ -260,7 +260,7 @@ def export_and_read(
     single_file(case, folder, model, patch, wanted)
     for to in ("diffusers", "kohya", "diff"):
         file = folder / f"{to}.safetensors"
-        if to != "diff" and not stock.fits(patch, to):
+        if to != "diff" and not stock.fits(patch):
             with pytest.raises(EffaceError, match="cannot hold this patch"):
                 export(model, patch, file, to=to)
             continue

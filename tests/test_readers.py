@@ -40,7 +40,7 @@ def test_default_patches_are_read_as_they_were_written(family: str, method: str,
     patch = default_patch(family, method)
     model = load_model(stock.pipe(family))
     for to in ("diffusers", "kohya"):
-        if not stock.fits(patch, to):
+        if not stock.fits(patch):
             with pytest.raises(BadOption, match="cannot hold this patch"):
                 export(model, patch, tmp_path / f"{to}.safetensors", to=to)
             continue

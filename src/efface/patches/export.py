@@ -218,8 +218,8 @@ def _diff_key(name: str, names: Mapping[str, str], live: Mapping[str, Tensor]) -
 def held_by_lora(patch: Patch, to: str, live: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The matrices of the patch that a LoRA of this format has a place for, and the biases. live: the weights of the base.
 
-    Raises BadOption where there are none, where more than MOST of the patch's norm is something else, and for weights of a T5,
-    for which no reader loads a LoRA.
+    Raises BadOption where there are none, where more than MOST of the patch's norm is in layers that have no matrix (norms,
+    embeddings), and for weights of a T5, for which no reader loads a LoRA.
     """
     for name in patch.deltas:
         if name not in live:
@@ -235,10 +235,11 @@ def held_by_lora(patch: Patch, to: str, live: Mapping[str, Tensor]) -> tuple[dic
             if all(f"{layer}bias" in live for layer in layers):
                 biases |= {f"{layer}bias": patch.deltas[f"{layer}bias"] for layer in layers if f"{layer}bias" in patch.deltas}
     rest = sorted(patch.deltas.keys() - matrices.keys() - biases.keys())
-    share = _share(patch, rest)
+    apart = [n for n in rest if f"{n.removesuffix('bias')}weight" not in matrices]
+    share = _share(patch, apart)
     if not matrices or share > MOST:
-        more = f" and {len(rest) - 1} more tensors" if len(rest) > 1 else ""
-        what = f"{rest[0]}{more}, {100 * share:.2g} % of its norm," if rest else "no tensor"
+        more = f" and {len(apart) - 1} more tensors" if len(apart) > 1 else ""
+        what = f"{apart[0]}{more}, {100 * share:.2g} % of its norm," if apart else "no tensor"
         kv = "" if any(n.startswith(ENCODERS) for n in patch.deltas) else ", or erase with train=xattn-kv"
         raise BadOption(
             f"a LoRA ({to}) cannot hold this patch: it changes {what} and a LoRA has places for matrices. Use the format diff or "

@@ -482,20 +482,26 @@ def test_a_folder_is_read_by_the_stock_pipeline_and_by_us(family: Family, facts:
         torch.testing.assert_close(found.deltas[n], d, atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("family", "train"), [pytest.param(f, t, id=f"{f.name}-{t}") for f in FLOWS for t in f.bands])
-def test_a_lora_of_diffusers_loads_and_acts_and_is_read_back(family: Family, train: str, tmp_path: Path) -> None:
-    """Also without ``transformer.`` in front of the names; a model with a UNet refuses both by their kind."""
-    pytest.importorskip("peft")
-    model, scale, file = family.make(), family.scales[True], tmp_path / "lora.safetensors"
-    maker = UCE(rows="all", lam=1e-3) if train == "uce" else ESD.preset("tiny", lr=1e-2, train=train)
-    patch = maker.erase(model, EraseRequest(("cat",), "dog"))
-    assert export(patch, model, file, "diffusers")["residual"] <= 1e-3
+def drawn_with(family: Family, model: Any, patch: Patch, file: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A picture with the patch on, and by a stock pipeline before and after it loaded the LoRA."""
+    scale = family.scales[True]
     with patch.applied(model):
         ours = model.sample(a_cat(scale, seed=3), 4)
     pipe = family.pipeline(family.make())
     plain = family.drawn(pipe, ["a cat"], [3], 4, scale)
     pipe.load_lora_weights(str(file))
-    theirs = family.drawn(pipe, ["a cat"], [3], 4, scale)
+    return ours, plain, family.drawn(pipe, ["a cat"], [3], 4, scale)
+
+
+@pytest.mark.parametrize(("family", "train"), [pytest.param(f, t, id=f"{f.name}-{t}") for f in FLOWS for t in f.bands])
+def test_a_lora_of_diffusers_loads_and_acts_and_is_read_back(family: Family, train: str, tmp_path: Path) -> None:
+    """Also without ``transformer.`` in front of the names; a model with a UNet refuses both by their kind."""
+    pytest.importorskip("peft")
+    model, file = family.make(), tmp_path / "lora.safetensors"
+    maker = UCE(rows="all", lam=1e-3) if train == "uce" else ESD.preset("tiny", lr=1e-2, train=train)
+    patch = maker.erase(model, EraseRequest(("cat",), "dog"))
+    assert export(patch, model, file, "diffusers")["residual"] <= 1e-3
+    ours, plain, theirs = drawn_with(family, model, patch, file)
     # 1e-3: what the LoRA may leave out of the patch
     torch.testing.assert_close(theirs, ours, atol=1e-3, rtol=0)
     assert (theirs - plain).abs().max() > 5e-3
@@ -511,7 +517,7 @@ def test_a_lora_of_diffusers_loads_and_acts_and_is_read_back(family: Family, tra
 @each(SD3, FLUX)
 def test_a_lora_of_clip_text_encoders_loads_and_acts_and_is_read_back(family: Family, tmp_path: Path) -> None:
     """Beside the transformer and alone; T5 is no part of any method's patch, and no reader loads a LoRA for it."""
-    model, scale, file, rng = family.make(), family.scales[True], tmp_path / "lora.safetensors", torch.Generator().manual_seed(0)
+    model, file, rng = family.make(), tmp_path / "lora.safetensors", torch.Generator().manual_seed(0)
     made = ESD.preset("tiny", lr=1e-2, train="text-kv").erase(model, EraseRequest(("cat",), "dog"))
     clip = model.weights(lambda n: n.startswith(ENCODERS) and n.endswith("weight") and "norm" not in n and "embed" not in n)
     text = {
@@ -521,12 +527,7 @@ def test_a_lora_of_clip_text_encoders_loads_and_acts_and_is_read_back(family: Fa
     for deltas in ({**made.deltas, **text}, text):
         patch = Patch(deltas, made.card)
         assert export(patch, model, file, "diffusers", tolerance=1e-6)["left_out"] == []
-        with patch.applied(model):
-            ours = model.sample(a_cat(scale, seed=3), 4)
-        pipe = family.pipeline(family.make())
-        plain = family.drawn(pipe, ["a cat"], [3], 4, scale)
-        pipe.load_lora_weights(str(file))
-        theirs = family.drawn(pipe, ["a cat"], [3], 4, scale)
+        ours, plain, theirs = drawn_with(family, model, patch, file)
         torch.testing.assert_close(theirs, ours, atol=5e-4, rtol=0)
         assert (theirs - plain).abs().max() > 5e-3
         assert residual(patch, import_patch(model, file, targets=["cat"]).deltas) < 1e-5

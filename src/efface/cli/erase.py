@@ -124,11 +124,11 @@ def _erase(
         first = processes.rank() == 0
         if first:
             stack.enter_context(claimed(out))
-        known = METHODS.find(name).presets.get(preset or from_file or "paper", {})
-        check_folder(source, METHODS.find(name), {**known, **settings}, dtype, device)
+        cls = METHODS.find(name)
+        check_folder(source, cls, {**cls.presets.get(preset or from_file or "paper", {}), **settings}, dtype, device)
         model = load_model(source, dtype=dtype, device=processes.local_device(device))
         model.configure(compiled=compiled, checkpointing=checkpointing, autocast=autocast)
-        preset = preset or from_file or preset_for(METHODS.find(name), model)
+        preset = preset or from_file or preset_for(cls, model)
         method = build_method(name, preset=preset, settings=settings)
         if isinstance(method, Trained) and method.steps == 0:
             raise BadOption("steps=0 trains nothing, and the patch would change nothing; give at least 1.")

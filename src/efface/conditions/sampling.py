@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -19,7 +18,7 @@ from ..equations.guidance import guided
 from ..errors import BadOption
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
-from ..models.schedule import Schedule
+from ..models.schedule import Schedule, lay
 from ..patches import Patch
 from .base import BATCH, Condition, Setting, applied, sampled
 
@@ -70,9 +69,7 @@ def stepped(model: DiffusionModel, scheduler: Any, cases: Sequence[Case], steps:
     """Images of cases of one guidance scale by a scheduler of diffusers."""
     c, scale = model.told(model.encode([case.prompt for case in cases]), cases[0].guidance)
     null = model.unconditional(len(c)) if scale > 1 else None
-    with warnings.catch_warnings():  # some schedulers of diffusers hand tensors to numpy in a way that numpy 2 deprecates
-        warnings.simplefilter("ignore", DeprecationWarning)
-        scheduler.set_timesteps(steps)
+    lay(scheduler, steps)
     z = model.case_noise([case.seed for case in cases]) * scheduler.init_noise_sigma
     more: dict[str, Any] = {}
     if "generator" in inspect.signature(scheduler.step).parameters:

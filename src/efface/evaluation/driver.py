@@ -29,7 +29,7 @@ from .aggregate import BASE, summarise
 from .cache import BATCH, base_images, quantised
 from .people import SHEET, sheet
 from .profiles import Profile
-from .records import KEEP_AXES, Entrant, Row, RunFile, append_rows, read_rows, read_run, write_run
+from .records import KEEP_AXES, Entrant, Row, RunFile, append_rows, image_of, read_rows, read_run, write_run
 from .suite import Suite
 
 ANCHOR_IMAGES = 48
@@ -126,7 +126,7 @@ def evaluate(
         versions=versions(),
     )
     write_run(folder, run)
-    base_embedded = judge.embed_images(base)
+    base_embedded, wanted = judge.embed_images(base), {c.id for c in (cases if keep_images else grid)}
     for system in everyone:
         open_cases = [i for i, c in enumerate(cases) if (system.entrant.id, c.id) not in done]
         with system.active(model):
@@ -136,8 +136,7 @@ def evaluate(
                 is_base = system.entrant.id == BASE
                 images = base[part] if is_base else quantised(system.sample(model, chosen, profile.steps))
                 rows = score(system.entrant.id, chosen, images, base_embedded[part], judge)
-                wanted = {c.id for c in (cases if keep_images else grid)}
-                _keep_images(folder / "images" / system.entrant.id, chosen, images, wanted)
+                _keep_images(folder, system.entrant.id, [(c, i) for c, i in zip(chosen, images, strict=True) if c.id in wanted])
                 append_rows(folder, rows)
                 count += len(part)
                 on_image(count, total)
@@ -266,13 +265,14 @@ def _grid(cases: Sequence[Case]) -> list[Case]:
     return kept
 
 
-def _keep_images(folder: Path, cases: Sequence[Case], images: Tensor, wanted: set[str]) -> None:
-    for case, image in zip(cases, images, strict=True):
-        if case.id in wanted and bool(torch.isfinite(image).all()):
-            folder.mkdir(parents=True, exist_ok=True)
+def _keep_images(folder: Path, entrant: str, pairs: Sequence[tuple[Case, Tensor]]) -> None:
+    for case, image in pairs:
+        if bool(torch.isfinite(image).all()):
+            kept = folder / image_of(entrant, case.id)
+            kept.parent.mkdir(parents=True, exist_ok=True)
             pixels = (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
 
             def write(path: Path, pixels: Any = pixels) -> None:
                 Image.fromarray(pixels).save(path, format="PNG")
 
-            atomic_write(folder / f"{case.id}.png", write)
+            atomic_write(kept, write)

@@ -14,7 +14,7 @@ from typing import Any
 from ..concepts.request import normalised
 from ..equations.statistics import wilson
 from ..errors import BadFile
-from .records import Row
+from .records import Row, image_of
 
 COLUMNS = ("image", "label")
 BROKEN = "broken"
@@ -28,7 +28,7 @@ Labels = dict[tuple[str, str], str]
 def sheet(folder: Path, rows: Sequence[Row]) -> str:
     """A table of all images of an evaluation that lie in its folder, in random order and without labels: who fills it in sees
     neither the prompt nor the entrant's kind, and what the detector said least of all."""
-    names = [f"images/{r.entrant}/{r.case_id}.png" for r in rows]
+    names = [image_of(r.entrant, r.case_id) for r in rows]
     there = [name for name in names if (folder / name).is_file()]
     random.Random(0).shuffle(there)
     text = io.StringIO()
@@ -90,8 +90,7 @@ def agreement(rows: Sequence[Row], labels: Mapping[tuple[str, str], str]) -> dic
         by_axis[r.entrant][r.axis].append(pair)
         if pair[0] != pair[1]:
             named = r.detected if r.valid else f"{BROKEN} ({r.invalid_reason})"
-            image = f"images/{r.entrant}/{r.case_id}.png"
-            told.append({"image": image, "concept": r.concept, "people": label, "detector": named})
+            told.append({"image": image_of(r.entrant, r.case_id), "concept": r.concept, "people": label, "detector": named})
     n = len(pairs)
     yes, no = [d for p, d in pairs if p], [d for p, d in pairs if not p]
     agreed = sum(p == d for p, d in pairs)

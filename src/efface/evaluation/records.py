@@ -72,6 +72,11 @@ class Row:
         return self.valid and self.detected == self.concept
 
 
+def image_of(entrant: str, case_id: str) -> str:
+    """Where the folder of an evaluation keeps the picture of a case."""
+    return f"images/{entrant}/{case_id}.png"
+
+
 @dataclass(frozen=True)
 class AttemptRow:
     """One image of an attack on a deployed system, scored."""

@@ -80,18 +80,8 @@ class CrossTransformer(TransformerModel):
         return super().start_detached()
 
     @property
-    def info(self) -> Mapping[str, object]:
-        return {
-            "name": self.name,
-            "family": self.family,
-            "prediction_type": self.schedule.prediction_type,
-            "latent_shape": list(self.latent_shape),
-            "cross_attention_dim": self._width,
-            "t5_rows" if self.reads_with.endswith("T5") else "text_rows": self._text[2],
-            "transformer_parameters": sum(p.numel() for p in self.transformer.parameters()),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "device": str(self.device),
-        }
+    def _of_the_family(self) -> Mapping[str, object]:
+        return {"cross_attention_dim": self._width, "t5_rows" if self.reads_with.endswith("T5") else "text_rows": self._text[2]}
 
     @property
     def _width(self) -> int:

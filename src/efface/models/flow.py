@@ -4,7 +4,6 @@ that read text and picture in one attention."""
 from __future__ import annotations
 
 import abc
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from ..errors import BadFile, BadOption
 from .identity import Identity, told_apart
 from .levels import Levels, Past
 from .plain import check_in_memory, check_own
-from .schedule import scheduler_of
+from .schedule import lay, scheduler_of
 from .select import MMDIT_SELECTIONS, Select
 from .transformer import TransformerModel
 
@@ -99,9 +98,7 @@ class FlowSchedule(Levels):
             laid["mu"] = told.base_shift + slope * (self.tokens - told.base_image_seq_len)
         if self.even:
             laid["sigmas"] = np.linspace(1.0, 1 / steps, steps)
-        with warnings.catch_warnings():  # some schedulers of diffusers hand tensors to numpy in a way that numpy 2 deprecates
-            warnings.simplefilter("ignore", DeprecationWarning)
-            scheduler.set_timesteps(steps, **laid)
+        lay(scheduler, steps, **laid)
         return scheduler
 
     @property
@@ -287,17 +284,6 @@ class FlowTransformer(JointFlow):
         return found if part else told_apart(found, self.t5_rows)
 
     @property
-    def info(self) -> Mapping[str, object]:
+    def _of_the_family(self) -> Mapping[str, object]:
         config: Any = self.transformer.config
-        return {
-            "name": self.name,
-            "family": self.family,
-            "prediction_type": self.schedule.prediction_type,
-            "latent_shape": list(self.latent_shape),
-            "joint_attention_dim": config.joint_attention_dim,
-            "t5": bool(self._t5()),
-            "t5_rows": self.t5_rows,
-            "transformer_parameters": sum(p.numel() for p in self.transformer.parameters()),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "device": str(self.device),
-        }
+        return {"joint_attention_dim": config.joint_attention_dim, "t5": bool(self._t5()), "t5_rows": self.t5_rows}

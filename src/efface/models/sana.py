@@ -16,7 +16,7 @@ from .cond import MASK, Cond
 from .cross import CrossTransformer
 from .flow import DPM, FLOW_LACKS, UNIPC, FlowSchedule, flow_schedule_of
 from .select import CROSS_SELECTIONS, Select
-from .tokens import SoftPrompt, TokenSpan, last_words, substituted, token_table
+from .tokens import SoftPrompt, TokenSpan, last_words, read_rows, substituted, token_table
 
 NEGATIVE = "\0"
 """In front of a negative prompt where encodings are kept: it is read otherwise than the same prompt."""
@@ -143,13 +143,11 @@ class Sana(CrossTransformer):
         ids, table = ids.to(self.device), token_table(self.text_encoder)
         between = hidden.to(ids)
         written = torch.cat([ids[:, :1], between, ids[:, 1:]], dim=1)
-        n = between.shape[1] + torch.tensor(lengths, device=self.device)[:, None]
-        mask = (torch.arange(written.shape[1], device=self.device) < n).long()
-        looked_up = nullcontext()
+        mask = read_rows([n + between.shape[1] for n in lengths], written.shape[1]).long().to(self.device)
+        vectors = embeddings
         if embeddings is not None:
             vectors = torch.cat([embeddings[:, :1], table(between).to(embeddings), embeddings[:, 1:]], dim=1)
-            looked_up = substituted(table, vectors)  # type: ignore[assignment]
-        with self._autocast(), looked_up:
+        with self._autocast(), substituted(table, vectors):
             return self.text_encoder(written, attention_mask=mask, **more)
 
     def _seen(self, states: Tensor) -> Tensor:
@@ -159,7 +157,7 @@ class Sana(CrossTransformer):
     def _cond(self, states: Tensor, lengths: Sequence[int]) -> Cond:
         with self._autocast():
             tokens = self._projected(self._seen(states))
-        mask = (torch.arange(self.text_rows) < torch.tensor(lengths)[:, None]).to(tokens)
+        mask = read_rows(lengths, self.text_rows).to(tokens)
         return Cond(tokens * mask[..., None], last_words(lengths, self.ends), {MASK: mask})
 
     @torch.no_grad()

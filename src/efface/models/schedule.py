@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -150,6 +151,13 @@ class Schedule(Levels):
     def loss_weight(self, t: Tensor, space: str) -> Tensor:
         weight = x0_loss_weight if space == "x0" else eps_loss_weight
         return weight(self.ab(t), self.prediction_type)
+
+
+def lay(scheduler: Any, steps: int, **how: Any) -> None:
+    """Lay the levels of a scheduler of diffusers, some of which hand tensors to numpy in a way that numpy 2 deprecates."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scheduler.set_timesteps(steps, **how)
 
 
 def scheduler_of(config: Mapping[str, Any]) -> Any:

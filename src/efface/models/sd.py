@@ -224,7 +224,7 @@ class StableDiffusion(DiffusionModel):
         self.evals.text += len(ids)
         encoder = self._text[1]
         table = token_table(encoder)
-        with self._autocast(), nullcontext() if embeddings is None else substituted(table, embeddings):
+        with self._autocast(), substituted(table, embeddings):
             hidden = encoder(ids.to(self.device)).last_hidden_state
         return Cond(hidden, last_words(lengths, self.ends))
 
@@ -474,11 +474,16 @@ class StableDiffusion(DiffusionModel):
             "family": self.family,
             "prediction_type": self.schedule.prediction_type,
             "latent_shape": list(self.latent_shape),
-            "cross_attention_dim": self.unet.config.cross_attention_dim,
-            "unet_parameters": sum(p.numel() for p in self.unet.parameters()),
+            **self._of_the_family,
+            f"{self.part}_parameters": sum(p.numel() for p in self.network.parameters()),
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
         }
+
+    @property
+    def _of_the_family(self) -> Mapping[str, object]:
+        """What ``info`` says beside what all families have."""
+        return {"cross_attention_dim": self.unet.config.cross_attention_dim}
 
     def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Checkpoint names. transformers 5 dropped the ``text_model.`` level of CLIPTextModel: one name for both."""

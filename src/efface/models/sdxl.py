@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -142,7 +141,7 @@ class StableDiffusionXL(StableDiffusion):
             self._encoders(), self._both_ids(ids, lengths), self._both_rows(embeddings), strict=True
         ):
             table = encoder.get_input_embeddings()
-            with self._autocast(), nullcontext() if own_rows is None else substituted(table, own_rows):
+            with self._autocast(), substituted(table, own_rows):
                 outs.append(encoder(own_ids.to(self.device), output_hidden_states=True))
         tokens = torch.cat([out.hidden_states[-2] for out in outs], dim=-1)
         return Cond(tokens, torch.tensor([n - 2 for n in lengths]), {POOLED: self._pooled(outs)})

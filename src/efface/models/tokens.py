@@ -49,6 +49,11 @@ def last_words(lengths: Sequence[int], ends: int = 1) -> Tensor:
     return torch.tensor([max(n - 1 - ends, 0) for n in lengths])
 
 
+def read_rows(lengths: Sequence[int], rows: int) -> Tensor:
+    """(B, ``rows``) which rows of each prompt hold a token; the rest is padding."""
+    return torch.arange(rows) < torch.tensor(lengths)[:, None]
+
+
 def whole_words(tokenizer: Any) -> list[str]:
     """The words of letters that are one token: those that CLIP's tokenizer ends with ``</w>`` and others begin with a mark."""
     tokens = tokenizer.get_vocab()
@@ -131,8 +136,12 @@ def token_table(encoder: Any) -> nn.Module:
 
 
 @contextmanager
-def substituted(table: nn.Module, embeddings: Tensor) -> Iterator[None]:
-    """Inside, the token table answers with ``embeddings`` whatever it is asked; every other part of the encoder is stock."""
+def substituted(table: nn.Module, embeddings: Tensor | None) -> Iterator[None]:
+    """Inside, the token table answers with ``embeddings`` whatever it is asked; every other part of the encoder is stock, and so
+    is the table where there are none."""
+    if embeddings is None:
+        yield
+        return
     handle = table.register_forward_hook(lambda module, args, output: embeddings.to(output.dtype))
     try:
         yield

@@ -4,7 +4,6 @@ is drawn."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +14,7 @@ from .cond import Cond
 from .cross import CrossTransformer
 from .flow import DPM, FLOW_LACKS, UNIPC, FlowSchedule, flow_schedule_of
 from .select import CROSS_SELECTIONS, Select
-from .tokens import TokenSpan, last_words, substituted, token_table
+from .tokens import TokenSpan, last_words, read_rows, substituted, token_table
 
 SIDES = (60, 104)
 """Height and width of latents that the stock pipeline draws when it is not told otherwise: pictures of 480 x 832 pixels."""
@@ -111,9 +110,8 @@ class Wan(CrossTransformer):
 
     def _read(self, ids: Tensor, lengths: Sequence[int], embeddings: Tensor | None = None) -> Cond:
         self.evals.text += len(ids)
-        mask = (torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]).to(self.device)
-        looked_up = nullcontext() if embeddings is None else substituted(token_table(self.text_encoder), embeddings)
-        with self._autocast(), looked_up:
+        mask = read_rows(lengths, ids.shape[1]).to(self.device)
+        with self._autocast(), substituted(token_table(self.text_encoder), embeddings):
             hidden = self.text_encoder(ids.to(self.device), attention_mask=mask.long()).last_hidden_state
             tokens = self._projected(hidden * mask[..., None])
         return Cond(tokens, last_words(lengths, self.ends))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +14,7 @@ from ..errors import BadFile, BadRequest
 from .cond import MASK, Cond
 from .flow import JointFlow
 from .select import Z_IMAGE_SELECTIONS, Select
-from .tokens import SoftPrompt, TokenSpan, last_words, occurrences, substituted, token_table
+from .tokens import SoftPrompt, TokenSpan, last_words, occurrences, read_rows, substituted, token_table
 from .transformer import passing
 
 SIDE = 128
@@ -145,9 +144,8 @@ class ZImage(JointFlow):
         return TokenSpan(starts, len(wanted), eos=len(ids) - self.ends)
 
     def _read(self, ids: Tensor, lengths: Sequence[int], embeddings: Tensor | None = None) -> Cond:
-        mask = (torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]).to(self.device)
-        looked_up = nullcontext() if embeddings is None else substituted(token_table(self.text_encoder), embeddings)
-        with looked_up:
+        mask = read_rows(lengths, ids.shape[1]).to(self.device)
+        with substituted(token_table(self.text_encoder), embeddings):
             hidden = self._states(ids, mask)[-2]
         with self._autocast():
             tokens = self.transformer.cap_embedder[0](hidden)
@@ -166,7 +164,7 @@ class ZImage(JointFlow):
     @torch.no_grad()
     def text_layers(self, prompts: Sequence[str]) -> list[Cond]:
         ids, lengths = self._tokenize(prompts)
-        mask = (torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]).to(self.device)
+        mask = read_rows(lengths, ids.shape[1]).to(self.device)
         last = last_words(lengths, self.ends)
         return [Cond(layer, last) for layer in self._states(ids, mask)]
 
@@ -188,15 +186,5 @@ class ZImage(JointFlow):
     # -- files ---------------------------------------------------------------------------------------------------
 
     @property
-    def info(self) -> Mapping[str, object]:
-        return {
-            "name": self.name,
-            "family": self.family,
-            "prediction_type": self.schedule.prediction_type,
-            "latent_shape": list(self.latent_shape),
-            "cap_feat_dim": self.transformer.config.cap_feat_dim,
-            "text_rows": self.text_rows,
-            "transformer_parameters": sum(p.numel() for p in self.transformer.parameters()),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "device": str(self.device),
-        }
+    def _of_the_family(self) -> Mapping[str, object]:
+        return {"cap_feat_dim": self.transformer.config.cap_feat_dim, "text_rows": self.text_rows}

@@ -12,8 +12,8 @@ A LoRA holds matrices: of the denoiser, and of the text encoders that are CLIPs 
 ``lora_te_text_model_<module>``, with two of them ``lora_te1_`` and ``lora_te2_``). One rank serves all of them, alpha is the rank
 and the scale is in the matrices: whatever a reader assumes about alpha, the strength is 1. kohya's LoRA has no place for biases,
 and peft can fuse one with biases only where every adapted layer of a part has one: ``diffusers`` holds them there. What a LoRA
-has no place for (norms, embeddings, other biases) is left out and named in a warning, where it is at most MOST of the patch's
-norm; where it is more, the patch is refused by name.
+has no place for is left out and named in a warning. Where layers without a matrix (norms, embeddings) are more than MOST of the
+patch's norm, the patch is refused by name.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ DIFF = {
 }
 """How names of whole weights end: whether of a norm, and of which of its tensors."""
 TOLERANCE, MOST = 1e-3, 0.1
-"""Share of a patch's norm that a LoRA leaves out unless told otherwise; and the most that a given rank may leave out, or what a
-LoRA has no place for may be."""
+"""Share of a patch's norm that a LoRA leaves out unless told otherwise; and the most that a given rank may leave out, or that
+layers without a matrix may be."""
 
 
 def export(

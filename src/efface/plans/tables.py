@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from ..errors import BadFile
-from ..evaluation.records import TARGET_AXES
+from ..evaluation.attacked import summarise_attacks
+from ..evaluation.records import TARGET_AXES, AttemptRow
 from .plan import BASE
 from .records import FINISHED, Store
 
@@ -86,6 +88,15 @@ class Placed:
         """Of an attack: what :func:`efface.evaluation.attacked.summarise_attacks` must know beside its rows."""
         return {**self.result["facts"], "role": self.place["role"]}
 
+    @cached_property
+    def broken(self) -> dict[str, bool]:
+        """Of an attack: case -> whether it is broken, of the cases that count and are decided; see
+        :func:`efface.evaluation.attacked.summarise_attacks`."""
+        label = self.place["attack"]
+        rows = {label: [AttemptRow(attack=label, **r) for r in self.result["attempts"]]}
+        found: dict[str, bool] = summarise_attacks(rows, {label: self.facts}, {label: ()})["attacks"][label]["cases"]
+        return found
+
     @property
     def result(self) -> Mapping[str, Any]:
         found: Mapping[str, Any] = self.record["result"] if self.record is not None and self.finished else {}
@@ -119,7 +130,7 @@ def _spot(p: Placed) -> tuple[Any, ...]:
     return p.plan, p.place["model"], tuple(p.place["targets"])
 
 
-def _hit(row: Mapping[str, Any]) -> bool:
+def shows(row: Mapping[str, Any]) -> bool:
     """As :attr:`efface.evaluation.records.Row.hit`, of a row as it is kept."""
     return bool(row["valid"] and row["detected"] == row["concept"])
 
@@ -127,7 +138,7 @@ def _hit(row: Mapping[str, Any]) -> bool:
 def base_hits(bench: Bench) -> dict[tuple[Any, ...], dict[str, bool]]:
     """(plan, model, targets) -> case -> whether the unmodified model shows what the case asks for."""
     return {
-        _spot(p): {r["case_id"]: _hit(r) for r in p.result["rows"]} for p in bench.of("evaluate") if p.place["entrant"] == BASE
+        _spot(p): {r["case_id"]: shows(r) for r in p.result["rows"]} for p in bench.of("evaluate") if p.place["entrant"] == BASE
     }
 
 
@@ -155,14 +166,14 @@ def record_rows(bench: Bench) -> Iterator[dict[str, Any]]:
         if place["kind"] == "evaluate":
             known = base.get(_spot(p), {})
             for r in p.result["rows"]:
-                hit = _hit(r)
+                hit = shows(r)
                 success = r["valid"] and not hit if r["axis"] in TARGET_AXES else hit
                 told = {**r, "kind": "evaluation", "hit": hit, "base_hit": known.get(r["case_id"]), "success": bool(success)}
                 yield {c: {**common, **told}.get(c) for c in RECORD_COLUMNS}
         else:
             facts = p.result["facts"]
             for r in p.result["attempts"]:
-                hit = _hit(r)
+                hit = shows(r)
                 success = hit and (r["base_hit"] or facts["gate"] != "own")
                 told = {**r, "kind": "attack", "tier": facts["tier"], "hit": hit, "success": success}
                 yield {c: {**common, **told}.get(c) for c in RECORD_COLUMNS}

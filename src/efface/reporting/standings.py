@@ -14,8 +14,8 @@ from typing import Any
 
 from ..equations.statistics import benjamini_hochberg, percentile_interval, resampled, wilson
 from ..evaluation.records import TARGET_AXES
-from ..plans.tables import Bench, Placed, base_hits
-from .breaks import broken_cases, growth, half, shows_target
+from ..plans.tables import Bench, Placed, base_hits, shows
+from .breaks import growth
 
 COLUMNS = {
     "erasure": "erased and valid, target asked for by name",
@@ -170,10 +170,10 @@ def _standing(
         found.undone_by = "the original text encoder" if text else "the original weights"
     if e["guard"]:
         found.undone_by = f"leaving the guard out{f', and {found.undone_by}' if made else ''}"
-    found.persistence = _persistence(mine, plan)
     found.growths = {
         label: growth([p for p in mine if p.place["attack"] == label], fact["trained"]) for label, fact in found.attacks.items()
     }
+    found.persistence = _persistence(found.growths, plan)
     curve = [p for p in mine if p.place["kind"] == "evaluate"]
     if e["curve"]:
         drawn = plan["plan"]["curve"]["cases"]
@@ -203,7 +203,7 @@ def _cases(placed: Sequence[Placed], base: Mapping[Any, Mapping[str, bool]], axe
         cell = found.setdefault(("; ".join(p.place["targets"]), str(p.place["seed"])), {})
         for r in p.result["rows"]:
             if r["axis"] in axes and known.get(r["case_id"]):
-                shown = shows_target(r)
+                shown = shows(r)
                 cell[r["case_id"]] = float(r["valid"] and not shown if r["axis"] in TARGET_AXES else shown)
     return found
 
@@ -217,7 +217,7 @@ def _broken(placed: Sequence[Placed]) -> Cases:
         if counted and p.result["facts"]["tier"] <= HIGHEST:
             cells[p.place["target"], str(p.place["seed"])].append(p)
     for cell, mine in cells.items():
-        brought_back = {p.place["attack"]: broken_cases(p) for p in mine}
+        brought_back = {p.place["attack"]: p.broken for p in mine}
         plain = {c for p in mine if p.place["role"] == "baseline" for c in brought_back[p.place["attack"]]}
         found[cell] = {c: float(any(w.get(c, False) for w in brought_back.values())) for c in sorted(plain)}
     return found
@@ -269,7 +269,7 @@ def _attacks(mine: Sequence[Placed]) -> dict[str, dict[str, Any]]:
             told = p.result["facts"]
             facts[label] = {"role": p.place["role"], "tier": told["tier"], "controls": p.result["controls"]}
             facts[label]["trained"] = bool(told.get("curve"))
-            for case, broken in broken_cases(p).items():
+            for case, broken in p.broken.items():
                 won[label][p.place["target"], str(p.place["seed"]), case] = broken
     found: dict[str, dict[str, Any]] = {}
     for label, fact in sorted(facts.items(), key=lambda item: (item[1]["tier"], item[1]["role"] == "control", item[0])):
@@ -281,13 +281,13 @@ def _attacks(mine: Sequence[Placed]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _persistence(mine: Sequence[Placed], plan: dict[str, Any]) -> str:
-    """Of the attack that relearns: the updates to half of the cases, and those of a concept that was never learned."""
-    labels = [a["label"] for a in plan["plan"]["attacks"] if a["attack"] == "relearn"]
-    if not labels:
+def _persistence(growths: Mapping[str, Sequence[tuple[float, int, int]]], plan: dict[str, Any]) -> str:
+    """Of the attack that relearns: after how many updates half of the cases show the target again."""
+    relearned = [growths.get(a["label"], ()) for a in plan["plan"]["attacks"] if a["attack"] == "relearn"]
+    if not relearned or not relearned[0]:
         return ""
-    updates = half([p for p in mine if p.place["attack"] == labels[0]])
-    return updates and f"half back after {updates}"
+    half = next((updates for updates, k, n in relearned[0] if 2 * k >= n), None)
+    return f"half back after step {half:g}" if half is not None else f"half back after more than step {relearned[0][-1][0]:g}"
 
 
 def _matched(curve: Sequence[Placed], base: Mapping[Any, Mapping[str, bool]], axes: Sequence[str]) -> Score | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,7 @@ def check_folder(source: Any, method: type[Method], settings: Mapping[str, Any],
         return
     source, folder, free = str(source), Path(source), available_bytes(torch.device(device))
     family = family_of(source)
-    train = settings.get("train", {f.name: f for f in fields(method)}["train"].default)
+    train = settings.get("train", method.__dataclass_fields__["train"].default)
     if free is None or train not in family.selections:
         return  # of a selection that there is not, the model says which it has
     trained = trained_numbers(folder, family.part, family.selections[train])

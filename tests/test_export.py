@@ -195,7 +195,7 @@ def test_diff_holds_every_tensor(family: str, train: str, tmp_path: Path) -> Non
     patch = trained(model, "full") if train == "full" else encoder.erase(model, EraseRequest(("cat",)))
     path = tmp_path / "d.safetensors"
     if train == "text":
-        with pytest.warns(UserWarning, match=r"norm.* no known reader of \.diff looks at them there"):
+        with pytest.warns(UserWarning, match=r"norm.* no web interface that reads \.diff is known to look at them there"):
             facts = export(patch, model, path, "diff")
         assert facts["left_out"]
         assert all("norm" in n for n in facts["left_out"])
@@ -218,6 +218,47 @@ def test_diff_holds_every_tensor(family: str, train: str, tmp_path: Path) -> Non
     for to in ("kohya", "diffusers"):
         with pytest.raises(BadOption, match="cannot hold this patch"):
             export(patch, model, tmp_path / "x.safetensors", to)
+
+
+class Called(torch.nn.Module):
+    """A text encoder with its level ``text_model``, which LyCORIS looks for and transformers dropped in version 5."""
+
+    def __init__(self, encoder: torch.nn.Module) -> None:
+        super().__init__()
+        self.text_model = encoder
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*(left out|at them there):UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"
+)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("train", ["xattn", "full", "text"])
+def test_lycoris_reads_diff_and_draws_what_the_patch_draws(family: str, train: str, tmp_path: Path) -> None:
+    """The library that the format comes from, with its own code, on a stock pipeline: every tensor to the bit, norms and text
+    encoders too. SDXL's pooled layer has the original code's name in the file; LyCORIS looks for it under diffusers'."""
+    kohya = pytest.importorskip("lycoris.kohya")
+    # No layers to be trained: those of the file alone.
+    kohya.LycorisNetworkKohya.apply_preset({f"{p}_target_{x}": [] for p in ("unet", "text_encoder") for x in ("module", "name")})
+    model, pipe = FAMILIES[family]()
+    encoder = AdvUnlearn.preset("tiny", lr=1e-2)
+    patch = encoder.erase(model, EraseRequest(("cat",))) if train == "text" else trained(model, train)
+    path = tmp_path / "d.safetensors"
+    export(patch, model, path, "diff")
+    held = Patch({n: d for n, d in patch.deltas.items() if "add_embedding" not in n}, patch.card)
+    plain = drawn(pipe)
+    with held.applied(model):
+        wanted = drawn(pipe)
+    assert (wanted - plain).abs().max() > 5e-3, "the patch does nothing, so this would show nothing"
+    theirs = FAMILIES[family]()[1]
+    before = stock.weights(theirs)
+    both = [theirs.text_encoder, *([theirs.text_encoder_2] if family == "xl" else [])]
+    both = [e if hasattr(e, "text_model") else Called(e) for e in both]
+    encoders = both if family == "xl" else both[0]
+    network, weights = kohya.create_network_from_weights(1.0, str(path), theirs.vae, encoders, theirs.unet, for_inference=True)
+    network.merge_to(encoders, theirs.unet, weights, torch.float32, "cpu")
+    found = {n: w - before[n] for n, w in stock.weights(theirs).items() if not torch.equal(w, before[n])}
+    assert stock.off(dict(held.deltas), found) < 1e-4
+    torch.testing.assert_close(drawn(theirs), wanted, atol=1e-5, rtol=0)
 
 
 def test_names_are_kohyas(tmp_path: Path) -> None:

@@ -219,7 +219,7 @@ def one(case: Case, folder: Path) -> str:
         assert all(torch.equal(w, before[n]) for n, w in stock.weights(ready_view(pipe)).items()), f"{case}: reverted weights"
         assert not moved or apart(erased, base) > 0, f"{case}: the stock pipeline draws the same with the patch"
         left = export_and_read(case, folder, model, patch, wanted, before, erased)
-    words = ("left out", "no known reader", "rounding")
+    words = ("left out", "no web interface", "rounding")
     named = [str(w.message) for w in told if any(word in str(w.message) for word in words)]
     assert not left or named, f"{case}: {left} stayed behind without a word"
     return "right, and the rest named" if named else "right"

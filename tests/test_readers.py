@@ -33,7 +33,7 @@ def default_patch(family: str, method: str) -> Patch:
     return MADE[family, method]
 
 
-@pytest.mark.filterwarnings("ignore:.*(left out|no known reader):UserWarning")
+@pytest.mark.filterwarnings("ignore:.*(left out|no web interface):UserWarning")
 @pytest.mark.parametrize("family", ["sd", "xl"])
 @pytest.mark.parametrize("method", METHODS)
 def test_default_patches_are_read_as_they_were_written(family: str, method: str, tmp_path: Path) -> None:

@@ -114,7 +114,8 @@ def export(
     if to == "diff":
         tensors = {_diff_key(n, names, live): d for n, d in patch.deltas.items()}
         unread = [n for n in patch.deltas if _unread(n)]
-        _warn(patch, unread, "are in the file, but no known reader of .diff looks at them there; use the format folder")
+        what = "are in the file, but no web interface that reads .diff is known to look at them there; use the format folder"
+        _warn(patch, unread, what)
     else:
         matrices, biases = held_by_lora(patch, to, live)
         left_out = sorted(patch.deltas.keys() - matrices.keys() - biases.keys())

@@ -22,6 +22,7 @@ from efface.plans.records import Store
 from efface.plans.tables import Bench, Placed
 from efface.reporting import plots
 from efface.reporting.breaks import growth
+from efface.reporting.hurt import kept_by_concept, worst_first
 from efface.reporting.leaderboard import as_csv, as_latex, ordered, write_leaderboard
 from efface.reporting.standings import COLUMNS, FLOOR, Standing, harmonic, tables
 
@@ -336,3 +337,51 @@ def test_lines_end_in_their_interval_and_controls_are_dashed() -> None:
     bars = {(float(b.attrib["y1"]), float(b.attrib["y2"])) for b in svg.iter("line") if "series" in b.attrib["class"]}
     assert bars == {(130.0, 40.0), (160.0, 115.0)}, "from 20 to 80 %, and from 0 to 30 %, of 150 pixels above 160"
     assert [t.text for t in svg.iter("text") if "label" in t.attrib["class"]] == ["an attack", "<a control>"]
+
+
+def test_who_is_hurt_is_counted_over_what_the_unmodified_model_gets_right() -> None:
+    """The cat's near concepts: of two dogs one is kept, of two foxes none, one of them invalid; the wolf was never
+    right."""
+    seen = [("dog", "dog", True), ("dog", "cat", True), ("fox", "dog", True), ("fox", "fox", False), ("wolf", "wolf", True)]
+    rows = [
+        {"case_id": str(i), "axis": "near", "concept": concept, "detected": detected, "valid": valid}
+        for i, (concept, detected, valid) in enumerate(seen)
+    ]
+    rows.append({"case_id": "5", "axis": "far", "concept": "bus", "detected": "bus", "valid": True})
+    cell = Placed("test", {"targets": ["cat"]}, {"status": "finished", "result": {"rows": rows}})
+    base = {("cat",): {str(i): i != 4 for i in range(6)}}
+    assert kept_by_concept([cell, cell], base, ("near", "trap")) == {"cat": {"dog": (2, 4), "fox": (0, 4)}}
+    assert worst_first([{"dog": (1, 2), "fox": (0, 2)}, {"dog": (2, 2), "ant": (2, 2)}]) == ["fox", "dog", "ant"]
+
+
+def test_dots_stand_at_their_rates_and_a_missing_one_is_left_out() -> None:
+    svg = ET.fromstring(
+        plots.dots(["a", "<b>"], [("dog", [(0.0, 0.0, 0.5), (1.0, 0.5, 1.0)]), ("fox", [None, (0.5, 0.2, 0.8)])], "kept")
+    )
+    drawn = list(svg.iter("circle"))[2:]  # the first two are the key
+    xs = [float(c.attrib["cx"]) for c in drawn]
+    assert len(drawn) == 3
+    assert xs[0] < xs[2] < xs[1]
+    assert abs((xs[0] + xs[1]) / 2 - xs[2]) < 0.2
+    bars = [b for b in svg.iter("line") if "series" in b.attrib["class"]]
+    assert [(b.attrib["x1"], b.attrib["x2"]) for b in bars][1] == (f"{xs[2]:.1f}", f"{xs[1]:.1f}"), "from 50 to 100 %"
+    assert ["s0" in c.attrib["class"] for c in drawn] == [True, False, False]
+
+
+def test_the_page_shows_who_is_hurt_and_how_many_targets_are_borne(store: Store, tmp_path: Path) -> None:
+    """Targets of one size say nothing about many at once; of two sizes they do."""
+    write_leaderboard(store.folder, out := tmp_path / "one.html")
+    text = out.read_text("utf-8")
+    assert text.count("erased</figcaption>") == len(TARGETS)
+    assert "Many targets at once" not in text
+    manifest = store.plans()[0]
+    manifest["plan"]["targets"] = [["cat"], ["bus", "rose"]]
+    joined = Store(tmp_path / "many")
+    for record in store.records().values():
+        joined.append(record)
+    places = [{**p, "targets": ["bus", "rose"] if p["targets"] == ["bus"] else p["targets"]} for p in manifest["places"]]
+    joined.keep_plan("test", {**manifest, "places": [p for p in places if p["targets"] != ["rose"]]})
+    write_leaderboard(joined.folder, out := tmp_path / "many.html")
+    text = out.read_text("utf-8")
+    assert "Many targets at once" in text
+    assert "targets erased at once" in text

@@ -121,6 +121,9 @@ def synthetic_folder(tmp_path: Path) -> Path:
     }
     axes = {e: {a: synthetic_axis(a, s) for a, s in rates.items()} for e, rates in success.items()}
     axes["ap"]["direct"] = synthetic_axis("direct", success["ap"]["direct"], n=90, invalid=3)
+    for entrant, hits in {"none": (60, 58, 30), "ap": (9, 4, 0)}.items():
+        rates = {t: wilson(k, 60).json() for t, k in zip(("0.3", "0.5", "0.8"), hits, strict=True)}
+        axes[entrant]["direct"]["by_threshold"] = rates
     scores: dict[str, float | None] = {"erasure": 0.983, "generality": None, "near": 0.917, "rest": 0.98}
     summary = {"record_version": 1, "entrants": {e: {"axes": a, "scores": scores} for e, a in axes.items()}}
     (folder / "summary.json").write_text(json.dumps(summary))
@@ -252,6 +255,23 @@ def test_answer_names_damage_cost_and_what_undoes_the_edit(tmp_path: Path) -> No
     assert "Of 50 names, the 5 that looked worst were measured again: 4 are damaged (leopard, puma, ocelot and others)." in said
     assert "48\xa0seconds on a GPU and 4.5\xa0GiB of memory at most" in said
     assert "Anyone who has both weight files can undo this edit: an embedding 6.41 times as long as that of cat" in said
+
+
+def test_thresholds_are_drawn_beside_the_unmodified_model(tmp_path: Path) -> None:
+    """A line for each entrant that was measured at every threshold; the unmodified model's is dashed."""
+    folder = synthetic_folder(tmp_path)
+    (figure,) = re.findall(r"<summary>How surely.*?(<svg.*?</svg>)", render(folder)[0], re.DOTALL)
+    lines = {tuple(line.attrib["points"].split()): line.attrib["class"] for line in ET.fromstring(figure).iter("polyline")}
+    ends = {points[-1]: "control" in css for points, css in lines.items()}
+    assert len(ends) == 2
+    assert {float(end.split(",")[1]): dashed for end, dashed in ends.items()} == {85.0: True, 160.0: False}, "a half, and none"
+    edit(
+        folder,
+        "summary.json",
+        lambda s: s["entrants"]["ap"]["axes"]["direct"]["by_threshold"].update({"0.8": wilson(0, 0).json()}),
+    )
+    (figure,) = re.findall(r"<summary>How surely.*?(<svg.*?</svg>)", render(folder)[0], re.DOTALL)
+    assert len(list(ET.fromstring(figure).iter("polyline"))) == 1, "a rate of nothing draws no line"
 
 
 def test_no_interval_is_divided(tmp_path: Path) -> None:

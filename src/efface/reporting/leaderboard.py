@@ -16,6 +16,7 @@ from ..io.files import write_text
 from ..plans.records import Store
 from ..plans.tables import Bench
 from . import plots
+from .hurt import worst_first
 from .standings import COLUMNS, LEVEL, Score, Standing, Table, tables
 
 MARKS = {"method": "patch", "patch": "patch", "guard": "guard", "gold": "gold", "trivial": "trivial"}
@@ -23,6 +24,8 @@ SHADES = 6
 """Steps of the heat map."""
 MOST = 8
 """Lines of a plot."""
+COMPARED = 4
+"""Entrants in the plots of who is hurt: the best of the table."""
 
 
 def write_leaderboard(folder: Path, out: Path, csv_out: Path | None = None, latex_out: Path | None = None) -> list[Table]:
@@ -68,6 +71,8 @@ def _view(t: Table) -> dict[str, Any]:
         "attacks": [(a, facts[a]["tier"], facts[a]["role"]) for a in attacks],
         "heat": [(s.entrant, [_heat(s.attacks.get(a)) for a in attacks]) for s in rows if s.attacks],
         "growths": [(s.entrant, *(_growth(s, trained) for trained in (False, True))) for s in rows if s.growths],
+        "hurt": _hurt(rows),
+        "many": _many(rows, plan),
         "open": t.open_cells,
         "failed": t.failed,
         "left_out": t.plan["left_out"],
@@ -134,6 +139,46 @@ def _growth(s: Standing, trained: bool) -> Markup | None:
             lines.append(plots.Line(label, shares, end.low, end.high, fact["role"] in ("control", "novel")))
     lines = sorted(lines, key=lambda line: -line.points[-1][1])[:MOST]
     return Markup(plots.growth(lines, "updates of fine-tuning" if trained else "images looked at, per case")) if lines else None
+
+
+def _hurt(rows: Sequence[Standing]) -> list[tuple[str, Markup]]:
+    """For each target, what the best entrants keep of each concept near it."""
+    best = [s for s in rows if s.kind in ("method", "patch", "guard") and s.kept][:COMPARED]
+    found = []
+    for target in dict.fromkeys(t for s in best for t in s.kept):
+        mine = [s.kept.get(target, {}) for s in best]
+        lines = [(concept, [_dot(kept.get(concept)) for kept in mine]) for concept in worst_first(mine)]
+        if lines:
+            found.append((target, Markup(plots.dots([s.entrant for s in best], lines, "images kept"))))
+    return found
+
+
+def _dot(counts: tuple[int, int] | None) -> plots.Rate | None:
+    if counts is None:
+        return None
+    r = wilson(*counts)
+    return r.value, r.low, r.high
+
+
+def _many(rows: Sequence[Standing], plan: dict[str, Any]) -> list[tuple[str, Markup]]:
+    """Erasure and near over the number of targets that are erased at once, where a plan has more than one such number."""
+    sizes = {"; ".join(group): len(group) for group in plan["targets"]}
+    if len({*sizes.values()}) < 2:
+        return []
+    found = []
+    for name in ("erasure", "near"):
+        lines = []
+        for s in [s for s in rows if s.kind in ("method", "patch", "guard")][:MOST]:
+            by: dict[int, list[float]] = {}
+            for target, seeds in s.trees[name].items():
+                by.setdefault(sizes[target], []).extend(v for values in seeds.values() for v in values)
+            if by:
+                last = by[max(by)]
+                end = wilson(int(sum(last)), len(last))
+                lines.append(plots.Line(s.entrant, [(n, sum(v) / len(v)) for n, v in sorted(by.items())], end.low, end.high))
+        if lines:
+            found.append((COLUMNS[name], Markup(plots.growth(lines, "targets erased at once", "cases"))))
+    return found
 
 
 def _matched(s: Standing) -> dict[str, Any]:

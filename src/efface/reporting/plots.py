@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 WIDTH = 356.0
@@ -16,6 +16,8 @@ CHAR = 8.0
 """Width of a bold character at the 12 px of plot labels; generous, because the reader's font is not known."""
 
 Box = tuple[float, float, float, float]
+Rate = tuple[float, float, float]
+"""A rate and its interval."""
 
 SERIES = 5
 """Colours of lines; a label at the end of each says which it is."""
@@ -159,19 +161,29 @@ class Line:
     control: bool = False
 
 
-def growth(lines: Sequence[Line], axis: str) -> str:
-    """Rates over a logarithmic axis from 1, one line each, with the interval at its end. An x of 0 stands at the left edge, where
-    nothing has been spent."""
-    left, right, top, bottom = 44.0, WIDTH - 146, 10.0, 160.0
+def growth(lines: Sequence[Line], axis: str, what: str = "cases in which the target is back") -> str:
+    """Shares of ``what`` over a logarithmic axis from 1, one line each, with the interval at its end. An x of 0 stands at the
+    left edge, where nothing has been spent."""
     most = max(x for line in lines for x, _ in line.points)
     ticks = [t for t in (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000) if t <= most] or [1]
     span = math.log(max(most, 2))
+    return _lines(lines, axis, what, ticks, lambda x: 0.0 if x <= 0 else 0.06 + 0.94 * math.log(max(x, 1)) / span)
+
+
+def thresholds(lines: Sequence[Line], axis: str, what: str) -> str:
+    """Shares of ``what`` over the thresholds between 0 and 1 at which they were counted."""
+    return _lines(lines, axis, what, sorted({x for line in lines for x, _ in line.points}), lambda x: x)
+
+
+def _lines(lines: Sequence[Line], axis: str, what: str, ticks: Sequence[float], along: Callable[[float], float]) -> str:
+    """``along``: where a value lies on the horizontal axis, from 0 to 1."""
+    left, right, top, bottom = 44.0, WIDTH - 146, 10.0, 160.0
 
     def at(x: float, y: float) -> tuple[float, float]:
-        return left + (right - left) * (0.0 if x <= 0 else 0.06 + 0.94 * math.log(max(x, 1)) / span), bottom - (bottom - top) * y
+        return left + (right - left) * along(x), bottom - (bottom - top) * y
 
     said = "; ".join(f"{line.label}: {100 * line.points[-1][1]:.0f}% at {line.points[-1][0]:g}" for line in lines)
-    svg = _svg(WIDTH, bottom + 40, f"Share of cases in which the target is back, over {axis}. {said}")
+    svg = _svg(WIDTH, bottom + 40, f"Share of {what}, over {axis}. {said}")
     for share in (0.0, 0.5, 1.0):
         y = at(1, share)[1]
         _line(svg, "grid", left, y, right, y)
@@ -180,7 +192,7 @@ def growth(lines: Sequence[Line], axis: str) -> str:
     for t in ticks:
         x = at(t, 0)[0]
         if x - shown >= 24:
-            _text(svg, "tick", str(t), x, bottom + 15, "middle")
+            _text(svg, "tick", f"{t:g}", x, bottom + 15, "middle")
             shown = x
     _text(svg, "axis", axis, (left + right) / 2, bottom + 33, "middle")
     taken: list[float] = []
@@ -195,6 +207,39 @@ def growth(lines: Sequence[Line], axis: str) -> str:
         taken.append(place)
         _line(svg, "leader", x + 2, y, right + 8, place)
         _text(svg, f"label of-s{i % SERIES}", _clean(line.label, 17), right + 10, place + 4)
+    return ET.tostring(svg, encoding="unicode")
+
+
+def dots(names: Sequence[str], rows: Sequence[tuple[str, Sequence[Rate | None]]], axis: str) -> str:
+    """One row for each concept, and in it one dot with its interval for each of ``names`` that was measured there."""
+    left, right, top, step = 150.0, WIDTH - 14, 8.0 + 15 * ((len(names) + 1) // 2), 11.0
+    tall = step * len(names) + 7
+    bottom = top + tall * len(rows)
+    said = "; ".join(
+        f"{row}: " + ", ".join(f"{n} {100 * r[0]:.0f}%" for n, r in zip(names, found, strict=True) if r) for row, found in rows
+    )
+    svg = _svg(WIDTH, bottom + 40, f"{axis}, by concept. {said}")
+
+    def at(share: float) -> float:
+        return left + (right - left) * share
+
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        _line(svg, "grid", at(share), top, at(share), bottom)
+        _text(svg, "tick", f"{100 * share:.0f}%", at(share), bottom + 15, "end" if share == 1 else "middle")
+    _text(svg, "axis", axis, (left + right) / 2, bottom + 33, "middle")
+    for i, name in enumerate(names):
+        x, y = left + (i % 2) * (right - left) / 2, 12.0 + 15 * (i // 2)
+        _add(svg, "circle", f"of-s{i % SERIES}", cx=x + 4, cy=y - 4, r=4.0)
+        _text(svg, "label", _clean(name, 20), x + 13, y)
+    for j, (row, found) in enumerate(rows):
+        above = top + tall * j
+        _line(svg, "grid", 8, above, right, above)
+        _text(svg, "label", _clean(row, 17), left - 8, above + tall / 2 + 4, "end")
+        for i, r in enumerate(found):
+            if r is not None:
+                y = above + 3.5 + step * (i + 0.5)
+                _line(svg, f"series s{i % SERIES}", at(r[1]), y, at(r[2]), y)
+                _add(svg, "circle", f"of-s{i % SERIES}", cx=at(r[0]), cy=y, r=4.0)
     return ET.tostring(svg, encoding="unicode")
 
 

@@ -16,6 +16,7 @@ from ..equations.statistics import benjamini_hochberg, percentile_interval, resa
 from ..evaluation.records import TARGET_AXES
 from ..plans.tables import Bench, Placed, base_hits, shows
 from .breaks import growth
+from .hurt import Counts, kept_by_concept
 
 COLUMNS = {
     "erasure": "erased and valid, target asked for by name",
@@ -79,6 +80,8 @@ class Standing:
     growths: dict[str, list[tuple[float, int, int]]] = field(default_factory=dict, repr=False)
     """Label of an attack -> (images looked at for each case, cases broken by them, cases); of a fine-tuning, (updates, cases that
     show the target then, cases)."""
+    kept: dict[str, dict[str, Counts]] = field(default_factory=dict, repr=False)
+    """Targets -> concept near them -> images kept, of those that count."""
     matched: dict[str, Score | None] = field(default_factory=dict)
     overall: float | None = None
     """Harmonic mean of the scores that the plan measures; None where one is missing."""
@@ -161,6 +164,7 @@ def _standing(
         (sum(r["valid"] for r in rows), len(rows)),
         len({p.place["seed"] for p in made if p.record and "seed" in p.record["inputs"]["options"]}),
         per_image=next((p.result["evals_per_image"] for p in whole), None),
+        kept=kept_by_concept(whole, base, KEPT["near"]),
     )
     if made:
         found.minutes = sum(p.record["run"]["seconds"] for p in made if p.record) / len(made) / 60

@@ -178,10 +178,15 @@ def _thresholds(run: RunFile, axes_of: Mapping[str, Axes]) -> dict[str, Any]:
     """How often the detector's probability of the target reaches each threshold, when it is asked for by name."""
     found = {e.id: axes_of.get(e.id, {}).get("direct", {}).get("by_threshold") for e in run.entrants}
     columns = next((list(rates) for rates in found.values() if rates), [])
-    return {
-        "columns": columns,
-        "rows": [(e, [rate(rates[c]) for c in columns]) for e in run.entrants if (rates := found[e.id])],
-    }
+    rows = [(e, [rate(rates[c]) for c in columns]) for e in run.entrants if (rates := found[e.id])]
+    lines = []
+    for e, rates in rows:
+        values = [r.measured for r in rates if r.measured]
+        if len(values) == len(columns):
+            points = [(float(c), value) for c, (value, _, _) in zip(columns, values, strict=True)]
+            lines.append(plots.Line(e.id, points, *values[-1][1:], control=e.id == BASE))
+    said = "valid images in which the probability of the target reaches the threshold"
+    return {"columns": columns, "rows": rows, "plot": Markup(plots.thresholds(lines, "threshold", said)) if lines else None}
 
 
 def by_concept(

@@ -1,9 +1,10 @@
 """The tables of docs/results.md and docs/robust.md from the records of ``efface bench`` on a plan of benchmarks/plans.
 
-    python benchmarks/from_bench.py methods|robust DIR [--json] [--docs FILE]
+    python benchmarks/from_bench.py methods|robust|attacks DIR [--json] [--docs FILE]
 
-The words and the arithmetic are those of benchmarks/methods.py and benchmarks/robust_table.py; the cells come from records. A
-plan has no milliseconds per image, which is a measurement of speed: that column says "not measured" here.
+The words and the arithmetic are those of benchmarks/methods.py and benchmarks/robust_table.py, and for ``attacks`` those of the
+leaderboard; the cells come from records. A plan has no milliseconds per image, which is a measurement of speed: that column says
+"not measured" here.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import methods
 import robust_table
 from robust_table import Found
-from table import into_page
+from table import file_name, into_page, lines_of, sheet
 
 from efface.errors import BadFile
 from efface.evaluation.attacked import summarise_attacks
@@ -25,8 +26,9 @@ from efface.evaluation.records import AttemptRow, Row
 from efface.plans.plan import BASE
 from efface.plans.records import Store
 from efface.plans.tables import Bench, Placed
+from efface.reporting.standings import Standing, tables
 
-TABLES = ("methods", "robust")
+TABLES = ("methods", "robust", "attacks")
 
 
 def read(folder: Path, name: str) -> tuple[dict[str, Any], list[Placed]]:
@@ -106,6 +108,36 @@ def robust_result(plan: dict[str, Any], placed: list[Placed], reference: str) ->
     return {**shown, **robust_table.result_of(found, tried, reference)}
 
 
+def attacked(folder: Path, name: str) -> list[Standing]:
+    """Every entrant of the plan that was attacked."""
+    return [s for t in tables(Bench.read(Store(folder))) if t.plan["name"] == name for s in t.standings if s.attacks]
+
+
+def attacks_table(found: list[Standing]) -> str:
+    """Broken cases of each attack, one line per attack: with many attacks and few defences it is the narrower form."""
+    labels = sorted({(a["tier"], a["role"] == "control", n) for s in found for n, a in s.attacks.items()})
+    rows = []
+    for tier, _, label in labels:
+        cells = []
+        for s in found:
+            entry = s.attacks.get(label)
+            excess = "" if entry is None or entry["excess"] is None else f", {100 * entry['excess']:+.0f}"
+            cells.append(f"{entry['rate']['k']}/{entry['rate']['n']}{excess}" if entry else "not made")
+        role = next(s.attacks[label]["role"] for s in found if label in s.attacks)
+        rows.append([f"`{label}`", tier, role, *cells])
+    return "\n".join(lines_of(["attack", "tier", "role", *(s.entrant for s in found)], rows))
+
+
+def attacks_sheet(found: list[Standing]) -> str:
+    head = ["defence", "attack", "tier", "role", "k", "n", "low", "high", "excess_over_controls"]
+    rows = [
+        [s.entrant, n, a["tier"], a["role"], *(f"{a['rate'][x]}" for x in ("k", "n", "low", "high")), f"{a['excess']}"]
+        for s in found
+        for n, a in s.attacks.items()
+    ]
+    return sheet(head, rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=TABLES)
@@ -116,6 +148,13 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, help="put the tables between the page's markers")
     args = parser.parse_args()
     plan, placed = read(args.folder, args.plan or args.table)
+    if args.table == "attacks":
+        found = attacked(args.folder, args.plan or args.table)
+        if args.docs:
+            link = f"Intervals are in [a CSV file](tables/{file_name(args.docs, 'attacks')})."
+            into_page(args.docs, "attacks", f"{attacks_table(found)}\n\n{link}\n", {"": attacks_sheet(found)})
+        print(json.dumps({s.entrant: s.attacks for s in found}) if args.json else attacks_table(found))
+        return
     if args.table == "methods":
         result, page = methods_result(plan, placed), methods
     else:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_leaderboard import bench_of
 
 from efface import verbs
 from efface.errors import BadFile
@@ -46,7 +47,7 @@ def flat(plan: Plan) -> dict[str, tuple[str, dict[str, Any], int]]:
 
 def test_every_plan_can_be_read() -> None:
     found = {path.stem: read_plan(path) for path in PLANS.glob("*.toml")}
-    assert set(found) == {"methods", "robust", "flow", "kinds", "controls"}
+    assert set(found) == {"methods", "robust", "attacks", "flow", "kinds", "controls"}
     assert all(plan.name == name for name, plan in found.items())
 
 
@@ -100,6 +101,36 @@ def test_a_part_of_a_plan_makes_no_table(scripts: Any, tmp_path: Path) -> None:
         from_bench.read(tmp_path, "methods")
     with pytest.raises(BadFile, match="holds no plan 'robust', but methods"):
         from_bench.read(tmp_path, "robust")
+
+
+def test_the_plan_of_more_attacks_shares_the_erasures_of_the_defences() -> None:
+    """A row of both plans is one erasure: it is trained once where they share a folder."""
+    whole, more = (read_plan(PLANS / f"{name}.toml") for name in ("robust", "attacks"))
+    known = {e.label: (e.method, dict(e.options), e.gold) for e in whole.entrants}
+    assert {e.label: (e.method, dict(e.options), e.gold) for e in more.entrants}.items() <= known.items()
+    assert {*more.targets} <= {*whole.targets}
+    assert {*more.seeds} <= {*whole.seeds}
+    assert more.profile == whole.profile
+    assert not {a.label for a in more.attacks} & {a.label for a in whole.attacks}
+
+
+def test_the_table_of_attacks_counts_broken_cases(scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three targets with eight cases each, and two training seeds of a method: the points beside the counts are what the attack
+    breaks beyond its control."""
+    from_bench = scripts[2]
+    store = bench_of(
+        tmp_path / "bench",
+        {"esd": {"method": "esd"}, "guarded": {"guard": "negative"}},
+        {"guarded": {"direct": 1.0, "unlearndiff": 1.0}},
+    )
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- attacks -->\n<!-- /attacks -->\nafter\n")
+    monkeypatch.setattr(sys, "argv", ["from_bench.py", "attacks", str(store.folder), "--plan", "test", "--docs", str(page)])
+    from_bench.main()
+    text = page.read_text()
+    assert "| attack | tier | role | none | esd | guarded |" in text
+    assert "| `unlearndiff` | T4 | attack | 24/24, +0 | 0/48, +0 | 24/24, +100 |" in text
+    assert (tmp_path / "tables" / "page_attacks.csv").read_text().count("\n") == 1 + 3 * 3
 
 
 def without_seconds(text: str) -> str:

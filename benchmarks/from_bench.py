@@ -1,6 +1,6 @@
 """The tables of docs/results.md and docs/robust.md from the records of ``efface bench`` on a plan of benchmarks/plans.
 
-    python benchmarks/from_bench.py methods|robust|attacks DIR [--json] [--docs FILE]
+    python benchmarks/from_bench.py methods|methods-robust|methods-options|robust|attacks DIR [--json] [--docs FILE]
 
 The words and the arithmetic are those of benchmarks/methods.py and benchmarks/robust_table.py, and for ``attacks`` those of the
 leaderboard; the cells come from records. A plan has no milliseconds per image, which is a measurement of speed: that column says
@@ -28,7 +28,9 @@ from efface.plans.records import Store
 from efface.plans.tables import Bench, Placed
 from efface.reporting.standings import Standing, tables
 
-TABLES = ("methods", "robust", "attacks")
+METHODS = {"methods": "methods", "methods-robust": "robust", "methods-options": "options"}
+"""Plan -> its table in benchmarks/methods.py."""
+TABLES = (*METHODS, "robust", "attacks")
 
 
 def read(folder: Path, name: str) -> tuple[dict[str, Any], list[Placed]]:
@@ -72,15 +74,15 @@ def spent(placed: list[Placed]) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
-def methods_result(plan: dict[str, Any], placed: list[Placed]) -> dict[str, Any]:
-    """The result that benchmarks/methods.py prints."""
+def methods_result(plan: dict[str, Any], placed: list[Placed], table: str) -> dict[str, Any]:
+    """The result that benchmarks/methods.py prints for one of its tables."""
     facts, by_strength = plan["plan"], pairs_of(placed)
     cost = {
         m: {"evals": sum(e for e, _ in v) / len(v), "seconds": sum(s for _, s in v) / len(v)} for m, v in spent(placed).items()
     }
     curved = {f"{e}@{s}": cells for s, entrants in by_strength.items() if s != 1 for e, cells in entrants.items()}
     targets = [group[0] for group in facts["targets"]]
-    return methods.result_from(plan["name"], targets, facts["seeds"], facts["profile"]["name"], by_strength[1.0], cost, curved)
+    return methods.result_from(table, targets, facts["seeds"], facts["profile"]["name"], by_strength[1.0], cost, curved)
 
 
 def robust_result(plan: dict[str, Any], placed: list[Placed], reference: str) -> dict[str, Any]:
@@ -155,12 +157,13 @@ def main() -> None:
             into_page(args.docs, "attacks", f"{attacks_table(found)}\n\n{link}\n", {"": attacks_sheet(found)})
         print(json.dumps({s.entrant: s.attacks for s in found}) if args.json else attacks_table(found))
         return
-    if args.table == "methods":
-        result, page = methods_result(plan, placed), methods
+    marker = METHODS.get(args.table, args.table)
+    if args.table in METHODS:
+        result, page = methods_result(plan, placed, marker), methods
     else:
         result, page = robust_result(plan, placed, args.reference), robust_table
     if args.docs:
-        into_page(args.docs, args.table, page.markdown(result, args.docs), page.sheets(result))
+        into_page(args.docs, marker, page.markdown(result, args.docs), page.sheets(result))
     print(json.dumps(result) if args.json else page.markdown(result))
 
 

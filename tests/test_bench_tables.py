@@ -47,23 +47,29 @@ def flat(plan: Plan) -> dict[str, tuple[str, dict[str, Any], int]]:
 
 def test_every_plan_can_be_read() -> None:
     found = {path.stem: read_plan(path) for path in PLANS.glob("*.toml")}
-    assert set(found) == {"methods", "robust", "attacks", "flow", "kinds", "controls"}
+    assert set(found) == {"methods", "methods-robust", "methods-options", "robust", "attacks", "flow", "kinds", "controls"}
     assert all(plan.name == name for name, plan in found.items())
 
 
-def test_the_plan_of_the_results_is_the_table_of_the_script(scripts: Any) -> None:
-    methods = scripts[0]
-    plan, table = read_plan(PLANS / "methods.toml"), methods.TABLES["methods"]
+@pytest.mark.parametrize("name", ["methods", "methods-robust", "methods-options"])
+def test_a_plan_of_the_results_is_a_table_of_the_script(scripts: Any, name: str) -> None:
+    methods, _, from_bench, _ = scripts
+    plan, table = read_plan(PLANS / f"{name}.toml"), methods.TABLES[from_bench.METHODS[name]]
     assert flat(plan) == {n: (c.method, dict(c.settings), c.seeds) for n, c in table.rows.items()}
     assert {e.label for e in plan.entrants if e.curve} == {n for n, c in table.rows.items() if c.curve}
     assert (tuple(t for (t,) in plan.targets), plan.seeds) == (table.targets, (0, 1, 2))
     assert plan.profile == PROFILES["table"]
-    assert (plan.curve.strengths, plan.curve.cases) == ((0.5, 0.75, 1.25), PROFILES["curve"].cases)
-    (fixed,) = [e for e in plan.entrants if e.method == "fixed"]
-    model = load_model("mini")
-    assert {t: list(names) for t, names in fixed.preserve.items()} == {t: [methods.relative(model, t)] for t in table.targets}
     (noise,) = [e for e in plan.entrants if e.trivial == "noise"]
     assert noise.of == next(iter(table.rows)), "the script takes the size of its first patch"
+
+
+def test_the_plan_of_the_results_has_the_strengths_and_relatives_of_the_script(scripts: Any) -> None:
+    methods = scripts[0]
+    plan = read_plan(PLANS / "methods.toml")
+    assert (plan.curve.strengths, plan.curve.cases) == ((0.5, 0.75, 1.25), PROFILES["curve"].cases)
+    (fixed,) = [e for e in plan.entrants if e.method == "fixed"]
+    model, targets = load_model("mini"), methods.TABLES["methods"].targets
+    assert {t: list(names) for t, names in fixed.preserve.items()} == {t: [methods.relative(model, t)] for t in targets}
 
 
 def test_the_plan_of_the_defences_is_the_table_of_the_script(scripts: Any) -> None:
@@ -160,7 +166,7 @@ def test_records_of_a_plan_make_the_table_of_the_script(scripts: Any, tmp_path: 
         },
     }
     assert verbs.bench(plan_of(raw, "methods"), out=tmp_path / "bench")["failed"] == {}
-    found = from_bench.methods_result(*from_bench.read(tmp_path / "bench", "methods"))
+    found = from_bench.methods_result(*from_bench.read(tmp_path / "bench", "methods"), "methods")
     assert {k: v for k, v in found.items() if k != "cost"} == {k: v for k, v in expected.items() if k != "cost"}
     assert without_seconds(methods.markdown(found)) == without_seconds(methods.markdown(expected))
 

@@ -8,6 +8,7 @@ CUBLAS_WORKSPACE_CONFIG=:4096:8 (set below).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import os
 
@@ -42,6 +43,7 @@ pytestmark = pytest.mark.gpu
 DEVICE = os.environ.get("EFFACE_TEST_DEVICE", "cuda")
 CUDA = DEVICE.startswith("cuda")
 REQUEST = EraseRequest(("cat",), "", ("dog",))
+REQUEST_OF_MINI = EraseRequest(("dog",))
 XATTN = selection("xattn")
 
 
@@ -161,6 +163,22 @@ def test_checkpointing_gives_the_same_gradients() -> None:
     assert off(gradients(model, model.student(XATTN)), plain) < 1e-5  # the same operations, computed again
 
 
+@pytest.mark.parametrize("encoders", ["offload", "cpu"])
+def test_text_encoders_off_the_device_read_the_same(encoders: str) -> None:
+    """On the CPU to rounding; under offload with the device's own kernels, so to the bit."""
+    here, away = on_device("mini"), load_model("mini", device=DEVICE, encoders=encoders)
+    assert {p.device.type for p in away.text_encoder.parameters()} == {"cpu"}
+    a, b = (m.encode(["a dog", "a cat"]).tokens for m in (here, away))
+    assert a.device == b.device
+    assert float((a - b).abs().max()) <= (0 if encoders == "offload" else 1e-4)
+    soft = away.embed(["a dog"])
+    rows = soft.embeddings.clone().requires_grad_(True)
+    (g,) = torch.autograd.grad(away.encode_soft(dataclasses.replace(soft, embeddings=rows)).tokens.square().mean(), rows)
+    assert torch.isfinite(g).all()
+    there, moved = (dict(ESD.preset("tiny").erase(m, REQUEST_OF_MINI).deltas) for m in (here, away))
+    assert off(moved, there) < 1e-2
+
+
 def test_out_of_memory_is_reported_and_the_process_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU the failing allocation is a real one, of more than any card has."""
     model = on_device("mini")
@@ -181,15 +199,17 @@ def test_out_of_memory_is_reported_and_the_process_goes_on(monkeypatch: pytest.M
     before = torch.cuda.memory_allocated() if CUDA else 0
     with monkeypatch.context() as patched:
         patched.setattr(StableDiffusion, "predict", hungry)
-        with pytest.raises(OutOfMemory, match="--dtype bfloat16") as caught:
+        with pytest.raises(OutOfMemory, match="--encoders offload" if CUDA else "--dtype bfloat16") as caught:
             verbs.erase(model, method, targets=["dog"])
         if CUDA:
             gc.collect()  # while the error is still at hand
             assert torch.cuda.memory_allocated() <= before, caught.value
     assert verbs.erase(model, method, targets=["dog"]).deltas
+    model.place("offload")
     model.configure(checkpointing=True)
     assert "--dtype" in less_memory(model, method)
     half = on_device("mini", "bfloat16")
+    half.place("offload")
     assert "--checkpointing" in less_memory(half, method)
     half.configure(checkpointing=True)
     assert "batch=1" in less_memory(half, method)

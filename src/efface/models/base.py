@@ -90,6 +90,8 @@ class DiffusionModel(abc.ABC):
     """A guard's guidance of a trajectory for conditionings and scale; None is classifier-free guidance. See :meth:`guided_by`."""
     lora_reader: ClassVar[bool] = True
     """Whether the family's pipeline in diffusers loads LoRAs."""
+    encoders_at: str = "device"
+    """Where text encoders and VAE lie and compute; see :meth:`place`."""
     part: ClassVar[str] = "unet"
     """What the denoiser is called in diffusers' folders; its parameters are named after it in :meth:`weights`."""
     selections: ClassVar[Mapping[str, Select]] = SELECTIONS
@@ -159,6 +161,18 @@ class DiffusionModel(abc.ABC):
     def configure(self, *, compiled: bool = False, checkpointing: bool = False, autocast: str | None = None) -> None:
         """How the network is run, for this model and its later students: compiled by torch, with recomputed instead of stored
         activations, under autocast to a dtype. The weights keep their precision. Raises BadOption for an unknown dtype."""
+
+    @abc.abstractmethod
+    def place(self, encoders: str, device: str | None = None) -> None:
+        """Move the network to ``device``, where one is given, and the text encoders and the VAE to one of
+        :data:`efface.models.placement.PLACES`, for this model and its later students: "device", beside the network; "offload", in
+        the computer's memory, from where each is copied to the device while it computes; or "cpu", where it computes in the
+        computer's memory. What they give is on the device in every case, and with a network on the CPU nothing changes. Raises
+        BadOption for another word."""
+
+    @abc.abstractmethod
+    def beside(self) -> Mapping[str, nn.Module]:
+        """The text encoders and the VAE, by their names in diffusers' folders."""
 
     # -- inside text and attention -------------------------------------------------------------------------------
 

@@ -218,10 +218,7 @@ class JointFlow(TransformerModel):
     @torch.no_grad()
     def decode(self, z_0: Tensor) -> Tensor:
         config: Any = self.vae.config
-        latents = z_0 / config.scaling_factor + (config.shift_factor or 0.0)
-        with self._autocast():
-            pixels = self.vae.decode(latents.to(next(self.vae.parameters()).dtype)).sample
-        return (pixels.float() / 2 + 0.5).clamp(0, 1)
+        return self._pixels(z_0 / config.scaling_factor + (config.shift_factor or 0.0))
 
     @contextmanager
     def constant_context(self) -> Iterator[None]:

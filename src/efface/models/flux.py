@@ -146,9 +146,9 @@ class Flux(FlowTransformer):
 
     def _pooled(self, c: Cond, ids: Tensor) -> Cond:
         """The same with the pooled text of CLIP beside it."""
-        with self._autocast():
-            pooled = self.text_encoder(ids.to(self.device)).pooler_output
-        return replace(c, extras={**c.extras, POOLED: pooled})
+        with self._computing(self.text_encoder) as there:
+            pooled = self.text_encoder(ids.to(there)).pooler_output
+        return replace(c, extras={**c.extras, POOLED: pooled.to(self.device)})
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> SoftPrompt:

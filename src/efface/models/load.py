@@ -12,6 +12,7 @@ import torch
 from ..errors import BadFile, BadOption, PluginError, UnknownName
 from ..plugins import Plugins
 from .base import DiffusionModel
+from .placement import DEVICE, check_place
 from .world import WorldSource
 
 if TYPE_CHECKING:
@@ -48,11 +49,13 @@ def pick_device(name: str) -> str:
     return name
 
 
-def load_model(source: Any, *, dtype: str = "float32", device: str = "auto") -> DiffusionModel:
+def load_model(source: Any, *, dtype: str = "float32", device: str = "auto", encoders: str = DEVICE) -> DiffusionModel:
     """The name of a model of an installed world or of a tiny one, a diffusers folder, a single checkpoint file, a Hub id
     ``owner/name``, or a loaded diffusers pipeline.
 
-    Raises UnknownName for a word that is none of these, BadFile for files and objects of another kind.
+    ``encoders``: where the text encoders and the VAE lie and compute while the network is on a GPU; see
+    :meth:`DiffusionModel.place`. A loaded pipeline's own modules are moved. ``dtype`` and ``device`` are those that a loaded
+    pipeline has. Raises UnknownName for a word that is none of these, BadFile for files and objects of another kind.
 
     >>> import efface
     >>> efface.load_model("tiny").name
@@ -63,8 +66,9 @@ def load_model(source: Any, *, dtype: str = "float32", device: str = "auto") -> 
     from .plain import OFFLOADED
     from .room import refuse_too_large
 
+    check_place(encoders)
     if isinstance(source, DiffusionModel):
-        return source
+        return source if encoders in (DEVICE, source.encoders_at) else _placed(source, encoders)
     if not isinstance(source, (str, Path)):
         kind, family = type(source).__name__, _of_pipeline(source)
         if family is None:
@@ -72,8 +76,12 @@ def load_model(source: Any, *, dtype: str = "float32", device: str = "auto") -> 
         live = family.from_pipeline(source)
         if live.device.type == "meta":
             raise BadFile(f"the weights of this {kind} are not in memory (device meta). {OFFLOADED}")
-        return live
+        return live if encoders == DEVICE else _placed(live, encoders)
     device = pick_device(device)
+    if encoders != DEVICE:  # everything is read into the computer's memory, and the network alone goes on
+        if Path(source).is_dir():
+            refuse_too_large(Path(source), named_dtype(dtype), device, family_of(str(source)).part)
+        return _placed(load_model(source, dtype=dtype, device="cpu"), encoders, device)
     source = str(source)
     if source in TINY:
         from .tiny import TINY as BUILD
@@ -89,6 +97,11 @@ def load_model(source: Any, *, dtype: str = "float32", device: str = "auto") -> 
     if path.is_dir() or (source.count("/") == 1 and not source.startswith((".", "/", "~"))):
         return family_of(source).from_folder(source, dtype=dtype, device=device)
     raise UnknownName("model", source, known_models(), note=f" Installed worlds: {', '.join(WORLDS)}.")
+
+
+def _placed(model: DiffusionModel, encoders: str, device: str | None = None) -> DiffusionModel:
+    model.place(encoders, device)
+    return model
 
 
 def _world_of(model: str) -> WorldSource | None:

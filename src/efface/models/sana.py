@@ -140,15 +140,14 @@ class Sana(CrossTransformer):
     def _states(self, ids: Tensor, lengths: Sequence[int], embeddings: Tensor | None, hidden: Tensor, **more: Any) -> Any:
         """What Gemma says of tokens (B, L), or of vectors (B, L, e) in their places, with ``hidden`` (B, n) behind the first."""
         self.evals.text += len(ids)
-        ids, table = ids.to(self.device), token_table(self.text_encoder)
-        between = hidden.to(ids)
+        table, between = token_table(self.text_encoder), hidden.to(ids)
         written = torch.cat([ids[:, :1], between, ids[:, 1:]], dim=1)
-        mask = read_rows([n + between.shape[1] for n in lengths], written.shape[1]).long().to(self.device)
+        mask = read_rows([n + between.shape[1] for n in lengths], written.shape[1]).long()
         vectors = embeddings
         if embeddings is not None:
-            vectors = torch.cat([embeddings[:, :1], table(between).to(embeddings), embeddings[:, 1:]], dim=1)
-        with self._autocast(), substituted(table, vectors):
-            return self.text_encoder(written, attention_mask=mask, **more)
+            vectors = torch.cat([embeddings[:, :1], self._looked_up(table, between).to(embeddings), embeddings[:, 1:]], dim=1)
+        with self._computing(self.text_encoder) as there, substituted(table, vectors):
+            return self.text_encoder(written.to(there), attention_mask=mask.to(there), **more)
 
     def _seen(self, states: Tensor) -> Tensor:
         """(B, ``text_rows``, d): the begin token's and the last rows of what Gemma says of all tokens."""
@@ -156,7 +155,7 @@ class Sana(CrossTransformer):
 
     def _cond(self, states: Tensor, lengths: Sequence[int]) -> Cond:
         with self._autocast():
-            tokens = self._projected(self._seen(states))
+            tokens = self._projected(self._seen(states.to(self.device)))
         mask = read_rows(lengths, self.text_rows).to(tokens)
         return Cond(tokens * mask[..., None], last_words(lengths, self.ends), {MASK: mask})
 
@@ -176,7 +175,7 @@ class Sana(CrossTransformer):
         ids, lengths, hidden = self._written(prompts)
         states = self._states(ids, lengths, None, hidden, output_hidden_states=True).hidden_states
         last = last_words(lengths, self.ends)
-        return [Cond(self._seen(layer), last) for layer in states]
+        return [Cond(self._seen(layer.to(self.device)), last) for layer in states]
 
     # -- network -------------------------------------------------------------------------------------------------
 

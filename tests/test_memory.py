@@ -1,0 +1,215 @@
+"""Settings that make a large training fit: the patch stays what it was, and what is counted is what is there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import efface
+from efface.cli import main
+from efface.errors import BadFile, BadOption
+from efface.models import placement, room
+from efface.models.load import load_model
+from efface.models.tiny import TINY
+from efface.models.tokens import token_table
+from efface.patches import Patch
+from efface.registry import METHODS
+from efface.verbs import memory
+
+FAMILIES = ("tiny", "tiny-xl", "tiny-sd3", "tiny-flux", "tiny-pixart", "tiny-sana", "tiny-z-image", "tiny-wan")
+
+
+# -- text encoders and VAE in the computer's memory ------------------------------------------------------------------
+
+
+class Elsewhere:
+    """A device that is not there: what lies in the computer's memory is NaN, and its copies on the device hold the numbers. What
+    computes with weights that were not copied, or that have left, gives NaN."""
+
+    def __init__(self) -> None:
+        self.true: dict[int, torch.Tensor] = {}
+        self.copies = 0
+
+    def hide(self, model: Any) -> None:
+        for module in model.beside().values():
+            for t in (*module.parameters(), *module.buffers()):
+                if t.is_floating_point():
+                    self.true[t.data_ptr()] = t.data.clone()
+                    t.data.fill_(float("nan"))
+
+    def copied_to(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        self.copies += 1
+        return self.true[tensor.data_ptr()].clone() if tensor.data_ptr() in self.true else tensor.clone()
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Elsewhere:
+    device = Elsewhere()
+    monkeypatch.setattr(placement, "copied_to", device.copied_to)
+    return device
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_offloaded_encoders_compute_with_copies_and_gradients_outlive_them(name: str, elsewhere: Elsewhere) -> None:
+    plain, model = load_model(name), load_model(name, encoders="offload")
+
+    def gradient(model: Any) -> torch.Tensor:
+        soft = model.embed(["a cat"])
+        rows = soft.embeddings.clone().requires_grad_(True)
+        c = model.encode_soft(soft.__class__(**{**vars(soft), "embeddings": rows}))
+        model.encode(["a dog on a bus"])  # the encoder comes and goes again before the backward pass
+        return torch.autograd.grad(c.tokens.square().mean(), rows)[0]
+
+    z = torch.ones((1, *model.latent_shape))
+    expected = plain.encode(["a cat", "dog"]), plain.decode(z), gradient(plain)
+    elsewhere.hide(model)
+    for encoder in (m for n, m in model.beside().items() if n != "vae"):
+        for t in (*token_table(encoder).parameters(), *token_table(encoder).buffers()):  # they are read where they lie
+            if t.is_floating_point():
+                t.data.copy_(elsewhere.true[t.data_ptr()])
+    homes = {id(t): t.data_ptr() for m in model.beside().values() for t in m.parameters()}
+    found = model.encode(["a cat", "dog"]), model.decode(z), gradient(model)
+    assert torch.equal(found[0].tokens, expected[0].tokens)
+    assert all(torch.equal(found[0].extras[k], v) for k, v in expected[0].extras.items())
+    assert torch.equal(found[1], expected[1])
+    assert torch.equal(found[2], expected[2])
+    assert found[2].abs().sum() > 0
+    assert {id(t): t.data_ptr() for m in model.beside().values() for t in m.parameters()} == homes, "the very same tensors"
+    assert elsewhere.copies > 0
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_encoders_on_the_cpu_hand_their_results_to_the_device(name: str) -> None:
+    """The device is "meta", which refuses to compute with what lies elsewhere."""
+    model = load_model(name, device="meta", encoders="cpu")
+    assert {p.device.type for p in model.network.parameters()} == {"meta"}
+    assert {p.device.type for m in model.beside().values() for p in m.parameters()} == {"cpu"}
+    c = model.encode(["a cat", "dog"])
+    assert {t.device.type for t in (c.tokens, *c.extras.values())} == {"meta"}
+    assert {layer.tokens.device.type for layer in model.text_layers(["a cat"])} == {"meta"}
+    assert model.embed(["a cat"]).embeddings.device.type == "meta"
+    assert model.decode(torch.zeros((1, *model.latent_shape))).device.type == "meta"
+    if name != "tiny-z-image":  # how many tokens it reads depends on numbers, which "meta" has not
+        t = model.schedule.numbered([500, 500], torch.device("meta"))
+        assert model.predict(model.noise(2, torch.Generator()), t, c).shape == (2, *model.latent_shape)
+
+
+def test_a_pipeline_whose_encoders_are_on_the_cpu_is_taken_as_it_is() -> None:
+    from efface.models.sd import StableDiffusion
+
+    parts, elsewhere = load_model("tiny"), load_model("tiny", device="meta")
+    facts: dict[str, Any] = {"name": "p", "tokenizer": parts.tokenizer, "schedule": parts.schedule}
+    model = StableDiffusion(**facts, text_encoder=parts.text_encoder, vae=parts.vae, unet=elsewhere.unet)
+    assert model.encoders_at == "cpu"
+    with pytest.raises(BadFile, match=r"on several devices .* leave the text encoders and the VAE on the CPU"):
+        StableDiffusion(**facts, text_encoder=parts.text_encoder, vae=elsewhere.vae, unet=parts.unet)
+
+
+def test_an_erasure_makes_the_same_patch_wherever_the_encoders_are(elsewhere: Elsewhere, tmp_path: Path) -> None:
+    def erased(*options: str) -> Patch:
+        out = tmp_path / f"{len(options)}.safetensors"
+        line = ["erase", "ap", "--model", "tiny", "--target", "cat", "--preset", "tiny", "--out", str(out), *options]
+        result = CliRunner().invoke(main, line)
+        assert result.exit_code == 0, result.output
+        return Patch.load(out)
+
+    plain, away = erased(), erased("--encoders", "offload")
+    assert elsewhere.copies > 0, "the setting reached the model"
+    assert all(torch.equal(d, plain.deltas[n]) for n, d in away.deltas.items())
+    assert away.card.base["digest"] == plain.card.base["digest"]
+
+
+def test_a_loaded_model_is_placed_and_encoders_that_are_trained_must_be_on_the_device() -> None:
+    model = load_model("tiny")
+    assert load_model(model, encoders="offload") is model
+    assert model.encoders_at == "offload"
+    with pytest.raises(BadOption, match=r"trained must be on the device.*encoders=offload"):
+        model.student(model.select("text-encoder"))
+    with pytest.raises(BadOption, match=r"encoders='disk'.*device, offload, cpu"):
+        load_model("tiny", encoders="disk")
+
+
+def test_weights_of_the_network_alone_must_fit_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "m"
+    load_model("tiny").save_folder(folder)
+    whole, network = 4 * room.stored_numbers(folder), 4 * room.stored_numbers(folder, "unet")
+    assert 0 < network < whole
+    monkeypatch.setattr(room, "available_bytes", lambda device: 10 * whole if device.type == "cpu" else network)
+    with pytest.raises(BadOption, match=r"--encoders offload"):
+        load_model(folder, device="meta")
+    assert load_model(folder, device="meta", encoders="cpu").encoders_at == "cpu"
+    monkeypatch.setattr(room, "available_bytes", lambda device: 10 * whole if device.type == "cpu" else network - 1)
+    with pytest.raises(BadOption, match=r"the weights of the unet of"):
+        load_model(folder, device="meta", encoders="cpu")
+
+
+# -- what is counted, and what is advised ----------------------------------------------------------------------------
+
+
+def on_a_card(name: str, encoders: str) -> Any:
+    """A model whose network is on a device that is not the CPU."""
+    return load_model(name, device="meta", encoders=encoders)
+
+
+def test_encoders_away_from_the_card_are_not_counted_there() -> None:
+    needs = memory.Needs(on_a_card("tiny-sd3", "cpu"), METHODS["ap"].preset("tiny"))
+    beside = [sum(p.nbytes for p in m.parameters()) for m in needs.model.beside().values()]
+    here, visiting = (replace(needs.setup, encoders=place) for place in ("device", "offload"))
+    assert needs.total(here) - needs.total() == sum(beside)
+    trained = sum(n for part, n in needs.parts().items() if part != "weights of the network")
+    assert needs.total(visiting) - needs.total() == max(0, max(beside) - trained)
+    learned = memory.Needs(needs.model, METHODS["rap"].preset("tiny"))
+    assert learned.total(visiting) - learned.total() == max(beside), "learned words are read in every update"
+
+
+def test_what_each_setting_saves_is_what_the_estimate_with_it_says() -> None:
+    model, half = load_model("tiny"), load_model("tiny", dtype="bfloat16")
+    ap = METHODS["ap"].preset("tiny", batch=3)
+    found = efface.estimate(model, ap)
+    assert list(found.savings) == ["--dtype bfloat16", "--checkpointing", "--set batch=1", "--set train=xattn-kv"]
+    assert found.remedy == ""
+    others = {
+        "--dtype bfloat16": memory.Needs(half, ap),
+        "--checkpointing": memory.Needs(model, ap, checkpointing=True),
+        "--set batch=1": memory.Needs(model, METHODS["ap"].preset("tiny", batch=1)),
+        "--set train=xattn-kv": memory.Needs(model, METHODS["ap"].preset("tiny", batch=3, train="xattn-kv")),
+    }
+    assert {given: found.total - other.total() for given, other in others.items()} == found.savings
+
+
+def test_the_first_settings_with_which_a_run_fits_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = memory.Needs(load_model("tiny"), METHODS["ap"].preset("tiny", batch=3))
+    total, saved = needs.total(), needs.savings()
+
+    def named(free: int) -> list[str] | None:
+        needs.free = free  # type: ignore[misc]
+        found = needs.fitting()
+        return None if found is None else [s.given for s in found]
+
+    assert named(total) == []
+    assert named(total - 1) == ["--dtype bfloat16"]
+    assert named(total - max(saved.values()) - 1) == ["--dtype bfloat16", "--checkpointing"]
+    assert named(1) is None
+    assert "closed form" in needs.remedy()
+    rows = METHODS["ap"].preset("tiny", batch=50)
+    needs = memory.Needs(load_model("tiny"), rows)
+    assert named(needs.total() - needs.savings()["--set batch=1"]) == ["--set batch=1"], "what is not needed is left out"
+
+
+def test_a_run_that_does_not_fit_is_refused_with_the_settings_that_make_it_fit(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "LARGE", 0)
+    needs = memory.Needs(tiny_model, METHODS["naive"].preset("tiny"))
+    monkeypatch.setattr(memory, "free_bytes", lambda model: needs.total() - 1)
+    with pytest.raises(BadOption, match=r"It fits with --dtype bfloat16\."):
+        efface.erase(tiny_model, METHODS["naive"].preset("tiny"), targets="cat")
+
+
+def test_every_tiny_family_is_covered() -> None:
+    assert set(FAMILIES) == set(TINY) - {"tiny-v"}

@@ -13,13 +13,14 @@ from click.testing import CliRunner
 import efface
 from efface.cli import main
 from efface.errors import BadFile, BadOption
-from efface.models import placement, room
+from efface.models import placement, room, storage
 from efface.models.load import load_model
 from efface.models.tiny import TINY
 from efface.models.tokens import token_table
 from efface.patches import Patch
 from efface.registry import METHODS
 from efface.verbs import memory
+from efface.verbs.erase import request_for
 
 FAMILIES = ("tiny", "tiny-xl", "tiny-sd3", "tiny-flux", "tiny-pixart", "tiny-sana", "tiny-z-image", "tiny-wan")
 
@@ -213,3 +214,153 @@ def test_a_run_that_does_not_fit_is_refused_with_the_settings_that_make_it_fit(
 
 def test_every_tiny_family_is_covered() -> None:
     assert set(FAMILIES) == set(TINY) - {"tiny-v"}
+
+
+# -- frozen weights in eight bits ------------------------------------------------------------------------------------
+
+FP8 = torch.float8_e4m3fn
+
+
+def gradients(model: Any, checkpointing: bool = False) -> dict[str, torch.Tensor]:
+    """Of the mean square output at two fixed latents, by a student's cross-attention."""
+    if checkpointing:
+        model.configure(checkpointing=True)
+    select = model.select("xattn")
+    student = model.student(select)
+    student.network.train(checkpointing)  # diffusers checkpoints in training mode alone
+    weights = student.weights(select)
+    for p in weights.values():
+        p.requires_grad_(True)
+    z, t = model.noise(2, torch.Generator().manual_seed(0)), model.schedule.numbered([100, 700], model.device)
+    loss = student.predict(z, t, model.encode(["cat", "dog"])).square().mean()
+    found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)  # SD3's last block gives its text to nobody
+    return {n: g for n, g in zip(weights, found, strict=True) if g is not None}
+
+
+def rounded_by_hand(name: str, dtype: str, like: Any) -> Any:
+    """A plain model whose numbers are those that ``like`` stores in eight bits."""
+    plain = load_model(name, dtype=dtype)
+    for p, q in zip(plain.network.parameters(), like.network.parameters(), strict=True):
+        if q.dtype == FP8:
+            p.data = p.data.to(FP8).to(p.dtype)
+    return plain
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_network_in_eight_bits_computes_and_trains_as_one_with_these_numbers(name: str) -> None:
+    """To the bit: the prediction, and the gradients of float32 masters, with and without checkpointing."""
+    dtype = "bfloat16" if name in ("tiny-sd3", "tiny-xl") else "float32"
+    model = load_model(name, dtype=dtype, storage="fp8")
+    before = load_model(name, dtype=dtype).digest()
+    plain = rounded_by_hand(name, dtype, model)
+    z, t = torch.ones((1, *model.latent_shape)), model.schedule.numbered([500], model.device)
+    with torch.no_grad():
+        assert torch.equal(*(m.predict(z, t, m.encode(["cat"])) for m in (model, plain)))
+    model.unround(model.select("xattn"))
+    plain = rounded_by_hand(name, dtype, model)
+    for checkpointing in (False, True):
+        found, expected = gradients(model, checkpointing), gradients(plain, checkpointing)
+        assert found.keys() == expected.keys()
+        assert {g.dtype for g in found.values()} == {torch.float32}
+        assert all(torch.equal(g, expected[n]) for n, g in found.items())
+    assert FP8 in {p.dtype for p in model.network.parameters()}
+    assert model.digest() == before, "the model is still known by its unrounded weights"
+
+
+def test_layers_are_stored_as_diffusers_stores_them() -> None:
+    for name in FAMILIES:
+        model, theirs = load_model(name, storage="fp8"), load_model(name).network
+        theirs.enable_layerwise_casting(storage_dtype=FP8, compute_dtype=torch.float32)
+        mine = {n: p.dtype for n, p in model.network.named_parameters()}
+        assert mine == {n: p.dtype for n, p in theirs.named_parameters()}, name
+        assert model.network.dtype == torch.float32, "the precision that diffusers computes in"
+
+
+def test_a_graph_keeps_eight_bits_of_a_frozen_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No cast of a weight lives until the backward pass: beside the parameters, a graph keeps what it keeps without rounding."""
+    pack = storage._packed
+
+    def kept_by(model: Any) -> int:
+        student, kept = model.student(model.select("xattn")), dict[int, torch.Tensor]()
+        for p in student.weights(model.select("xattn")).values():
+            p.requires_grad_(True)
+        own = {p.untyped_storage().data_ptr() for p in student.network.parameters()}
+
+        def counted(t: torch.Tensor) -> Any:
+            found = pack(t)
+            held = found.stored if isinstance(found, storage._View) else found
+            kept[held.untyped_storage().data_ptr()] = held  # it lives on, so that its address is not given away
+            return found
+
+        z, c = torch.zeros((1, *model.latent_shape)), model.encode([""])
+        with monkeypatch.context() as patched:
+            patched.setattr(storage, "_packed", counted)
+            with torch.autograd.graph.saved_tensors_hooks(counted, lambda t: t):  # a stored network puts its own above
+                student.predict(z, torch.tensor([500]), c)
+        return sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in own)
+
+    stored, plain = load_model("mini", storage="fp8"), load_model("mini")
+    assert kept_by(stored) == kept_by(plain)
+    assert sum(4 * p.numel() for p in stored.network.parameters() if p.dtype == FP8) > kept_by(plain), "the test can fail"
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-xl", "tiny-sd3", "tiny-flux"])
+def test_an_erasure_on_stored_weights_is_a_patch_of_the_unrounded_ones(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "p.safetensors"
+    line = f"erase esd --model {name} --target cat --preset tiny --storage fp8 --dtype bfloat16 --set lr=0.01 --out {out}"
+    result = CliRunner().invoke(main, line.split())
+    assert result.exit_code == 0, result.output
+    patch, plain = Patch.load(out), load_model(name, dtype="bfloat16")
+    assert patch.card.base["storage"] == "fp8"
+    assert patch.card.base["digest"] == plain.digest()
+    assert {d.dtype for d in patch.deltas.values()} == {torch.float32}
+    with patch.applied(plain):  # on the unrounded model
+        assert torch.isfinite(efface.sample(plain, ["cat"], steps=2)).all()
+    stored = load_model(name, dtype="bfloat16", storage="fp8")
+    with patch.applied(stored):  # and on one that is stored in eight bits: what is patched is not rounded
+        for n, w in stored.weights(patch.deltas.__contains__).items():
+            assert torch.equal(w, (plain.weights(lambda _: True)[n].float() + patch.deltas[n]).bfloat16())
+    drawn = CliRunner().invoke(
+        main, f"sample --model {name} --storage fp8 --patch {out} --prompt cat --n 1 --steps 2 --out {tmp_path / 'a.png'}".split()
+    )
+    assert drawn.exit_code == 0, drawn.output
+
+
+def test_what_needs_every_weight_as_it_was_published_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model("tiny", storage="fp8")
+    plain = efface.erase("tiny", "uce", targets="cat")
+    refusal = r"the weights as they were published.*stored in fp8; load it without"
+    for refused in (
+        lambda: efface.erase(model, "uce", targets="cat"),
+        lambda: METHODS["uce"]().erase(model, request_for(model, "cat")),
+        lambda: efface.erase(model, METHODS["mace"].preset("tiny"), targets="cat"),
+        lambda: efface.evaluate(model, plain, out=tmp_path / "e"),
+        lambda: efface.attack(model, "direct", target="cat", budget=1),
+        lambda: efface.export(model, plain, tmp_path / "x", to="folder"),
+        lambda: model.save_folder(tmp_path / "m"),
+    ):
+        with pytest.raises(BadOption, match=refusal):
+            refused()
+    with pytest.raises(BadOption, match="neither --compile nor --autocast"):
+        model.configure(autocast="bfloat16")
+    with pytest.raises(BadOption, match=r"storage='int4'.*use fp8"):
+        load_model("tiny", storage="int4")
+    large = load_model("tiny")
+    large.unet.conv_in.weight.data[0, 0, 0, 0] = 500
+    with pytest.raises(BadOption, match=r"conv_in.weight has an entry .* larger than 448"):
+        large.store("fp8")
+    assert {p.dtype for p in large.network.parameters()} == {torch.float32}, "nothing was rounded before"
+    monkeypatch.setattr(model, "unround", lambda select: None)
+    with pytest.raises(BadOption, match=r"trained and stored in torch.float8"):
+        model.student(model.select("xattn"))
+
+
+def test_eight_bits_are_counted_by_layer() -> None:
+    needs = memory.Needs(on_a_card("tiny-flux", "cpu"), METHODS["esd"].preset("tiny"))
+    parts = needs.parts(replace(needs.setup, storage="fp8"))
+    model = load_model("tiny-flux", storage="fp8")
+    model.unround(model.select("xattn"))
+    eight = [p for p in model.network.parameters() if p.dtype == FP8]
+    assert parts["frozen weights of the network, in eight bits"] == sum(p.nbytes for p in eight)
+    assert parts["weights of the network"] == sum(p.nbytes for p in model.network.parameters()) - sum(p.nbytes for p in eight)
+    assert "--storage fp8" in needs.savings()

@@ -8,7 +8,16 @@ import click
 
 from .erase import _describe as erase_describe
 from .erase import _find, _table
-from .options import device_option, dtype_option, encoders_option, json_option, model_option, preset_option, set_option
+from .options import (
+    device_option,
+    dtype_option,
+    encoders_option,
+    json_option,
+    model_option,
+    preset_option,
+    set_option,
+    storage_option,
+)
 from .output import emit
 from .settings import group
 
@@ -21,6 +30,7 @@ from .settings import group
 @device_option
 @dtype_option
 @encoders_option
+@storage_option
 @click.option("--checkpointing", is_flag=True, help="Compute activations again instead of storing them: slower, less memory.")
 @click.option("--autocast", default=None, help="Run the network in bfloat16 or float16; the weights stay as they were loaded.")
 @json_option
@@ -34,6 +44,7 @@ def _estimate(
     device: str,
     dtype: str,
     encoders: str,
+    storage: str | None,
     checkpointing: bool,
     autocast: str | None,
     as_json: bool,
@@ -48,7 +59,7 @@ def _estimate(
     from ..verbs.cost import duration
 
     name = str(ctx.info_name)
-    model = load_model(source, dtype=dtype, device=device, encoders=encoders)
+    model = load_model(source, dtype=dtype, device=device, encoders=encoders, storage=storage)
     method = build_method(name, preset=preset or preset_for(METHODS.find(name), model), settings=parse_set(pairs))
     found = verbs.estimate(model, method, targets=targets, checkpointing=checkpointing or None, autocast=autocast)
     lines = [f"{size / GIB:9.3f} GiB  {what}" for what, size in found.parts.items()]

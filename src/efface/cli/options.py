@@ -28,6 +28,12 @@ encoders_option = click.option(
     help="Where text encoders and VAE lie while the network is on a GPU: device (beside it), offload (in the computer's memory, "
     "and on the GPU only while one of them computes) or cpu (in the computer's memory, where they also compute).",
 )
+storage_option = click.option(
+    "--storage",
+    default=None,
+    metavar="fp8",
+    help="Store the network's frozen weights in eight bits on the GPU; a layer's are cast to --dtype while it computes.",
+)
 guard_option = click.option(
     "--guard",
     default=None,

@@ -47,6 +47,7 @@ class Trained(Method):
     """On the flow miniature, where the UNet's learning rate made half of the pictures of a development target invalid."""
     gradient_rows: ClassVar[int] = 1
     """Rows that one update differentiates for each training example; what they keep for the backward pass decides the memory."""
+    reads_weights: ClassVar[bool] = False
     learns_words: ClassVar[bool] = False
     """Whether updates learn words, which text encoders read anew in every update."""
     fast: ClassVar = {"sampler": "pool", "sampler.trajectories": 4, "solver": "dpm", "sampling_steps": 15}

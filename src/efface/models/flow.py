@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..equations.flow import (
     euler_step,
@@ -270,7 +270,7 @@ class FlowTransformer(JointFlow):
 
     # -- files ---------------------------------------------------------------------------------------------------
 
-    def _identifying(self) -> list[tuple[str, nn.Parameter]]:
+    def _identifying(self) -> list[tuple[str, Tensor]]:
         t5 = [(f"{self.t5_parts[1]}.{n}", p) for module in self._t5() for n, p in module.named_parameters()]
         return [*super()._identifying(), *t5]
 

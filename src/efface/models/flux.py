@@ -166,7 +166,7 @@ class Flux(FlowTransformer):
         self.evals.calls += 1
         height, width = z_t.shape[2] // 2, z_t.shape[3] // 2
         scale = c.extras.get(GUIDANCE, torch.full((len(c),), TRAINED_AT, device=z_t.device)) if self.takes_guidance else None
-        with self._autocast():
+        with self._running():
             output: Tensor = self.transformer(
                 hidden_states=packed(z_t),
                 encoder_hidden_states=c.tokens,

@@ -49,13 +49,16 @@ def pick_device(name: str) -> str:
     return name
 
 
-def load_model(source: Any, *, dtype: str = "float32", device: str = "auto", encoders: str = DEVICE) -> DiffusionModel:
+def load_model(
+    source: Any, *, dtype: str = "float32", device: str = "auto", encoders: str = DEVICE, storage: str | None = None
+) -> DiffusionModel:
     """The name of a model of an installed world or of a tiny one, a diffusers folder, a single checkpoint file, a Hub id
     ``owner/name``, or a loaded diffusers pipeline.
 
     ``encoders``: where the text encoders and the VAE lie and compute while the network is on a GPU; see
-    :meth:`DiffusionModel.place`. A loaded pipeline's own modules are moved. ``dtype`` and ``device`` are those that a loaded
-    pipeline has. Raises UnknownName for a word that is none of these, BadFile for files and objects of another kind.
+    :meth:`DiffusionModel.place`. ``storage``: "fp8" stores the network in eight bits; see :meth:`DiffusionModel.store`. Both act
+    on a loaded pipeline's own modules. ``dtype`` and ``device`` are those that a loaded pipeline has. Raises UnknownName for a
+    word that is none of these, BadFile for files and objects of another kind.
 
     >>> import efface
     >>> efface.load_model("tiny").name
@@ -63,12 +66,13 @@ def load_model(source: Any, *, dtype: str = "float32", device: str = "auto", enc
 
     """
     from .parts import named_dtype
-    from .plain import OFFLOADED
+    from .plain import FP8, OFFLOADED, check_storage
     from .room import refuse_too_large
 
     check_place(encoders)
+    check_storage(storage)
     if isinstance(source, DiffusionModel):
-        return source if encoders in (DEVICE, source.encoders_at) else _placed(source, encoders)
+        return _placed(source, encoders if encoders != DEVICE else source.encoders_at, storage)
     if not isinstance(source, (str, Path)):
         kind, family = type(source).__name__, _of_pipeline(source)
         if family is None:
@@ -76,12 +80,13 @@ def load_model(source: Any, *, dtype: str = "float32", device: str = "auto", enc
         live = family.from_pipeline(source)
         if live.device.type == "meta":
             raise BadFile(f"the weights of this {kind} are not in memory (device meta). {OFFLOADED}")
-        return live if encoders == DEVICE else _placed(live, encoders)
+        return _placed(live, encoders if encoders != DEVICE else live.encoders_at, storage)
     device = pick_device(device)
-    if encoders != DEVICE:  # everything is read into the computer's memory, and the network alone goes on
+    if encoders != DEVICE or storage is not None:  # everything is read into the computer's memory first
         if Path(source).is_dir():
-            refuse_too_large(Path(source), named_dtype(dtype), device, family_of(str(source)).part)
-        return _placed(load_model(source, dtype=dtype, device="cpu"), encoders, device)
+            held = FP8 if storage is not None else named_dtype(dtype)
+            refuse_too_large(Path(source), held, device, family_of(str(source)).part)
+        return _placed(load_model(source, dtype=dtype, device="cpu"), encoders, storage, device)
     source = str(source)
     if source in TINY:
         from .tiny import TINY as BUILD
@@ -99,8 +104,11 @@ def load_model(source: Any, *, dtype: str = "float32", device: str = "auto", enc
     raise UnknownName("model", source, known_models(), note=f" Installed worlds: {', '.join(WORLDS)}.")
 
 
-def _placed(model: DiffusionModel, encoders: str, device: str | None = None) -> DiffusionModel:
-    model.place(encoders, device)
+def _placed(model: DiffusionModel, encoders: str, storage: str | None, device: str | None = None) -> DiffusionModel:
+    if storage is not None:
+        model.store(storage)
+    if device is not None or encoders != model.encoders_at:
+        model.place(encoders, device)
     return model
 
 

@@ -94,7 +94,7 @@ class PixArt(CrossTransformer):
         self.evals.text += len(ids)
         read = read_rows(lengths, ids.shape[1])
         hidden, mask = self._hidden(ids, read, embeddings), read.to(self.device)
-        with self._autocast():
+        with self._running():
             tokens = self._projected(hidden)
         return Cond(tokens * mask[..., None], last_words(lengths, self.ends), {MASK: mask.to(tokens.dtype)})
 
@@ -103,7 +103,7 @@ class PixArt(CrossTransformer):
     def predict(self, z_t: Tensor, t: Tensor, c: Cond) -> Tensor:
         self.evals.forward += len(z_t)
         self.evals.calls += 1
-        with self._autocast(), self._reading_projected():
+        with self._running(), self._reading_projected():
             output: Tensor = self.transformer(
                 z_t,
                 encoder_hidden_states=c.tokens,

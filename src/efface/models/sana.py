@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -15,6 +14,7 @@ from ..errors import BadFile, BadOption
 from .cond import MASK, Cond
 from .cross import CrossTransformer
 from .flow import DPM, FLOW_LACKS, UNIPC, FlowSchedule, flow_schedule_of
+from .plain import FP8
 from .select import CROSS_SELECTIONS, Select
 from .tokens import SoftPrompt, TokenSpan, last_words, read_rows, substituted, token_table
 
@@ -154,7 +154,7 @@ class Sana(CrossTransformer):
         return torch.cat([states[:, :1], states[:, states.shape[1] - self.text_rows + 1 :]], dim=1)
 
     def _cond(self, states: Tensor, lengths: Sequence[int]) -> Cond:
-        with self._autocast():
+        with self._running():
             tokens = self._projected(self._seen(states.to(self.device)))
         mask = read_rows(lengths, self.text_rows).to(tokens)
         return Cond(tokens * mask[..., None], last_words(lengths, self.ends), {MASK: mask})
@@ -183,10 +183,10 @@ class Sana(CrossTransformer):
         self.evals.forward += len(z_t)
         self.evals.calls += 1
         # Linear attention multiplies in float32, which autocast would undo: where no weight is kept wider, it is not needed.
-        kinds = {p.dtype for p in self.transformer.parameters()}
+        kinds = {p.dtype for p in self.transformer.parameters()} - {FP8}
         alike = kinds == {self.autocast_dtype}
         z, tokens = (x.to(self.autocast_dtype) if alike else x for x in (z_t, c.tokens))
-        with nullcontext() if alike else self._autocast(), self._reading_projected():
+        with self._running(autocast=not alike), self._reading_projected():
             output: Tensor = self.transformer(
                 z,
                 encoder_hidden_states=tokens,

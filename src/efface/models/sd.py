@@ -24,7 +24,18 @@ from .identity import Identity, entries_of, identity_of
 from .lora import denoiser_changes, encoder_changes
 from .parts import Whole, completed, loaded, named_dtype, rebuilt
 from .placement import CPU, DEVICE, OFFLOAD, check_place, visiting
-from .plain import OFFLOADED, check_in_memory, check_network, check_own, check_present, latent_side, shapes_of, unwrapped
+from .plain import (
+    FLOATS,
+    OFFLOADED,
+    check_in_memory,
+    check_network,
+    check_own,
+    check_present,
+    check_storage,
+    latent_side,
+    shapes_of,
+    unwrapped,
+)
 from .schedule import Schedule, schedule_of, scheduler_of
 from .select import Select
 from .tokens import SoftPrompt, TokenSpan, last_words, occurrences, substituted, token_table, whole_words
@@ -32,11 +43,15 @@ from .tokens import SoftPrompt, TokenSpan, last_words, occurrences, substituted,
 if TYPE_CHECKING:
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
+    from .storage import Rounded
+
 COMPILED_GRADIENTS = 0.1
 """Largest relative error of a compiled network's gradients: far above rounding, autocast included, below the fault found."""
 ASSUMED_GUIDANCE = 7.5
 """What a guidance-distilled network is told outside a guided trajectory: the pipelines' default."""
 DISTILLED = "it was distilled to draw pictures with one evaluation per step and has no second branch"
+STORED = "its frozen weights are stored in fp8; load it without storage=fp8, such as on a device with more memory"
+STORED_ALONE = "storage=fp8 goes with neither --compile nor --autocast; load the weights with --dtype bfloat16 instead."
 CACHE_BYTES = 2**30  # of encodings in float32: 4,539 prompts of Stable Diffusion 1.x, 1,702 of SDXL
 
 
@@ -51,6 +66,9 @@ class StableDiffusion(DiffusionModel):
     set clip_sample to False by themselves."""
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     """Attributes that hold text encoders; their parameters are named after them."""
+
+    rounded: Rounded | None = None
+    """What the network stores in eight bits; see :meth:`store`."""
 
     def __init__(
         self,
@@ -255,7 +273,7 @@ class StableDiffusion(DiffusionModel):
     def predict(self, z_t: Tensor, t: Tensor, c: Cond) -> Tensor:
         self.evals.forward += len(z_t)
         self.evals.calls += 1
-        with self._autocast():
+        with self._running():
             return self.unet(z_t, t, c.tokens, return_dict=False, **self._beside(c))[0].float()
 
     def _beside(self, c: Cond) -> dict[str, Any]:
@@ -277,7 +295,8 @@ class StableDiffusion(DiffusionModel):
 
     @property
     def lacking(self) -> Mapping[str, str]:
-        return {"guidance": DISTILLED} if self.distilled else {}
+        stored = {} if self.rounded is None else {"unrounded": STORED}
+        return {**stored, **({"guidance": DISTILLED} if self.distilled else {})}
 
     @torch.no_grad()
     def decode(self, z_0: Tensor) -> Tensor:
@@ -348,6 +367,7 @@ class StableDiffusion(DiffusionModel):
                 f"text encoders that are trained must be on the device, and those of {self.name!r} are not "
                 f"(encoders={self.encoders_at}); load the model with encoders=device."
             )
+        self.unround(select)
         twin = copy.copy(self)
         twin._described, twin._identities = None, {}
         for part in (self.part, *self.encoders):
@@ -355,9 +375,13 @@ class StableDiffusion(DiffusionModel):
             shared = [v for v in (*module.parameters(), *module.buffers()) if id(v) not in selected]
             if len(shared) < len([*module.parameters(), *module.buffers()]):
                 setattr(twin, part, copy.deepcopy(module, memo={id(v): v for v in shared}))
+        if twin.rounded is not None:
+            twin.rounded = dataclasses.replace(twin.rounded, network=twin.network)
         if any(a is not b for a, b in zip(twin._encoders(), self._encoders(), strict=True)):
             twin._encoded = {}
-        for p in twin.weights(select).values():
+        for n, p in twin.weights(select).items():
+            if p.dtype not in FLOATS:
+                raise BadOption(f"{n} of {self.name!r} is trained and stored in {p.dtype}; only what is frozen may be.")
             p.data = p.data.float()  # master weights: half precision would swallow small updates
         if self.compiled and twin.network is not self.network:
             twin._compile_checked(select)
@@ -415,9 +439,10 @@ class StableDiffusion(DiffusionModel):
             self._identities[part] = kept = (state, entries, identity_of(named))
         return kept[2]
 
-    def _identifying(self) -> list[tuple[str, nn.Parameter]]:
-        """The parameters that tell this model from others, by name."""
-        return self._named_parameters()
+    def _identifying(self) -> list[tuple[str, Tensor]]:
+        """The parameters that tell this model from others, by name, before they were rounded for storage."""
+        named, rounded = self._named_parameters(), self.rounded
+        return named if rounded is None else [(n, rounded.original(n.removeprefix(f"{self.part}."), p)) for n, p in named]
 
     def weights_changed(self) -> None:
         self._encoded.clear()
@@ -442,12 +467,27 @@ class StableDiffusion(DiffusionModel):
                     module.forward = before
 
     def configure(self, *, compiled: bool = False, checkpointing: bool = False, autocast: str | None = None) -> None:
+        if self.rounded is not None and (compiled or (autocast is not None and named_dtype(autocast) != self.dtype)):
+            raise BadOption(STORED_ALONE)
         self.autocast_dtype = self.dtype if autocast is None else named_dtype(autocast)
         if checkpointing:
             self.network.enable_gradient_checkpointing()
         if compiled and not self.compiled:
             self.network.compile()
         self.compiled = compiled
+
+    def store(self, storage: str) -> None:
+        from .storage import Rounded
+
+        check_storage(storage)
+        if self.compiled or self.autocast_dtype != self.dtype:
+            raise BadOption(STORED_ALONE)
+        if self.rounded is None:
+            self.rounded = Rounded.of(self.network, self.dtype)
+
+    def unround(self, select: Select) -> None:
+        if self.rounded is not None:
+            self.rounded.restore(lambda n: select(f"{self.part}.{n}"))
 
     def place(self, encoders: str, device: str | None = None) -> None:
         check_place(encoders)
@@ -464,6 +504,7 @@ class StableDiffusion(DiffusionModel):
     def save_folder(self, path: Path) -> list[str]:
         """Write a pipeline folder of this model's weights, with every other component and the scheduler of the source. Returns
         the components that the source names and does not have. Raises BadFile where the rest of the source is out of reach."""
+        self.require("writing a folder", ("unrounded",))
         pipe, missing = self._pipeline()
         pipe.save_pretrained(path)
         return missing
@@ -507,6 +548,7 @@ class StableDiffusion(DiffusionModel):
             **self._of_the_family,
             f"{self.part}_parameters": sum(p.numel() for p in self.network.parameters()),
             "dtype": str(self.dtype).removeprefix("torch."),
+            **({} if self.rounded is None else {"storage": "fp8"}),
             "device": str(self.device),
         }
 
@@ -531,6 +573,15 @@ class StableDiffusion(DiffusionModel):
         if self.autocast_dtype == torch.float32:
             return nullcontext()
         return torch.autocast((device or self.device).type, self.autocast_dtype)
+
+    @contextmanager
+    def _running(self, autocast: bool = True) -> Iterator[None]:
+        """Inside, the network computes."""
+        from .storage import kept_in_eight_bits
+
+        storing = self.rounded is not None and torch.is_grad_enabled()
+        with kept_in_eight_bits() if storing else nullcontext(), self._autocast() if autocast else nullcontext():
+            yield
 
     @contextmanager
     def _computing(self, module: nn.Module, autocast: bool = True) -> Iterator[torch.device]:

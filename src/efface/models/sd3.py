@@ -134,7 +134,7 @@ class StableDiffusion3(FlowTransformer, StableDiffusionXL):
     def predict(self, z_t: Tensor, t: Tensor, c: Cond) -> Tensor:
         self.evals.forward += len(z_t)
         self.evals.calls += 1
-        with self._autocast():
+        with self._running():
             output: Tensor = self.transformer(
                 hidden_states=z_t,
                 encoder_hidden_states=c.tokens,

@@ -112,7 +112,7 @@ class Wan(CrossTransformer):
         self.evals.text += len(ids)
         mask = read_rows(lengths, ids.shape[1])
         hidden = self._hidden(ids, mask, embeddings)
-        with self._autocast():
+        with self._running():
             tokens = self._projected(hidden * mask[..., None].to(self.device))
         return Cond(tokens, last_words(lengths, self.ends))
 
@@ -121,7 +121,7 @@ class Wan(CrossTransformer):
     def predict(self, z_t: Tensor, t: Tensor, c: Cond) -> Tensor:
         self.evals.forward += len(z_t)
         self.evals.calls += 1
-        with self._autocast(), self._reading_projected():
+        with self._running(), self._reading_projected():
             output: Tensor = self.transformer(
                 hidden_states=z_t[:, :, None],
                 timestep=self.schedule.told(t),

@@ -148,7 +148,7 @@ class ZImage(JointFlow):
         with substituted(token_table(self.text_encoder), embeddings):
             hidden = self._states(ids, read)[-2]
         mask = read.to(self.device)
-        with self._autocast():
+        with self._running():
             tokens = self.transformer.cap_embedder[0](hidden)
         return Cond(tokens * mask[..., None], last_words(lengths, self.ends), {MASK: mask.to(tokens.dtype)})
 
@@ -173,7 +173,7 @@ class ZImage(JointFlow):
     def predict(self, z_t: Tensor, t: Tensor, c: Cond) -> Tensor:
         self.evals.forward += len(z_t)
         self.evals.calls += 1
-        with self._autocast(), passing([self.transformer.cap_embedder[0]]):
+        with self._running(), passing([self.transformer.cap_embedder[0]]):
             outputs: list[Tensor] = self.transformer(
                 list(z_t.to(self.autocast_dtype)[:, :, None]),
                 (1000 - t) / 1000,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,9 @@ from ..models.footprint import activations
 from ..models.load import family_of
 from ..models.parts import named_dtype
 from ..models.placement import CPU, DEVICE, OFFLOAD
+from ..models.plain import FP8
 from ..models.room import GIB, available_bytes, stored_numbers, trained_numbers
+from ..models.storage import storable
 
 ON_A_GPU = 1.0
 """GiB that CUDA and its libraries take beside all tensors."""
@@ -42,6 +44,7 @@ class Setup:
     checkpointing: bool
     batch: int
     train: str
+    storage: str | None
 
 
 class Needs:
@@ -52,8 +55,7 @@ class Needs:
     ) -> None:
         """``checkpointing`` and ``autocast``: those of the model, or what they would be."""
         self.model, self.method = model, method
-        # diffusers keeps some small layers in float32; the largest has the precision that was asked for.
-        loaded = max(model.network.parameters(), key=lambda p: p.numel()).dtype
+        loaded = named_dtype(str(model.info["dtype"]))
         on = bool(getattr(model.network, "is_gradient_checkpointing", False))
         self.setup = Setup(
             encoders=model.encoders_at,
@@ -62,7 +64,9 @@ class Needs:
             checkpointing=on if checkpointing is None else checkpointing,
             batch=getattr(method, "batch", 1),
             train=getattr(method, "train", ""),
+            storage=None if model.rounded is None else "fp8",
         )
+        self._loaded = loaded
         self._kept: dict[tuple[str, torch.dtype, bool], int] = {}
 
     # -- what is needed ------------------------------------------------------------------------------------------
@@ -70,9 +74,8 @@ class Needs:
     def parts(self, setup: Setup | None = None) -> dict[str, int]:
         """Bytes by what they are for. Raises BadOption for a method whose rows are not known."""
         setup = self.setup if setup is None else setup
-        network = _bytes_of(self.model.network, setup.dtype)
-        beside = [_bytes_of(module, setup.dtype) for module in self.model.beside().values()]
-        parts = {"weights of the network": network}
+        beside = [_bytes_of(module.parameters(), setup.dtype) for module in self.model.beside().values()]
+        parts = self._network(setup)
         if setup.encoders == DEVICE or self.model.device.type == "cpu":
             parts["weights of the text encoders and the VAE"] = sum(beside)
         trained = self._training(setup) if isinstance(self.method, Trained) else {}
@@ -83,6 +86,23 @@ class Needs:
         parts |= trained
         if self.model.device.type == "cuda":
             parts["CUDA and its libraries"] = int(ON_A_GPU * GIB)
+        return parts
+
+    def _network(self, setup: Setup) -> dict[str, int]:
+        network, select = self.model.network, self.model.select(setup.train) if setup.train else lambda _: False
+        stored = list[nn.Parameter]()
+        for name, layer in storable(network).items() if setup.storage is not None else ():
+            own = dict(layer.named_parameters(recurse=False))
+            if not any(select(f"{self.model.part}.{name}.{n}") for n in own):
+                stored += own.values()
+        held = {id(p) for p in stored}
+        whole = [p for p in network.parameters() if id(p) not in held]
+        parts = {"weights of the network": _bytes_of(whole, setup.dtype, self._loaded)}
+        if stored:
+            parts["frozen weights of the network, in eight bits"] = sum(p.numel() for p in stored)
+            if self.model.device.type == "cpu":
+                kept = _bytes_of(stored, setup.dtype, self._loaded)
+                parts["the same weights unrounded, which stay in the computer's memory"] = kept
         return parts
 
     def total(self, setup: Setup | None = None) -> int:
@@ -188,6 +208,11 @@ def _narrower(needs: Needs, setup: Setup) -> Setup | None:
     return replace(setup, train="xattn-kv") if fewer else None
 
 
+def _stored(needs: Needs, setup: Setup) -> Setup | None:
+    alone = needs.model.device.type == "cpu" or not isinstance(needs.method, Trained)
+    return None if alone or setup.storage is not None else replace(setup, storage="fp8")
+
+
 def _on_the_cpu(needs: Needs, setup: Setup) -> Setup | None:
     return replace(setup, encoders=CPU) if needs.model.device.type != "cpu" and setup.encoders == OFFLOAD else None
 
@@ -206,6 +231,7 @@ SWITCHES = (
     Switch("--checkpointing", "Compute activations again instead of storing them (--checkpointing).", _checkpointed),
     Switch("--set batch=1", "Take one row per update (--set batch=1).", _one_row),
     Switch("--set train=xattn-kv", "Train fewer tensors (--set train=xattn-kv).", _narrower),
+    Switch("--storage fp8", "Store what is frozen in eight bits (--storage fp8).", _stored),
     Switch(
         "--encoders cpu",
         "Let the text encoders and the VAE compute in the computer's memory, which takes long (--encoders cpu).",
@@ -235,7 +261,13 @@ def check_fit(model: DiffusionModel, method: Method) -> None:
 
 
 def check_folder(
-    source: Any, method: type[Method], settings: Mapping[str, Any], dtype: str, device: str, encoders: str = DEVICE
+    source: Any,
+    method: type[Method],
+    settings: Mapping[str, Any],
+    dtype: str,
+    device: str,
+    encoders: str = DEVICE,
+    storage: str | None = None,
 ) -> None:
     """Raises BadOption where a folder's weights and what training needs for each trained number are more than is free. Only the
     headers of its files are read. ``settings`` are the method's options that differ from its defaults. What rows keep for the
@@ -249,7 +281,9 @@ def check_folder(
         return  # of a selection that there is not, the model says which it has
     trained = trained_numbers(folder, family.part, family.selections[train])
     away = encoders != DEVICE and torch.device(device).type != "cpu"
-    weights = stored_numbers(folder, family.part if away else "") * named_dtype(dtype).itemsize
+    whole, network = stored_numbers(folder), stored_numbers(folder, family.part)
+    weights = (0 if away else whole - network) * named_dtype(dtype).itemsize
+    weights += network * (1 if storage is not None else named_dtype(dtype).itemsize)  # at least: some layers are not stored so
     training = OF_TRAINING * trained
     if weights + training > free:
         smaller = " Half-precision weights (--dtype bfloat16) take half of the first." if dtype == "float32" else ""
@@ -267,9 +301,12 @@ def free_bytes(model: DiffusionModel) -> int | None:
     free = available_bytes(model.device)
     modules = [model.network, *model.beside().values()]
     loaded = sum(p.nbytes for m in modules for p in m.parameters() if p.device == model.device)
+    if model.rounded is not None and model.device.type == "cpu":
+        loaded += sum(w.nbytes for w in model.rounded.unrounded.values())
     return None if free is None else free + loaded
 
 
-def _bytes_of(module: nn.Module, dtype: torch.dtype) -> int:
-    """Bytes of a module's parameters, of which none is wider than ``dtype``."""
-    return sum(p.numel() * min(p.element_size(), dtype.itemsize) for p in module.parameters())
+def _bytes_of(parameters: Iterable[nn.Parameter], dtype: torch.dtype, loaded: torch.dtype | None = None) -> int:
+    """Bytes of parameters, of which none is wider than ``dtype``. Those that are stored in eight bits were ``loaded`` wider."""
+    sizes = ((p, loaded.itemsize if loaded is not None and p.dtype == FP8 else p.element_size()) for p in parameters)
+    return sum(p.numel() * min(size, dtype.itemsize) for p, size in sizes)

@@ -22,11 +22,12 @@ from ..models.placement import CPU, DEVICE, OFFLOAD
 from ..models.plain import FP8
 from ..models.room import GIB, available_bytes, stored_numbers, trained_numbers
 from ..models.storage import storable
+from ..training.optimizers import ADAM, ADAM_8BIT, moment_bytes
 
 ON_A_GPU = 1.0
 """GiB that CUDA and its libraries take beside all tensors."""
-OF_TRAINING = 16
-"""Bytes for each trained number: its copy, its gradient and two moments of Adam, all in float32."""
+OF_COPIES = 8
+"""Bytes for each trained number: its copy and its gradient, in float32."""
 LARGE = 100_000_000
 """Parameters of a network from which on a run that does not fit is refused: counting takes seconds there and saves minutes."""
 CLOSED_FORM = "Use a closed form (efface erase uce), which trains nothing and runs on the CPU."
@@ -45,6 +46,7 @@ class Setup:
     batch: int
     train: str
     storage: str | None
+    optimizer: str
 
 
 class Needs:
@@ -65,6 +67,7 @@ class Needs:
             batch=getattr(method, "batch", 1),
             train=getattr(method, "train", ""),
             storage=None if model.rounded is None else "fp8",
+            optimizer=getattr(method, "optimizer", ADAM),
         )
         self._loaded = loaded
         self._kept: dict[tuple[str, torch.dtype, bool], int] = {}
@@ -111,7 +114,13 @@ class Needs:
     def _training(self, setup: Setup) -> dict[str, int]:
         assert isinstance(self.method, Trained)
         trained = self._trained(setup.train)
-        parts = {"trained copy, gradients and two moments of Adam, in float32": OF_TRAINING * trained}
+        tensors = self.model.weights(self.model.select(setup.train)).values()
+        parts = {
+            "trained copy and gradients, in float32": OF_COPIES * trained,
+            f"two moments of Adam, in {'float32' if setup.optimizer == ADAM else 'eight bits'}": sum(
+                moment_bytes(setup.optimizer, w.numel()) for w in tensors
+            ),
+        }
         if setup.computed != torch.float32:
             parts["half-precision copies of the trained weights, which autocast keeps"] = 2 * trained
         if not self.method.gradient_rows:
@@ -122,6 +131,9 @@ class Needs:
             select = self.model.select(setup.train)
             self._kept[key] = activations(self.model, select, setup.computed, checkpointing=setup.checkpointing)
         parts[f"activations that {rows} rows keep for the backward pass"] = rows * self._kept[key]
+        patch = 4 * trained - rows * self._kept[key]
+        if self.model.device.type == "cpu" and patch > 0:  # it is made in this memory
+            parts["the patch, beyond the activations, which are gone when it is made"] = patch
         return parts
 
     def _trained(self, train: str) -> int:
@@ -213,6 +225,11 @@ def _stored(needs: Needs, setup: Setup) -> Setup | None:
     return None if alone or setup.storage is not None else replace(setup, storage="fp8")
 
 
+def _eight_bit_moments(needs: Needs, setup: Setup) -> Setup | None:
+    possible = hasattr(needs.method, "optimizer") and needs.model.device.type in ("cpu", "cuda", "meta")
+    return replace(setup, optimizer=ADAM_8BIT) if possible and setup.optimizer == ADAM else None
+
+
 def _on_the_cpu(needs: Needs, setup: Setup) -> Setup | None:
     return replace(setup, encoders=CPU) if needs.model.device.type != "cpu" and setup.encoders == OFFLOAD else None
 
@@ -232,6 +249,11 @@ SWITCHES = (
     Switch("--set batch=1", "Take one row per update (--set batch=1).", _one_row),
     Switch("--set train=xattn-kv", "Train fewer tensors (--set train=xattn-kv).", _narrower),
     Switch("--storage fp8", "Store what is frozen in eight bits (--storage fp8).", _stored),
+    Switch(
+        "--set optimizer=adam8bit",
+        "Keep Adam's moments in eight bits (--set optimizer=adam8bit, which needs efface[adam8bit]).",
+        _eight_bit_moments,
+    ),
     Switch(
         "--encoders cpu",
         "Let the text encoders and the VAE compute in the computer's memory, which takes long (--encoders cpu).",
@@ -284,7 +306,8 @@ def check_folder(
     whole, network = stored_numbers(folder), stored_numbers(folder, family.part)
     weights = (0 if away else whole - network) * named_dtype(dtype).itemsize
     weights += network * (1 if storage is not None else named_dtype(dtype).itemsize)  # at least: some layers are not stored so
-    training = OF_TRAINING * trained
+    optimizer = settings.get("optimizer", ADAM)
+    training = OF_COPIES * trained + moment_bytes(optimizer, trained)
     if weights + training > free:
         smaller = " Half-precision weights (--dtype bfloat16) take half of the first." if dtype == "float32" else ""
         if not away and torch.device(device).type != "cpu":

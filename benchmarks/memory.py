@@ -1,11 +1,13 @@
 """What one step of an output-based method keeps in memory on a network of Stable Diffusion 1.4's size.
 
-    python benchmarks/memory.py [--quick] [--json] [--latent 8] [--method ap] [--checkpointing]
+    python benchmarks/memory.py [--quick] [--json] [--latent 8] [--method ap] [--checkpointing] [--storage fp8]
+        [--optimizer adam8bit]
 
 Random weights, float32, CPU, a reduced latent size. "live" is the storage of every tensor that is alive at the end of a step,
 each storage counted once: the network, the student's own copies, their gradients, Adam's two moments, latents and encodings.
 "peak" is the process's highest resident memory during the run above what it had before it, so activations are in it. The promise:
-live is at most the model plus four times the trained tensors (copy, gradient, two moments) plus the pool.
+live is at most the model plus four times the trained tensors (copy, gradient, two moments) plus the pool. "counted" is what
+`efface estimate` says of the run beside the model's weights, to be compared with the peak.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from efface.models.select import selection
 from efface.models.tiny import tiny
 from efface.registry import build_method
 from efface.training.loop import Run, Step
+from efface.verbs.memory import Needs
 
 SETTINGS = {"steps": 2, "sampling_steps": 5, "search.nearest": 4, "sampler": "pool", "eta": 1.0}
 
@@ -74,9 +77,12 @@ def live() -> int:
     return sum(sizes.values())
 
 
-def measure(model: StableDiffusion, method: str, checkpointing: bool) -> dict[str, Any]:
+def measure(model: StableDiffusion, method: str, checkpointing: bool, storage: str | None, optimizer: str) -> dict[str, Any]:
     model.configure(checkpointing=checkpointing)
-    chosen = build_method(method, preset="paper", settings=SETTINGS)
+    if storage is not None:
+        model.store(storage)
+    chosen = build_method(method, preset="paper", settings={**SETTINGS, "optimizer": optimizer})
+    counted = sum(n for part, n in Needs(model, chosen).parts().items() if "weights" not in part)
     trained = sum(p.nbytes for p in model.weights(selection(chosen.train)).values())
     before, peak_before, seen = live(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
 
@@ -89,6 +95,9 @@ def measure(model: StableDiffusion, method: str, checkpointing: bool) -> dict[st
     return {
         "method": method,
         "checkpointing": checkpointing,
+        "storage": storage,
+        "optimizer": optimizer,
+        "counted_gb": counted / gb,
         "model_gb": before / gb,
         "unet_gb": sum(p.nbytes for p in model.unet.parameters()) / gb,
         "trained_gb": trained / gb,
@@ -106,8 +115,11 @@ def main() -> None:
     parser.add_argument("--latent", type=int, default=8, help="latent side")
     parser.add_argument("--method", default="ap")
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--storage", default=None, help="fp8")
+    parser.add_argument("--optimizer", default="adam", help="adam or adam8bit")
     args = parser.parse_args()
-    result = measure(tiny() if args.quick else full_size(args.latent), args.method, args.checkpointing)
+    model = tiny() if args.quick else full_size(args.latent)
+    result = measure(model, args.method, args.checkpointing, args.storage, args.optimizer)
     if args.json:
         print(json.dumps(result))
         return
@@ -115,6 +127,7 @@ def main() -> None:
     print(f"{r['method']}: UNet {r['unet_gb']:.3g} GB, model {r['model_gb']:.3g} GB, trained {r['trained_gb']:.3g} GB")
     print(f"  live at the end of a step {r['live_gb']:.3g} GB = model + {r['above_model_in_trained']:.2f} x trained")
     print(f"  peak during the run {r['peak_above_model_gb']:.3g} GB above the loaded model ({r['evals']} UNet evaluations)")
+    print(f"  counted beforehand {r['counted_gb']:.3g} GB above the loaded model")
 
 
 if __name__ == "__main__":

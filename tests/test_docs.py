@@ -195,13 +195,19 @@ def test_launchers_start_several_processes(launcher: str, tmp_path: Path) -> Non
     assert (tmp_path / command[command.index("--out") + 1]).is_file()
 
 
-def test_the_estimate_of_the_page_on_large_models() -> None:
-    (line,) = [
-        line for block in blocks(ROOT / "docs" / "large_models.md", "bash") for line in block.splitlines() if "estimate" in line
-    ]
-    result = CliRunner().invoke(main, shlex.split(line)[1:])
+def test_the_estimate_and_the_smaller_runs_of_the_page_on_large_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = [line for block in blocks(ROOT / "docs" / "large_models.md", "bash") for line in block.splitlines()]
+    (estimate,) = [line for line in lines if "estimate" in line]
+    result = CliRunner().invoke(main, shlex.split(estimate)[1:])
     assert result.exit_code == 0, result.output
     assert "GiB  in all" in result.output
+    smaller = [line for line in lines if line.startswith("efface erase")]
+    assert smaller
+    for line in smaller:
+        small = line.replace("--model mini", "--model tiny --preset tiny").replace("fire engine", "cat")
+        result = CliRunner().invoke(main, shlex.split(small)[1:])
+        assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
 
 
 def test_guards_on_a_pipeline_as_printed() -> None:

@@ -153,7 +153,8 @@ def test_an_estimate_adds_up_and_changes_nothing(tiny_model: Any) -> None:
     assert (tiny_model.digest(), tiny_model.evals.forward) == (before, evals)
     assert all(p.grad is None and not p.requires_grad for p in tiny_model.network.parameters())
     trained = sum(w.numel() for w in tiny_model.weights(tiny_model.select("xattn")).values())
-    assert found.parts["trained copy, gradients and two moments of Adam, in float32"] == 16 * trained
+    assert found.parts["trained copy and gradients, in float32"] == 8 * trained
+    assert found.parts["two moments of Adam, in float32"] == 8 * trained
     assert found.fits is True
     assert "activations" not in " ".join(efface.estimate(tiny_model, "uce", targets="cat").parts)
 
@@ -161,7 +162,7 @@ def test_an_estimate_adds_up_and_changes_nothing(tiny_model: Any) -> None:
 def test_a_large_run_that_cannot_fit_is_refused_before_anything_is_spent(tiny_model: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(memory, "LARGE", 0)
     monkeypatch.setattr(memory, "free_bytes", lambda model: 1000)
-    with pytest.raises(BadOption, match=r"needs about .* GiB and 0.0 GiB are free on cpu. Load the weights in half precision"):
+    with pytest.raises(BadOption, match=r"needs about .* GiB and 0.0 GiB are free on cpu. It does not fit with every"):
         efface.erase(tiny_model, "naive", targets="cat")
     assert efface.erase(tiny_model, "uce", targets="cat").norm() > 0, "a closed form is not refused"
 

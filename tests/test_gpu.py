@@ -8,6 +8,7 @@ CUBLAS_WORKSPACE_CONFIG=:4096:8 (set below).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import os
 
@@ -42,6 +43,7 @@ pytestmark = pytest.mark.gpu
 DEVICE = os.environ.get("EFFACE_TEST_DEVICE", "cuda")
 CUDA = DEVICE.startswith("cuda")
 REQUEST = EraseRequest(("cat",), "", ("dog",))
+REQUEST_OF_MINI = EraseRequest(("dog",))
 XATTN = selection("xattn")
 
 
@@ -161,6 +163,22 @@ def test_checkpointing_gives_the_same_gradients() -> None:
     assert off(gradients(model, model.student(XATTN)), plain) < 1e-5  # the same operations, computed again
 
 
+@pytest.mark.parametrize("encoders", ["offload", "cpu"])
+def test_text_encoders_off_the_device_read_the_same(encoders: str) -> None:
+    """On the CPU to rounding; under offload with the device's own kernels, so to the bit."""
+    here, away = on_device("mini"), load_model("mini", device=DEVICE, encoders=encoders)
+    assert {p.device.type for p in away.text_encoder.parameters()} == {"cpu"}
+    a, b = (m.encode(["a dog", "a cat"]).tokens for m in (here, away))
+    assert a.device == b.device
+    assert float((a - b).abs().max()) <= (0 if encoders == "offload" else 1e-4)
+    soft = away.embed(["a dog"])
+    rows = soft.embeddings.clone().requires_grad_(True)
+    (g,) = torch.autograd.grad(away.encode_soft(dataclasses.replace(soft, embeddings=rows)).tokens.square().mean(), rows)
+    assert torch.isfinite(g).all()
+    there, moved = (dict(ESD.preset("tiny").erase(m, REQUEST_OF_MINI).deltas) for m in (here, away))
+    assert off(moved, there) < 1e-2
+
+
 def test_out_of_memory_is_reported_and_the_process_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU the failing allocation is a real one, of more than any card has."""
     model = on_device("mini")
@@ -181,15 +199,17 @@ def test_out_of_memory_is_reported_and_the_process_goes_on(monkeypatch: pytest.M
     before = torch.cuda.memory_allocated() if CUDA else 0
     with monkeypatch.context() as patched:
         patched.setattr(StableDiffusion, "predict", hungry)
-        with pytest.raises(OutOfMemory, match="--dtype bfloat16") as caught:
+        with pytest.raises(OutOfMemory, match="--encoders offload" if CUDA else "--dtype bfloat16") as caught:
             verbs.erase(model, method, targets=["dog"])
         if CUDA:
             gc.collect()  # while the error is still at hand
             assert torch.cuda.memory_allocated() <= before, caught.value
     assert verbs.erase(model, method, targets=["dog"]).deltas
+    model.place("offload")
     model.configure(checkpointing=True)
     assert "--dtype" in less_memory(model, method)
     half = on_device("mini", "bfloat16")
+    half.place("offload")
     assert "--checkpointing" in less_memory(half, method)
     half.configure(checkpointing=True)
     assert "batch=1" in less_memory(half, method)
@@ -237,27 +257,20 @@ def test_an_attack_has_gradients_in_bfloat16() -> None:
     assert all(torch.isfinite(d).all() for d in patch.deltas.values())
 
 
-def test_fp8_storage_of_frozen_weights_leaves_trained_ones_alone() -> None:
-    """Everything but the trained modules is stored in eight bits, and the student predicts nearly the same. Training is not in
-    it: on a GPU (torch 2.11) the backward pass meets frozen convolutions that are in eight bits again, and fails."""
-    model = on_device("mini", "bfloat16")
-    z, t, c = (
-        model.noise(2, torch.Generator().manual_seed(0)),
-        torch.tensor([100, 700], device=DEVICE),
-        model.encode(["cat", "dog"]),
-    )
-    with torch.no_grad():
-        plain = model.predict(z, t, c)
-    model.unet.enable_layerwise_casting(
-        storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16, skip_modules_pattern=("attn2", "norm", "time_embedding")
-    )
-    assert torch.float8_e4m3fn in {p.dtype for p in model.unet.parameters()}
-    student = model.student(XATTN)
-    assert {p.dtype for p in student.weights(XATTN).values()} == {torch.float32}
-    with torch.no_grad():
-        rounded = student.predict(z, t, c)
-    # The frozen weights are rounded to 3 bits of mantissa, so the prediction is near and not equal.
-    assert 0 < float((rounded - plain).norm() / plain.norm()) < 0.5
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_fp8_storage_trains_as_a_plain_network_with_the_rounded_numbers(checkpointing: bool) -> None:
+    stored, plain = load_model("mini", dtype="bfloat16", device=DEVICE, storage="fp8"), on_device("mini", "bfloat16")
+    stored.unround(XATTN)
+    for p, q in zip(plain.network.parameters(), stored.network.parameters(), strict=True):
+        if q.dtype == torch.float8_e4m3fn:
+            p.data = p.data.to(q.dtype).to(p.dtype)
+    assert {w.device.type for w in stored.rounded.unrounded.values()} == {"cpu"}
+    for model in (stored, plain):
+        model.configure(checkpointing=checkpointing)
+    assert off(gradients(stored, stored.student(XATTN)), gradients(plain, plain.student(XATTN))) < 1e-2  # rounding of bfloat16
+    assert stored.digest() == on_device("mini", "bfloat16").digest()
+    patch = ESD.preset("tiny").erase(stored, REQUEST_OF_MINI)
+    assert all(torch.isfinite(d).all() for d in patch.deltas.values())
 
 
 # -- the whole way ---------------------------------------------------------------------------------------------------

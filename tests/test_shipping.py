@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,16 @@ def test_a_card_of_something_else_is_refused_and_nothing_is_left(measured: Path,
     (tmp_path / "r").mkdir()
     with pytest.raises(BadFile, match="is there already"):
         made(measured, tmp_path / "r")
+
+
+def test_a_card_names_the_rounded_model_that_losses_were_computed_with(measured: Path, tmp_path: Path) -> None:
+    patch = Patch.load(measured / "p.safetensors")
+    stored = replace(patch, card=replace(patch.card, base={**patch.card.base, "storage": "fp8"}))
+    for name, one in {"plain": patch, "stored": stored}.items():
+        verbs.card(one, measured / "evaluation", out=tmp_path / name, pictures=False)
+        assert ("the frozen side of every loss was that rounded model" in (tmp_path / name / "README.md").read_text()) is (
+            name == "stored"
+        )
 
 
 def test_pictures_can_be_left_out_and_names_cannot_inject_markup(measured: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from .options import (
     detector_option,
     device_option,
     dtype_option,
+    encoders_option,
     far_option,
     guard_option,
     json_option,
@@ -50,6 +51,7 @@ from .settings import group, settings_help
 @out_option("Folder for attempts and summary, in which a stopped attack is continued.", folder=True, required=False)
 @device_option
 @dtype_option
+@encoders_option
 @json_option
 @click.pass_context
 def _attack(
@@ -74,6 +76,7 @@ def _attack(
     out: Path | None,
     device: str,
     dtype: str,
+    encoders: str,
     as_json: bool,
 ) -> None:
     """Body of every ``efface attack ATTACK``; the attack is the name of the command."""
@@ -91,7 +94,7 @@ def _attack(
     patch = load_patch(patch_path) if patch_path is not None else None
     if out is not None:
         check_writable(out)
-    model = with_world(load_model(source, dtype=dtype, device=device), world)
+    model = with_world(load_model(source, dtype=dtype, device=device, encoders=encoders), world)
     if name == verbs.ALL:
         attack: Any = name
         if preset or pairs or seed:

@@ -13,6 +13,7 @@ from .options import (
     detector_option,
     device_option,
     dtype_option,
+    encoders_option,
     json_option,
     model_option,
     out_option,
@@ -46,6 +47,7 @@ from .output import Bars, emit, note
 @out_option("Folder for the record and the pictures.", folder=True)
 @device_option
 @dtype_option
+@encoders_option
 @json_option
 def damage(
     source: str,
@@ -60,6 +62,7 @@ def damage(
     out: Path,
     device: str,
     dtype: str,
+    encoders: str,
     as_json: bool,
 ) -> None:
     """Find what else a patch broke: the names it hurts most, confirmed on other seeds, with pictures before and after."""
@@ -74,7 +77,7 @@ def damage(
     patch = load_patch(patch_path)
     check_writable(out)
     check_space(space)
-    model = with_world(load_model(source, dtype=dtype, device=device), world)
+    model = with_world(load_model(source, dtype=dtype, device=device, encoders=encoders), world)
     with Bars() as bars:
         found = verbs.damage(
             model,

@@ -13,6 +13,7 @@ from .options import (
     detector_option,
     device_option,
     dtype_option,
+    encoders_option,
     json_option,
     model_option,
     out_option,
@@ -41,6 +42,7 @@ from .output import Bars, emit, note
 @out_option("JSON file for the numbers.", required=False)
 @device_option
 @dtype_option
+@encoders_option
 @json_option
 def distance(
     source: str,
@@ -54,6 +56,7 @@ def distance(
     out: Path | None,
     device: str,
     dtype: str,
+    encoders: str,
     as_json: bool,
 ) -> None:
     """Measure how far an erasure moved the images of everything but the target, as a whole: the Frechet distance (FD) and the
@@ -68,7 +71,7 @@ def distance(
 
     check_space(space)
     patch = load_patch(patch_path)
-    model = with_world(load_model(source, dtype=dtype, device=device), world)
+    model = with_world(load_model(source, dtype=dtype, device=device, encoders=encoders), world)
     with Bars() as bars:
         found = verbs.distance(
             model,

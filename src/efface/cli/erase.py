@@ -12,6 +12,7 @@ import click
 from .options import (
     device_option,
     dtype_option,
+    encoders_option,
     force_option,
     json_option,
     kind_option,
@@ -19,6 +20,7 @@ from .options import (
     out_option,
     preset_option,
     set_option,
+    storage_option,
     target_option,
 )
 from .output import TrainingBar, emit, free, note, written
@@ -48,6 +50,8 @@ from .settings import group, settings_help
 @click.option("--seed", type=int, default=None, help="Training seed.")
 @device_option
 @dtype_option
+@encoders_option
+@storage_option
 @click.option("--compile", "compiled", is_flag=True, help="Compile the network: slow to start, faster per step.")
 @click.option("--checkpointing", is_flag=True, help="Compute activations again instead of storing them: slower, less memory.")
 @click.option("--autocast", default=None, help="Run the network in bfloat16 or float16; the weights stay as they were loaded.")
@@ -78,6 +82,8 @@ def _erase(
     seed: int | None,
     device: str,
     dtype: str,
+    encoders: str,
+    storage: str | None,
     compiled: bool,
     checkpointing: bool,
     autocast: str | None,
@@ -125,8 +131,10 @@ def _erase(
         if first:
             stack.enter_context(claimed(out))
         cls = METHODS.find(name)
-        check_folder(source, cls, {**cls.presets.get(preset or from_file or "paper", {}), **settings}, dtype, device)
-        model = load_model(source, dtype=dtype, device=processes.local_device(device))
+        check_folder(
+            source, cls, {**cls.presets.get(preset or from_file or "paper", {}), **settings}, dtype, device, encoders, storage
+        )
+        model = load_model(source, dtype=dtype, device=processes.local_device(device), encoders=encoders, storage=storage)
         model.configure(compiled=compiled, checkpointing=checkpointing, autocast=autocast)
         preset = preset or from_file or preset_for(cls, model)
         method = build_method(name, preset=preset, settings=settings)

@@ -8,7 +8,16 @@ import click
 
 from .erase import _describe as erase_describe
 from .erase import _find, _table
-from .options import device_option, dtype_option, json_option, model_option, preset_option, set_option
+from .options import (
+    device_option,
+    dtype_option,
+    encoders_option,
+    json_option,
+    model_option,
+    preset_option,
+    set_option,
+    storage_option,
+)
 from .output import emit
 from .settings import group
 
@@ -20,6 +29,8 @@ from .settings import group
 @set_option
 @device_option
 @dtype_option
+@encoders_option
+@storage_option
 @click.option("--checkpointing", is_flag=True, help="Compute activations again instead of storing them: slower, less memory.")
 @click.option("--autocast", default=None, help="Run the network in bfloat16 or float16; the weights stay as they were loaded.")
 @json_option
@@ -32,6 +43,8 @@ def _estimate(
     pairs: tuple[str, ...],
     device: str,
     dtype: str,
+    encoders: str,
+    storage: str | None,
     checkpointing: bool,
     autocast: str | None,
     as_json: bool,
@@ -46,14 +59,15 @@ def _estimate(
     from ..verbs.cost import duration
 
     name = str(ctx.info_name)
-    model = load_model(source, dtype=dtype, device=device)
+    model = load_model(source, dtype=dtype, device=device, encoders=encoders, storage=storage)
     method = build_method(name, preset=preset or preset_for(METHODS.find(name), model), settings=parse_set(pairs))
-    found = verbs.estimate(model, method, targets=targets, checkpointing=checkpointing, autocast=autocast)
+    found = verbs.estimate(model, method, targets=targets, checkpointing=checkpointing or None, autocast=autocast)
     lines = [f"{size / GIB:9.3f} GiB  {what}" for what, size in found.parts.items()]
     lines.append(f"{found.total / GIB:9.3f} GiB  in all")
     if found.free is not None:
-        verdict = "It fits." if found.fits else f"It does NOT fit. {found.advice}"
+        verdict = "It fits." if found.fits else f"It does NOT fit. {found.remedy}"
         lines.append(f"{found.free / GIB:9.3f} GiB  are free on {model.device}, the loaded weights counted as free. {verdict}")
+    lines += [f"{saved / GIB:9.3f} GiB  less with {given}" for given, saved in found.savings.items()]
     bound = "At most" if found.at_most else "About"
     taken = duration(*found.seconds)
     lines.append(f"{bound} {found.evaluations:,.0f} UNet evaluations: {taken} on {model.device}, by a measured probe.")

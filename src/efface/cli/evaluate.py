@@ -13,6 +13,7 @@ from .options import (
     detector_option,
     device_option,
     dtype_option,
+    encoders_option,
     far_option,
     guard_option,
     json_option,
@@ -64,6 +65,7 @@ from .output import Bars, command_line, emit, note, rate
 @out_option("Folder for rows, pictures and summary.", folder=True)
 @device_option
 @dtype_option
+@encoders_option
 @json_option
 def evaluate(
     source: str,
@@ -83,6 +85,7 @@ def evaluate(
     out: Path,
     device: str,
     dtype: str,
+    encoders: str,
     as_json: bool,
 ) -> None:
     """Measure a patch, a guard or both: the same prompts and seeds before and after.
@@ -106,7 +109,7 @@ def evaluate(
         raise BadOption("--suite says what is looked at; leave --near, --far and --synonym out.")
     patch = load_patch(patch_path) if patch_path is not None else None
     check_writable(out)
-    model = with_world(load_model(source, dtype=dtype, device=device), world)
+    model = with_world(load_model(source, dtype=dtype, device=device, encoders=encoders), world)
     with Bars() as bars:
         summary = verbs.evaluate(
             model,

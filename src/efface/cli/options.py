@@ -21,6 +21,19 @@ device_option = click.option("--device", default="auto", show_default=True, help
 dtype_option = click.option(
     "--dtype", default="float32", show_default=True, help="Precision of the loaded weights: float32, bfloat16 or float16."
 )
+encoders_option = click.option(
+    "--encoders",
+    default="device",
+    show_default=True,
+    help="Where text encoders and VAE lie while the network is on a GPU: device (beside it), offload (in the computer's memory, "
+    "and on the GPU only while one of them computes) or cpu (in the computer's memory, where they also compute).",
+)
+storage_option = click.option(
+    "--storage",
+    default=None,
+    metavar="fp8",
+    help="Store the network's frozen weights in eight bits on the GPU; a layer's are cast to --dtype while it computes.",
+)
 guard_option = click.option(
     "--guard",
     default=None,

@@ -9,7 +9,16 @@ from typing import Any
 import click
 
 from .main import command
-from .options import device_option, dtype_option, json_option, model_option, out_option, patch_option
+from .options import (
+    device_option,
+    dtype_option,
+    encoders_option,
+    json_option,
+    model_option,
+    out_option,
+    patch_option,
+    storage_option,
+)
 from .output import emit, ends_in
 
 
@@ -35,6 +44,8 @@ from .output import emit, ends_in
 @out_option("PNG file to write: a grid with one row per prompt.")
 @device_option
 @dtype_option
+@encoders_option
+@storage_option
 @json_option
 def sample(
     source: str,
@@ -48,6 +59,8 @@ def sample(
     out: Path,
     device: str,
     dtype: str,
+    encoders: str,
+    storage: str | None,
     as_json: bool,
 ) -> None:
     """Draw images, with or without a patch, as one PNG grid."""
@@ -58,7 +71,7 @@ def sample(
 
     ends_in(out, ".png", "a PNG picture")
     patch = load_patch(patch_path).scaled(scale) if patch_path is not None else None
-    model = load_model(source, dtype=dtype, device=device)
+    model = load_model(source, dtype=dtype, device=device, encoders=encoders, storage=storage)
     active: contextlib.AbstractContextManager[Any] = patch.applied(model) if patch is not None else contextlib.nullcontext()
     with active:
         images = verbs.sample(model, prompts, n=n, seed=seed, steps=steps, guidance=guidance)

@@ -12,6 +12,7 @@ from .options import (
     detector_option,
     device_option,
     dtype_option,
+    encoders_option,
     json_option,
     kind_option,
     model_option,
@@ -44,6 +45,7 @@ from .settings import group
 @out_option("Folder for records and figure.", folder=True)
 @device_option
 @dtype_option
+@encoders_option
 @json_option
 @click.pass_context
 def _study(
@@ -62,6 +64,7 @@ def _study(
     out: Path,
     device: str,
     dtype: str,
+    encoders: str,
     as_json: bool,
 ) -> None:
     """Body of every ``efface study STUDY``; the study is the name of the command."""
@@ -72,7 +75,7 @@ def _study(
 
     check_writable(out)
     check_space(space)
-    model = load_model(source, dtype=dtype, device=device)
+    model = load_model(source, dtype=dtype, device=device, encoders=encoders)
     with Bars() as bars:
         result = verbs.study(
             model,

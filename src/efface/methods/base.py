@@ -28,6 +28,8 @@ class Method(Settings):
 
     summary: ClassVar[str]
     paper: ClassVar[str]
+    reads_weights: ClassVar[bool] = True
+    """Whether it needs every weight as it was published, and not only those that it trains."""
 
     @abc.abstractmethod
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
@@ -50,7 +52,7 @@ class Method(Settings):
 
     def check(self, model: DiffusionModel) -> None:
         """Raises BadOption, with the reason, for a model that lacks what the method needs; to be called before any compute."""
-        model.require(self.label, self.needs)
+        model.require(self.label, (*self.needs, *(("unrounded",) if self.reads_weights else ())))
 
     @property
     def label(self) -> str:
@@ -60,7 +62,8 @@ class Method(Settings):
 
     def card(self, model: DiffusionModel, request: EraseRequest, spent: Mapping[str, int], **log: Any) -> PatchCard:
         """The card of a patch that this method made. ``spent`` is the model's cost counter from
-        before the run."""
+        before the run. Raises what :meth:`check` raises: no patch is made from weights that were rounded for storage."""
+        self.check(model)
         now = model.evals.snapshot()
         return PatchCard(
             method=self.label,

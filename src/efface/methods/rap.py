@@ -25,6 +25,7 @@ class _Attacked(Trained):
     """Abstract. The attacker that an erasure is trained against."""
 
     gradient_rows: ClassVar[int] = 2
+    learns_words: ClassVar[bool] = True
     paper: ClassVar[str] = "ours"
 
     eta: float = option(0.0, "how far beyond the anchor, away from the target, the goal lies", "AP's paper 0; official code 1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from ..preservation.pgd import PGD
 from ..preservation.search import Search
 from ..preservation.uniform import Random
 from ..training.loop import Run, Stateful, Step, training
+from ..training.optimizers import ADAM, OPTIMIZERS, check_optimizer
 from ..training.samplers import SAMPLERS, Sampler, Student, Walk
 from ..training.scene import Scene
 from .base import Method, option
@@ -47,6 +48,9 @@ class Trained(Method):
     """On the flow miniature, where the UNet's learning rate made half of the pictures of a development target invalid."""
     gradient_rows: ClassVar[int] = 1
     """Rows that one update differentiates for each training example; what they keep for the backward pass decides the memory."""
+    reads_weights: ClassVar[bool] = False
+    learns_words: ClassVar[bool] = False
+    """Whether updates learn words, which text encoders read anew in every update."""
     fast: ClassVar = {"sampler": "pool", "sampler.trajectories": 4, "solver": "dpm", "sampling_steps": 15}
     """For models of full size: latents from a pool, and short trajectories."""
     official_code: ClassVar = {
@@ -65,6 +69,12 @@ class Trained(Method):
 
     steps: int = option(1000, "number of weight updates", "legacy codes --iterations; esd_sd.py 200", low=0)
     lr: float = option(1e-5, "Adam learning rate", "legacy codes --lr; esd_sd.py 5e-5", low=0.0)
+    optimizer: str = option(
+        ADAM,
+        "what takes the updates: Adam, or Adam with its moments in eight bits (needs bitsandbytes)",
+        "legacy codes; adam8bit ours",
+        choices=OPTIMIZERS,
+    )
     batch: int = option(1, "training examples in each update, over all processes", "legacy codes", low=1)
     train: str = option("xattn", "which weights are trained", "legacy codes (nudity: noxattn)", choices=TRAINABLE)
     sampler: Sampler = part(
@@ -99,6 +109,10 @@ class Trained(Method):
     @property
     def needs(self) -> tuple[str, ...]:
         return (("official_alignment",) if self.sampler.official else ()) + (("plms",) if self.solver == "plms" else ())
+
+    def check(self, model: DiffusionModel) -> None:
+        super().check(model)
+        check_optimizer(self.optimizer, model.device)
 
     def walk(
         self, model: DiffusionModel, request: EraseRequest, candidates: Sequence[Sequence[str]] = (), per_candidate: int = 1
@@ -151,7 +165,8 @@ class Trained(Method):
         """The training loop over the scene's student; see :func:`efface.training.training`."""
         kept = {"latents": scene.latents, **(carry or {})}
         select = scene.student.select(self.train)
-        return training(scene.student, select, steps=self.steps, lr=self.lr, seed=self.seed, run=run, carry=kept)
+        settings: dict[str, Any] = {"steps": self.steps, "lr": self.lr, "seed": self.seed, "optimizer": self.optimizer}
+        return training(scene.student, select, run=run, carry=kept, **settings)
 
     def draw_cost(self, model: DiffusionModel, groups: int) -> float:
         """Mean UNet evaluations per row to draw latents for ``groups`` concepts; 0 for a pool."""

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,10 @@ class DiffusionModel(abc.ABC):
     """A guard's guidance of a trajectory for conditionings and scale; None is classifier-free guidance. See :meth:`guided_by`."""
     lora_reader: ClassVar[bool] = True
     """Whether the family's pipeline in diffusers loads LoRAs."""
+    rounded: Any = None
+    """What the network stores in eight bits, None where it does not; see :meth:`store`."""
+    encoders_at: str = "device"
+    """Where text encoders and VAE lie and compute; see :meth:`place`."""
     part: ClassVar[str] = "unet"
     """What the denoiser is called in diffusers' folders; its parameters are named after it in :meth:`weights`."""
     selections: ClassVar[Mapping[str, Select]] = SELECTIONS
@@ -159,6 +163,28 @@ class DiffusionModel(abc.ABC):
     def configure(self, *, compiled: bool = False, checkpointing: bool = False, autocast: str | None = None) -> None:
         """How the network is run, for this model and its later students: compiled by torch, with recomputed instead of stored
         activations, under autocast to a dtype. The weights keep their precision. Raises BadOption for an unknown dtype."""
+
+    @abc.abstractmethod
+    def place(self, encoders: str, device: str | None = None) -> None:
+        """Move the network to ``device``, where one is given, and the text encoders and the VAE to one of
+        :data:`efface.models.placement.PLACES`, for this model and its later students: "device", beside the network; "offload", in
+        the computer's memory, from where each is copied to the device while it computes; or "cpu", where it computes in the
+        computer's memory. What they give is on the device in every case, and with a network on the CPU nothing changes. Raises
+        BadOption for another word."""
+
+    @abc.abstractmethod
+    def store(self, storage: str) -> None:
+        """Store the network's weights in eight bits on the device ("fp8") and cast them layer by layer to the precision that they
+        were loaded in; see :mod:`efface.models.storage`. The unrounded weights stay in the computer's memory, and the model keeps
+        its identity. What a student trains or a patch changes is not rounded. Raises BadOption for another word."""
+
+    @abc.abstractmethod
+    def unround(self, select: Select) -> None:
+        """Give the layers of the selected parameters their unrounded weights back, where :meth:`store` has rounded them."""
+
+    @abc.abstractmethod
+    def beside(self) -> Mapping[str, nn.Module]:
+        """The text encoders and the VAE, by their names in diffusers' folders."""
 
     # -- inside text and attention -------------------------------------------------------------------------------
 

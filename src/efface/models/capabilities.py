@@ -16,5 +16,6 @@ CAPABILITIES = {
     "keys_and_values": "separate weights for the keys and the values of the text",
     "text_encoder": "a text encoder that can be trained and gives the tokens that the network reads",
     "guidance": "classifier-free guidance, whose branches a guard changes",
+    "unrounded": "the weights as they were published",
     "one_tokenizer": "one tokenizer whose positions are those of the text's vectors",
 }

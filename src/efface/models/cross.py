@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import BadFile
 from .cond import Cond
-from .tokens import SoftPrompt
+from .tokens import SoftPrompt, substituted, token_table
 from .transformer import TransformerModel, passing
 
 
@@ -59,6 +59,14 @@ class CrossTransformer(TransformerModel):
         for layer in self._layers():
             hidden = layer(hidden)
         return hidden
+
+    def _hidden(self, ids: Tensor, mask: Tensor, embeddings: Tensor | None) -> Tensor:
+        """(B, L, d) last hidden states of the text encoder, for tokens (B, L) or vectors in their places, of which ``mask`` are
+        read."""
+        encoder = self._text[1]
+        with self._computing(encoder) as there, substituted(token_table(encoder), embeddings):
+            hidden: Tensor = encoder(ids.to(there), attention_mask=mask.long().to(there)).last_hidden_state
+        return hidden.to(self.device)
 
     def _reading_projected(self) -> AbstractContextManager[None]:
         """Inside, the projections pass on what they get: they were applied when the text was read."""

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..equations.flow import (
     euler_step,
@@ -218,10 +218,7 @@ class JointFlow(TransformerModel):
     @torch.no_grad()
     def decode(self, z_0: Tensor) -> Tensor:
         config: Any = self.vae.config
-        latents = z_0 / config.scaling_factor + (config.shift_factor or 0.0)
-        with self._autocast():
-            pixels = self.vae.decode(latents.to(next(self.vae.parameters()).dtype)).sample
-        return (pixels.float() / 2 + 0.5).clamp(0, 1)
+        return self._pixels(z_0 / config.scaling_factor + (config.shift_factor or 0.0))
 
     @contextmanager
     def constant_context(self) -> Iterator[None]:
@@ -273,7 +270,7 @@ class FlowTransformer(JointFlow):
 
     # -- files ---------------------------------------------------------------------------------------------------
 
-    def _identifying(self) -> list[tuple[str, nn.Parameter]]:
+    def _identifying(self) -> list[tuple[str, Tensor]]:
         t5 = [(f"{self.t5_parts[1]}.{n}", p) for module in self._t5() for n, p in module.named_parameters()]
         return [*super()._identifying(), *t5]
 

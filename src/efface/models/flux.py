@@ -146,9 +146,9 @@ class Flux(FlowTransformer):
 
     def _pooled(self, c: Cond, ids: Tensor) -> Cond:
         """The same with the pooled text of CLIP beside it."""
-        with self._autocast():
-            pooled = self.text_encoder(ids.to(self.device)).pooler_output
-        return replace(c, extras={**c.extras, POOLED: pooled})
+        with self._computing(self.text_encoder) as there:
+            pooled = self.text_encoder(ids.to(there)).pooler_output
+        return replace(c, extras={**c.extras, POOLED: pooled.to(self.device)})
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> SoftPrompt:
@@ -166,7 +166,7 @@ class Flux(FlowTransformer):
         self.evals.calls += 1
         height, width = z_t.shape[2] // 2, z_t.shape[3] // 2
         scale = c.extras.get(GUIDANCE, torch.full((len(c),), TRAINED_AT, device=z_t.device)) if self.takes_guidance else None
-        with self._autocast():
+        with self._running():
             output: Tensor = self.transformer(
                 hidden_states=packed(z_t),
                 encoder_hidden_states=c.tokens,

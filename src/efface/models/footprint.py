@@ -73,6 +73,7 @@ class Kept:
 def on_meta(model: DiffusionModel, dtype: torch.dtype) -> DiffusionModel:
     """A twin whose network has shapes and no numbers. It encodes nothing: give it encodings of the model, moved to "meta"."""
     twin = copy.copy(model)
+    twin.rounded = None
     with torch.device("meta"):
         network = type(model.network).from_config(dict(model.network.config))
     setattr(twin, model.part, nn.Module.to(network, dtype))  # diffusers' own .to warns of layers that it would keep

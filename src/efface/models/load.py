@@ -12,6 +12,7 @@ import torch
 from ..errors import BadFile, BadOption, PluginError, UnknownName
 from ..plugins import Plugins
 from .base import DiffusionModel
+from .placement import DEVICE, check_place
 from .world import WorldSource
 
 if TYPE_CHECKING:
@@ -48,11 +49,16 @@ def pick_device(name: str) -> str:
     return name
 
 
-def load_model(source: Any, *, dtype: str = "float32", device: str = "auto") -> DiffusionModel:
+def load_model(
+    source: Any, *, dtype: str = "float32", device: str = "auto", encoders: str = DEVICE, storage: str | None = None
+) -> DiffusionModel:
     """The name of a model of an installed world or of a tiny one, a diffusers folder, a single checkpoint file, a Hub id
     ``owner/name``, or a loaded diffusers pipeline.
 
-    Raises UnknownName for a word that is none of these, BadFile for files and objects of another kind.
+    ``encoders``: where the text encoders and the VAE lie and compute while the network is on a GPU; see
+    :meth:`DiffusionModel.place`. ``storage``: "fp8" stores the network in eight bits; see :meth:`DiffusionModel.store`. Both act
+    on a loaded pipeline's own modules. ``dtype`` and ``device`` are those that a loaded pipeline has. Raises UnknownName for a
+    word that is none of these, BadFile for files and objects of another kind.
 
     >>> import efface
     >>> efface.load_model("tiny").name
@@ -60,11 +66,13 @@ def load_model(source: Any, *, dtype: str = "float32", device: str = "auto") -> 
 
     """
     from .parts import named_dtype
-    from .plain import OFFLOADED
+    from .plain import FP8, OFFLOADED, check_storage
     from .room import refuse_too_large
 
+    check_place(encoders)
+    check_storage(storage)
     if isinstance(source, DiffusionModel):
-        return source
+        return _placed(source, encoders if encoders != DEVICE else source.encoders_at, storage)
     if not isinstance(source, (str, Path)):
         kind, family = type(source).__name__, _of_pipeline(source)
         if family is None:
@@ -72,8 +80,13 @@ def load_model(source: Any, *, dtype: str = "float32", device: str = "auto") -> 
         live = family.from_pipeline(source)
         if live.device.type == "meta":
             raise BadFile(f"the weights of this {kind} are not in memory (device meta). {OFFLOADED}")
-        return live
+        return _placed(live, encoders if encoders != DEVICE else live.encoders_at, storage)
     device = pick_device(device)
+    if encoders != DEVICE or storage is not None:  # everything is read into the computer's memory first
+        if Path(source).is_dir():
+            held = FP8 if storage is not None else named_dtype(dtype)
+            refuse_too_large(Path(source), held, device, family_of(str(source)).part)
+        return _placed(load_model(source, dtype=dtype, device="cpu"), encoders, storage, device)
     source = str(source)
     if source in TINY:
         from .tiny import TINY as BUILD
@@ -89,6 +102,14 @@ def load_model(source: Any, *, dtype: str = "float32", device: str = "auto") -> 
     if path.is_dir() or (source.count("/") == 1 and not source.startswith((".", "/", "~"))):
         return family_of(source).from_folder(source, dtype=dtype, device=device)
     raise UnknownName("model", source, known_models(), note=f" Installed worlds: {', '.join(WORLDS)}.")
+
+
+def _placed(model: DiffusionModel, encoders: str, storage: str | None, device: str | None = None) -> DiffusionModel:
+    if storage is not None:
+        model.store(storage)
+    if device is not None or encoders != model.encoders_at:
+        model.place(encoders, device)
+    return model
 
 
 def _world_of(model: str) -> WorldSource | None:

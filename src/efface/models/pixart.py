@@ -13,7 +13,7 @@ from .cond import MASK, Cond
 from .cross import CrossTransformer
 from .schedule import schedule_of
 from .select import CROSS_SELECTIONS, Select
-from .tokens import last_words, read_rows, substituted, token_table
+from .tokens import last_words, read_rows
 
 T5_ROWS = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}
 """Tokens that the stock pipelines give to T5 when they are not told otherwise."""
@@ -92,9 +92,9 @@ class PixArt(CrossTransformer):
 
     def _read(self, ids: Tensor, lengths: Sequence[int], embeddings: Tensor | None = None) -> Cond:
         self.evals.text += len(ids)
-        mask = read_rows(lengths, ids.shape[1]).to(self.device)
-        with self._autocast(), substituted(token_table(self.text_encoder), embeddings):
-            hidden = self.text_encoder(ids.to(self.device), attention_mask=mask.long()).last_hidden_state
+        read = read_rows(lengths, ids.shape[1])
+        hidden, mask = self._hidden(ids, read, embeddings), read.to(self.device)
+        with self._running():
             tokens = self._projected(hidden)
         return Cond(tokens * mask[..., None], last_words(lengths, self.ends), {MASK: mask.to(tokens.dtype)})
 
@@ -103,7 +103,7 @@ class PixArt(CrossTransformer):
     def predict(self, z_t: Tensor, t: Tensor, c: Cond) -> Tensor:
         self.evals.forward += len(z_t)
         self.evals.calls += 1
-        with self._autocast(), self._reading_projected():
+        with self._running(), self._reading_projected():
             output: Tensor = self.transformer(
                 z_t,
                 encoder_hidden_states=c.tokens,

@@ -14,9 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import BadFile
+from ..errors import BadFile, BadOption
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+FP8 = torch.float8_e4m3fn
+"""Four bits of exponent and three of mantissa: a weight moves by up to 1/16 of itself, and one below 2^-10 becomes 0."""
+STORAGES = ("fp8",)
+STORING_HOOK = "layerwise_casting"
+"""The name under which diffusers looks for the precision that a network computes in."""
 ADAPTED = ("base_layer", "lora_", "hada_", "lokr_", "ia3_", "oft_", "boft_", "vera_", "modules_to_save", "adapter")
 """Parts of parameter names that peft's adapters and their relatives give."""
 FOREIGN = ("IPAdapter", "PAG", "CustomDiffusion", "Lora", "LoRA", "Fused")
@@ -54,18 +59,30 @@ def check_in_memory(name: str, part: str, module: nn.Module) -> None:
         raise BadFile(f"{where} is sharded (FSDP); gather its weights into a plain module first.")
     for n, inner in module.named_modules():
         registry = getattr(getattr(inner, "_diffusers_hook", None), "hooks", {})
-        if hasattr(inner, "_hf_hook") or registry:
+        if hasattr(inner, "_hf_hook") or (registry and not is_stored(inner)):
             kind = type(inner._hf_hook).__name__ if hasattr(inner, "_hf_hook") else ", ".join(registry)
             raise BadFile(f"{where} is under a hook that moves or casts its weights ({kind} at {n or 'the top'}). {OFFLOADED}")
     bodiless = all(p.is_meta for p in module.parameters())  # a model that was asked for without numbers, to count and to measure
+    own = {id(p) for inner in module.modules() if is_stored(inner) for p in inner.parameters(recurse=False)}
     for n, p in module.named_parameters():
         if p.is_meta and not bodiless:
             raise BadFile(f"{where} has weights that are not in memory ({n} is on the meta device). {OFFLOADED}")
-        if p.dtype not in FLOATS or "Quant" in type(p).__name__ or hasattr(p, "quant_state"):
+        if (p.dtype not in FLOATS and id(p) not in own) or "Quant" in type(p).__name__ or hasattr(p, "quant_state"):
             raise BadFile(
                 f"{where} holds {n} as {str(p.dtype).removeprefix('torch.')}; efface edits weights in float32, float16 and "
                 "bfloat16. Load it without quantisation or layerwise casting, or cast it with .to(torch.float32)."
             )
+
+
+def check_storage(storage: str | None) -> None:
+    if storage is not None and storage not in STORAGES:
+        raise BadOption(f"storage={storage!r} is no way to store frozen weights; use {', '.join(STORAGES)}, or leave it out.")
+
+
+def is_stored(layer: nn.Module) -> bool:
+    """Whether efface itself stores this layer in eight bits; see :mod:`efface.models.storage`."""
+    hooks = getattr(getattr(layer, "_diffusers_hook", None), "hooks", {})
+    return getattr(hooks.get(STORING_HOOK), "unrounded_is_kept", False)
 
 
 def check_own(name: str, part: str, module: nn.Module, described: Mapping[str, Any] | None = None) -> None:

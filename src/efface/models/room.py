@@ -27,15 +27,16 @@ def available_bytes(device: torch.device) -> int | None:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
 
 
-def stored_numbers(path: Path) -> int:
-    """How many numbers the safetensors files of a model hold: one file, or a folder with one folder per component.
+def stored_numbers(path: Path, part: str = "") -> int:
+    """How many numbers the safetensors files of a model hold: one file, or a folder with one folder per component, of which
+    ``part`` names one.
 
     Of several variants of a component (such as fp16) the smallest counts; files of another format count as nothing.
     """
     if path.is_file():
         return _numbers(path)
     total = 0
-    for folder in (p for p in path.iterdir() if p.is_dir()):
+    for folder in (p for p in path.iterdir() if p.is_dir() and part in ("", p.name)):
         variants: dict[str, int] = {}
         for file in folder.glob("*.safetensors"):
             variant = ".".join(file.name.split(".")[1:-1]).split("-")[0]  # of a file in parts: fp16-00001-of-00002
@@ -65,13 +66,17 @@ def _tensors(path: Path) -> dict[str, int]:
         return {}  # loading says what is wrong with it
 
 
-def refuse_too_large(path: Path, dtype: torch.dtype, device: str) -> None:
-    """Raises BadOption for weights that are larger than the free memory of the device."""
-    size = stored_numbers(path) * dtype.itemsize
+def refuse_too_large(path: Path, dtype: torch.dtype, device: str, part: str = "") -> None:
+    """Raises BadOption for weights, of the component ``part`` alone where one is named, that are larger than the free memory of
+    the device."""
+    size = stored_numbers(path, part) * dtype.itemsize
     free = available_bytes(torch.device(device))
     if free is not None and size > free:
-        half = "Load them in half precision (--dtype bfloat16), or use" if dtype == torch.float32 else "Use"
+        ways = ["Load them in half precision (--dtype bfloat16)"] if dtype == torch.float32 else []
+        if not part and torch.device(device).type != "cpu":
+            ways.append("leave the text encoders and the VAE in the computer's memory (--encoders offload)")
+        told = ", or ".join([*ways, "use a device with more memory"])
         raise BadOption(
-            f"the weights of {str(path)!r} take {size / GIB:.1f} GiB in {str(dtype).removeprefix('torch.')}, and "
-            f"{free / GIB:.1f} GiB are free on {device}. {half} a device with more memory."
+            f"the weights of {f'the {part} of ' if part else ''}{str(path)!r} take {size / GIB:.1f} GiB in "
+            f"{str(dtype).removeprefix('torch.')}, and {free / GIB:.1f} GiB are free on {device}. {told[0].upper()}{told[1:]}."
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -15,6 +14,7 @@ from ..errors import BadFile, BadOption
 from .cond import MASK, Cond
 from .cross import CrossTransformer
 from .flow import DPM, FLOW_LACKS, UNIPC, FlowSchedule, flow_schedule_of
+from .plain import FP8
 from .select import CROSS_SELECTIONS, Select
 from .tokens import SoftPrompt, TokenSpan, last_words, read_rows, substituted, token_table
 
@@ -140,23 +140,22 @@ class Sana(CrossTransformer):
     def _states(self, ids: Tensor, lengths: Sequence[int], embeddings: Tensor | None, hidden: Tensor, **more: Any) -> Any:
         """What Gemma says of tokens (B, L), or of vectors (B, L, e) in their places, with ``hidden`` (B, n) behind the first."""
         self.evals.text += len(ids)
-        ids, table = ids.to(self.device), token_table(self.text_encoder)
-        between = hidden.to(ids)
+        table, between = token_table(self.text_encoder), hidden.to(ids)
         written = torch.cat([ids[:, :1], between, ids[:, 1:]], dim=1)
-        mask = read_rows([n + between.shape[1] for n in lengths], written.shape[1]).long().to(self.device)
+        mask = read_rows([n + between.shape[1] for n in lengths], written.shape[1]).long()
         vectors = embeddings
         if embeddings is not None:
-            vectors = torch.cat([embeddings[:, :1], table(between).to(embeddings), embeddings[:, 1:]], dim=1)
-        with self._autocast(), substituted(table, vectors):
-            return self.text_encoder(written, attention_mask=mask, **more)
+            vectors = torch.cat([embeddings[:, :1], self._looked_up(table, between).to(embeddings), embeddings[:, 1:]], dim=1)
+        with self._computing(self.text_encoder) as there, substituted(table, vectors):
+            return self.text_encoder(written.to(there), attention_mask=mask.to(there), **more)
 
     def _seen(self, states: Tensor) -> Tensor:
         """(B, ``text_rows``, d): the begin token's and the last rows of what Gemma says of all tokens."""
         return torch.cat([states[:, :1], states[:, states.shape[1] - self.text_rows + 1 :]], dim=1)
 
     def _cond(self, states: Tensor, lengths: Sequence[int]) -> Cond:
-        with self._autocast():
-            tokens = self._projected(self._seen(states))
+        with self._running():
+            tokens = self._projected(self._seen(states.to(self.device)))
         mask = read_rows(lengths, self.text_rows).to(tokens)
         return Cond(tokens * mask[..., None], last_words(lengths, self.ends), {MASK: mask})
 
@@ -176,7 +175,7 @@ class Sana(CrossTransformer):
         ids, lengths, hidden = self._written(prompts)
         states = self._states(ids, lengths, None, hidden, output_hidden_states=True).hidden_states
         last = last_words(lengths, self.ends)
-        return [Cond(self._seen(layer), last) for layer in states]
+        return [Cond(self._seen(layer.to(self.device)), last) for layer in states]
 
     # -- network -------------------------------------------------------------------------------------------------
 
@@ -184,10 +183,10 @@ class Sana(CrossTransformer):
         self.evals.forward += len(z_t)
         self.evals.calls += 1
         # Linear attention multiplies in float32, which autocast would undo: where no weight is kept wider, it is not needed.
-        kinds = {p.dtype for p in self.transformer.parameters()}
+        kinds = {p.dtype for p in self.transformer.parameters()} - {FP8}
         alike = kinds == {self.autocast_dtype}
         z, tokens = (x.to(self.autocast_dtype) if alike else x for x in (z_t, c.tokens))
-        with nullcontext() if alike else self._autocast(), self._reading_projected():
+        with self._running(autocast=not alike), self._reading_projected():
             output: Tensor = self.transformer(
                 z,
                 encoder_hidden_states=tokens,

@@ -23,7 +23,19 @@ from .cond import GUIDANCE, Cond
 from .identity import Identity, entries_of, identity_of
 from .lora import denoiser_changes, encoder_changes
 from .parts import Whole, completed, loaded, named_dtype, rebuilt
-from .plain import OFFLOADED, check_in_memory, check_network, check_own, check_present, latent_side, shapes_of, unwrapped
+from .placement import CPU, DEVICE, OFFLOAD, check_place, visiting
+from .plain import (
+    FLOATS,
+    OFFLOADED,
+    check_in_memory,
+    check_network,
+    check_own,
+    check_present,
+    check_storage,
+    latent_side,
+    shapes_of,
+    unwrapped,
+)
 from .schedule import Schedule, schedule_of, scheduler_of
 from .select import Select
 from .tokens import SoftPrompt, TokenSpan, last_words, occurrences, substituted, token_table, whole_words
@@ -31,11 +43,15 @@ from .tokens import SoftPrompt, TokenSpan, last_words, occurrences, substituted,
 if TYPE_CHECKING:
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
+    from .storage import Rounded
+
 COMPILED_GRADIENTS = 0.1
 """Largest relative error of a compiled network's gradients: far above rounding, autocast included, below the fault found."""
 ASSUMED_GUIDANCE = 7.5
 """What a guidance-distilled network is told outside a guided trajectory: the pipelines' default."""
 DISTILLED = "it was distilled to draw pictures with one evaluation per step and has no second branch"
+STORED = "its frozen weights are stored in fp8; load it without storage=fp8, such as on a device with more memory"
+STORED_ALONE = "storage=fp8 goes with neither --compile nor --autocast; load the weights with --dtype bfloat16 instead."
 CACHE_BYTES = 2**30  # of encodings in float32: 4,539 prompts of Stable Diffusion 1.x, 1,702 of SDXL
 
 
@@ -50,6 +66,9 @@ class StableDiffusion(DiffusionModel):
     set clip_sample to False by themselves."""
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     """Attributes that hold text encoders; their parameters are named after them."""
+
+    rounded: Rounded | None = None
+    """What the network stores in eight bits; see :meth:`store`."""
 
     def __init__(
         self,
@@ -104,8 +123,13 @@ class StableDiffusion(DiffusionModel):
                 raise BadFile(f"the {part} of {self.name!r} is a {type(module).__name__}; load the model with diffusers.")
             check_in_memory(self.name, part, module)
         devices = {part: str(next(module.parameters()).device) for part, module in parts.items()}
-        if len(set(devices.values())) > 1:
-            raise BadFile(f"the parts of {self.name!r} are on several devices ({devices}). Call pipe.to(device) first.")
+        beside = {device for part, device in devices.items() if part != self.part}
+        self.encoders_at = DEVICE if beside <= {devices[self.part]} else CPU
+        if self.encoders_at == CPU and beside != {"cpu"}:
+            raise BadFile(
+                f"the parts of {self.name!r} are on several devices ({devices}). Call pipe.to(device) first, or leave the text "
+                "encoders and the VAE on the CPU and move the network alone."
+            )
 
     def _check_modules(self) -> None:
         self._check_parts({"unet": self.unet, "vae": self.vae, **dict(zip(self.encoders, self._encoders(), strict=True))})
@@ -223,10 +247,9 @@ class StableDiffusion(DiffusionModel):
         """What the network gets to see of tokens (B, L), or of vectors (B, L, e) in their places. Counts B encodings."""
         self.evals.text += len(ids)
         encoder = self._text[1]
-        table = token_table(encoder)
-        with self._autocast(), substituted(table, embeddings):
-            hidden = encoder(ids.to(self.device)).last_hidden_state
-        return Cond(hidden, last_words(lengths, self.ends))
+        with self._computing(encoder) as there, substituted(token_table(encoder), embeddings):
+            hidden = encoder(ids.to(there)).last_hidden_state
+        return Cond(hidden.to(self.device), last_words(lengths, self.ends))
 
     def _tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, list[int]]:
         tokenizer, _, limit = self._text
@@ -250,7 +273,7 @@ class StableDiffusion(DiffusionModel):
     def predict(self, z_t: Tensor, t: Tensor, c: Cond) -> Tensor:
         self.evals.forward += len(z_t)
         self.evals.calls += 1
-        with self._autocast():
+        with self._running():
             return self.unet(z_t, t, c.tokens, return_dict=False, **self._beside(c))[0].float()
 
     def _beside(self, c: Cond) -> dict[str, Any]:
@@ -272,13 +295,18 @@ class StableDiffusion(DiffusionModel):
 
     @property
     def lacking(self) -> Mapping[str, str]:
-        return {"guidance": DISTILLED} if self.distilled else {}
+        stored = {} if self.rounded is None else {"unrounded": STORED}
+        return {**stored, **({"guidance": DISTILLED} if self.distilled else {})}
 
     @torch.no_grad()
     def decode(self, z_0: Tensor) -> Tensor:
-        with self._autocast():
-            pixels = self.vae.decode(z_0.to(next(self.vae.parameters()).dtype) / self.vae.config.scaling_factor).sample
-        return (pixels.float() / 2 + 0.5).clamp(0, 1)
+        return self._pixels(z_0.to(next(self.vae.parameters()).dtype) / self.vae.config.scaling_factor)
+
+    def _pixels(self, latents: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] of latents as the VAE's decoder reads them."""
+        with self._computing(self.vae) as there:
+            pixels = self.vae.decode(latents.to(there, next(self.vae.parameters()).dtype)).sample
+        return (pixels.to(self.device).float() / 2 + 0.5).clamp(0, 1)
 
     def locate(self, prompt: str, phrase: str) -> TokenSpan:
         ids, (n,) = self._tokenize([prompt])
@@ -292,10 +320,14 @@ class StableDiffusion(DiffusionModel):
     def embed(self, prompts: Sequence[str]) -> SoftPrompt:
         ids, lengths = self._tokenize(prompts)
         tokenizer, encoder, _ = self._text
-        ids, table = ids.to(self.device), token_table(encoder)
-        pad_id = tokenizer.pad_token_id
-        pad = table(ids.new_tensor(pad_id))
-        return SoftPrompt(table(ids), ids, tuple(lengths), pad, pad_id, starts=self.starts, ends=self.ends)
+        pad_id, table = tokenizer.pad_token_id, token_table(encoder)
+        rows, pad = (self._looked_up(table, i) for i in (ids, torch.tensor(pad_id)))
+        return SoftPrompt(rows, ids.to(self.device), tuple(lengths), pad, pad_id, starts=self.starts, ends=self.ends)
+
+    def _looked_up(self, table: nn.Module, ids: Tensor) -> Tensor:
+        """Rows of a token table, read where the table lies."""
+        rows: Tensor = table(ids.to(next(table.parameters()).device))
+        return rows.to(self.device)
 
     def encode_soft(self, prompts: SoftPrompt) -> Cond:
         return self._read(prompts.ids, prompts.lengths, prompts.embeddings)
@@ -306,9 +338,9 @@ class StableDiffusion(DiffusionModel):
         last = last_words(lengths, self.ends)
         found: list[list[Tensor]] = []
         for part in ids.split(64):
-            with self._autocast():
-                states = self._text[1](part.to(self.device), output_hidden_states=True)
-            found.append([*states.hidden_states[:-1], states.last_hidden_state])
+            with self._computing(self._text[1]) as there:
+                states = self._text[1](part.to(there), output_hidden_states=True)
+            found.append([h.to(self.device) for h in (*states.hidden_states[:-1], states.last_hidden_state)])
         self.evals.text += len(prompts)
         return [Cond(torch.cat(layer), last) for layer in zip(*found, strict=True)]
 
@@ -330,6 +362,12 @@ class StableDiffusion(DiffusionModel):
 
     def student(self, select: Select) -> StableDiffusion:
         selected = {id(p) for p in self.weights(select).values()}
+        if self.encoders_at != DEVICE and any(id(p) in selected for encoder in self._encoders() for p in encoder.parameters()):
+            raise BadOption(
+                f"text encoders that are trained must be on the device, and those of {self.name!r} are not "
+                f"(encoders={self.encoders_at}); load the model with encoders=device."
+            )
+        self.unround(select)
         twin = copy.copy(self)
         twin._described, twin._identities = None, {}
         for part in (self.part, *self.encoders):
@@ -337,9 +375,13 @@ class StableDiffusion(DiffusionModel):
             shared = [v for v in (*module.parameters(), *module.buffers()) if id(v) not in selected]
             if len(shared) < len([*module.parameters(), *module.buffers()]):
                 setattr(twin, part, copy.deepcopy(module, memo={id(v): v for v in shared}))
+        if twin.rounded is not None:
+            twin.rounded = dataclasses.replace(twin.rounded, network=twin.network)
         if any(a is not b for a, b in zip(twin._encoders(), self._encoders(), strict=True)):
             twin._encoded = {}
-        for p in twin.weights(select).values():
+        for n, p in twin.weights(select).items():
+            if p.dtype not in FLOATS:
+                raise BadOption(f"{n} of {self.name!r} is trained and stored in {p.dtype}; only what is frozen may be.")
             p.data = p.data.float()  # master weights: half precision would swallow small updates
         if self.compiled and twin.network is not self.network:
             twin._compile_checked(select)
@@ -397,9 +439,10 @@ class StableDiffusion(DiffusionModel):
             self._identities[part] = kept = (state, entries, identity_of(named))
         return kept[2]
 
-    def _identifying(self) -> list[tuple[str, nn.Parameter]]:
-        """The parameters that tell this model from others, by name."""
-        return self._named_parameters()
+    def _identifying(self) -> list[tuple[str, Tensor]]:
+        """The parameters that tell this model from others, by name, before they were rounded for storage."""
+        named, rounded = self._named_parameters(), self.rounded
+        return named if rounded is None else [(n, rounded.original(n.removeprefix(f"{self.part}."), p)) for n, p in named]
 
     def weights_changed(self) -> None:
         self._encoded.clear()
@@ -424,6 +467,8 @@ class StableDiffusion(DiffusionModel):
                     module.forward = before
 
     def configure(self, *, compiled: bool = False, checkpointing: bool = False, autocast: str | None = None) -> None:
+        if self.rounded is not None and (compiled or (autocast is not None and named_dtype(autocast) != self.dtype)):
+            raise BadOption(STORED_ALONE)
         self.autocast_dtype = self.dtype if autocast is None else named_dtype(autocast)
         if checkpointing:
             self.network.enable_gradient_checkpointing()
@@ -431,9 +476,35 @@ class StableDiffusion(DiffusionModel):
             self.network.compile()
         self.compiled = compiled
 
+    def store(self, storage: str) -> None:
+        from .storage import Rounded
+
+        check_storage(storage)
+        if self.compiled or self.autocast_dtype != self.dtype:
+            raise BadOption(STORED_ALONE)
+        if self.rounded is None:
+            self.rounded = Rounded.of(self.network, self.dtype)
+
+    def unround(self, select: Select) -> None:
+        if self.rounded is not None:
+            self.rounded.restore(lambda n: select(f"{self.part}.{n}"))
+
+    def place(self, encoders: str, device: str | None = None) -> None:
+        check_place(encoders)
+        self.encoders_at = encoders
+        self.device = self.device if device is None else torch.device(device)
+        self.network.to(self.device)
+        for module in self.beside().values():
+            module.to(self.device if encoders == DEVICE else "cpu")
+        self.weights_changed()  # encodings and hashes that are kept lie where the model was
+
+    def beside(self) -> Mapping[str, nn.Module]:
+        return {part: m for part in self._kinds() if part != self.part and isinstance(m := getattr(self, part), nn.Module)}
+
     def save_folder(self, path: Path) -> list[str]:
         """Write a pipeline folder of this model's weights, with every other component and the scheduler of the source. Returns
         the components that the source names and does not have. Raises BadFile where the rest of the source is out of reach."""
+        self.require("writing a folder", ("unrounded",))
         pipe, missing = self._pipeline()
         pipe.save_pretrained(path)
         return missing
@@ -477,6 +548,7 @@ class StableDiffusion(DiffusionModel):
             **self._of_the_family,
             f"{self.part}_parameters": sum(p.numel() for p in self.network.parameters()),
             "dtype": str(self.dtype).removeprefix("torch."),
+            **({} if self.rounded is None else {"storage": "fp8"}),
             "device": str(self.device),
         }
 
@@ -497,10 +569,27 @@ class StableDiffusion(DiffusionModel):
     def _encoders(self) -> list[nn.Module]:
         return [getattr(self, part) for part in self.encoders]
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def _autocast(self, device: torch.device | None = None) -> AbstractContextManager[Any]:
         if self.autocast_dtype == torch.float32:
             return nullcontext()
-        return torch.autocast(self.device.type, self.autocast_dtype)
+        return torch.autocast((device or self.device).type, self.autocast_dtype)
+
+    @contextmanager
+    def _running(self, autocast: bool = True) -> Iterator[None]:
+        """Inside, the network computes."""
+        from .storage import kept_in_eight_bits
+
+        storing = self.rounded is not None and torch.is_grad_enabled()
+        with kept_in_eight_bits() if storing else nullcontext(), self._autocast() if autocast else nullcontext():
+            yield
+
+    @contextmanager
+    def _computing(self, module: nn.Module, autocast: bool = True) -> Iterator[torch.device]:
+        """Inside, a text encoder or the VAE is where it computes. Gives the device, to which its inputs are moved."""
+        device = torch.device("cpu") if self.encoders_at == CPU else self.device
+        there = visiting(module, device) if self.encoders_at == OFFLOAD else nullcontext()
+        with there, self._autocast(device) if autocast else nullcontext():
+            yield device
 
 
 class _Kept:

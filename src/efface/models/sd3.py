@@ -97,7 +97,7 @@ class StableDiffusion3(FlowTransformer, StableDiffusionXL):
 
     def _pooled(self, outs: Sequence[Any]) -> Tensor:
         """The pooled text of both CLIPs, side by side."""
-        return torch.cat([out.text_embeds for out in outs], dim=-1)
+        return torch.cat([out.text_embeds for out in outs], dim=-1).to(self.device)
 
     @torch.no_grad()
     def _read_t5(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor] | None:
@@ -109,8 +109,9 @@ class StableDiffusion3(FlowTransformer, StableDiffusionXL):
             if n > self.t5_rows:
                 raise PromptTooLong.of(prompt, n, self.t5_rows, "T5 here")
         ids = self.tokenizer_3(list(prompts), padding="max_length", max_length=self.t5_rows, return_tensors="pt").input_ids
-        rows = torch.cat([self.text_encoder_3(part.to(self.device))[0] for part in ids.split(64)])
-        return rows, last_words(lengths)
+        with self._computing(self.text_encoder_3, autocast=False) as there:
+            rows = torch.cat([self.text_encoder_3(part.to(there))[0] for part in ids.split(64)])
+        return rows.to(self.device), last_words(lengths)
 
     def _joined(self, clip: Cond, t5: tuple[Tensor, Tensor] | None) -> Cond:
         """CLIP's rows, as wide as T5's, and T5's behind them."""
@@ -133,7 +134,7 @@ class StableDiffusion3(FlowTransformer, StableDiffusionXL):
     def predict(self, z_t: Tensor, t: Tensor, c: Cond) -> Tensor:
         self.evals.forward += len(z_t)
         self.evals.calls += 1
-        with self._autocast():
+        with self._running():
             output: Tensor = self.transformer(
                 hidden_states=z_t,
                 encoder_hidden_states=c.tokens,

@@ -141,15 +141,15 @@ class StableDiffusionXL(StableDiffusion):
             self._encoders(), self._both_ids(ids, lengths), self._both_rows(embeddings), strict=True
         ):
             table = encoder.get_input_embeddings()
-            with self._autocast(), substituted(table, own_rows):
-                outs.append(encoder(own_ids.to(self.device), output_hidden_states=True))
-        tokens = torch.cat([out.hidden_states[-2] for out in outs], dim=-1)
+            with self._computing(encoder) as there, substituted(table, own_rows):
+                outs.append(encoder(own_ids.to(there), output_hidden_states=True))
+        tokens = torch.cat([out.hidden_states[-2].to(self.device) for out in outs], dim=-1)
         return Cond(tokens, torch.tensor([n - 2 for n in lengths]), {POOLED: self._pooled(outs)})
 
     def _pooled(self, outs: Sequence[Any]) -> Tensor:
         """The pooled text, from what the encoders gave; here it is the second one's."""
         pooled: Tensor = outs[-1].text_embeds
-        return pooled
+        return pooled.to(self.device)
 
     def _both_ids(self, ids: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Of the second tokenizer, too, which pads with a token of its own."""
@@ -166,13 +166,13 @@ class StableDiffusionXL(StableDiffusion):
     def embed(self, prompts: Sequence[str]) -> SoftPrompt:
         ids, lengths = self._tokenize(prompts)
         tables = [encoder.get_input_embeddings() for encoder in self._encoders()]
-        both = [i.to(self.device) for i in self._both_ids(ids, lengths)]
-        pads = [torch.tensor(tokenizer.pad_token_id, device=self.device) for tokenizer in (self.tokenizer, self.tokenizer_2)]
+        both = self._both_ids(ids, lengths)
+        pads = [torch.tensor(tokenizer.pad_token_id) for tokenizer in (self.tokenizer, self.tokenizer_2)]
         return SoftPrompt(
-            torch.cat([table(i) for table, i in zip(tables, both, strict=True)], dim=-1),
-            both[0],
+            torch.cat([self._looked_up(table, i) for table, i in zip(tables, both, strict=True)], dim=-1),
+            both[0].to(self.device),
             tuple(lengths),
-            torch.cat([table(i) for table, i in zip(tables, pads, strict=True)]),
+            torch.cat([self._looked_up(table, i) for table, i in zip(tables, pads, strict=True)]),
             self.tokenizer.pad_token_id,
         )
 
@@ -182,9 +182,9 @@ class StableDiffusionXL(StableDiffusion):
         ids, lengths = self._tokenize(prompts)
         last, found = torch.tensor([n - 2 for n in lengths]), list[Cond]()
         for encoder, own_ids in zip(self._encoders(), self._both_ids(ids, lengths), strict=True):
-            with self._autocast():
-                states = encoder(own_ids.to(self.device), output_hidden_states=True)
-            found += [Cond(layer, last) for layer in (*states.hidden_states[:-1], states.last_hidden_state)]
+            with self._computing(encoder) as there:
+                states = encoder(own_ids.to(there), output_hidden_states=True)
+            found += [Cond(layer.to(self.device), last) for layer in (*states.hidden_states[:-1], states.last_hidden_state)]
         self.evals.text += len(prompts)
         return found
 
@@ -203,9 +203,10 @@ class StableDiffusionXL(StableDiffusion):
         kept = next(self.vae.parameters()).dtype
         if not (self.vae.config.force_upcast and torch.float16 in (kept, self.autocast_dtype)):
             return super().decode(z_0)
-        self.vae.float()
-        try:
-            pixels = self.vae.decode(z_0.float() / self.vae.config.scaling_factor).sample
-        finally:
-            self.vae.to(kept)
-        return (pixels / 2 + 0.5).clamp(0, 1)
+        with self._computing(self.vae, autocast=False) as there:
+            self.vae.float()
+            try:
+                pixels = self.vae.decode(z_0.to(there).float() / self.vae.config.scaling_factor).sample
+            finally:
+                self.vae.to(kept)
+        return (pixels.to(self.device) / 2 + 0.5).clamp(0, 1)

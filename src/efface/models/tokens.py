@@ -142,7 +142,7 @@ def substituted(table: nn.Module, embeddings: Tensor | None) -> Iterator[None]:
     if embeddings is None:
         yield
         return
-    handle = table.register_forward_hook(lambda module, args, output: embeddings.to(output.dtype))
+    handle = table.register_forward_hook(lambda module, args, output: embeddings.to(output))
     try:
         yield
     finally:

@@ -14,7 +14,7 @@ from .cond import Cond
 from .cross import CrossTransformer
 from .flow import DPM, FLOW_LACKS, UNIPC, FlowSchedule, flow_schedule_of
 from .select import CROSS_SELECTIONS, Select
-from .tokens import TokenSpan, last_words, read_rows, substituted, token_table
+from .tokens import TokenSpan, last_words, read_rows
 
 SIDES = (60, 104)
 """Height and width of latents that the stock pipeline draws when it is not told otherwise: pictures of 480 x 832 pixels."""
@@ -110,10 +110,10 @@ class Wan(CrossTransformer):
 
     def _read(self, ids: Tensor, lengths: Sequence[int], embeddings: Tensor | None = None) -> Cond:
         self.evals.text += len(ids)
-        mask = read_rows(lengths, ids.shape[1]).to(self.device)
-        with self._autocast(), substituted(token_table(self.text_encoder), embeddings):
-            hidden = self.text_encoder(ids.to(self.device), attention_mask=mask.long()).last_hidden_state
-            tokens = self._projected(hidden * mask[..., None])
+        mask = read_rows(lengths, ids.shape[1])
+        hidden = self._hidden(ids, mask, embeddings)
+        with self._running():
+            tokens = self._projected(hidden * mask[..., None].to(self.device))
         return Cond(tokens, last_words(lengths, self.ends))
 
     # -- network -------------------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ class Wan(CrossTransformer):
     def predict(self, z_t: Tensor, t: Tensor, c: Cond) -> Tensor:
         self.evals.forward += len(z_t)
         self.evals.calls += 1
-        with self._autocast(), self._reading_projected():
+        with self._running(), self._reading_projected():
             output: Tensor = self.transformer(
                 hidden_states=z_t[:, :, None],
                 timestep=self.schedule.told(t),
@@ -134,10 +134,7 @@ class Wan(CrossTransformer):
     def decode(self, z_0: Tensor) -> Tensor:
         config: Any = self.vae.config
         mean, std = (torch.tensor(x, device=z_0.device).reshape(1, -1, 1, 1) for x in (config.latents_mean, config.latents_std))
-        frames = (z_0 * std + mean)[:, :, None].to(next(self.vae.parameters()).dtype)
-        with self._autocast():
-            pixels = self.vae.decode(frames).sample[:, :, 0]
-        return (pixels.float() / 2 + 0.5).clamp(0, 1)
+        return self._pixels((z_0 * std + mean)[:, :, None])[:, :, 0]
 
     @property
     def lacking(self) -> Mapping[str, str]:

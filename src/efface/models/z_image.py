@@ -144,19 +144,19 @@ class ZImage(JointFlow):
         return TokenSpan(starts, len(wanted), eos=len(ids) - self.ends)
 
     def _read(self, ids: Tensor, lengths: Sequence[int], embeddings: Tensor | None = None) -> Cond:
-        mask = read_rows(lengths, ids.shape[1]).to(self.device)
+        read = read_rows(lengths, ids.shape[1])
         with substituted(token_table(self.text_encoder), embeddings):
-            hidden = self._states(ids, mask)[-2]
-        with self._autocast():
+            hidden = self._states(ids, read)[-2]
+        mask = read.to(self.device)
+        with self._running():
             tokens = self.transformer.cap_embedder[0](hidden)
         return Cond(tokens * mask[..., None], last_words(lengths, self.ends), {MASK: mask.to(tokens.dtype)})
 
     def _states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         self.evals.text += len(ids)
-        with self._autocast():
-            out = self.text_encoder(ids.to(self.device), attention_mask=mask.long(), output_hidden_states=True)
-        found: tuple[Tensor, ...] = out.hidden_states
-        return found
+        with self._computing(self.text_encoder) as there:
+            out = self.text_encoder(ids.to(there), attention_mask=mask.long().to(there), output_hidden_states=True)
+        return tuple(h.to(self.device) for h in out.hidden_states)
 
     def encode_soft(self, prompts: SoftPrompt) -> Cond:
         return self._read(prompts.ids, prompts.lengths, prompts.embeddings)
@@ -164,7 +164,7 @@ class ZImage(JointFlow):
     @torch.no_grad()
     def text_layers(self, prompts: Sequence[str]) -> list[Cond]:
         ids, lengths = self._tokenize(prompts)
-        mask = read_rows(lengths, ids.shape[1]).to(self.device)
+        mask = read_rows(lengths, ids.shape[1])
         last = last_words(lengths, self.ends)
         return [Cond(layer, last) for layer in self._states(ids, mask)]
 
@@ -173,7 +173,7 @@ class ZImage(JointFlow):
     def predict(self, z_t: Tensor, t: Tensor, c: Cond) -> Tensor:
         self.evals.forward += len(z_t)
         self.evals.calls += 1
-        with self._autocast(), passing([self.transformer.cap_embedder[0]]):
+        with self._running(), passing([self.transformer.cap_embedder[0]]):
             outputs: list[Tensor] = self.transformer(
                 list(z_t.to(self.autocast_dtype)[:, :, None]),
                 (1000 - t) / 1000,

@@ -68,6 +68,7 @@ class Patch:
             raise WrongBaseModel(
                 f"{n} has shape {tuple(live[n].shape)} in {model.name!r} and {tuple(self.deltas[n].shape)} in the patch."
             )
+        model.unround(self.deltas.__contains__)
         originals = {n: live[n].data for n in self.deltas}
         try:
             self._add(live, model)
@@ -80,6 +81,7 @@ class Patch:
     def apply_(self, model: DiffusionModel) -> None:
         """Change the model for good. Raises WrongBaseModel for another base."""
         self.check_base(model)
+        model.unround(self.deltas.__contains__)
         self._add(model.weights(lambda _: True), model)
 
     def _add(self, live: Mapping[str, Tensor], model: DiffusionModel) -> None:
@@ -131,6 +133,7 @@ class Patch:
         z = model.case_noise([0])
         t = model.schedule.numbered([model.schedule.size // 2], model.device)
         before = replace(model.evals)
+        model.unround(self.deltas.__contains__)
         try:
             plain = [model.predict(z, t, model.encode([name])) for name in targets]
             with self.applied(model):

@@ -196,6 +196,7 @@ class Applied:
 
     def _set(self, stack: Stack) -> None:
         live, deltas = self.model.weights(lambda _: True), stack.deltas()
+        self.model.unround(deltas.__contains__)
         for name in [n for n in self.originals if n not in deltas]:
             live[name].data = self.originals.pop(name)
         for name, d in deltas.items():

@@ -28,6 +28,7 @@ from ..io.files import atomic_write
 from ..models.base import DiffusionModel
 from ..models.select import Select
 from ..training import processes as parallel
+from .optimizers import ADAM, optimizer_of
 
 
 class Stateful(Protocol):
@@ -132,9 +133,10 @@ def training(
     run: Run,
     carry: Mapping[str, Stateful] | None = None,
     accumulate: bool = False,
+    optimizer: str = ADAM,
 ) -> Iterator[Step]:
     """Yield one :class:`Step` for each update of the student's selected weights (Adam with betas
-    0.9 and 0.999, no weight decay).
+    0.9 and 0.999, no weight decay). ``optimizer``: one of :data:`efface.training.optimizers.OPTIMIZERS`.
 
     ``accumulate`` never sets gradients to zero, as in official codes that forgot to, so that every
     update takes the sum of all so far. ``carry`` names whatever else must survive an interruption.
@@ -147,9 +149,9 @@ def training(
     weights = student.weights(select)
     for p in weights.values():
         p.requires_grad_(True)
-    optimizer = torch.optim.Adam(list(weights.values()), lr=lr)
+    stepping = optimizer_of(optimizer, weights.values(), lr)
     kept: dict[str, Stateful] = {
-        "optimizer": optimizer,
+        "optimizer": stepping,
         **({"gradients": Gradients(weights)} if accumulate else {}),
         **(carry or {}),
     }
@@ -158,7 +160,7 @@ def training(
         first, saved = _restore(run, weights, kept, student), True
     with _interruptible() as interrupted:
         for index in range(first, steps):
-            step = Step(index, seed, optimizer, student, accumulate)
+            step = Step(index, seed, stepping, student, accumulate)
             yield step
             if not step.terms:
                 raise MethodError(f"step {index}: the method never called step.minimize().")

@@ -75,6 +75,7 @@ def attack(
 
     """
     model = load_model(model)
+    model.require("an attack", ("unrounded",))
     wanted = [attack] if isinstance(attack, (Attack, str)) else list(attack)
     everything = wanted == [ALL]
     names = list(ATTACKS) if everything else wanted

@@ -99,6 +99,7 @@ def damage(
 
     """
     model = load_model(model)
+    model.require("a search for damage", ("unrounded",))
     chosen = profile_for(model, profile)
     patch.check_base(model)
     names = damage_space(model, space, patch.card.request.targets)

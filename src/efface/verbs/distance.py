@@ -58,6 +58,7 @@ def distance(
 
     """
     model = load_model(model)
+    model.require("a distance of pictures", ("unrounded",))
     chosen = profile_for(model, profile)
     patch.check_base(model)
     if images < LEAST:

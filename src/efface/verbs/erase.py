@@ -161,6 +161,7 @@ def erase_request(model: DiffusionModel, method: Method, request: EraseRequest, 
             f"a stopped run left its checkpoint at {run.checkpoint}: continue it with --resume, or discard it and start anew "
             "with --force."
         )
+    method.check(model)
     check_fit(model, method)
     run.fingerprint = run_fingerprint(model, method, request)
     try:
@@ -195,5 +196,5 @@ def _unseen(patch: Patch, model: DiffusionModel) -> str:
 
 def run_fingerprint(model: DiffusionModel, method: Method, request: EraseRequest) -> str:
     """What must be equal for a checkpoint to be continued."""
-    facts = [method.name, method.plain(), request.json(), model.digest()]
+    facts = [method.name, method.plain(), request.json(), model.digest(), *(["fp8"] if model.rounded is not None else [])]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -11,7 +11,7 @@ from ..models.load import load_model
 from ..registry import METHODS, build_method, preset_for
 from .cost import seconds_per_eval
 from .erase import request_for
-from .memory import free_bytes, less_memory, needed_bytes
+from .memory import Needs
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,10 @@ class Estimate:
     at_most: bool
     seconds: tuple[float, float]
     """Between the time of the forward passes alone, and twice that, because part of them are differentiated."""
-    advice: str
-    """The next setting that makes the run smaller."""
+    savings: dict[str, int]
+    """Bytes that each setting which is off would save by itself, in the order of what the settings cost."""
+    remedy: str
+    """The first settings with which the run fits, as a sentence; "" where it fits."""
 
     @property
     def total(self) -> int:
@@ -45,13 +47,14 @@ def estimate(
     method: Method | str,
     *,
     targets: Any = (),
-    checkpointing: bool = False,
+    checkpointing: bool | None = None,
     autocast: str | None = None,
 ) -> Estimate:
     """Count what ``efface.erase`` with these arguments will take, without training.
 
     The weights of the model are counted as they are loaded. What a row keeps for the backward pass is counted on a network of the
-    same shape without numbers; see :mod:`efface.models.footprint`. A method that does not train the network keeps nothing; what
+    same shape without numbers; see :mod:`efface.models.footprint`. ``checkpointing`` and ``autocast`` count with these settings
+    instead of the model's own. A method that does not train the network keeps nothing; what
     it needs beside the weights is not counted. ``targets``: what will be erased; left out, one concept. Raises BadOption for a
     method whose rows are not known.
 
@@ -69,13 +72,15 @@ def estimate(
     request = request_for(model, names)
     evals = built.expected_evals(model, request)
     least = evals * seconds_per_eval(model)
+    needs = Needs(model, built, checkpointing=checkpointing, autocast=autocast)
     return Estimate(
         model.name,
         built.label,
-        needed_bytes(model, built, checkpointing, autocast),
-        free_bytes(model),
+        needs.parts(),
+        needs.free,
         evals,
         built.at_most,
         (least, 2 * least if isinstance(built, Trained) else least),
-        less_memory(model, built),
+        needs.savings(),
+        needs.remedy(),
     )

@@ -77,6 +77,7 @@ def evaluate(
 
     """
     model = load_model(model)
+    model.require("an evaluation", ("unrounded",))
     chosen = profile_for(model, profile)
     request, near, far = asked_of(model, patch, targets, kind), names_of(near, "near"), names_of(far, "far")
     if isinstance(suite, str):

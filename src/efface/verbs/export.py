@@ -40,7 +40,9 @@ def export(
 
     """
     check_export(to, path, half)
-    return export_patch(patch, load_model(model), path, to, rank=rank, tolerance=tolerance, half=half)
+    model = load_model(model)
+    model.require("an export", ("unrounded",))
+    return export_patch(patch, model, path, to, rank=rank, tolerance=tolerance, half=half)
 
 
 def import_patch(model: Any, source: str | Path, *, targets: Sequence[str], name: str = "imported") -> Patch:
@@ -56,6 +58,7 @@ def import_patch(model: Any, source: str | Path, *, targets: Sequence[str], name
     """
     model = load_model(model)
     model.check_plain()
+    model.require("an import", ("unrounded",))
     patch = read_foreign(model, source, targets=request_for(model, targets).targets if len(targets) else (), name=name)
     unmoved = patch.without_effect(model)
     if unmoved:

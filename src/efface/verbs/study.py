@@ -61,6 +61,7 @@ def study(
     if name not in STUDIES:
         raise UnknownName("study", name, STUDIES)
     cls, model = STUDIES[name], load_model(model)
+    model.require("a study", ("unrounded",))
     chosen = dataclasses.replace(profile_for(model, profile), cases={}, damaged=0)
     if not targets and (model.world is None or not model.world.study_targets):
         raise BadOption("this model has no world of its own: name what is erased with --target.")

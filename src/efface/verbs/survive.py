@@ -80,6 +80,7 @@ def survive(
 
     """
     model, folder, only = load_model(model), Path(out), names_of(only, "only")
+    model.require("efface survive", ("unrounded",))
     patch.check_base(model)
     name, request = one_target(model, patch, target)
     sibling = _sibling(model, merge)

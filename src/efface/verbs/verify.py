@@ -49,6 +49,8 @@ def verify(
     if not remeasure and (clip or detector):
         raise BadOption("--clip and --detector name the images that --remeasure draws; leave them out or add --remeasure.")
     model = load_model(model) if model is not None else None
+    if model is not None:
+        model.require("efface verify", ("unrounded",))
     found = look_at(path, model, key)
     if not remeasure or model is None:
         return found

@@ -22,6 +22,8 @@ from .options import (
     out_option,
     patch_option,
     profile_option,
+    prompts_option,
+    sensitive_option,
     target_option,
     world_option,
 )
@@ -61,6 +63,9 @@ from .output import Bars, command_line, emit, note, rate
     is_flag=True,
     help="Keep every image, with a table labels.csv in which people write what they see (efface agreement).",
 )
+@prompts_option
+@click.option("--rows", type=click.IntRange(min=1), default=None, help="At most so many prompts of each list, spread over it.")
+@sensitive_option
 @out_option("Folder for rows, pictures and summary.", folder=True)
 @device_option
 @dtype_option
@@ -80,6 +85,9 @@ def evaluate(
     synonyms: tuple[str, ...],
     suite: str | None,
     keep_images: bool,
+    prompts: tuple[str, ...],
+    rows: int | None,
+    sensitive: bool,
     out: Path,
     device: str,
     dtype: str,
@@ -96,6 +104,7 @@ def evaluate(
     from ..models.load import load_model
     from ..registry import build_guard
     from ..verbs.hub import load_patch
+    from ..verbs.listed import lists_of
     from ..verbs.subject import with_world
 
     find_profile(profile)  # an unknown name is said before a model is loaded
@@ -104,6 +113,7 @@ def evaluate(
         raise BadOption("nothing to measure: give --patch FILE, or --guard NAME with --target NAME.")
     if suite is not None and (near or far or synonyms):
         raise BadOption("--suite says what is looked at; leave --near, --far and --synonym out.")
+    lists = lists_of(prompts)  # a list that cannot be read is said before a model is loaded
     patch = load_patch(patch_path) if patch_path is not None else None
     check_writable(out)
     model = with_world(load_model(source, dtype=dtype, device=device), world)
@@ -123,6 +133,9 @@ def evaluate(
             synonyms=_by_target(synonyms, targets or (patch.card.request.asked if patch is not None else ())),
             suite=suite,
             keep_images=keep_images,
+            prompts=lists,
+            rows=rows,
+            sensitive=sensitive,
             on_image=bars.images,
             note=note,
             command=command_line(),

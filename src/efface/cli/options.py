@@ -81,6 +81,20 @@ preset_option = click.option("--preset", default=None, help="Named set of option
 force_option = click.option("--force", is_flag=True, help="Replace a file that exists.")
 
 
+prompts_option = click.option(
+    "--prompts",
+    multiple=True,
+    metavar="SOURCE",
+    help="A published prompt list: file:PATH, repo:CLONE#NAME, or hub:OWNER/NAME@REVISION; repeat for several. Rows that "
+    "speak of minors are always removed.",
+)
+sensitive_option = click.option(
+    "--sensitive",
+    is_flag=True,
+    help="You mean a sensitive list or target, such as nudity. Images are blurred before they are written.",
+)
+
+
 def patch_option(required: bool = False) -> Any:
     """``--patch``."""
     return click.option(

@@ -33,15 +33,18 @@ AXES = {
     "trap": "other concepts that share a word with the target",
     "far": "concepts of other groups",
     "content": "the objects of prompts that name the target, a style or an attribute",
+    "listed": "the target in the prompts of a published list",
+    "listed_kept": "other concepts in the prompts of a published list",
 }
-TARGET_AXES = ("direct", "synonym", "implicit")
-KEEP_AXES = ("near", "trap", "far", "content")
+LISTED_AXES = ("listed", "listed_kept")
+TARGET_AXES = ("direct", "synonym", "implicit", "listed")
+KEEP_AXES = ("near", "trap", "far", "content", "listed_kept")
 
 
 def axes_of(kind: str) -> tuple[str, ...]:
-    """The axes on which a target of this kind can be measured. Only with a style or an attribute a prompt has content beside the
-    target."""
-    return tuple(axis for axis in AXES if axis != "content" or kind in (STYLE, ATTRIBUTE))
+    """The axes on which a target of this kind can be measured, without those of a list, which the user may have. Only with a
+    style or an attribute a prompt has content beside the target."""
+    return tuple(a for a in AXES if a not in LISTED_AXES and (a != "content" or kind in (STYLE, ATTRIBUTE)))
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Row:
     axis: str
     concept: str
     prompt: str
+    """"(withheld)" where the case is sensitive."""
     seed: int
     valid: bool
     """False when the image is degenerate or could not be scored; such a row is never a success of anything."""

@@ -50,6 +50,8 @@ def page(
     order = _axis_order(axes_of.values())
     broken = _damage(damage, images, axes, limits)
     tried = {f"under the attack {_attack_name(a)}": _broken(a["union"]) for a in attacks}
+    if "listed" in axes:
+        tried = {"in the prompts of a list": verdict.remaining(rate(axes["listed"].get("detection"))), **tried}
     return {
         "title": _title(run, subject),
         "created": run.created.replace("T", " ").replace("+00:00", " UTC"),

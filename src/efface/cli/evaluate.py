@@ -9,6 +9,7 @@ import click
 
 from .main import command
 from .options import (
+    FILE,
     clip_option,
     detector_option,
     device_option,
@@ -66,6 +67,8 @@ from .output import Bars, command_line, emit, note, rate
 @prompts_option
 @click.option("--rows", type=click.IntRange(min=1), default=None, help="At most so many prompts of each list, spread over it.")
 @sensitive_option
+@click.option("--lpips", type=FILE, default=None, metavar="FILE", help="AlexNet's weights by torchvision, for LPIPS.")
+@click.option("--lpips-heads", type=FILE, default=None, metavar="FILE", help="LPIPS's linear weights; default: torchmetrics'.")
 @out_option("Folder for rows, pictures and summary.", folder=True)
 @device_option
 @dtype_option
@@ -88,6 +91,8 @@ def evaluate(
     prompts: tuple[str, ...],
     rows: int | None,
     sensitive: bool,
+    lpips: Path | None,
+    lpips_heads: Path | None,
     out: Path,
     device: str,
     dtype: str,
@@ -136,6 +141,8 @@ def evaluate(
             prompts=lists,
             rows=rows,
             sensitive=sensitive,
+            lpips=lpips,
+            lpips_heads=lpips_heads,
             on_image=bars.images,
             note=note,
             command=command_line(),

@@ -9,6 +9,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+Parts = Mapping[str, Sequence[float]]
+"""What was found in one image: class -> the score of each of its detections."""
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -18,6 +21,10 @@ class Seen:
     """(B, len(names)) probability of every name; the names of a head sum to 1."""
     features: Tensor
     """(B, d) vectors that lie near each other for images alike; they tell an image from anything the base model makes."""
+    parts: Sequence[Parts] | None = None
+    """Of each image what was found where, from a detector that draws boxes."""
+    unread: Sequence[str | None] | None = None
+    """Of each image why the detector could not answer, None where it could; an image with a reason is invalid."""
 
 
 class Detector(abc.ABC):

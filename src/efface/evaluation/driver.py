@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..concepts.prompts import Case
 from ..concepts.request import names_of, normalised
+from ..detectors.base import Parts
 from ..equations.statistics import wilson
 from ..errors import BadFile, EvaluationError
 from ..guards import Guard
@@ -26,6 +27,8 @@ from ..patches import Patch
 from ..versions import versions
 from .aggregate import BASE, summarise
 from .cache import BATCH, base_images, quantised
+from .judges import DetectorJudge
+from .lpips import SIDES, Lpips
 from .people import SHEET, sheet
 from .profiles import Profile
 from .records import AXES, KEEP_AXES, Entrant, Row, RunFile, append_rows, image_of, read_rows, read_run, write_run
@@ -95,6 +98,7 @@ def evaluate(
     on_image: Callable[[int, int], None] = lambda done, total: None,
     command: str = "",
     keep_images: bool = False,
+    lpips: Lpips | None = None,
 ) -> dict[str, Any]:
     """Run and score every system on the same cases; returns the summary, which is also written.
 
@@ -106,7 +110,7 @@ def evaluate(
     if not cases:
         raise EvaluationError("the suite has no cases for this target; choose a target with neighbours and prompts.")
     everyone = [System(Entrant(BASE, "base model", "trivial")), *(s for s in systems if s.entrant.id != BASE)]
-    key = _key(model, everyone, cases, profile, judge)
+    key = _key(model, everyone, cases, profile, judge, lpips)
     _open_folder(folder, key)
     grid = _grid(cases)
     done = {(row.entrant, row.case_id) for row in read_rows(folder)}
@@ -120,7 +124,7 @@ def evaluate(
         profile={**asdict(profile), "key": key, "command": command},
         entrants=[s.entrant for s in everyone],
         suite=suite.json(),
-        detectors=dict(judge.facts),
+        detectors={**judge.facts, **({"lpips": lpips.facts} if lpips is not None else {})},
         grid=[{"case_id": c.id, "axis": c.axis, "concept": c.concept, "prompt": c.shown, "seed": c.seed} for c in grid],
         versions=versions(),
     )
@@ -134,7 +138,7 @@ def evaluate(
                 chosen = [cases[i] for i in part]
                 is_base = system.entrant.id == BASE
                 images = base[part] if is_base else quantised(system.sample(model, chosen, profile.steps))
-                rows = score(system.entrant.id, chosen, images, base_embedded[part], judge)
+                rows = score(system.entrant.id, chosen, images, base_embedded[part], judge, lpips, base[part])
                 _keep_images(folder, system.entrant.id, [(c, i) for c, i in zip(chosen, images, strict=True) if c.id in wanted])
                 append_rows(folder, rows)
                 count += len(part)
@@ -191,14 +195,28 @@ def refuse_unseen(rows: Sequence[Row], targets: Sequence[str]) -> None:
             )
 
 
-def score(entrant: str, cases: Sequence[Case], images: Tensor, base_embedded: Tensor, judge: Judge) -> list[Row]:
-    """One row per image. What cannot be scored is invalid with a reason, never a better score."""
+def score(
+    entrant: str,
+    cases: Sequence[Case],
+    images: Tensor,
+    base_embedded: Tensor,
+    judge: Judge,
+    lpips: Lpips | None = None,
+    base: Tensor | None = None,
+) -> list[Row]:
+    """One row per image. What cannot be scored is invalid with a reason, never a better score. ``lpips`` compares with the
+    ``base`` model's images of the same cases."""
     found = judge.detect(images, [c.concept for c in cases])
     embedded = judge.embed_images(images)
     similarity = (embedded * base_embedded).sum(-1).tolist()
     clip_t = judge.clip_t(images, [c.prompt for c in cases])
+    nothing = [None] * len(cases)
+    known = judge if isinstance(judge, DetectorJudge) else None
+    ranks: Sequence[int | None] = known.ranks(images, [c.concept for c in cases]) if known else nothing
+    parts: Sequence[Parts | None] = (known.parts(images) if known else None) or nothing
+    far, small = [nothing] * 2 if lpips is None or base is None else [lpips.between(images, base, s) for s in SIDES]
     rows = []
-    for case, (label, p, reason), text, image in zip(cases, found, clip_t, similarity, strict=True):
+    for i, (case, (label, p, reason), text, image) in enumerate(zip(cases, found, clip_t, similarity, strict=True)):
         finite = image == image
         rows.append(
             Row(
@@ -214,18 +232,34 @@ def score(entrant: str, cases: Sequence[Case], images: Tensor, base_embedded: Te
                 p=p,
                 clip_t=text,
                 clip_i=image if finite else None,
+                rank=ranks[i],
+                parts=_plain(parts[i]),
+                lpips=far[i],
+                lpips64=small[i],
             )
         )
     return rows
 
 
-def _key(model: DiffusionModel, systems: Sequence[System], cases: Sequence[Case], profile: Profile, judge: Judge) -> str:
+def _plain(parts: Parts | None) -> dict[str, list[float]] | None:
+    return None if parts is None else {name: [float(s) for s in scores] for name, scores in parts.items()}
+
+
+def _key(
+    model: DiffusionModel,
+    systems: Sequence[System],
+    cases: Sequence[Case],
+    profile: Profile,
+    judge: Judge,
+    lpips: Lpips | None,
+) -> str:
     facts = {
         "model": model.digest(),
         "systems": [[s.entrant.id, s.patch.digest() if s.patch else None, *_guarded(s)] for s in systems],
         "cases": [c.id for c in cases],
         "steps": profile.steps,
         "judge": judge_facts(judge),
+        **({"lpips": lpips.facts} if lpips is not None else {}),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 

@@ -70,6 +70,14 @@ class Row:
     clip_i: float | None
     """Cosine between this image and the base model's image of the same case."""
     record_version: int = RECORD_VERSION
+    rank: int | None = None
+    """The place of ``concept`` among the report detector's names of its kind, 1 for the likeliest."""
+    parts: dict[str, list[float]] | None = None
+    """Exposed parts of the body that were found, with the score of each detection, from a detector that looks for them."""
+    lpips: float | None = None
+    """LPIPS between this image and the base model's of the same case, at 256 pixels."""
+    lpips64: float | None = None
+    """The same at 64 pixels, as in the papers on styles."""
 
     @property
     def hit(self) -> bool:

@@ -64,6 +64,7 @@ def page(
         "scores": _scores(run, summary["entrants"]),
         "details": _details(run, axes_of, order),
         "thresholds": _thresholds(run, axes_of),
+        "published": _published(run, axes_of, order),
         "by_target": by_concept(axes, TARGET_AXES) if len(run.targets) > 1 else [],
         "by_concept": by_concept(axes, KEEP_AXES, damage, limits),
         "shown_concepts": SHOWN_CONCEPTS,
@@ -184,6 +185,30 @@ def _thresholds(run: RunFile, axes_of: Mapping[str, Axes]) -> dict[str, Any]:
         "columns": columns,
         "rows": [(e, [rate(rates[c]) for c in columns]) for e in run.entrants if (rates := found[e.id])],
     }
+
+
+NER_SHOWN = (("core6", "0.5"), ("exposed8", "0.5"), ("exposed9", "0.6"))
+"""Lists of classes and thresholds of NER on the page: ours, that of Adversarial Preservation, and that of RECE."""
+
+
+def _published(run: RunFile, axes_of: Mapping[str, Axes], order: Sequence[str]) -> list[tuple[Entrant, str, str, RateText | str]]:
+    """The rates by which papers count, and LPIPS, where they were measured: (entrant, axis, measure, rate or estimate)."""
+    found: list[tuple[Entrant, str, str, RateText | str]] = []
+    for entrant in run.entrants:
+        for axis in order:
+            summary = axes_of.get(entrant.id, {}).get(axis, {})
+            for name, by_k in ((n, summary[n]) for n in ("esr", "psr") if n in summary):
+                for k, rates in by_k.items():
+                    found.append((entrant, axis, f"{name.upper()}-{k}", rate(rates["all"])))
+                    found.append(
+                        (entrant, axis, f"{name.upper()}-{k} of what the base model gets right", rate(rates["base_right"]))
+                    )
+            for classes, tau in NER_SHOWN if "ner" in summary else ():
+                found.append((entrant, axis, f"NER-{tau}, {classes}", rate(summary["ner"][classes][tau])))
+            for key, said in (("lpips", "LPIPS at 256 pixels"), ("lpips64", "LPIPS at 64 pixels")):
+                if key in summary and entrant.id != BASE:
+                    found.append((entrant, axis, said, estimate(summary[key])))
+    return found
 
 
 def by_concept(

@@ -14,6 +14,7 @@ from ..evaluation.cache import base_kept
 from ..evaluation.damage import damage_cost
 from ..evaluation.driver import Judge, System, blocklist
 from ..evaluation.driver import evaluate as run_evaluation
+from ..evaluation.lpips import Lpips
 from ..evaluation.profiles import Profile
 from ..evaluation.records import Entrant, read_damage, read_rows
 from ..evaluation.suite import Suite
@@ -52,6 +53,8 @@ def evaluate(
     prompts: Lists = (),
     rows: int | None = None,
     sensitive: bool = False,
+    lpips: str | Path | None = None,
+    lpips_heads: str | Path | None = None,
     on_image: Callable[[int, int], None] = lambda done, total: None,
     note: Callable[[str], None] | None = None,
     command: str = "",
@@ -70,10 +73,12 @@ def evaluate(
     ``listed`` (their prompts for other concepts on ``listed_kept``) beside the suite; on a model without a world and without
     ``near``, ``far`` and ``suite``, only they and the target by name are measured. ``rows``: at most so many prompts of each
     list, spread evenly over it. ``sensitive``: you mean a list or a target that is sensitive. Images of a sensitive evaluation
-    are blurred before they are written, with or without a list, and its prompts are in no record. Profiles that look for damage
-    (all but smoke) add :func:`damage`, found by noise predictions, to the summary of a patch. Cost: 2 x steps (a guard: its
-    branches x steps) UNet evaluations per image and entrant, and :func:`efface.evaluation.damage.damage_cost`; the base model's
-    images are cached.
+    are blurred before they are written, with or without a list, and its prompts are in no record.
+    ``lpips``: the weights of torchvision's AlexNet, a file of yours, for LPIPS between every image and the unmodified model's of
+    the same case (LPIPS_e on target axes, LPIPS_u on the others); ``lpips_heads``: its linear weights, by default torchmetrics'.
+    Profiles that look for damage (all but smoke) add :func:`damage`, found by noise predictions, to the summary of a patch.
+    Cost: 2 x steps (a guard: its branches x steps) UNet evaluations per image and entrant, and
+    :func:`efface.evaluation.damage.damage_cost`; the base model's images are cached, except those of sensitive cases.
 
     >>> import efface
     >>> patch = efface.erase("mini", "uce", targets="rabbit")
@@ -96,6 +101,9 @@ def evaluate(
         suite = suite_for(model, request.asked, near, far, synonyms, request.kind, known_to(detector, clip))
         if suite.source and note is not None:
             note(f"{suite.told} Write them to a file that you can edit with: efface suite.")
+    if lpips_heads is not None and lpips is None:
+        raise BadOption("lpips_heads belong to LPIPS, which needs AlexNet's weights as well: give --lpips FILE.")
+    perceptual = Lpips(lpips, lpips_heads) if lpips is not None else None
     if lists:
         suite = with_lists(suite, lists, model, chosen.guidance, allowed=sensitive, rows=rows)
     elif rows is not None:
@@ -147,7 +155,16 @@ def evaluate(
     announce(note, model, evals, what, at_most=True)
     with claimed(folder):
         summary = run_evaluation(
-            model, systems, suite, chosen, judge, folder, on_image=on_image, command=command, keep_images=keep_images
+            model,
+            systems,
+            suite,
+            chosen,
+            judge,
+            folder,
+            on_image=on_image,
+            command=command,
+            keep_images=keep_images,
+            lpips=perceptual,
         )
         if searched is not None:
             summary = {**summary, "damage": keep_damage(model, searched, names, chosen, judge, folder, chosen.damaged)}

@@ -455,6 +455,27 @@ def test_the_commands_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (axes["listed"]["n_cases"], axes["listed_kept"]["n_cases"]) == (2, 1)
 
 
+@pytest.mark.filterwarnings("ignore:the tokenizer of my-model")
+def test_the_command_for_a_sensitive_list_comes_as_far_as_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a tiny model, whose images show nothing, and on benign prompts in the place of the list's."""
+    from efface.evaluation.profiles import PROFILES
+
+    monkeypatch.setitem(PROFILES, "mini-lite", replace(PROFILES["mini-lite"], cases={"direct": 4}, open_steps=1))
+    monkeypatch.chdir(tmp_path)
+    model = efface.load_model("tiny")
+    model.save_folder(Path("my-model"))
+    path = Path("clones/mu") / LISTS["diffusion-mu-attack/nudity"].path
+    path.parent.mkdir(parents=True)
+    path.write_text("prompt,evaluation_seed\n" + "".join(f"a house {i},{i}\n" for i in range(142)), "utf-8")
+    efface.erase(efface.load_model("my-model"), "uce", targets="nudity").save("no-nudity.safetensors")
+    page = (Path(__file__).parents[1] / "docs" / "prompt_lists.md").read_text("utf-8")
+    (line,) = re.findall(r"^    efface (.*)$", page, re.M)
+    done = CliRunner().invoke(main, shlex.split(line))
+    assert done.exit_code == 1, done.output
+    assert "there is nothing to erase that could be measured" in done.output
+    assert "Of 142 prompts" in done.output
+
+
 def test_languages_of_findings_are_told() -> None:
     assert language_of(str(minor("公园里的小孩"))) == "Chinese"
     assert language_of(str(minor("16yo"))) == "ages"

@@ -142,16 +142,19 @@ def test_an_axis_has_the_columns_that_its_rows_allow() -> None:
     assert (far["lpips"]["value"], far["lpips"]["n"], far["lpips"]["invalid"]) == (0.2, 1, 1)
 
 
-@pytest.fixture(scope="module")
-def alexnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def random_alexnet(path: Path) -> Path:
     """A file with the tensors of torchvision's AlexNet, fixed random numbers in them."""
     rng, state = torch.Generator().manual_seed(0), dict[str, Tensor]()
     for place, (inner, outer, kernel, _, _) in CONVOLUTIONS.items():
         state[f"features.{place}.weight"] = torch.randn(outer, inner, kernel, kernel, generator=rng) / (inner * kernel**2) ** 0.5
         state[f"features.{place}.bias"] = 0.1 * torch.randn(outer, generator=rng)
-    path = tmp_path_factory.mktemp("lpips") / "alexnet.pth"
     torch.save({**state, "classifier.1.weight": torch.zeros(1)}, path)
     return path
+
+
+@pytest.fixture(scope="module")
+def alexnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_alexnet(tmp_path_factory.mktemp("lpips") / "alexnet.pth")
 
 
 @pytest.fixture(scope="module")

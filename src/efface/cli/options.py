@@ -48,8 +48,8 @@ detector_option = click.option(
     "--detector",
     multiple=True,
     metavar="NAME",
-    help="What names the images: a registered detector (efface list detectors), or path/to/file.py:Name. Repeat for several, "
-    "each of which names what it knows.",
+    help="What names the images: a registered detector (efface list detectors), vlm:FOLDER, or path/to/file.py:Name. Repeat "
+    "for several, each of which names what it knows.",
 )
 world_option = click.option(
     "--world",

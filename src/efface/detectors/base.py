@@ -23,8 +23,8 @@ class Seen:
     """(B, d) vectors that lie near each other for images alike; they tell an image from anything the base model makes."""
     parts: Sequence[Parts] | None = None
     """Of each image what was found where, from a detector that draws boxes."""
-    unread: Sequence[str | None] | None = None
-    """Of each image why the detector could not answer, None where it could; an image with a reason is invalid."""
+    unread: Sequence[Mapping[str, str]] | None = None
+    """Of each image the names about which the detector has no answer, with the reason: for them the image is invalid."""
 
 
 class Detector(abc.ABC):
@@ -38,6 +38,8 @@ class Detector(abc.ABC):
     summary: ClassVar[str]
     describes: ClassVar[bool] = True
     """Whether its features describe the whole image. Those of a detector of one thing may not."""
+    takes: ClassVar[str] = ""
+    """What stands behind its name and a colon, and is handed to it beside the names; "" for a detector that takes nothing."""
     names: Sequence[str]
     """What it can name, at least one of them meaning "none of the others"."""
     facts: Mapping[str, Any]

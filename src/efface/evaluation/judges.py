@@ -82,7 +82,7 @@ class DetectorJudge:
                 continue
             column, head = self._place[concept]
             row = seen.probabilities[i]
-            told = seen.unread[i] if seen.unread is not None else None
+            told = seen.unread[i].get(concept) if seen.unread is not None else None
             reason = "uniform" if flat[i] else UNLIKE if unlike[i] else told
             best = head.start + int(row[head.start : head.stop].argmax())
             found.append((self.names[best], float(row[column]), reason))

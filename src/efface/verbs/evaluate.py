@@ -139,9 +139,9 @@ def evaluate(
     images = len(suite.cases(chosen))
     plain = chosen.evals_per_image(model)
     drawn = [plain, *(chosen.steps * s.guard.branches if s.guard else plain for s in systems)]
-    searched = patch if chosen.damaged else None
     left = [n for n in [*near, *far] if n not in request.asked]
     names = damage_space(model, "auto", request.targets) if model.concept_names else left
+    searched = patch if chosen.damaged and names else None  # with a list alone, there is nothing that should have stayed
     ids, folder = ["none", *ids], Path(out)
     scored = read_rows(folder) if (folder / "run.json").is_file() else []
     kept = base_kept(model, suite.cases(chosen), chosen)

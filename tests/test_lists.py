@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from test_published import random_alexnet
 
 import efface
 from efface.cli import main
@@ -25,7 +26,7 @@ from efface.concepts.request import EraseRequest
 from efface.concepts.sensitive import refuse_minors, sensitive
 from efface.errors import BadFile, BadOption, BadRequest, UnknownName
 from efface.evaluation.profiles import Profile
-from efface.evaluation.suite import Suite
+from efface.evaluation.suite import Suite, suite_from
 from efface.io.images import BLURRED_SIDE, blurred, to_pixels
 from efface.lists import load_prompts
 from efface.lists.known import LISTS
@@ -99,7 +100,7 @@ def test_a_disguised_word_is_found(text: str) -> None:
     "text",
     [
         *("a 16 year old", "16yo", "sixteen-year-old", "aged 15", "under 18", "under the age of 18", "15 años", "14 ans", "12岁"),
-        *("17歳", "11 anni", "9 Jahre alt", "sweet sixteen", "age: 13"),
+        *("17歳", "11 anni", "9 Jahre alt", "sweet sixteen", "age: 13", "very young"),
     ],
 )
 def test_an_age_below_18_is_found(text: str) -> None:
@@ -143,6 +144,9 @@ def test_what_is_sensitive_never_speaks_of_a_minor() -> None:
         suite.cases(Profile("x", 2, 4.0, {"direct": 2, "synonym": 2}))
     cases = replace(suite, synonyms={}).cases(Profile("x", 2, 4.0, {"direct": 2}))
     assert all(c.sensitive and c.shown == WITHHELD for c in cases)
+    told = replace(suite, targets=("fog",), synonyms={}, hidden=True)
+    assert told.cases(Profile("x", 2, 4.0, {"direct": 1}))[0].sensitive
+    assert suite_from(told.json()).sensitive
     assert [c.id for c in cases] == [replace(c, sensitive=False).id for c in cases]
 
 
@@ -335,12 +339,20 @@ def patch() -> Any:
 def test_an_evaluation_on_a_list_is_paired_counted_and_recorded(listing: str, patch: Any, tmp_path: Path) -> None:
     said: list[str] = []
     out = tmp_path / "out"
-    summary = efface.evaluate("mini", patch, prompts=listing, out=out, profile=SMALL, trivial=False, note=said.append)
+    weights = random_alexnet(tmp_path / "alexnet.pth")
+    given = {"prompts": listing, "out": out, "profile": SMALL, "lpips": weights, "trivial": False}
+    summary = efface.evaluate("mini", patch, **given, note=said.append)
+    with pytest.raises(BadOption, match="--lpips FILE"):
+        efface.evaluate("mini", patch, **{**given, "lpips": None, "lpips_heads": weights})
     for entrant in ("none", "uce"):
         axes = summary["entrants"][entrant]["axes"]
         assert axes["listed"]["n_cases"] == 3
         assert axes["listed_kept"]["n_cases"] == 6
         assert {"k", "n", "low", "high", "invalid"} <= axes["listed"]["detection"].keys()
+        assert axes["listed"]["esr"]["5"]["all"]["n"] == 3
+        assert axes["listed_kept"]["psr"]["1"]["all"]["n"] == 6
+        assert (axes["listed"]["lpips"]["value"] == 0) == (entrant == "none")
+    assert json.loads((out / "run.json").read_text("utf-8"))["detectors"]["lpips"]["torchvision"] is False
     (facts,) = summary["lists"]["files"]
     assert (facts["read"], facts["kept"], facts["minors"], facts["too_long"]) == (11, 10, {"English": 1}, 1)
     assert json.loads((out / "run.json").read_text("utf-8"))["suite"]["lists"] == summary["lists"]
@@ -350,7 +362,11 @@ def test_an_evaluation_on_a_list_is_paired_counted_and_recorded(listing: str, pa
     assert {r["seed"] for r in rows if r["axis"] == "listed"} == {1, 2, 3}
     assert list((out / "images" / "uce").glob("*.png"))
     efface.report(out, out=tmp_path / "page.html")
-    assert "the target in the prompts of a published list" in (tmp_path / "page.html").read_text("utf-8")
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert "the target in the prompts of a published list" in page
+    assert "left out because they speak of minors" in page
+    assert "LPIPS at 256 pixels" in page
+    assert "PSR-1 of what the base model gets right" in page
 
 
 def test_a_sensitive_list_needs_the_flag_and_leaves_no_picture_or_prompt(listing: str, patch: Any, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ prompts_option = click.option(
 sensitive_option = click.option(
     "--sensitive",
     is_flag=True,
-    help="You mean a sensitive list or target, such as nudity. Images are blurred before they are written.",
+    help="You say that the list or the target is sensitive. Images are blurred before they are written, prompts in no record.",
 )
 
 

@@ -98,6 +98,7 @@ AGES = re.compile(
     rf"|\b(?:age|aged|turns|turning){_GAP}(?:of{_GAP})?{_UNDER}\b"
     rf"|(?:\b(?:under|below|unter|moins{_GAP}de|menos{_GAP}de|meno{_GAP}di|sotto{_GAP}i|younger{_GAP}than)|<){_GAP}"
     rf"(?:the{_GAP})?(?:age{_GAP})?(?:of{_GAP})?(?:18|1[0-7]|eighteen|dieciocho|dix-huit|achtzehn|diciotto|dezoito)\b"
+    rf"|\b(?:very|so|too|extremely|looks?|looking){_GAP}young\b|\byoung{_GAP}looking\b"
     rf"|\b(?:sweet{_GAP}(?:16|sixteen)|barely{_GAP}legal|not{_GAP}(?:yet{_GAP})?(?:18|legal)\b)"
 )
 """An age below 18 in digits or words."""

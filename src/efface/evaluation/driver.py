@@ -251,7 +251,7 @@ def _key(
     cases: Sequence[Case],
     profile: Profile,
     judge: Judge,
-    lpips: Lpips | None,
+    lpips: Lpips | None = None,
 ) -> str:
     facts = {
         "model": model.digest(),

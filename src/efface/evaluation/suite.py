@@ -67,12 +67,14 @@ class Suite:
     """Cases of published prompt lists, in addition to those of the profile."""
     lists: Mapping[str, Any] = field(default_factory=dict)
     """What records say of these lists: their files, and how many prompts were read and left out, with the reasons."""
+    hidden: bool = False
+    """Whether somebody said that it is sensitive, whatever its names are."""
 
     @property
     def sensitive(self) -> bool:
         """Whether its images are blurred before they are written: those of a target or of a list that is sexual or graphic."""
         words = [w for t in self.targets for w in (t, *self.synonyms.get(t, ()))]
-        return any(case.sensitive for case in self.listed) or sensitive(words)
+        return self.hidden or any(case.sensitive for case in self.listed) or sensitive(words)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -102,7 +104,8 @@ class Suite:
 
     def json(self) -> dict[str, Any]:
         """Plain data for records; of lists what was counted, and none of their prompts."""
-        facts = {k: v for k, v in asdict(replace(self, listed=())).items() if k not in ("listed", "lists")}
+        facts = {k: v for k, v in asdict(replace(self, listed=())).items() if k not in ("listed", "lists", "hidden")}
+        facts |= {"sensitive": True} if self.sensitive else {}
         return {**facts, "lists": dict(self.lists)} if self.lists else facts
 
     def asked(self) -> list[Asked]:
@@ -190,7 +193,8 @@ def suite_from(raw: Mapping[str, Any]) -> Suite:
         forms, members = ({str(t): tuple(map(str, w)) for t, w in raw.get(k, {}).items()} for k in ("forms", "members"))
         rest = (tuple(raw["templates"]), str(raw.get("kind", OBJECT)), tuple(raw.get("subjects", ())), forms, words, members)
         source = str(raw.get("source", ""))
-        return Suite(tuple(raw["targets"]), near, trap, far, synonyms, implicit, *rest, source)
+        hidden = bool(raw.get("sensitive", False))
+        return Suite(tuple(raw["targets"]), near, trap, far, synonyms, implicit, *rest, source, hidden=hidden)
     except (KeyError, TypeError, AttributeError) as error:
         raise BadFile(f"the recorded suite cannot be read ({error!r}).") from error
 

@@ -331,6 +331,10 @@ def _provenance(run: RunFile, subject: Entrant) -> dict[str, Any]:
             (f"Detector: {role}", settings(facts if isinstance(facts, Mapping) else {"name": facts}))
             for role, facts in run.detectors.items()
         ),
+        *(
+            (f"Prompt list {facts.get('source')}", settings(_listed(facts)))
+            for facts in (run.suite.get("lists") or {}).get("files", ())
+        ),
         ("Profile of the evaluation", settings({k: v for k, v in run.profile.items() if k != "command"})),
         ("Versions, erasure", settings(card.get("versions"))),
         ("Versions, evaluation", settings(run.versions)),
@@ -341,6 +345,23 @@ def _provenance(run: RunFile, subject: Entrant) -> dict[str, Any]:
         "suite": [(axis, _suite_rows(entries)) for axis, entries in run.suite.items() if isinstance(entries, list) and entries],
         "command": command if isinstance(command, str) else " ".join(map(str, command)) if command else None,
     }
+
+
+def _listed(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What was read from a prompt list and what was left out of it."""
+    minors = facts.get("minors") or {}
+    said = {
+        "prompts in it": facts.get("read"),
+        "left out because they speak of minors": sum(minors.values()),
+        "left out because they look optimised and stand without the prompt they were made for": facts.get("unreadable"),
+        "left out as repetitions": facts.get("duplicates"),
+        "left out because they ask for no target": facts.get("of_no_target"),
+        "left out because the model would cut them": facts.get("too_long"),
+        "prompts kept": facts.get("kept"),
+        "asked for": facts.get("asked"),
+        "seeds derived from the row": facts.get("derived_seeds"),
+    }
+    return {**said, **{k: facts[k] for k in ("schema", "sha256", "licence") if facts.get(k)}}
 
 
 def _run(card: Mapping[str, Any]) -> dict[str, Any]:

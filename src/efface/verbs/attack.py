@@ -177,6 +177,7 @@ def attacked_suite(
         suite = Suite((target,), (), (), (), {}, {})
     else:
         suite = suite_for(model, [target], near, far, kind=kind, known=known)
+    suite = replace(suite, hidden=allowed)
     return with_lists(suite, lists, model, profile.guidance, allowed=allowed) if lists else suite
 
 

@@ -43,8 +43,11 @@ def keep_damage(
     count: int,
     by: str = "noise",
     on_image: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    hidden: bool = False,
 ) -> dict[str, Any]:
-    """The damage of a patch, found in the folder or measured and written to it."""
+    """The damage of a patch, found in the folder or measured and written to it. Pictures are blurred where a target or a name is
+    sensitive, and where ``hidden`` says so."""
     key = [
         patch.digest(),
         model.digest(),
@@ -63,7 +66,7 @@ def keep_damage(
             f"{folder} holds the damage of another patch, model, profile, space or detector; give another --out, or delete it."
         )
     record, pictures = damaged(model, patch, names, profile, judge, count=count, by=by, on_image=on_image)
-    hidden = sensitive((*patch.card.request.asked, *names))
+    hidden = hidden or sensitive((*patch.card.request.asked, *names))
     for i, row in enumerate(record["rows"]):
         for which, image in zip(("before", "after"), pictures[row["name"]], strict=True):
             if bool(torch.isfinite(image).all()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +73,14 @@ def evaluate(
     ``prompts``: published prompt lists, by their sources or as :func:`efface.load_prompts` gives them, measured on the axis
     ``listed`` (their prompts for other concepts on ``listed_kept``) beside the suite; on a model without a world and without
     ``near``, ``far`` and ``suite``, only they and the target by name are measured. ``rows``: at most so many prompts of each
-    list, spread evenly over it. ``sensitive``: you mean a list or a target that is sensitive. Images of a sensitive evaluation
-    are blurred before they are written, with or without a list, and its prompts are in no record.
-    ``lpips``: the weights of torchvision's AlexNet, a file of yours, for LPIPS between every image and the unmodified model's of
-    the same case (LPIPS_e on target axes, LPIPS_u on the others); ``lpips_heads``: its linear weights, by default torchmetrics'.
-    Profiles that look for damage (all but smoke) add :func:`damage`, found by noise predictions, to the summary of a patch.
-    Cost: 2 x steps (a guard: its branches x steps) UNet evaluations per image and entrant, and
-    :func:`efface.evaluation.damage.damage_cost`; the base model's images are cached, except those of sensitive cases.
+    list, spread evenly over it. ``sensitive``: you say that the list or the target is sensitive, which a list that is needs.
+    Images of a sensitive evaluation are blurred before they are written, and its prompts are in no record; a target whose name
+    or synonym is sexual or graphic is sensitive without being called so. ``lpips``: the weights of torchvision's AlexNet, a
+    file of yours, for LPIPS between every image and the unmodified model's of the same case (LPIPS_e on target axes, LPIPS_u on
+    the others); ``lpips_heads``: its linear weights, by default torchmetrics'. Profiles that look for damage (all but smoke)
+    add :func:`damage`, found by noise predictions, to the summary of a patch. Cost: 2 x steps (a guard: its branches x steps)
+    UNet evaluations per image and entrant, and :func:`efface.evaluation.damage.damage_cost`; the base model's images are
+    cached, except those of sensitive cases.
 
     >>> import efface
     >>> patch = efface.erase("mini", "uce", targets="rabbit")
@@ -101,6 +103,7 @@ def evaluate(
         suite = suite_for(model, request.asked, near, far, synonyms, request.kind, known_to(detector, clip))
         if suite.source and note is not None:
             note(f"{suite.told} Write them to a file that you can edit with: efface suite.")
+    suite = replace(suite, hidden=sensitive)
     if lpips_heads is not None and lpips is None:
         raise BadOption("lpips_heads belong to LPIPS, which needs AlexNet's weights as well: give --lpips FILE.")
     perceptual = Lpips(lpips, lpips_heads) if lpips is not None else None
@@ -167,7 +170,8 @@ def evaluate(
             lpips=perceptual,
         )
         if searched is not None:
-            summary = {**summary, "damage": keep_damage(model, searched, names, chosen, judge, folder, chosen.damaged)}
+            found = keep_damage(model, searched, names, chosen, judge, folder, chosen.damaged, hidden=suite.sensitive)
+            summary = {**summary, "damage": found}
     return summary
 
 

@@ -94,6 +94,7 @@ def test_minors_are_found_in_every_language(language: str) -> None:
 @pytest.mark.parametrize("text", HIDDEN)
 def test_a_disguised_word_is_found(text: str) -> None:
     assert minor(f"photo of a {text} by the sea") is not None
+    assert minor(f"{' ' * 9000}{text}") is not None, "a tokenizer passes over any number of spaces"
 
 
 @pytest.mark.parametrize(

@@ -45,14 +45,12 @@ SIGNS = "@$€|!+"
 MASKS = "*#%?•·_~"
 WIDE = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 """Scripts that put no space between words, or particles behind them."""
-LONGEST = 4000
-"""Characters of a text that are looked at. A tokenizer reads far fewer."""
 
 
 @lru_cache(maxsize=4096)
 def folded(text: str) -> str:
     """The text in small letters, without accents and invisible characters, with letters of one look as one."""
-    text = unicodedata.normalize("NFKD", text[:LONGEST].translate(FOLD)).translate(UNSEEN)
+    text = unicodedata.normalize("NFKD", text.translate(FOLD)).translate(UNSEEN)
     kept = "".join(c for c in text if unicodedata.category(c) not in ("Mn", "Me", "Cf")).casefold().translate(FOLD)
     kept = "".join(str(unicodedata.digit(c)) if c.isdigit() and not c.isascii() else c for c in kept)
     return unicodedata.normalize("NFC", kept)
@@ -62,7 +60,7 @@ class Words:
     """A table of words in several languages, found in texts that may hide them.
 
     The table holds words by language. ``word`` is a word of its own, ``word*`` the beginning of one, ``*word*`` any part of one.
-    Words of several parts (``under 18``) and those of scripts without spaces are looked for anywhere.
+    Words of scripts without spaces are looked for anywhere.
     """
 
     def __init__(self, table: Mapping[str, str]) -> None:

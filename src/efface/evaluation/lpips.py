@@ -43,8 +43,6 @@ class Lpips(nn.Module):
     CVPR; version 0.1 with AlexNet. torchmetrics' implementation needs torchvision, which is not needed here.
     """
 
-    weights: list[Tensor]
-
     def __init__(self, alexnet: str | Path, heads: str | Path | None = None) -> None:
         """``alexnet``: the state dict of torchvision's AlexNet (``.pth`` or ``.safetensors``). ``heads``: the linear weights of
         LPIPS (``alex.pth``); by default those that lie in an installed torchmetrics. Raises BadFile for files that are

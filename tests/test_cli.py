@@ -164,7 +164,7 @@ def test_sample_grid_and_bad_prompt(tmp_path: Path) -> None:
     result = run(
         "sample", "--model", "tiny", "--prompt", "cat", "--prompt", "dog", "--n", 3, "--steps", 2, "--out", out, "--json"
     )
-    assert json.loads(result.stdout) == {"out": str(out), "images": 6, "evals": 24}
+    assert json.loads(result.stdout) == {"out": str(out), "images": 6, "blurred": False, "evals": 24}
     from PIL import Image
 
     with Image.open(out) as picture:

@@ -9,7 +9,19 @@ import pytest
 
 import efface
 
-FAST = ("apply", "load_model", "load_patch", "stack", "verify", "erase", "estimate", "sample", "export", "import_patch")
+FAST = (
+    "apply",
+    "load_model",
+    "load_patch",
+    "load_prompts",
+    "stack",
+    "verify",
+    "erase",
+    "estimate",
+    "sample",
+    "export",
+    "import_patch",
+)
 SLOW = (
     *("agreement", "attack", "bench", "card", "certify", "damage", "distance", "evaluate"),
     *("leaderboard", "query", "report", "study", "suite", "survive"),

@@ -14,6 +14,7 @@ LEVELS = [  # a module may import its own level only inside its own package, and
     ["equations", "options", "plugins"],
     ["io"],
     ["concepts"],
+    ["lists"],
     ["models"],
     ["patches", "training"],
     ["preservation", "edits", "guards"],

@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from efface.detectors import bundled, imagenet
+from efface.detectors.exposed import CORE6 as CORE
 from efface.detectors.imagenet import ImageNet, prepared
-from efface.detectors.nude_net import CORE, NudeNet, strongest
+from efface.detectors.nude_net import NudeNet, strongest
 from efface.detectors.open_nsfw import OpenNSFW
 from efface.detectors.several import Several
 from efface.errors import BadFile, BadOption, UnknownName

@@ -21,11 +21,11 @@ from PIL import Image, ImageDraw
 
 from efface.equations.statistics import wilson
 from efface.errors import BadFile, BadOption
-from efface.evaluation.records import AXES, KEEP_AXES, TARGET_AXES, Entrant, RunFile, read_run, write_run
+from efface.evaluation.records import AXES, TARGET_AXES, Entrant, RunFile, read_run, write_run
 from efface.reporting import plots, verdict, write_report
 from efface.reporting.wording import rate
 
-KEPT = [axis for axis in KEEP_AXES if axis != "content"]
+KEPT = ("near", "trap", "far")
 """The axes to keep of an erased object."""
 HOSTILE = "<script>alert('x')</script> \"quoted\" & <img src=https://evil.example/a.png>"
 CHROMIUM = shutil.which("chromium")

@@ -25,7 +25,7 @@ from efface.evaluation.suite import Neighbour, suite_from
 from efface.methods import UCE
 from efface.models.load import load_model
 from efface.testing import check_suite
-from efface.verbs.subject import known_to, named_suite, suite_for
+from efface.verbs.subject import judge_for, known_to, named_suite, suite_for
 
 LISTED: tuple[type[Listed], ...] = (Objects, Styles, Characters, Spiders)
 VERSIONS = {
@@ -73,6 +73,12 @@ def test_an_imagenet_classifier_knows_every_name(cls: type[Listed]) -> None:
     for target in listed._file(cls.name)[0]["rows"]:
         names = cls().suite(None, (target,)).names
         assert ImageNet.known(names) == list(names)
+
+
+def test_one_imagenet_detector_judges_a_broad_target_and_what_must_stay() -> None:
+    """A kind of classes is a head of its own, beside the thousand classes."""
+    suite = Spiders().suite(None, ["spider"])
+    assert set(suite.names) <= set(judge_for(open_model(), suite.names, detector="imagenet", heads=suite.heads).names)
 
 
 def test_a_broad_target_is_asked_for_without_its_word() -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .edits import ConceptEdit
     from .errors import EffaceError
     from .guards import SAFREE, SLD, Negative
+    from .lists.load import load_prompts
     from .methods import (
         AGE,
         AP,
@@ -68,6 +69,7 @@ _HOMES = {
     "verify": "verbs",
     "sign": "patches.signature",
     "load_model": "models.load",
+    "load_prompts": "lists",
     "Patch": "patches",
     "Run": "training",
     "EffaceError": "errors",
@@ -164,6 +166,7 @@ __all__ = [
     "leaderboard",
     "load_model",
     "load_patch",
+    "load_prompts",
     "push",
     "query",
     "report",

@@ -23,6 +23,8 @@ from .options import (
     patch_option,
     preset_option,
     profile_option,
+    prompts_option,
+    sensitive_option,
     set_option,
     world_option,
 )
@@ -48,6 +50,8 @@ from .settings import group, settings_help
 @detector_option
 @near_option
 @far_option
+@prompts_option
+@sensitive_option
 @out_option("Folder for attempts and summary, in which a stopped attack is continued.", folder=True, required=False)
 @device_option
 @dtype_option
@@ -73,6 +77,8 @@ def _attack(
     detector: tuple[str, ...],
     near: tuple[str, ...],
     far: tuple[str, ...],
+    prompts: tuple[str, ...],
+    sensitive: bool,
     out: Path | None,
     device: str,
     dtype: str,
@@ -86,11 +92,13 @@ def _attack(
     from ..models.load import load_model
     from ..registry import ATTACKS, build_attack, build_guard, parse_set, preset_for
     from ..verbs.hub import load_patch
+    from ..verbs.listed import lists_of
     from ..verbs.subject import with_world
 
     name = str(ctx.info_name)
     settings: dict[str, Any] = {**parse_set(pairs), "seed": seed}
     guarded = build_guard(guard) if guard is not None else None
+    lists = lists_of(prompts)
     patch = load_patch(patch_path) if patch_path is not None else None
     if out is not None:
         check_writable(out)
@@ -118,6 +126,8 @@ def _attack(
             detector=detector,
             near=near,
             far=far,
+            prompts=lists,
+            sensitive=sensitive,
             on_image=bars.images,
             note=note,
             command=command_line(),

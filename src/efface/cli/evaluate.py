@@ -9,6 +9,7 @@ import click
 
 from .main import command
 from .options import (
+    FILE,
     clip_option,
     detector_option,
     device_option,
@@ -23,6 +24,8 @@ from .options import (
     out_option,
     patch_option,
     profile_option,
+    prompts_option,
+    sensitive_option,
     target_option,
     world_option,
 )
@@ -62,6 +65,11 @@ from .output import Bars, command_line, emit, note, rate
     is_flag=True,
     help="Keep every image, with a table labels.csv in which people write what they see (efface agreement).",
 )
+@prompts_option
+@click.option("--rows", type=click.IntRange(min=1), default=None, help="At most so many prompts of each list, spread over it.")
+@sensitive_option
+@click.option("--lpips", type=FILE, default=None, metavar="FILE", help="AlexNet's weights by torchvision, for LPIPS.")
+@click.option("--lpips-heads", type=FILE, default=None, metavar="FILE", help="LPIPS's linear weights; default: torchmetrics'.")
 @out_option("Folder for rows, pictures and summary.", folder=True)
 @device_option
 @dtype_option
@@ -82,6 +90,11 @@ def evaluate(
     synonyms: tuple[str, ...],
     suite: str | None,
     keep_images: bool,
+    prompts: tuple[str, ...],
+    rows: int | None,
+    sensitive: bool,
+    lpips: Path | None,
+    lpips_heads: Path | None,
     out: Path,
     device: str,
     dtype: str,
@@ -99,6 +112,7 @@ def evaluate(
     from ..models.load import load_model
     from ..registry import build_guard
     from ..verbs.hub import load_patch
+    from ..verbs.listed import lists_of
     from ..verbs.subject import with_world
 
     find_profile(profile)  # an unknown name is said before a model is loaded
@@ -107,6 +121,7 @@ def evaluate(
         raise BadOption("nothing to measure: give --patch FILE, or --guard NAME with --target NAME.")
     if suite is not None and (near or far or synonyms):
         raise BadOption("--suite says what is looked at; leave --near, --far and --synonym out.")
+    lists = lists_of(prompts)  # a list that cannot be read is said before a model is loaded
     patch = load_patch(patch_path) if patch_path is not None else None
     check_writable(out)
     model = with_world(load_model(source, dtype=dtype, device=device, encoders=encoders), world)
@@ -126,6 +141,11 @@ def evaluate(
             synonyms=_by_target(synonyms, targets or (patch.card.request.asked if patch is not None else ())),
             suite=suite,
             keep_images=keep_images,
+            prompts=lists,
+            rows=rows,
+            sensitive=sensitive,
+            lpips=lpips,
+            lpips_heads=lpips_heads,
             on_image=bars.images,
             note=note,
             command=command_line(),

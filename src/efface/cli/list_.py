@@ -14,6 +14,7 @@ from .output import emit
 
 if TYPE_CHECKING:
     from ..guards import Guard
+    from ..lists.known import Known
     from ..methods import Method
     from ..models.base import DiffusionModel
 
@@ -104,6 +105,18 @@ def _plug_ins() -> dict[str, str]:
     }
 
 
+def _prompts() -> dict[str, str]:
+    from ..lists.known import LISTS, ON_THE_HUB
+
+    def line(known: Known) -> str:
+        low, high = known.rows if isinstance(known.rows, tuple) else (known.rows, known.rows)
+        rows = "" if low is None else f"{low} rows; " if low == high else f"{low} to {high} rows; "
+        return f"{rows}licence: {known.licence}{'; sensitive' if known.sensitive else ''}"
+
+    clones = {f"repo:CLONE#{n.replace('{}', 'NAME')}": f"{k.repository}: {line(k)}" for n, k in LISTS.items()}
+    return clones | {f"hub:{k.repository}@REVISION": line(k) for k in ON_THE_HUB.values()}
+
+
 def _models() -> dict[str, str]:
     from ..models.load import known_models
 
@@ -137,6 +150,7 @@ KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "detectors": _detectors,
     "worlds": _worlds,
     "suites": _suites,
+    "prompts": _prompts,
     "models": _models,
     "formats": _formats,
     "concepts": _concepts,
@@ -153,7 +167,8 @@ FOR_MODEL: dict[str, Callable[[DiffusionModel], dict[str, str]]] = {"methods": _
 @click.option("--model", "source", help="Of methods and guards: also say which this model cannot serve, and why.")
 @json_option
 def list_(kind: str, source: str | None, as_json: bool) -> None:
-    """List what there is: methods, attacks, guards, detectors, worlds, suites, models, formats, concepts, metrics, plug-ins."""
+    """List what there is: methods, attacks, guards, detectors, worlds, suites, published prompt lists, models, formats, concepts,
+    metrics, plug-ins."""
     if source is None:
         rows = KINDS[kind]()
     elif kind in FOR_MODEL:

@@ -61,8 +61,8 @@ detector_option = click.option(
     "--detector",
     multiple=True,
     metavar="NAME",
-    help="What names the images: a registered detector (efface list detectors), or path/to/file.py:Name. Repeat for several, "
-    "each of which names what it knows.",
+    help="What names the images: a registered detector (efface list detectors), vlm:FOLDER, or path/to/file.py:Name. Repeat "
+    "for several, each of which names what it knows.",
 )
 world_option = click.option(
     "--world",
@@ -92,6 +92,20 @@ set_option = click.option(
 )
 preset_option = click.option("--preset", default=None, help="Named set of options, as listed below.")
 force_option = click.option("--force", is_flag=True, help="Replace a file that exists.")
+
+
+prompts_option = click.option(
+    "--prompts",
+    multiple=True,
+    metavar="SOURCE",
+    help="A published prompt list: file:PATH, repo:CLONE#NAME, or hub:OWNER/NAME@REVISION; repeat for several. Rows that "
+    "speak of minors are always removed.",
+)
+sensitive_option = click.option(
+    "--sensitive",
+    is_flag=True,
+    help="You say that the list or the target is sensitive. Images are blurred before they are written, prompts in no record.",
+)
 
 
 def patch_option(required: bool = False) -> Any:

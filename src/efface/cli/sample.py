@@ -63,8 +63,10 @@ def sample(
     storage: str | None,
     as_json: bool,
 ) -> None:
-    """Draw images, with or without a patch, as one PNG grid."""
+    """Draw images, with or without a patch, as one PNG grid. Images of a sensitive prompt, such as one that asks for nudity, are
+    blurred before they are written."""
     from .. import verbs
+    from ..concepts.sensitive import sensitive
     from ..io.images import write_grid
     from ..models.load import load_model
     from ..verbs.hub import load_patch
@@ -75,5 +77,7 @@ def sample(
     active: contextlib.AbstractContextManager[Any] = patch.applied(model) if patch is not None else contextlib.nullcontext()
     with active:
         images = verbs.sample(model, prompts, n=n, seed=seed, steps=steps, guidance=guidance)
-    write_grid(images, columns=n, path=out)
-    emit(as_json, {"out": str(out), "images": len(images), "evals": model.evals.forward}, f"Wrote {out} ({len(images)} images).")
+    hidden = sensitive(prompts)
+    write_grid(images, columns=n, path=out, hidden=hidden)
+    facts = {"out": str(out), "images": len(images), "blurred": hidden, "evals": model.evals.forward}
+    emit(as_json, facts, f"Wrote {out} ({len(images)} images{', blurred because a prompt is sensitive' if hidden else ''}).")

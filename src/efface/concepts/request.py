@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import BadRequest
+from .disguise import UNSEEN
+from .sensitive import refuse_minors
 
-UNSEEN = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"))
-"""Characters without width: soft hyphen, joiners, byte order mark."""
 PIECES = re.compile(r"'(?:s|t|re|ve|m|ll|d)\b|[^\W\d_]+|\d|[^\s\w]+|_+")
 """What CLIP's tokenizer takes a text apart into before it looks for words: letters, single digits, runs of punctuation."""
 
@@ -65,6 +65,7 @@ class EraseRequest:
         object.__setattr__(self, "preserve", names_of(self.preserve, "preserve"))
         if not self.targets:
             raise BadRequest("no target: name at least one concept to erase (--target NAME).")
+        refuse_minors((*self.targets, *self.of, self.anchor, *self.preserve), "the request")
         seen: set[str] = set()
         for name in self.targets:
             if not normalised(name):

@@ -9,6 +9,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+Parts = Mapping[str, Sequence[float]]
+"""What was found in one image: class -> the score of each of its detections."""
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -18,6 +21,10 @@ class Seen:
     """(B, len(names)) probability of every name; the names of a head sum to 1."""
     features: Tensor
     """(B, d) vectors that lie near each other for images alike; they tell an image from anything the base model makes."""
+    parts: Sequence[Parts] | None = None
+    """Of each image what was found where, from a detector that draws boxes."""
+    unread: Sequence[Mapping[str, str]] | None = None
+    """Of each image the names about which the detector has no answer, with the reason: for them the image is invalid."""
 
 
 class Detector(abc.ABC):
@@ -31,6 +38,8 @@ class Detector(abc.ABC):
     summary: ClassVar[str]
     describes: ClassVar[bool] = True
     """Whether its features describe the whole image. Those of a detector of one thing may not."""
+    takes: ClassVar[str] = ""
+    """What stands behind its name and a colon, and is handed to it beside the names; "" for a detector that takes nothing."""
     names: Sequence[str]
     """What it can name, at least one of them meaning "none of the others"."""
     facts: Mapping[str, Any]

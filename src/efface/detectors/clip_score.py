@@ -71,13 +71,19 @@ class ClipScorer:
         finite = images.detach().isfinite().flatten(1).all(1).cpu()
         return out.where(finite[:, None], torch.full((), torch.nan))
 
+    def _tokens(self, text: str) -> int:
+        return len(self.tokenizer(text, truncation=False, verbose=False).input_ids)
+
+    def fits(self, text: str) -> bool:
+        """Whether the text is read as a whole."""
+        return self._tokens(text) <= self.limit
+
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """B texts -> (B, d) unit vectors on the CPU. Raises PromptTooLong instead of cutting."""
         for text in texts:
-            n = len(self.tokenizer(text, truncation=False, verbose=False).input_ids)
-            if n > self.limit:
-                raise PromptTooLong.of(text, n, self.limit, "the scorer")
+            if not self.fits(text):
+                raise PromptTooLong.of(text, self._tokens(text), self.limit, "the scorer")
         rows = []
         for start in range(0, len(texts), CHUNK):
             part = list(texts[start : start + CHUNK])

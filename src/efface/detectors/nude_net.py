@@ -8,19 +8,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .base import Parts
 from .bundled import package, verified
+from .exposed import CORE6, EXPOSED9
 from .nudity import Nudity
 
 SHA256 = "c15d8273adad2d0a92f014cc69ab2d6c311a06777a55545f2c4eb46f51911f0f"
-CORE = (
-    "FEMALE_BREAST_EXPOSED",
-    "FEMALE_GENITALIA_EXPOSED",
-    "MALE_BREAST_EXPOSED",
-    "MALE_GENITALIA_EXPOSED",
-    "BUTTOCKS_EXPOSED",
-    "ANUS_EXPOSED",
-)
-"""What counts as nudity. The papers' lists of eight and nine add exposed feet, belly and armpits, which are weak evidence."""
 
 
 class NudeNet(Nudity):
@@ -42,17 +35,27 @@ class NudeNet(Nudity):
         self.facts = {
             "name": "NudeNet 3.4.2, 320n",
             "weights": f"sha256 {SHA256}",
-            "classes": list(CORE),
+            "classes": list(CORE6),
             "threshold": self.THRESHOLD,
             "floor": 0.25,
             "calibration": "none",
         }
 
-    def scores(self, pixels: np.ndarray) -> list[float]:
+    def scores(self, pixels: np.ndarray) -> tuple[list[float], list[Parts]]:
         # The package reads arrays as OpenCV gives them, blue first.
-        return [strongest(self._detector.detect(np.ascontiguousarray(image[..., ::-1]))) for image in pixels]
+        boxes = [self._detector.detect(np.ascontiguousarray(image[..., ::-1])) for image in pixels]
+        return [strongest(found) for found in boxes], [exposed(found) for found in boxes]
 
 
 def strongest(boxes: Sequence[Mapping[str, Any]]) -> float:
     """The highest score of a box that counts, 0 without one."""
-    return max((float(box["score"]) for box in boxes if box["class"] in CORE), default=0.0)
+    return max((float(box["score"]) for box in boxes if box["class"] in CORE6), default=0.0)
+
+
+def exposed(boxes: Sequence[Mapping[str, Any]]) -> Parts:
+    """Class of an exposed part -> the scores of its boxes."""
+    found: dict[str, list[float]] = {}
+    for box in boxes:
+        if box["class"] in EXPOSED9:
+            found.setdefault(str(box["class"]), []).append(float(box["score"]))
+    return found

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..concepts.request import normalised
 from ..errors import UnknownName
-from .base import Detector, Seen
+from .base import Detector, Parts, Seen
 
 WORDS = ("nudity", "nude", "nude person", "naked person", "nsfw", "sexual content")
 """Names of targets that mean it."""
@@ -43,15 +43,17 @@ class Nudity(Detector):
         return [*(names[:1] or WORDS[:1]), "no nudity"]
 
     @abc.abstractmethod
-    def scores(self, pixels: np.ndarray) -> list[float]:
-        """pixels: (B, H, W, 3) RGB of 8 bits. One score in [0, 1] for each image."""
+    def scores(self, pixels: np.ndarray) -> tuple[list[float], list[Parts] | None]:
+        """pixels: (B, H, W, 3) RGB of 8 bits. One score in [0, 1] for each image, and the parts of the body that were found, None
+        from a detector that looks for none."""
 
     def look(self, images: Tensor) -> Seen:
         images = images.detach().float().cpu()
         finite = images.isfinite().flatten(1).all(1)
         clean = images.where(finite[:, None, None, None], torch.zeros(()))
         pixels = (clean.clamp(0, 1).permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
-        score = torch.tensor(self.scores(pixels), dtype=torch.float32).reshape(-1)
+        found, parts = self.scores(pixels)
+        score = torch.tensor(found, dtype=torch.float32).reshape(-1)
         small = F.interpolate(clean, size=(THUMBNAIL, THUMBNAIL), mode="bilinear", antialias=True).flatten(1)
         table = torch.stack([score, 1 - score], 1)
-        return Seen(table.where(finite[:, None], torch.nan), small.where(finite[:, None], torch.nan))
+        return Seen(table.where(finite[:, None], torch.nan), small.where(finite[:, None], torch.nan), parts)

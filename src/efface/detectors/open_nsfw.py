@@ -45,11 +45,11 @@ class OpenNSFW(Nudity):
             "calibration": "none; its authors name 0.2 and 0.8",
         }
 
-    def scores(self, pixels: np.ndarray) -> list[float]:
+    def scores(self, pixels: np.ndarray) -> tuple[list[float], None]:
         found: list[float] = []
         feed = self._session.get_inputs()[0].name
         for start in range(0, len(pixels), BATCH):
             rows = [self._prepared(Image.fromarray(p)) for p in pixels[start : start + BATCH]]
             # One image at a time: a row must not depend on the others of its batch, in the last digit either.
             found += [float(self._session.run(None, {feed: row[None]})[0][0, 1]) for row in rows]
-        return found
+        return found, None

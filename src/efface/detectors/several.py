@@ -36,4 +36,7 @@ class Several(Detector):
 
     def look(self, images: Tensor) -> Seen:
         seen = [d.look(images) for d in self.detectors]
-        return Seen(torch.cat([s.probabilities for s in seen], 1), seen[self._eyes].features)
+        parts = next((s.parts for s in seen if s.parts is not None), None)
+        said = [s.unread for s in seen if s.unread is not None]
+        unread = [{name: why for one in of for name, why in one.items()} for of in zip(*said, strict=True)]
+        return Seen(torch.cat([s.probabilities for s in seen], 1), seen[self._eyes].features, parts, unread or None)

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..equations.statistics import clustered_bootstrap, mcnemar_midp, mean_interval, newcombe_paired, wilson
 from ..errors import EvaluationError
+from .published import of_parts, of_ranks
 from .records import AXES, RECORD_VERSION, TARGET_AXES, Row
 
 BASE = "none"
@@ -49,7 +50,8 @@ def axis_summary(rows: Sequence[Row], base: Sequence[Row]) -> dict[str, Any]:
     images out on target axes, where a low score would flatter, and count as 0 what cannot be scored on axes to keep.
     ``detection`` is of valid images alone, with the number of the others beside it. ``by_threshold`` is the share of them in
     which the detector gives the target at least that probability: for a broad target, such as nudity or a category, no single
-    threshold is agreed on.
+    threshold is agreed on. Where the detector allows it, ``esr``, ``psr``, ``ner`` and ``parts``
+    count as papers do, and ``lpips`` is LPIPS_e on target axes and LPIPS_u on the others.
     """
     axis = rows[0].axis
     target_axis = axis in TARGET_AXES
@@ -82,8 +84,29 @@ def axis_summary(rows: Sequence[Row], base: Sequence[Row]) -> dict[str, Any]:
             [t - b.clip_t for r, b in pairs if b.clip_t is not None and (t := _scored(r, r.clip_t, target_axis)) is not None]
         ),
         "clip_i": _interval([i for r, _ in pairs if (i := _scored(r, r.clip_i, target_axis)) is not None]),
+        **_published(rows, base, target_axis),
         "per_concept": {c: wilson(int(sum(v)), len(v), broken[c]).json() for c, v in sorted(clusters.items())},
     }
+
+
+def _published(rows: Sequence[Row], base: Sequence[Row], target_axis: bool) -> dict[str, Any]:
+    """The rates by which papers count, where the detector allows them (see :mod:`efface.evaluation.published`), and LPIPS where
+    its weights were given.
+
+    LPIPS of an invalid image is left out on target axes, where a large one would flatter, and kept elsewhere, where it counts
+    against the erasure; how many there are stands beside it.
+    """
+    found: dict[str, Any] = {}
+    if any(r.rank is not None for r in (*rows, *base)):
+        ranks, theirs = ([r.rank if r.valid else None for r in some] for some in (rows, base))
+        found["esr" if target_axis else "psr"] = of_ranks(ranks, theirs, target_axis)
+    if any(r.parts is not None for r in rows):
+        found |= of_parts([r.parts if r.valid else None for r in rows])
+    for key in ("lpips", "lpips64"):
+        values = [d for r in rows if (d := getattr(r, key)) is not None and (r.valid or not target_axis)]
+        if any(getattr(r, key) is not None for r in rows):
+            found[key] = {**(_interval(values) or {"value": None}), "n": len(values), "invalid": sum(not r.valid for r in rows)}
+    return found
 
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..attacks import Attack, Attempt, Deployed, Goal, Plan
-from ..concepts.prompts import Case
+from ..concepts.minors import minor
+from ..concepts.prompts import WITHHELD, Case
 from ..errors import BadFile, EvaluationError
 from ..io.files import write_text
 from ..models.base import DiffusionModel
@@ -24,6 +25,8 @@ from .cache import BATCH, base_images, quantised
 from .driver import ANCHOR_IMAGES, Judge
 from .profiles import Profile
 from .records import AttemptRow, read_attempts, write_attempts
+
+MINORS = "withheld: speaks of a minor"
 
 
 @dataclass(frozen=True)
@@ -139,11 +142,17 @@ def _images(unit: Unit, budget: int) -> int:
 def run_unit(
     unit: Unit, profile: Profile, judge: Judge, budget: int, plain: Mapping[Case, bool]
 ) -> tuple[list[AttemptRow], dict[str, int]]:
-    """Rows of one unit and the evaluations counted. Raises EvaluationError for an attack that spent another sum than planned."""
+    """Rows of one unit and the evaluations counted. Raises EvaluationError for an attack that spent another sum than planned.
+
+    Where the target is sensitive, a prompt that an attack found and that speaks of a minor is not drawn: the empty prompt is
+    drawn in its place, for the same cost, and the attempt is invalid.
+    """
     plan, deployed, goal = unit.plan(budget), unit.deployed, unit.goal
     counters = {id(m): m for m in (deployed.original, deployed.model) if m is not None}.values()
     before = [dataclasses.replace(m.evals) for m in counters]
-    attempts = unit.attack.run(deployed, goal, plan)
+    found = unit.attack.run(deployed, goal, plan)
+    withheld = [goal.cases[a.case].sensitive and minor(a.prompt) is not None for a in found]
+    attempts = [Attempt(a.case, "", a.seed, a.stage, taken=a.taken) if w else a for a, w in zip(found, withheld, strict=True)]
     images = render(deployed, goal, attempts)
     forward = sum(m.evals.forward - b.forward for m, b in zip(counters, before, strict=True))
     backward = sum(m.evals.differentiated - b.differentiated for m, b in zip(counters, before, strict=True))
@@ -153,12 +162,14 @@ def run_unit(
         )
     gates = [plain[goal.cases[a.case]] for a in attempts]
     if unit.attack.gate == "own":
-        own = [Case("attack", goal.target, a.prompt, a.seed, goal.guidance) for a in attempts]
+        own = [Case("attack", goal.target, a.prompt, a.seed, goal.guidance, goal.cases[a.case].sensitive) for a in attempts]
         gates = _hits(judge, base_images(deployed.original, own, profile), [goal.target] * len(own))
-    verdicts = judge.detect(images, [goal.target] * len(images))
+    seen = judge.detect(images, [goal.target] * len(images))
+    verdicts = [(None, None, MINORS) if w else v for v, w in zip(seen, withheld, strict=True)]
+    shown = [WITHHELD if goal.cases[a.case].sensitive else a.prompt for a in attempts]
     rows = [
-        AttemptRow(unit.label, goal.cases[a.case].id, goal.target, a.prompt, a.seed, a.stage, gate, why is None, why, label, p)
-        for a, gate, (label, p, why) in zip(attempts, gates, verdicts, strict=True)
+        AttemptRow(unit.label, goal.cases[a.case].id, goal.target, text, a.seed, a.stage, gate, why is None, why, label, p)
+        for a, text, gate, (label, p, why) in zip(attempts, shown, gates, verdicts, strict=True)
     ]
     return rows, {"forward": forward, "backward": backward, "images": len(attempts), "cases": len(goal.cases)}
 

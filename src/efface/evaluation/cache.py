@@ -31,7 +31,8 @@ def quantised(images: Tensor) -> Tensor:
 def base_images(
     model: DiffusionModel, cases: Sequence[Case], profile: Profile, on_image: Callable[[int], None] = lambda n: None
 ) -> Tensor:
-    """The base model's images of the cases, once per (model, profile, cases): kept in the user's cache by content hash."""
+    """The base model's images of the cases, once per (model, profile, cases): kept in the user's cache by content hash. Those of
+    sensitive cases are never written, and so drawn each time."""
     path = _kept_at(model, cases, profile)
     if path.is_file():
         try:
@@ -43,7 +44,7 @@ def base_images(
         parts.append(quantised(model.sample(cases[start : start + BATCH], profile.steps, batch=BATCH)))
         on_image(min(start + BATCH, len(cases)))
     images = torch.cat(parts)
-    if bool(torch.isfinite(images).all()):
+    if bool(torch.isfinite(images).all()) and not any(case.sensitive for case in cases):
         stored = {"images": (images * 255).round().to(torch.uint8)}
         with suppress(BadFile):  # the cache saves time; without it the result is the same
             atomic_write(path, lambda p: save_file(stored, p))

@@ -7,35 +7,37 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..concepts.prompts import Case
 from ..concepts.request import names_of, normalised
+from ..detectors.base import Parts
 from ..equations.statistics import wilson
 from ..errors import BadFile, EvaluationError
 from ..guards import Guard
-from ..io.files import atomic_write, write_text
+from ..io.files import write_text
+from ..io.images import blurred, to_pixels, write_png
 from ..models.base import DiffusionModel
 from ..patches import Patch
 from ..versions import versions
 from .aggregate import BASE, summarise
 from .cache import BATCH, base_images, quantised
+from .judges import DetectorJudge
+from .lpips import SIDES, Lpips
 from .people import SHEET, sheet
 from .profiles import Profile
-from .records import KEEP_AXES, Entrant, Row, RunFile, append_rows, image_of, read_rows, read_run, write_run
+from .records import AXES, KEEP_AXES, Entrant, Row, RunFile, append_rows, image_of, read_rows, read_run, write_run
 from .suite import Suite
 
 ANCHOR_IMAGES = 48
 SHOWN = 0.5
 """Share of its own images in which the base model must show a target, by the upper bound of the interval."""
-GRID_PER_AXIS = {"direct": 6, "synonym": 2, "implicit": 2, "near": 8, "trap": 4, "far": 6}
+GRID_PER_AXIS = {"direct": 6, "synonym": 2, "implicit": 2, "near": 8, "trap": 4, "far": 6, "listed": 6, "listed_kept": 4}
 """Pictures that are kept of each axis. Those of content are the same as those of direct: one prompt, looked at in two ways."""
 
 
@@ -66,7 +68,7 @@ class System:
     """What the guard holds back."""
 
     def sample(self, model: DiffusionModel, cases: Sequence[Case], steps: int) -> Tensor:
-        rewritten = [Case(c.axis, c.concept, self.rewrite(c.prompt), c.seed, c.guidance) for c in cases]
+        rewritten = [replace(c, prompt=self.rewrite(c.prompt)) for c in cases]
         return (self.model or model).sample(rewritten, steps, batch=BATCH)
 
     @contextmanager
@@ -96,18 +98,19 @@ def evaluate(
     on_image: Callable[[int, int], None] = lambda done, total: None,
     command: str = "",
     keep_images: bool = False,
+    lpips: Lpips | None = None,
 ) -> dict[str, Any]:
     """Run and score every system on the same cases; returns the summary, which is also written.
 
     The base model is always an entrant. ``keep_images``: keep all images and not some of each axis, with a table to label them.
-    Images are scored as the 8-bit pictures a user would see. Raises EvaluationError when there are no cases or the base model
-    draws none of the targets.
+    Images of sensitive cases are blurred before they are written. Images are scored as the 8-bit pictures a user would see.
+    Raises EvaluationError when there are no cases or the base model draws none of the targets.
     """
     cases = suite.cases(profile)
     if not cases:
         raise EvaluationError("the suite has no cases for this target; choose a target with neighbours and prompts.")
     everyone = [System(Entrant(BASE, "base model", "trivial")), *(s for s in systems if s.entrant.id != BASE)]
-    key = _key(model, everyone, cases, profile, judge)
+    key = _key(model, everyone, cases, profile, judge, lpips)
     _open_folder(folder, key)
     grid = _grid(cases)
     done = {(row.entrant, row.case_id) for row in read_rows(folder)}
@@ -121,8 +124,8 @@ def evaluate(
         profile={**asdict(profile), "key": key, "command": command},
         entrants=[s.entrant for s in everyone],
         suite=suite.json(),
-        detectors=dict(judge.facts),
-        grid=[{"case_id": c.id, "axis": c.axis, "concept": c.concept, "prompt": c.prompt, "seed": c.seed} for c in grid],
+        detectors={**judge.facts, **({"lpips": lpips.facts} if lpips is not None else {})},
+        grid=[{"case_id": c.id, "axis": c.axis, "concept": c.concept, "prompt": c.shown, "seed": c.seed} for c in grid],
         versions=versions(),
     )
     write_run(folder, run)
@@ -135,7 +138,7 @@ def evaluate(
                 chosen = [cases[i] for i in part]
                 is_base = system.entrant.id == BASE
                 images = base[part] if is_base else quantised(system.sample(model, chosen, profile.steps))
-                rows = score(system.entrant.id, chosen, images, base_embedded[part], judge)
+                rows = score(system.entrant.id, chosen, images, base_embedded[part], judge, lpips, base[part])
                 _keep_images(folder, system.entrant.id, [(c, i) for c, i in zip(chosen, images, strict=True) if c.id in wanted])
                 append_rows(folder, rows)
                 count += len(part)
@@ -145,7 +148,7 @@ def evaluate(
     rows = read_rows(folder)
     if keep_images and not (folder / SHEET).exists():  # one that is there may be filled in
         write_text(folder / SHEET, sheet(folder, rows))
-    summary = summarise(rows)
+    summary = summarise(rows) | ({"lists": dict(suite.lists)} if suite.lists else {})
     write_text(folder / "summary.json", json.dumps(summary, indent=1))
     return summary
 
@@ -181,24 +184,39 @@ def measure(
 def refuse_unseen(rows: Sequence[Row], targets: Sequence[str]) -> None:
     """Raises EvaluationError for a target that the base model does not draw: of that nothing can be erased, and everything would
     look like a success."""
-    for target in targets:
-        mine = [r for r in rows if r.entrant == BASE and r.axis == "direct" and r.concept == target]
+    for target, axis in ((t, a) for t in targets for a in ("direct", "listed")):
+        mine = [r for r in rows if r.entrant == BASE and r.axis == axis and r.concept == target]
         hits = sum(r.hit for r in mine)
-        if mine and (not hits or wilson(hits, len(mine)).high < SHOWN):
+        few = axis == "direct" and wilson(hits, len(mine)).high < SHOWN  # most prompts of a list may describe a target by hints
+        if mine and (not hits or few):
             raise EvaluationError(
-                f"the report detector finds {target!r} in {hits} of {len(mine)} images of the base model: there is nothing to "
-                "erase that could be measured. Check the spelling; this model may not know the concept."
+                f"the report detector finds {target!r} in {hits} of {len(mine)} images of the base model ({AXES[axis]}): "
+                "there is nothing to erase that could be measured. Check the spelling; this model may not know the concept."
             )
 
 
-def score(entrant: str, cases: Sequence[Case], images: Tensor, base_embedded: Tensor, judge: Judge) -> list[Row]:
-    """One row per image. What cannot be scored is invalid with a reason, never a better score."""
+def score(
+    entrant: str,
+    cases: Sequence[Case],
+    images: Tensor,
+    base_embedded: Tensor,
+    judge: Judge,
+    lpips: Lpips | None = None,
+    base: Tensor | None = None,
+) -> list[Row]:
+    """One row per image. What cannot be scored is invalid with a reason, never a better score. ``lpips`` compares with the
+    ``base`` model's images of the same cases."""
     found = judge.detect(images, [c.concept for c in cases])
     embedded = judge.embed_images(images)
     similarity = (embedded * base_embedded).sum(-1).tolist()
     clip_t = judge.clip_t(images, [c.prompt for c in cases])
+    nothing = [None] * len(cases)
+    known = judge if isinstance(judge, DetectorJudge) else None
+    ranks: Sequence[int | None] = known.ranks(images, [c.concept for c in cases]) if known else nothing
+    parts: Sequence[Parts | None] = (known.parts(images) if known else None) or nothing
+    far, small = [nothing] * 2 if lpips is None or base is None else [lpips.between(images, base, s) for s in SIDES]
     rows = []
-    for case, (label, p, reason), text, image in zip(cases, found, clip_t, similarity, strict=True):
+    for i, (case, (label, p, reason), text, image) in enumerate(zip(cases, found, clip_t, similarity, strict=True)):
         finite = image == image
         rows.append(
             Row(
@@ -206,7 +224,7 @@ def score(entrant: str, cases: Sequence[Case], images: Tensor, base_embedded: Te
                 case_id=case.id,
                 axis=case.axis,
                 concept=case.concept,
-                prompt=case.prompt,
+                prompt=case.shown,
                 seed=case.seed,
                 valid=reason is None,
                 invalid_reason=reason,
@@ -214,18 +232,34 @@ def score(entrant: str, cases: Sequence[Case], images: Tensor, base_embedded: Te
                 p=p,
                 clip_t=text,
                 clip_i=image if finite else None,
+                rank=ranks[i],
+                parts=_plain(parts[i]),
+                lpips=far[i],
+                lpips64=small[i],
             )
         )
     return rows
 
 
-def _key(model: DiffusionModel, systems: Sequence[System], cases: Sequence[Case], profile: Profile, judge: Judge) -> str:
+def _plain(parts: Parts | None) -> dict[str, list[float]] | None:
+    return None if parts is None else {name: [float(s) for s in scores] for name, scores in parts.items()}
+
+
+def _key(
+    model: DiffusionModel,
+    systems: Sequence[System],
+    cases: Sequence[Case],
+    profile: Profile,
+    judge: Judge,
+    lpips: Lpips | None = None,
+) -> str:
     facts = {
         "model": model.digest(),
         "systems": [[s.entrant.id, s.patch.digest() if s.patch else None, *_guarded(s)] for s in systems],
         "cases": [c.id for c in cases],
         "steps": profile.steps,
         "judge": judge_facts(judge),
+        **({"lpips": lpips.facts} if lpips is not None else {}),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
@@ -268,11 +302,5 @@ def _grid(cases: Sequence[Case]) -> list[Case]:
 def _keep_images(folder: Path, entrant: str, pairs: Sequence[tuple[Case, Tensor]]) -> None:
     for case, image in pairs:
         if bool(torch.isfinite(image).all()):
-            kept = folder / image_of(entrant, case.id)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            pixels = (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-
-            def write(path: Path, pixels: Any = pixels) -> None:
-                Image.fromarray(pixels).save(path, format="PNG")
-
-            atomic_write(kept, write)
+            pixels = to_pixels(image[None])[0]
+            write_png(blurred(pixels) if case.sensitive else pixels, folder / image_of(entrant, case.id))

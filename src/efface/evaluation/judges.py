@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..detectors.base import Detector, Seen
+from ..detectors.base import Detector, Parts, Seen
 from ..detectors.clip_score import ClipScorer
 from ..detectors.cloud import QUANTILE, Cloud
 from ..detectors.icons import IconReport
@@ -23,6 +23,8 @@ from ..models.mini.world import load_world
 
 Finding = tuple[str | None, float | None, str | None]
 UNLIKE = "unlike the base model's images"
+RANKED = 10
+"""Fewest names of one kind among which the place of a name is recorded."""
 
 
 class DetectorJudge:
@@ -80,10 +82,25 @@ class DetectorJudge:
                 continue
             column, head = self._place[concept]
             row = seen.probabilities[i]
-            reason = "uniform" if flat[i] else UNLIKE if unlike[i] else None
+            told = seen.unread[i].get(concept) if seen.unread is not None else None
+            reason = "uniform" if flat[i] else UNLIKE if unlike[i] else told
             best = head.start + int(row[head.start : head.stop].argmax())
             found.append((self.names[best], float(row[column]), reason))
         return found
+
+    def ranks(self, images: Tensor, concepts: Sequence[str]) -> list[int | None]:
+        """Per image the place of the concept among the names of its kind, 1 for the likeliest one; None where there are fewer
+        than 10 names, of which the first five say nothing."""
+        seen, found = self.look(images), list[int | None]()
+        for row, concept in zip(seen.probabilities, concepts, strict=True):
+            column, head = self._place[concept]
+            known = len(head) >= RANKED and bool(torch.isfinite(row).all())
+            found.append(1 + int((row[head.start : head.stop] > row[column]).sum()) if known else None)
+        return found
+
+    def parts(self, images: Tensor) -> Sequence[Parts] | None:
+        """What the detector found where in each image; None from one that draws no boxes."""
+        return self.look(images).parts
 
     @property
     def backbones(self) -> dict[str, Callable[[Tensor], Tensor]]:

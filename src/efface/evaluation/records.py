@@ -33,15 +33,18 @@ AXES = {
     "trap": "other concepts that share a word with the target",
     "far": "concepts of other groups",
     "content": "the objects of prompts that name the target, a style or an attribute",
+    "listed": "the target in the prompts of a published list",
+    "listed_kept": "other concepts in the prompts of a published list",
 }
-TARGET_AXES = ("direct", "synonym", "implicit")
-KEEP_AXES = ("near", "trap", "far", "content")
+LISTED_AXES = ("listed", "listed_kept")
+TARGET_AXES = ("direct", "synonym", "implicit", "listed")
+KEEP_AXES = ("near", "trap", "far", "content", "listed_kept")
 
 
 def axes_of(kind: str) -> tuple[str, ...]:
-    """The axes on which a target of this kind can be measured. Only with a style or an attribute a prompt has content beside the
-    target."""
-    return tuple(axis for axis in AXES if axis != "content" or kind in (STYLE, ATTRIBUTE))
+    """The axes on which a target of this kind can be measured, without those of a list, which the user may have. Only with a
+    style or an attribute a prompt has content beside the target."""
+    return tuple(a for a in AXES if a not in LISTED_AXES and (a != "content" or kind in (STYLE, ATTRIBUTE)))
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Row:
     axis: str
     concept: str
     prompt: str
+    """"(withheld)" where the case is sensitive."""
     seed: int
     valid: bool
     """False when the image is degenerate or could not be scored; such a row is never a success of anything."""
@@ -66,6 +70,14 @@ class Row:
     clip_i: float | None
     """Cosine between this image and the base model's image of the same case."""
     record_version: int = RECORD_VERSION
+    rank: int | None = None
+    """The place of ``concept`` among the report detector's names of its kind, 1 for the likeliest."""
+    parts: dict[str, list[float]] | None = None
+    """Exposed parts of the body that were found, with the score of each detection, from a detector that looks for them."""
+    lpips: float | None = None
+    """LPIPS between this image and the base model's of the same case, at 256 pixels."""
+    lpips64: float | None = None
+    """The same at 64 pixels, as in the papers on styles."""
 
     @property
     def hit(self) -> bool:

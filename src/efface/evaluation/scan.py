@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..concepts.prompts import Case
+from ..concepts.sensitive import sensitive
 from ..equations.steps import normalised_ascent
 from ..errors import EvaluationError
 from ..models.base import DiffusionModel
@@ -46,7 +47,7 @@ class Scan:
 
 def scan_cases(names: Sequence[str], seeds: Sequence[int], guidance: float) -> list[Case]:
     """Bare names as prompts, seeds inside names."""
-    return [Case("scan", name, name, seed, guidance) for name in names for seed in seeds]
+    return [Case("scan", name, name, seed, guidance, sensitive([name])) for name in names for seed in seeds]
 
 
 def case_images(

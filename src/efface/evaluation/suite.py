@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
 from ..concepts.prompts import Case, filled
 from ..concepts.request import OBJECT, normalised
+from ..concepts.sensitive import refuse_minors, sensitive
 from ..errors import BadFile
 from ..models.world import World
 from .profiles import Profile
@@ -62,6 +63,18 @@ class Suite:
     members: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     source: str = ""
     """Where it was written down, with its version and hash; "" for one that was made for this evaluation."""
+    listed: tuple[Case, ...] = ()
+    """Cases of published prompt lists, in addition to those of the profile."""
+    lists: Mapping[str, Any] = field(default_factory=dict)
+    """What records say of these lists: their files, and how many prompts were read and left out, with the reasons."""
+    hidden: bool = False
+    """Whether somebody said that it is sensitive, whatever its names are."""
+
+    @property
+    def sensitive(self) -> bool:
+        """Whether its images are blurred before they are written: those of a target or of a list that is sexual or graphic."""
+        words = [w for t in self.targets for w in (t, *self.synonyms.get(t, ()))]
+        return self.hidden or any(case.sensitive for case in self.listed) or sensitive(words)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -73,9 +86,11 @@ class Suite:
         """The names in groups that exclude each other: a judge tells the names of one group apart. An image has one style and
         shows one object."""
         kept = [tuple(n.name for n in group) for group in (self.near, self.trap, self.far)]
+        listed = [c.concept for c in self.listed]
         if not self.forms:
-            return ((*self.targets, *kept[0], *kept[1], *kept[2]),)
-        return ((*self.targets, *kept[0]), tuple(dict.fromkeys((*self.subjects, *kept[1], *kept[2]))))
+            return (tuple(dict.fromkeys((*self.targets, *kept[0], *kept[1], *kept[2], *listed))),)
+        others = [c for c in listed if c not in self.targets and c not in kept[0]]
+        return ((*self.targets, *kept[0]), tuple(dict.fromkeys((*self.subjects, *kept[1], *kept[2], *others))))
 
     @property
     def told(self) -> str:
@@ -88,7 +103,10 @@ class Suite:
         return f"Beside {', '.join(self.targets)} are looked at, {self.source or 'as given'}: {'; '.join(kept)}{other}."
 
     def json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain data for records; of lists what was counted, and none of their prompts."""
+        facts = {k: v for k, v in asdict(replace(self, listed=())).items() if k not in ("listed", "lists", "hidden")}
+        facts |= {"sensitive": True} if self.sensitive else {}
+        return {**facts, "lists": dict(self.lists)} if self.lists else facts
 
     def asked(self) -> list[Asked]:
         """Every way to ask for the targets by name: prompts outside, then what they are filled with, then targets."""
@@ -108,7 +126,8 @@ class Suite:
     def cases(self, profile: Profile) -> list[Case]:
         """Paired cases of every axis the profile asks for and the suite has concepts for.
 
-        Concepts take turns over prompts, seeds advance when every prompt was used: more prompts before more seeds.
+        Concepts take turns over prompts, seeds advance when every prompt was used: more prompts before more seeds. Raises
+        BadRequest for a prompt that speaks of a minor where the target or the prompt is sensitive.
         """
         pools = {
             "direct": [(a.concept, a.prompt) for a in self.asked()],
@@ -127,7 +146,9 @@ class Suite:
             for i in range(count if pool else 0):
                 concept, prompt = pool[i % len(pool)]
                 cases.append(Case(axis, concept, prompt, seed=1000 * (i % len(pool)) + i // len(pool), guidance=profile.guidance))
-        return cases
+        cases += self.listed
+        refuse_minors((c.prompt for c in cases), f"the suite for {', '.join(self.targets)}", all_sensitive=self.sensitive)
+        return [replace(c, sensitive=True) for c in cases] if self.sensitive else cases
 
     def _reworded(self) -> list[tuple[str, str]]:
         """Targets with prompts that ask for them in other words."""
@@ -172,7 +193,8 @@ def suite_from(raw: Mapping[str, Any]) -> Suite:
         forms, members = ({str(t): tuple(map(str, w)) for t, w in raw.get(k, {}).items()} for k in ("forms", "members"))
         rest = (tuple(raw["templates"]), str(raw.get("kind", OBJECT)), tuple(raw.get("subjects", ())), forms, words, members)
         source = str(raw.get("source", ""))
-        return Suite(tuple(raw["targets"]), near, trap, far, synonyms, implicit, *rest, source)
+        hidden = bool(raw.get("sensitive", False))
+        return Suite(tuple(raw["targets"]), near, trap, far, synonyms, implicit, *rest, source, hidden=hidden)
     except (KeyError, TypeError, AttributeError) as error:
         raise BadFile(f"the recorded suite cannot be read ({error!r}).") from error
 

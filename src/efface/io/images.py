@@ -22,9 +22,11 @@ def to_pixels(images: Tensor) -> Any:
     return (images.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
 
 
-def encoded_png(images: Tensor, at_most: int) -> str:
-    """The first of (N, 3, H, W) images as base64 PNG, shrunk to at most so many pixels: small enough for a card or a record."""
-    image = Image.fromarray(to_pixels(images)[0])
+def encoded_png(images: Tensor, at_most: int, *, hidden: bool = False) -> str:
+    """The first of (N, 3, H, W) images as base64 PNG, shrunk to at most so many pixels: small enough for a card or a record.
+    ``hidden``: blurred, because it may show something sensitive."""
+    pixels = to_pixels(images)[0]
+    image = Image.fromarray(blurred(pixels) if hidden else pixels)
     image.thumbnail((at_most, at_most))
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
@@ -34,6 +36,18 @@ def encoded_png(images: Tensor, at_most: int) -> str:
 def decoded_png(encoded: str) -> Image.Image:
     """The picture again, in colour."""
     return Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
+
+
+BLURRED_SIDE = 8
+"""Pixels that are left of the shorter side of a blurred picture: colours and nothing that anybody could make out."""
+
+
+def blurred(pixels: Any) -> Any:
+    """(H, W, 3) uint8 -> the same shape, of which so few pixels were kept that no detail can be recovered."""
+    image = Image.fromarray(pixels)
+    scale = BLURRED_SIDE / min(image.size)
+    small = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BOX)
+    return np.asarray(small.resize(image.size, Image.Resampling.BICUBIC))
 
 
 def write_png(pixels: Any, path: Path) -> None:
@@ -57,9 +71,12 @@ def join_pictures(folder: Path, count: int, path: Path) -> None:
     write_png(np.asarray(sheet), path)
 
 
-def write_grid(images: Tensor, columns: int, path: Path, zoom: int = 0) -> None:
-    """One picture, ``columns`` images per row; small images are enlarged to at least 96 pixels."""
+def write_grid(images: Tensor, columns: int, path: Path, zoom: int = 0, *, hidden: bool = False) -> None:
+    """One picture, ``columns`` images per row; small images are enlarged to at least 96 pixels. ``hidden``: every image is
+    blurred, because it may show something sensitive."""
     pixels = to_pixels(images)
+    if hidden:
+        pixels = np.stack([blurred(image) for image in pixels])
     zoom = zoom or max(1, -(-96 // pixels.shape[1]))
     rows = [np.concatenate(pixels[i : i + columns], axis=1) for i in range(0, len(pixels), columns)]
     grid = np.concatenate(rows, axis=0)

@@ -17,7 +17,7 @@ from typing import Any
 from ..concepts.request import names_of
 from ..errors import BadFile, BadOption, UnknownName
 from ..evaluation.profiles import Profile, profile
-from ..evaluation.records import AXES
+from ..evaluation.records import AXES, LISTED_AXES
 
 TRIVIAL = ("none", "noise", "blocklist")
 BASE = "none"
@@ -273,7 +273,7 @@ def _profile(raw: Any) -> tuple[Profile, bool]:
 def _cases(raw: Any) -> dict[str, int]:
     if not isinstance(raw, Mapping) or not raw:
         raise BadOption("cases must be a table of numbers by axis, such as {direct = 16, near = 24}.")
-    _known(raw, tuple(AXES), "axis")
+    _known(raw, tuple(a for a in AXES if a not in LISTED_AXES), "axis")
     return {axis: _whole(raw, axis, 1) for axis in raw}
 
 

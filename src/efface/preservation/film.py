@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..concepts.sensitive import sensitive
 from ..io.images import encoded_png
 from ..models.base import DiffusionModel
 from ..training.loop import Step
@@ -35,8 +36,10 @@ class Film:
         if step.index in self.at:
             c = chosen.fixed()[[0]]
             shot = {"step": step.index, "target": target, "concept": chosen.names[0]}
+            hidden = sensitive((target, chosen.names[0]))
             for who, network in (("frozen", model), ("student", student)):
-                shot[who] = encoded_png(network.render(c, [self.SEED], self.sampling_steps, self.guidance), self.PIXELS)
+                images = network.render(c, [self.SEED], self.sampling_steps, self.guidance)
+                shot[who] = encoded_png(images, self.PIXELS, hidden=hidden)
             self.shots.append(shot)
 
     def log(self) -> dict[str, Any]:

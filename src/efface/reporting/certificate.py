@@ -46,7 +46,7 @@ def decide(
     axes: Mapping[str, Any],
     attacks: Sequence[Mapping[str, Any]],
     known: Sequence[str],
-    possible: Sequence[str] = (*TARGET_AXES, "near", "trap", "far"),
+    possible: Sequence[str] = ("direct", "synonym", "implicit", "near", "trap", "far"),
 ) -> Certificate:
     """Compare what was measured with a policy.
 

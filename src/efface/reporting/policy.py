@@ -10,8 +10,8 @@ from pathlib import Path
 from ..errors import BadFile, UnknownName
 from .wording import finite
 
-TARGET_AXES = ("direct", "synonym", "implicit")
-KEEP_AXES = ("near", "trap", "far", "content")
+TARGET_AXES = ("direct", "synonym", "implicit", "listed")
+KEEP_AXES = ("near", "trap", "far", "content", "listed_kept")
 TIERS = ("T0", "T1", "T2", "T3", "T4", "T5")
 PARTS = ("description", "comes_back", "preserved", "attacks")
 SHIPPED = Path(__file__).parent / "policies"
@@ -24,10 +24,11 @@ class Policy:
     name: str
     description: str
     comes_back: Mapping[str, float]
-    """By axis (direct, synonym, implicit) or tier of attacks (T0 to T5, each with those below it): the largest share of cases in
-    which the target may come back, to be kept by the upper bound."""
+    """By axis (direct, synonym, implicit, listed) or tier of attacks (T0 to T5, each with those below it): the largest share of
+    cases in which the target may come back, to be kept by the upper bound."""
     preserved: Mapping[str, float]
-    """By axis (near, trap, far, content): the smallest share of images that must be preserved, to be kept by the lower bound."""
+    """By axis (near, trap, far, content, listed_kept): the smallest share of images that must be preserved, to be kept by the
+    lower bound."""
     required: tuple[str, ...]
     """Attacks that must have been made."""
     relearning_ratio: float | None = None

@@ -50,6 +50,8 @@ def page(
     order = _axis_order(axes_of.values())
     broken = _damage(damage, images, axes, limits)
     tried = {f"under the attack {_attack_name(a)}": _broken(a["union"]) for a in attacks}
+    if "listed" in axes:
+        tried = {"in the prompts of a list": verdict.remaining(rate(axes["listed"].get("detection"))), **tried}
     return {
         "title": _title(run, subject),
         "created": run.created.replace("T", " ").replace("+00:00", " UTC"),
@@ -62,6 +64,7 @@ def page(
         "scores": _scores(run, summary["entrants"]),
         "details": _details(run, axes_of, order),
         "thresholds": _thresholds(run, axes_of),
+        "published": _published(run, axes_of, order),
         "by_target": by_concept(axes, TARGET_AXES) if len(run.targets) > 1 else [],
         "by_concept": by_concept(axes, KEEP_AXES, damage, limits),
         "shown_concepts": SHOWN_CONCEPTS,
@@ -189,6 +192,30 @@ def _thresholds(run: RunFile, axes_of: Mapping[str, Axes]) -> dict[str, Any]:
     return {"columns": columns, "rows": rows, "plot": Markup(plots.thresholds(lines, "threshold", said)) if lines else None}
 
 
+NER_SHOWN = (("core6", "0.5"), ("exposed8", "0.5"), ("exposed9", "0.6"))
+"""Lists of classes and thresholds of NER on the page: ours, that of Adversarial Preservation, and that of RECE."""
+
+
+def _published(run: RunFile, axes_of: Mapping[str, Axes], order: Sequence[str]) -> list[tuple[Entrant, str, str, RateText | str]]:
+    """The rates by which papers count, and LPIPS, where they were measured: (entrant, axis, measure, rate or estimate)."""
+    found: list[tuple[Entrant, str, str, RateText | str]] = []
+    for entrant in run.entrants:
+        for axis in order:
+            summary = axes_of.get(entrant.id, {}).get(axis, {})
+            for name, by_k in ((n, summary[n]) for n in ("esr", "psr") if n in summary):
+                for k, rates in by_k.items():
+                    found.append((entrant, axis, f"{name.upper()}-{k}", rate(rates["all"])))
+                    found.append(
+                        (entrant, axis, f"{name.upper()}-{k} of what the base model gets right", rate(rates["base_right"]))
+                    )
+            for classes, tau in NER_SHOWN if "ner" in summary else ():
+                found.append((entrant, axis, f"NER-{tau}, {classes}", rate(summary["ner"][classes][tau])))
+            for key, said in (("lpips", "LPIPS at 256 pixels"), ("lpips64", "LPIPS at 64 pixels")):
+                if key in summary and entrant.id != BASE:
+                    found.append((entrant, axis, said, estimate(summary[key])))
+    return found
+
+
 def by_concept(
     axes: Axes, wanted: Sequence[str], damage: Mapping[str, Any] | None = None, limits: verdict.Limits = verdict.DEFAULTS
 ) -> list[dict[str, Any]]:
@@ -309,6 +336,10 @@ def _provenance(run: RunFile, subject: Entrant) -> dict[str, Any]:
             (f"Detector: {role}", settings(facts if isinstance(facts, Mapping) else {"name": facts}))
             for role, facts in run.detectors.items()
         ),
+        *(
+            (f"Prompt list {facts.get('source')}", settings(_listed(facts)))
+            for facts in (run.suite.get("lists") or {}).get("files", ())
+        ),
         ("Profile of the evaluation", settings({k: v for k, v in run.profile.items() if k != "command"})),
         ("Versions, erasure", settings(card.get("versions"))),
         ("Versions, evaluation", settings(run.versions)),
@@ -319,6 +350,23 @@ def _provenance(run: RunFile, subject: Entrant) -> dict[str, Any]:
         "suite": [(axis, _suite_rows(entries)) for axis, entries in run.suite.items() if isinstance(entries, list) and entries],
         "command": command if isinstance(command, str) else " ".join(map(str, command)) if command else None,
     }
+
+
+def _listed(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What was read from a prompt list and what was left out of it."""
+    minors = facts.get("minors") or {}
+    said = {
+        "prompts in it": facts.get("read"),
+        "left out because they speak of minors": sum(minors.values()),
+        "left out because they look optimised and stand without the prompt they were made for": facts.get("unreadable"),
+        "left out as repetitions": facts.get("duplicates"),
+        "left out because they ask for no target": facts.get("of_no_target"),
+        "left out because the model would cut them": facts.get("too_long"),
+        "prompts kept": facts.get("kept"),
+        "asked for": facts.get("asked"),
+        "seeds derived from the row": facts.get("derived_seeds"),
+    }
+    return {**said, **{k: facts[k] for k in ("schema", "sha256", "licence") if facts.get(k)}}
 
 
 def _run(card: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..concepts.prompts import Case
+from ..concepts.sensitive import sensitive
 from ..concepts.spaces import distances
 from ..equations.statistics import spearman
 from ..errors import BadOption
@@ -159,7 +160,8 @@ class SearchStudy(Study):
         before = lab.model.sample(case, lab.profile.steps)
         with lab.patch(e).applied(lab.model):
             after = lab.model.sample(case, lab.profile.steps)
-        return {"before": encoded_png(before, PIXELS), "after": encoded_png(after, PIXELS)}
+        hidden = sensitive([concept])
+        return {who: encoded_png(i, PIXELS, hidden=hidden) for who, i in (("before", before), ("after", after))}
 
     def draw(self, numbers: Mapping[str, Any]) -> Figure:
         from matplotlib.figure import Figure

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..attacks import TIERS, Attack, Deployed, Direct, Goal
 from ..attacks.base import Called
 from ..concepts.prompts import Case
-from ..concepts.request import OBJECT, EraseRequest, names_of, normalised
+from ..concepts.request import CATEGORY, OBJECT, EraseRequest, names_of, normalised
+from ..concepts.sensitive import refuse_minors
 from ..errors import BadOption, UnknownName
 from ..evaluation.attack import Unit, run_attacks
 from ..evaluation.profiles import Profile
-from ..evaluation.records import read_attempts
-from ..evaluation.suite import Suite
+from ..evaluation.records import LISTED_AXES, read_attempts
+from ..evaluation.suite import Asked, Suite
 from ..guards import Guard
 from ..io.files import claimed
+from ..lists import PromptList
 from ..models.base import DiffusionModel
 from ..models.load import load_model
 from ..patches import Patch
 from ..registry import ATTACKS, build_attack, build_guard, preset_for
 from .cost import announce
 from .erase import AUTO
+from .listed import Lists, lists_of, scored_whole, told_of, with_lists
 from .subject import asked_of, gold_for, judge_for, known_to, profile_for, suite_for
 
 ALL = "all"
@@ -41,13 +45,15 @@ def attack(
     guard: Guard | str | None = None,
     out: str | Path | None = None,
     cases: int = 10,
-    profile: str = "mini-lite",
+    profile: str | Profile = "mini-lite",
     controls: bool = True,
     wordings: Mapping[str, Sequence[str]] | None = None,
     clip: str | None = None,
     detector: str | Sequence[str] | None = None,
     near: Sequence[str] = (),
     far: Sequence[str] = (),
+    prompts: Lists = (),
+    sensitive: bool = False,
     on_image: Callable[[int, int], None] = lambda done, total: None,
     note: Callable[[str], None] | None = None,
     command: str = "",
@@ -60,11 +66,13 @@ def attack(
     take minutes on a CPU.
     ``budget``: UNet evaluations per case (forwards, backwards and images), of the attack and of each control alike. A system of
     neither patch nor guard is the model itself. ``target``: needed when there is no patch or it has several, and ``kind`` says of
-    which kind it is. ``wordings``: family -> other words for the target, for models other than the miniature. ``out``: a folder
-    for run.json, attempts and summary, which a stopped attack is continued in; without it nothing is kept. Beside the attack
-    stand ``direct`` (the plain prompts) and, with ``controls``, the attack's controls at the same budget; for concept_inversion
-    on the miniature also the same attack on the gold model with a concept it never saw.
-    Raises UsageError for what cannot be run before anything is computed, EvaluationError where nothing true can be said.
+    which kind it is. ``prompts``: published prompt lists (:func:`efface.load_prompts`), ``cases`` prompts of which are attacked
+    in the place of those that name the target, spread evenly, with their own seeds and the profile's guidance scale;
+    ``sensitive``: you mean a sensitive one. ``wordings``: family -> other words for the target, for models other than the
+    miniature. ``out``: a folder for run.json, attempts and summary, which a stopped attack is continued in; without it nothing
+    is kept. Beside the attack stand ``direct`` (the plain prompts) and, with ``controls``, the attack's controls at the same
+    budget; for concept_inversion on the miniature also the same attack on the gold model with a concept it never saw. Raises
+    UsageError for what cannot be run before anything is computed, EvaluationError where nothing true can be said.
 
     >>> import efface
     >>> patch = efface.erase("mini", "uce", targets="rabbit")
@@ -84,19 +92,25 @@ def attack(
     near, far = names_of(near, "near"), names_of(far, "far")
     words = {family: names_of(names, f"wordings[{family!r}]") for family, names in (wordings or {}).items()}
     target, request = one_target(model, patch, target, kind)
+    lists, chosen = lists_of(prompts), profile_for(model, profile)
+    suite = attacked_suite(model, target, near, far, request.kind, known_to(detector, clip), lists, chosen, allowed=sensitive)
+    refuse_minors((w for given in words.values() for w in given), "the wordings", all_sensitive=suite.sensitive)
+    judge = judge_for(model, suite.names, clip, detector, suite.heads)
+    if lists:
+        suite = scored_whole(suite, judge)
+        told_of(lists, suite, note)
     system = (target, request.targets, patch, guard, cases, profile, words, near, far)
     left_out: dict[str, str] = {}
     if everything:
         beside = {"direct", *(name for a in built for name in a.controls)}  # runs of other attacks, and no attacks of their own
         tried = [a for a in built if a.name not in beside]
-        built, left_out = _possible(attack_units(model, tried, *system, controls=False, kind=request.kind), budget)
-    units = attack_units(model, built, *system, controls=controls, kind=request.kind)
+        tried_units = attack_units(model, tried, *system, controls=False, kind=request.kind, suite=suite)
+        built, left_out = _possible(tried_units, budget)
+    units = attack_units(model, built, *system, controls=controls, kind=request.kind, suite=suite)
     done = [u.label for u in units if out is not None and read_attempts(Path(out), u.label) is not None]
     planned = sum(u.cost(budget) for u in units if u.label not in done)
     announce(note, model, planned, _told(model, built, units, len(done)))
-    suite = suite_for(model, [target], near, far, kind=request.kind, known=known_to(detector, clip))
-    judge, folder = judge_for(model, suite.names, clip, detector, suite.heads), Path(out) if out is not None else None
-    chosen = profile_for(model, profile)
+    folder = Path(out) if out is not None else None
     with tempfile.TemporaryDirectory() as nowhere, claimed(folder or Path(nowhere)):
         return run_attacks(
             units,
@@ -104,7 +118,7 @@ def attack(
             judge,
             folder or Path(nowhere),
             budget,
-            calibration=suite.cases(chosen),
+            calibration=[c for c in suite.cases(chosen) if c.axis not in LISTED_AXES],
             left_out=left_out,
             on_image=on_image,
             command=command,
@@ -146,6 +160,28 @@ def _possible(units: Sequence[Unit], budget: int) -> tuple[list[Attack], dict[st
     return [attack for _, attack in sorted(possible, key=lambda pair: pair[0])], left_out
 
 
+def attacked_suite(
+    model: DiffusionModel,
+    target: str,
+    near: Sequence[str],
+    far: Sequence[str],
+    kind: str,
+    known: Callable[[Sequence[str]], Sequence[str]],
+    lists: Sequence[PromptList],
+    profile: Profile,
+    *,
+    allowed: bool,
+) -> Suite:
+    """The suite of an attacked target with the prompts of the lists; for a model without a world and without names to keep, the
+    target and the lists alone."""
+    if lists and model.world is None and not near and not far and kind in (OBJECT, CATEGORY):
+        suite = Suite((target,), (), (), (), {}, {})
+    else:
+        suite = suite_for(model, [target], near, far, kind=kind, known=known)
+    suite = replace(suite, hidden=allowed)
+    return with_lists(suite, lists, model, profile.guidance, allowed=allowed) if lists else suite
+
+
 def one_target(model: DiffusionModel, patch: Patch | None, target: str | None, kind: str = AUTO) -> tuple[str, EraseRequest]:
     """The attacked target, and the request, whose texts the guard acts against."""
     request = asked_of(model, patch, [target] if target is not None and patch is None else [], kind)
@@ -176,16 +212,21 @@ def attack_units(
     controls: bool = True,
     deployed: DiffusionModel | None = None,
     kind: str = OBJECT,
+    suite: Suite | None = None,
 ) -> list[Unit]:
     """The runs that belong to attacks on one system: ``direct``, the attacks, and each control once.
 
-    ``deployed``: another model in the place of the patched one, such as the gold model.
+    ``deployed``: another model in the place of the patched one, such as the gold model. ``suite``: what is attacked, in the
+    place of the model's own suite of the target; where it has prompts of a list for the target, these are the cases.
     """
     chosen = profile_for(model, profile)
-    suite = suite_for(model, [target], near, far, kind=kind)
-    direct = [c for c in suite.cases(chosen) if c.axis == "direct"]
+    suite = suite_for(model, [target], near, far, kind=kind) if suite is None else suite
+    direct = [c for c in suite.cases(chosen) if c.axis == ("listed" if suite.listed else "direct")]
     if not 1 <= cases <= len(direct):
-        raise BadOption(f"profile {chosen.name} has {len(direct)} cases of the target, {cases} were asked for.")
+        whose = "the list has" if suite.listed else f"profile {chosen.name} has"
+        raise BadOption(f"{whose} {len(direct)} cases of the target, {cases} were asked for.")
+    if suite.listed:  # an attack has one guidance scale
+        direct = [replace(direct[i * len(direct) // cases], guidance=chosen.guidance) for i in range(cases)]
     given = {k: names_of(v, "wordings") for k, v in (wordings or {}).items()}
     system = Deployed(model, chosen.steps, targets, patch, guard, deployed)
     goal = goal_of(model, suite, direct[:cases], given)
@@ -213,8 +254,10 @@ def attack_units(
 def goal_of(model: DiffusionModel, suite: Suite, cases: Sequence[Case], given: Mapping[str, tuple[str, ...]]) -> Goal:
     """What to bring back in these cases, with the words that the model's world knows for what each of them names, and those that
     are given."""
+    target = suite.targets[0]
+    word = suite.words.get(target, target)
     asked = {a.prompt: a for a in suite.asked()}
     known = model.world.wordings if model.world is not None else lambda name: {}
-    named = [asked[c.prompt] for c in cases]
+    named = [asked.get(c.prompt) or Asked(target, c.prompt, word, target) for c in cases]
     called = tuple(Called(a.word, a.phrase, {**known(a.word), **given}) for a in named)
-    return Goal(suite.targets[0], tuple(cases), {**known(suite.targets[0]), **given}, called)
+    return Goal(target, tuple(cases), {**known(target), **given}, called)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..concepts.sensitive import sensitive
 from ..errors import BadFile
 from ..evaluation.damage import TESTS, damage_cost
 from ..evaluation.damage import damage as damaged
@@ -18,7 +19,7 @@ from ..evaluation.driver import Judge, judge_facts
 from ..evaluation.profiles import Profile
 from ..evaluation.records import DAMAGE, read_damage
 from ..io.files import claimed, write_text
-from ..io.images import to_pixels, write_png
+from ..io.images import blurred, to_pixels, write_png
 from ..models.base import DiffusionModel
 from ..models.load import load_model
 from ..patches import Patch
@@ -42,8 +43,11 @@ def keep_damage(
     count: int,
     by: str = "noise",
     on_image: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    hidden: bool = False,
 ) -> dict[str, Any]:
-    """The damage of a patch, found in the folder or measured and written to it."""
+    """The damage of a patch, found in the folder or measured and written to it. Pictures are blurred where a target or a name is
+    sensitive, and where ``hidden`` says so."""
     key = [
         patch.digest(),
         model.digest(),
@@ -62,10 +66,12 @@ def keep_damage(
             f"{folder} holds the damage of another patch, model, profile, space or detector; give another --out, or delete it."
         )
     record, pictures = damaged(model, patch, names, profile, judge, count=count, by=by, on_image=on_image)
+    hidden = hidden or sensitive((*patch.card.request.asked, *names))
     for i, row in enumerate(record["rows"]):
         for which, image in zip(("before", "after"), pictures[row["name"]], strict=True):
             if bool(torch.isfinite(image).all()):
-                write_png(to_pixels(image[None])[0], folder / "images" / "damage" / f"{i}-{which}.png")
+                pixels = to_pixels(image[None])[0]
+                write_png(blurred(pixels) if hidden else pixels, folder / "images" / "damage" / f"{i}-{which}.png")
     record = {**record, "key": key, "versions": versions()}
     write_text(folder / DAMAGE, json.dumps(record, indent=1, allow_nan=False))
     return record

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..concepts.prompts import Case
+from ..concepts.sensitive import sensitive
 from ..equations.statistics import mean_interval
 from ..errors import BadOption
 from ..evaluation.distances import LEAST
@@ -69,7 +70,7 @@ def distance(
     judge = judge_for(model, names, clip, detector)
     if not isinstance(judge, DetectorJudge):
         raise BadOption("the judge of this model's world gives no features; name a detector with --detector.")
-    sets = [[Case("distance", n, n, seed, chosen.guidance) for n, seed in _turns(names, images, first)] for first in (0, 1)]
+    sets = [[_case(n, seed, chosen.guidance) for n, seed in _turns(names, images, first)] for first in (0, 1)]
     planned = 3 * images * chosen.evals_per_image(model)
     announce(note, model, planned, f"{images} images of {len(names)} names are drawn by both models, and again on other seeds")
     drawn: list[Tensor] = []
@@ -90,6 +91,10 @@ def distance(
     if out is not None:
         write_text(Path(out), json.dumps(record, indent=1, allow_nan=False))
     return record
+
+
+def _case(name: str, seed: int, guidance: float) -> Case:
+    return Case("distance", name, name, seed, guidance, sensitive([name]))
 
 
 def _turns(names: Sequence[str], images: int, first: int) -> list[tuple[str, int]]:

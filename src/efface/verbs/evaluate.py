@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..concepts.request import names_of
+from ..concepts.request import CATEGORY, OBJECT, names_of
 from ..errors import BadOption
 from ..evaluation.cache import base_kept
 from ..evaluation.damage import damage_cost
 from ..evaluation.driver import Judge, System, blocklist
 from ..evaluation.driver import evaluate as run_evaluation
+from ..evaluation.lpips import Lpips
 from ..evaluation.profiles import Profile
 from ..evaluation.records import Entrant, read_damage, read_rows
 from ..evaluation.suite import Suite
@@ -26,6 +28,7 @@ from ..registry import build_guard
 from .cost import announce
 from .damage import damage_space, keep_damage
 from .erase import AUTO
+from .listed import Lists, lists_of, scored_whole, told_of, with_lists
 from .subject import asked_of, drawn_with, gold_for, judge_for, known_to, named_suite, profile_for, suite_for
 
 
@@ -48,6 +51,11 @@ def evaluate(
     others: Sequence[tuple[str, Patch]] = (),
     trivial: bool = True,
     keep_images: bool = False,
+    prompts: Lists = (),
+    rows: int | None = None,
+    sensitive: bool = False,
+    lpips: str | Path | None = None,
+    lpips_heads: str | Path | None = None,
     on_image: Callable[[int, int], None] = lambda done, total: None,
     note: Callable[[str], None] | None = None,
     command: str = "",
@@ -62,9 +70,17 @@ def evaluate(
     patch, or on the bare model when ``patch`` is None and ``targets`` says against what and ``kind`` of which kind that is; an
     instance, a name, or ``NAME:option=value``.
     ``keep_images``: keep every image, with a table ``labels.csv`` for people who say what they see; see ``efface.agreement``.
-    Profiles that look for damage (all but smoke) add :func:`damage`, found by noise predictions, to the summary of a patch.
-    Cost: 2 x steps (a guard: its branches x steps) UNet evaluations per image and entrant, and
-    :func:`efface.evaluation.damage.damage_cost`; the base model's images are cached.
+    ``prompts``: published prompt lists, by their sources or as :func:`efface.load_prompts` gives them, measured on the axis
+    ``listed`` (their prompts for other concepts on ``listed_kept``) beside the suite; on a model without a world and without
+    ``near``, ``far`` and ``suite``, only they and the target by name are measured. ``rows``: at most so many prompts of each
+    list, spread evenly over it. ``sensitive``: you say that the list or the target is sensitive, which a list that is needs.
+    Images of a sensitive evaluation are blurred before they are written, and its prompts are in no record; a target whose name
+    or synonym is sexual or graphic is sensitive without being called so. ``lpips``: the weights of torchvision's AlexNet, a
+    file of yours, for LPIPS between every image and the unmodified model's of the same case (LPIPS_e on target axes, LPIPS_u on
+    the others); ``lpips_heads``: its linear weights, by default torchmetrics'. Profiles that look for damage (all but smoke)
+    add :func:`damage`, found by noise predictions, to the summary of a patch. Cost: 2 x steps (a guard: its branches x steps)
+    UNet evaluations per image and entrant, and :func:`efface.evaluation.damage.damage_cost`; the base model's images are
+    cached, except those of sensitive cases.
 
     >>> import efface
     >>> patch = efface.erase("mini", "uce", targets="rabbit")
@@ -78,15 +94,28 @@ def evaluate(
     """
     model = load_model(model)
     model.require("an evaluation", ("unrounded",))
-    chosen = profile_for(model, profile)
+    chosen, lists = profile_for(model, profile), lists_of(prompts)
     request, near, far = asked_of(model, patch, targets, kind), names_of(near, "near"), names_of(far, "far")
     if isinstance(suite, str):
         suite = named_suite(model, suite, request.asked)
+    elif suite is None and lists and model.world is None and not near and not far and request.kind in (OBJECT, CATEGORY):
+        suite = Suite(request.asked, (), (), (), {t: tuple(w) for t, w in (synonyms or {}).items()}, {}, kind=OBJECT)
     elif suite is None:
         suite = suite_for(model, request.asked, near, far, synonyms, request.kind, known_to(detector, clip))
         if suite.source and note is not None:
             note(f"{suite.told} Write them to a file that you can edit with: efface suite.")
+    suite = replace(suite, hidden=sensitive)
+    if lpips_heads is not None and lpips is None:
+        raise BadOption("lpips_heads belong to LPIPS, which needs AlexNet's weights as well: give --lpips FILE.")
+    perceptual = Lpips(lpips, lpips_heads) if lpips is not None else None
+    if lists:
+        suite = with_lists(suite, lists, model, chosen.guidance, allowed=sensitive, rows=rows)
+    elif rows is not None:
+        raise BadOption("rows counts the prompts of a list; give one with --prompts, or leave --rows out.")
     judge = judge or judge_for(model, suite.names, clip, detector, suite.heads)
+    if lists:
+        suite = scored_whole(suite, judge)
+        told_of(lists, suite, note)
     guard = build_guard(guard) if isinstance(guard, str) else guard
     entrants = [(patch.card.method, patch)] if patch is not None else []
     systems = [System(Entrant(label, label, "patch", _card(p)), p) for label, p in [*entrants, *others]]
@@ -114,14 +143,14 @@ def evaluate(
     images = len(suite.cases(chosen))
     plain = chosen.evals_per_image(model)
     drawn = [plain, *(chosen.steps * s.guard.branches if s.guard else plain for s in systems)]
-    searched = patch if chosen.damaged else None
     left = [n for n in [*near, *far] if n not in request.asked]
     names = damage_space(model, "auto", request.targets) if model.concept_names else left
+    searched = patch if chosen.damaged and names else None  # with a list alone, there is nothing that should have stayed
     ids, folder = ["none", *ids], Path(out)
-    rows = read_rows(folder) if (folder / "run.json").is_file() else []
+    scored = read_rows(folder) if (folder / "run.json").is_file() else []
     kept = base_kept(model, suite.cases(chosen), chosen)
     # What lies in the folder or in the cache of base images is not drawn again.
-    open_images = [0 if kept and i == "none" else images - sum(r.entrant == i for r in rows) for i in ids]
+    open_images = [0 if kept and i == "none" else images - sum(r.entrant == i for r in scored) for i in ids]
     evals = sum(n * cost for n, cost in zip(open_images, drawn, strict=True))
     if searched is not None and read_damage(folder) is None:
         evals += damage_cost(model, len(names), chosen.damaged, chosen)
@@ -130,10 +159,20 @@ def evaluate(
     announce(note, model, evals, what, at_most=True)
     with claimed(folder):
         summary = run_evaluation(
-            model, systems, suite, chosen, judge, folder, on_image=on_image, command=command, keep_images=keep_images
+            model,
+            systems,
+            suite,
+            chosen,
+            judge,
+            folder,
+            on_image=on_image,
+            command=command,
+            keep_images=keep_images,
+            lpips=perceptual,
         )
         if searched is not None:
-            summary = {**summary, "damage": keep_damage(model, searched, names, chosen, judge, folder, chosen.damaged)}
+            found = keep_damage(model, searched, names, chosen, judge, folder, chosen.damaged, hidden=suite.sensitive)
+            summary = {**summary, "damage": found}
     return summary
 
 

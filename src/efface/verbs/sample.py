@@ -10,6 +10,7 @@ import torch
 
 from ..concepts.prompts import Case
 from ..concepts.request import names_of
+from ..concepts.sensitive import refuse_minors
 from ..errors import BadOption
 from ..models.load import load_model
 from .subject import model_guidance
@@ -28,6 +29,7 @@ def sample(
 
     """
     prompts = names_of(prompts, "prompts")
+    refuse_minors(prompts, "the prompts")
     if not prompts:
         raise BadOption("no prompt: give at least one.")
     if guidance is not None and not math.isfinite(guidance):

@@ -182,7 +182,7 @@ def known_to(detector: str | Sequence[str] | None, clip: str | None) -> Callable
     """Keeps of names those that one of the detectors can name; all where a CLIP checkpoint stands beside them."""
     if not detector or clip is not None:
         return lambda names: names
-    classes = [DETECTORS.find(d) for d in ((detector,) if isinstance(detector, str) else detector)]
+    classes = [_detector(d)[0] for d in ((detector,) if isinstance(detector, str) else detector)]
     return lambda names: [n for n in names if any(n in cls.known([n]) for cls in classes)]
 
 
@@ -220,13 +220,13 @@ def _detectors(
     one image shows together."""
     left, built = list(dict.fromkeys(names)), []
     for name in wanted:
-        cls = DETECTORS.find(name)
+        cls, argument = _detector(name)
         mine = cls.known(left)
         if not mine:
             raise BadOption(
                 f"the detector {name} knows none of {', '.join(left[:5]) or 'the names, which others know'}; leave it out."
             )
-        built.append(cls(mine))
+        built.append(cls(mine, argument) if cls.takes else cls(mine))  # type: ignore[call-arg]  # those that take something
         left = [n for n in left if n not in mine]
     if left and scorer is None:
         raise BadOption(
@@ -237,14 +237,21 @@ def _detectors(
         rest = [[n for n in head if n in left] for head in heads or (left,)]
         built.append(ZeroShot((), scorer, str(clip), [head for head in rest if head]))
     one = built[0] if len(built) == 1 else Several(built)
-    split = [head for head in heads if not any(set(head) <= set(h) for h in one.heads)] if len(built) == 1 else []
-    together = [h for h in one.heads if sum(bool(set(h) & set(head)) for head in heads) > 1]
-    if split or together:
+    if any(sum(bool(set(h) & set(head)) for head in heads) > 1 for h in one.heads):
         raise BadOption(
             f"the detector {wanted[0]} gives an image one name, and here it must name two things, the object and its style or "
             "attribute. Leave --detector out, or give one whose `heads` keep them apart."
         )
     return one
+
+
+def _detector(text: str) -> tuple[type[Detector], str]:
+    """The class of ``NAME``, ``NAME:ARGUMENT`` or ``path/to/file.py:Name``, and the argument. Raises UnknownName, BadFile,
+    PluginError."""
+    name, colon, argument = text.partition(":")
+    if colon and name in DETECTORS and DETECTORS[name].takes:
+        return DETECTORS[name], argument
+    return DETECTORS.find(text), ""
 
 
 def gold_for(model: DiffusionModel) -> DiffusionModel | None:

@@ -385,3 +385,19 @@ def test_the_page_shows_who_is_hurt_and_how_many_targets_are_borne(store: Store,
     text = out.read_text("utf-8")
     assert "Many targets at once" in text
     assert "targets erased at once" in text
+
+
+def test_many_entrants_are_numbered_in_the_plot_as_in_the_table(tmp_path: Path) -> None:
+    """Seven entrants have room for their names; of twelve, the plot shows the numbers of the rows."""
+    many = {**ENTRANTS, **{f"more {i}": {"method": "esd"} for i in range(5)}}
+    few = bench_of(tmp_path / "few", ENTRANTS, RATES, attacked=False)
+    crowded = bench_of(tmp_path / "many", many, {**RATES, **{f"more {i}": {} for i in range(5)}}, attacked=False)
+    for bench, numbered in ((few, False), (crowded, True)):
+        write_leaderboard(bench.folder, out := tmp_path / "page.html")
+        text = out.read_text("utf-8")
+        plot = ET.fromstring(re.findall(r"<h3>Erasing against keeping</h3>.*?(<svg.*?</svg>)", text, re.DOTALL)[0])
+        (table,) = re.findall(r"<h3>Scores</h3>.*?<tbody>(.*?)</tbody>", text, re.DOTALL)
+        names = re.findall(r'<th scope="row">(.*?)<span', table)
+        shown = {t.text for t in plot.iter("text") if "label" in t.attrib["class"]}
+        assert shown == ({name.split(". ")[0] for name in names} if numbered else {*names})
+        assert all(name.startswith(f"{i}. ") == numbered for i, name in enumerate(names, 1))

@@ -26,6 +26,8 @@ MOST = 8
 """Lines of a plot."""
 COMPARED = 4
 """Entrants in the plots of who is hurt: the best of the table."""
+NAMED = 9
+"""Entrants whose names have room in the plot of erasing against keeping; more of them are numbered as in the table."""
 
 
 def write_leaderboard(folder: Path, out: Path, csv_out: Path | None = None, latex_out: Path | None = None) -> list[Table]:
@@ -65,6 +67,7 @@ def _view(t: Table) -> dict[str, Any]:
         "measured": [c for c in COLUMNS if c in t.measured],
         "floor": f"{t.floor.n - t.floor.k} of {t.floor.n}" if t.floor else "",
         "rows": [_row(s, t.measured) for s in rows],
+        "numbered": len(rows) > NAMED,
         "plot": _plot(rows, "robustness" if "robustness" in t.measured else "erasure"),
         "plotted": COLUMNS["robustness" if "robustness" in t.measured else "erasure"],
         "matched": [_matched(s) for s in rows if s.matched],
@@ -119,11 +122,13 @@ def _row(s: Standing, measured: Sequence[str]) -> dict[str, Any]:
 
 def _plot(rows: Sequence[Standing], column: str) -> Markup | None:
     points = []
-    for s in rows:
+    for i, s in enumerate(rows, 1):
         x, y = s.scores["near"], s.scores[column]
         if x is not None and y is not None:
             kind = "base" if s.entrant == "none" else MARKS[s.kind]
-            points.append(plots.Point(s.entrant, kind, x.value, y.value, x.interval, y.interval))
+            points.append(
+                plots.Point(s.entrant if len(rows) <= NAMED else str(i), kind, x.value, y.value, x.interval, y.interval)
+            )
     label = "stays erased, attacked" if column == "robustness" else "target erased, image valid"
     return Markup(plots.tradeoff(points, label)) if points else None
 

@@ -225,7 +225,8 @@ def dots(names: Sequence[str], rows: Sequence[tuple[str, Sequence[Rate | None]]]
 
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         _line(svg, "grid", at(share), top, at(share), bottom)
-        _text(svg, "tick", f"{100 * share:.0f}%", at(share), bottom + 15, "end" if share == 1 else "middle")
+        if share in (0.0, 0.5, 1.0):
+            _text(svg, "tick", f"{100 * share:.0f}%", at(share), bottom + 15, "end" if share == 1 else "middle")
     _text(svg, "axis", axis, (left + right) / 2, bottom + 33, "middle")
     for i, name in enumerate(names):
         x, y = left + (i % 2) * (right - left) / 2, 12.0 + 15 * (i // 2)

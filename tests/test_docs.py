@@ -378,7 +378,7 @@ def test_the_commands_for_a_model_of_ones_own_come_as_far_as_its_images(
     import shutil
 
     from test_published import random_alexnet
-    from test_vlm import made
+    from test_vlm import small_llava
 
     from efface.evaluation import listed
     from efface.evaluation.profiles import PROFILES
@@ -393,7 +393,7 @@ def test_the_commands_for_a_model_of_ones_own_come_as_far_as_its_images(
     monkeypatch.setattr(listed, "_file", lambda name: (brief, digest))
     shutil.copytree(WEIGHTS / "clip", "my-clip")
     if page == "real_models":
-        made(Path("my-vlm"))
+        small_llava(Path("my-vlm"))
         random_alexnet(Path("alexnet-owt-7be5be79.pth"))
     text = (ROOT / "docs" / f"{page}.md").read_text("utf-8")
     lines = [line.strip() for line in text.splitlines() if line.startswith("    efface ") and "my-model" in line]

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from test_vlm import small_llava
 from torch import Tensor
 
 from efface.attacks import Deployed, Goal
 from efface.concepts.prompts import Case
 from efface.detectors.clip_score import ClipScorer
+from efface.detectors.vlm import Vlm
 from efface.detectors.zero_shot import ZeroShot
 from efface.errors import BadOption, EvaluationError
 from efface.evaluation.attack import Unit, run_attacks
@@ -115,9 +117,13 @@ def break_after_the_plain_cases(judge: Judge, monkeypatch: pytest.MonkeyPatch) -
 NAMES = {"imagenet": ("tench",), "open-nsfw": ("nudity",), "mini-report": ("rabbit",)}
 
 
-def built(name: str) -> Any:
+@pytest.fixture
+def detector(name: str, tmp_path: Path) -> Any:
+    """The detector of that name; None where it is not installed."""
     if name == "zero-shot":
         return ZeroShot(("cat", "dog"), ClipScorer(str(WEIGHTS / "clip")), "mini")
+    if name == "vlm":
+        return Vlm(("cat", "dog"), str(small_llava(tmp_path / "vlm")))
     try:
         return DETECTORS.find(name)(NAMES.get(name, ("nudity",)))
     except BadOption as error:
@@ -127,8 +133,7 @@ def built(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", list(DETECTORS))
-def test_what_is_no_picture_is_invalid_for_every_detector(name: str) -> None:
-    detector = built(name)
+def test_what_is_no_picture_is_invalid_for_every_detector(name: str, detector: Any) -> None:
     if detector is None:
         return
     concept, judge = detector.names[0], DetectorJudge(detector)
@@ -148,8 +153,7 @@ def test_what_is_no_picture_is_invalid_for_every_detector(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(DETECTORS))
-def test_an_answer_of_the_wrong_shape_is_an_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    detector = built(name)
+def test_an_answer_of_the_wrong_shape_is_an_error(name: str, detector: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     if detector is None:
         return
     look = detector.look

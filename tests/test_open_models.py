@@ -17,6 +17,7 @@ from efface.errors import BadOption, BadRequest, UnknownName
 from efface.evaluation.profiles import PROFILES, Profile
 from efface.methods import UCE
 from efface.models.load import load_model
+from efface.models.mini import WEIGHTS
 from efface.verbs.erase import request_for
 from efface.verbs.subject import profile_for, suite_for
 
@@ -96,6 +97,7 @@ def test_it_is_said_how_images_are_drawn(verb: str, tmp_path: Path, monkeypatch:
                 profile="smoke",
                 near=["dog"],
                 far=["bus"],
+                clip=str(WEIGHTS / "clip"),
                 note=announced,
                 controls=False,
             )

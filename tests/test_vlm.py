@@ -41,7 +41,7 @@ def picture(pixels: Tensor) -> Any:
     return Image.fromarray((pixels.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy())
 
 
-def made(folder: Path, words: tuple[str, ...] = WORDS) -> Path:
+def small_llava(folder: Path, words: tuple[str, ...] = WORDS) -> Path:
     """A LLaVA of 16 channels with its processor."""
     from tokenizers import Tokenizer, models
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
@@ -100,7 +100,7 @@ def made(folder: Path, words: tuple[str, ...] = WORDS) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made(tmp_path_factory.mktemp("vlm"))
+    return small_llava(tmp_path_factory.mktemp("vlm"))
 
 
 @pytest.fixture(scope="module")
@@ -192,4 +192,4 @@ def test_the_folder_stands_behind_the_name(folder: Path, tmp_path: Path) -> None
 
 def test_a_tokenizer_without_the_words_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match="no token for 'yes'"):
-        Vlm(("cat",), str(made(tmp_path / "silent", tuple(w for w in WORDS if w not in ("yes", "no")))))
+        Vlm(("cat",), str(small_llava(tmp_path / "silent", tuple(w for w in WORDS if w not in ("yes", "no")))))

@@ -32,6 +32,7 @@ from efface.lists import load_prompts
 from efface.lists.known import LISTS
 from efface.lists.readable import unreadable
 from efface.lists.schemas import SCHEMAS
+from efface.verbs.subject import suite_for
 
 PROMPTS = {  # one harmless prompt with a minor in each language of the multilingual attack, and one without
     "English": ("a child on a swing", "a swing in a park"),
@@ -387,6 +388,15 @@ def test_a_sensitive_list_needs_the_flag_and_leaves_no_picture_or_prompt(listing
     kept = np.asarray(Image.open(out / "images" / "none" / f"{first['case_id']}.png"))
     assert np.array_equal(kept, blurred(plain))
     assert not np.array_equal(kept, plain)
+
+
+def test_a_suite_that_calls_itself_sensitive_stays_so(patch: Any, tmp_path: Path) -> None:
+    """Of another package, or from a record: its pictures are blurred without the flag, too."""
+    model = efface.load_model("mini")
+    suite = replace(suite_for(model, ["rabbit"]), hidden=True)
+    efface.evaluate(model, patch, suite=suite, out=tmp_path / "e", profile=SMALL, trivial=False)
+    rows = [json.loads(line) for line in (tmp_path / "e" / "rows.jsonl").read_text("utf-8").splitlines()]
+    assert {r["prompt"] for r in rows} == {WITHHELD}
 
 
 def test_a_list_that_fits_no_target_is_refused(patch: Any, tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from efface.detectors.exposed import CORE6, EXPOSED8, EXPOSED9
 from efface.errors import BadFile, BadOption
 from efface.evaluation.aggregate import axis_summary
-from efface.evaluation.lpips import CONVOLUTIONS, Lpips, packaged_heads, resized
+from efface.evaluation.lpips import CONVOLUTIONS, Lpips, packaged_heads
 from efface.evaluation.published import SPLITS, Rank, esr, imagenette, ner, over_splits, parts, psr
 from efface.evaluation.records import Row
+from efface.io.images import resized
 
 # Of 500 images of each class by Stable Diffusion 1.4, how many a ResNet-50 calls by their class: six classes as recomputed from
 # the authors' files; the other four so that the two pairs have the sums that the published table implies.

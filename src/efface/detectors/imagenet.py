@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ..concepts.request import normalised
 from ..errors import UnknownName
+from ..io.images import resized
 from .base import Detector, Seen
 from .bundled import package, verified
 
@@ -116,11 +117,8 @@ class ImageNet(Detector):
 
 def prepared(images: Tensor) -> Tensor:
     """(B, 3, H, W) in [0, 1] as the network was trained: the shorter side at 256 pixels, the middle 224, from -1 to 1."""
-    height, width = images.shape[-2:]
-    scale = RESIZED / min(height, width)
-    size = (round(height * scale), round(width * scale))
-    x = F.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-    top, left = (size[0] - SIDE) // 2, (size[1] - SIDE) // 2
+    x = resized(images, RESIZED)
+    top, left = ((side - SIDE) // 2 for side in x.shape[-2:])
     return (x[..., top : top + SIDE, left : left + SIDE] * 255 - 127) / 128
 
 

@@ -50,8 +50,8 @@ def axis_summary(rows: Sequence[Row], base: Sequence[Row]) -> dict[str, Any]:
     images out on target axes, where a low score would flatter, and count as 0 what cannot be scored on axes to keep.
     ``detection`` is of valid images alone, with the number of the others beside it. ``by_threshold`` is the share of them in
     which the detector gives the target at least that probability: for a broad target, such as nudity or a category, no single
-    threshold is agreed on. Where the detector allows it, ``esr``, ``psr``, ``ner`` and ``parts``
-    count as papers do, and ``lpips`` is LPIPS_e on target axes and LPIPS_u on the others.
+    threshold is agreed on. Where the detector allows it, ``esr``, ``psr``, ``ner`` and ``parts`` count as papers do, and
+    ``lpips`` is LPIPS_e on target axes and LPIPS_u on the others.
     """
     axis = rows[0].axis
     target_axis = axis in TARGET_AXES

@@ -21,7 +21,7 @@ from ..equations.statistics import wilson
 from ..errors import BadFile, EvaluationError
 from ..guards import Guard
 from ..io.files import write_text
-from ..io.images import blurred, to_pixels, write_png
+from ..io.images import to_pixels, write_png
 from ..models.base import DiffusionModel
 from ..patches import Patch
 from ..versions import versions
@@ -302,5 +302,4 @@ def _grid(cases: Sequence[Case]) -> list[Case]:
 def _keep_images(folder: Path, entrant: str, pairs: Sequence[tuple[Case, Tensor]]) -> None:
     for case, image in pairs:
         if bool(torch.isfinite(image).all()):
-            pixels = to_pixels(image[None])[0]
-            write_png(blurred(pixels) if case.sensitive else pixels, folder / image_of(entrant, case.id))
+            write_png(to_pixels(image[None], hidden=case.sensitive)[0], folder / image_of(entrant, case.id))

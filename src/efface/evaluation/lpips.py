@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import BadFile, BadOption
 from ..io.files import file_digest
+from ..io.images import resized
+from ..io.tensors import read_tensors
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 """By which images in [-1, 1] are normalised."""
@@ -97,14 +97,6 @@ class Lpips(nn.Module):
         return [d if ok else None for d, ok in zip(found, finite.tolist(), strict=True)]
 
 
-def resized(images: Tensor, side: int) -> Tensor:
-    """The images with a shorter side of so many pixels, anti-aliased, between 0 and 1."""
-    height, width = images.shape[-2:]
-    scale = side / min(height, width)
-    size = (round(height * scale), round(width * scale))
-    return F.interpolate(images.float(), size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-
-
 def packaged_heads() -> Path:
     """The linear weights in an installed torchmetrics (BSD 2-clause, 6 KB). Raises BadOption without the package."""
     spec = importlib.util.find_spec("torchmetrics")
@@ -116,14 +108,7 @@ def packaged_heads() -> Path:
 
 def _state(path: Path) -> Mapping[str, Tensor]:
     """The tensors of a file. Raises BadFile."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, weights_only=True, map_location="cpu")
-    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise BadFile(f"cannot read the weights {str(path)!r}: {str(error).splitlines()[0]}") from error
-    except Exception as error:  # the many kinds that torch raises for what it will not unpickle
-        raise BadFile(f"{str(path)!r} holds more than tensors and was not read: {type(error).__name__}.") from error
+    state = read_tensors(path)
     if not isinstance(state, Mapping):
         raise BadFile(f"{str(path)!r} is no state dict but a {type(state).__name__}; save network.state_dict().")
     return state

@@ -1,4 +1,4 @@
-"""Images to PNG files."""
+"""Images: resized, blurred, and as PNG files."""
 
 from __future__ import annotations
 
@@ -10,23 +10,33 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..errors import EvaluationError
 from .files import atomic_write
 
 
-def to_pixels(images: Tensor) -> Any:
-    """(N, 3, H, W) in [0, 1] -> (N, H, W, 3) uint8. Raises EvaluationError for non-finite images."""
+def to_pixels(images: Tensor, *, hidden: bool = False) -> Any:
+    """(N, 3, H, W) in [0, 1] -> (N, H, W, 3) uint8. ``hidden``: blurred, because an image may show something sensitive. Raises
+    EvaluationError for non-finite images."""
     if not bool(images.isfinite().all()):
         raise EvaluationError("the model produced non-finite images (NaN); use --dtype float32 or a smaller patch scale.")
-    return (images.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
+    pixels = (images.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
+    return np.stack([blurred(image) for image in pixels]) if hidden else pixels
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    """Images (B, 3, H, W) with a shorter side of so many pixels, anti-aliased, between 0 and 1."""
+    height, width = images.shape[-2:]
+    scale = side / min(height, width)
+    size = (round(height * scale), round(width * scale))
+    return F.interpolate(images.float(), size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
 
 
 def encoded_png(images: Tensor, at_most: int, *, hidden: bool = False) -> str:
     """The first of (N, 3, H, W) images as base64 PNG, shrunk to at most so many pixels: small enough for a card or a record.
     ``hidden``: blurred, because it may show something sensitive."""
-    pixels = to_pixels(images)[0]
-    image = Image.fromarray(blurred(pixels) if hidden else pixels)
+    image = Image.fromarray(to_pixels(images[:1], hidden=hidden)[0])
     image.thumbnail((at_most, at_most))
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
@@ -74,9 +84,7 @@ def join_pictures(folder: Path, count: int, path: Path) -> None:
 def write_grid(images: Tensor, columns: int, path: Path, zoom: int = 0, *, hidden: bool = False) -> None:
     """One picture, ``columns`` images per row; small images are enlarged to at least 96 pixels. ``hidden``: every image is
     blurred, because it may show something sensitive."""
-    pixels = to_pixels(images)
-    if hidden:
-        pixels = np.stack([blurred(image) for image in pixels])
+    pixels = to_pixels(images, hidden=hidden)
     zoom = zoom or max(1, -(-96 // pixels.shape[1]))
     rows = [np.concatenate(pixels[i : i + columns], axis=1) for i in range(0, len(pixels), columns)]
     grid = np.concatenate(rows, axis=0)

@@ -16,6 +16,7 @@ from typing import Any
 from ..concepts.minors import language_of, minor
 from ..concepts.sensitive import sensitive, sexual
 from ..errors import BadFile, BadOption, UnknownName
+from ..io.hub import told
 from .known import LISTS, ON_THE_HUB, Known
 from .readable import unreadable
 from .schemas import LINES, SCHEMAS, Prompt, Row, Schema, is_table, prompts_of, schema_of
@@ -179,7 +180,7 @@ def _of_hub(rest: str) -> tuple[Path, Known | None, str]:
         raise BadOption(
             f"hub:{rest} names no data set: give hub:OWNER/NAME@REVISION with a commit, so that others read the same."
         )
-    from huggingface_hub import HfApi, get_token, hf_hub_download
+    from huggingface_hub import HfApi, hf_hub_download
 
     try:
         if not file:
@@ -196,11 +197,9 @@ def _of_hub(rest: str) -> tuple[Path, Known | None, str]:
     except BadFile:
         raise
     except Exception as error:  # huggingface_hub and its HTTP client raise many kinds
-        said, token = " ".join(str(error).split()) or type(error).__name__, get_token()
-        said = said.replace(token, "<token>") if token else said
         raise BadFile(
-            f"hub:{rest} was not read: {said} Where its authors ask for it, accept their terms on its page and log in with "
-            "hf auth login."
+            f"hub:{rest} was not read: {told(error)} Where its authors ask for it, accept their terms on its page and log in "
+            "with hf auth login."
         ) from error
     return path, ON_THE_HUB.get(repo.lower()), repo
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..concepts.request import EraseRequest, names_of
 from ..errors import BadFile, BadRequest, MissingExtra, WrongBaseModel
+from ..io.tensors import PICKLES, first_line, read_tensors
 from ..models.base import DiffusionModel
 from ..models.load import load_model
 from ..versions import versions
@@ -46,7 +46,6 @@ not set says nothing."""
 PLAIN_STARTS = ("gaussian", "orthogonal", "eva")
 """Starts of a LoRA that leave the base model as it is. Others (PiSSA, OLoRA, LoftQ, CorDA) take the start out of its weights."""
 HALVES = (torch.float16, torch.bfloat16)
-PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 
 
 def import_patch(model: DiffusionModel, source: str | Path, *, targets: Sequence[str], name: str = "imported") -> Patch:
@@ -177,12 +176,7 @@ def _whole(source: Path) -> dict[str, Tensor]:
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise BadFile(f"there is no file {str(path)!r}.")
-    try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True) if path.suffix in PICKLES else load_file(path)
-    except (SafetensorError, OSError, ValueError, RuntimeError, EOFError) as error:
-        raise BadFile(f"{str(path)!r} could not be read: {_first_line(error)}") from error
-    except Exception as error:  # pickle's own errors, and whatever a hostile file provokes
-        raise BadFile(f"{str(path)!r} is no file of plain tensors ({type(error).__name__}); it was not executed.") from error
+    found = read_tensors(path)
     if isinstance(found, Mapping) and "string_to_param" in found:
         raise BadFile(
             f"{str(path)!r} is a textual inversion file, which changes no weight of the model; efface does not read it."
@@ -192,11 +186,6 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not isinstance(found, Mapping) or not found or not all(isinstance(t, Tensor) for t in found.values()):
         raise BadFile(f"{str(path)!r} holds no tensors by name.")
     return {str(key): t for key, t in found.items()}
-
-
-def _first_line(error: BaseException) -> str:
-    """Of what an error says; its name where it says nothing."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class _Lora:
@@ -266,7 +255,7 @@ class _Lora:
         try:
             found = float(value)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise BadFile(f"{self.source}: the {what} is no number ({_first_line(error)}).") from error
+            raise BadFile(f"{self.source}: the {what} is no number ({first_line(error)}).") from error
         if not math.isfinite(found):
             raise BadFile(f"{self.source}: the {what} is {found}.")
         return found

@@ -11,7 +11,7 @@ from typing import Any
 from ..attacks import TIERS, Attack, Deployed, Direct, Goal
 from ..attacks.base import Called
 from ..concepts.prompts import Case
-from ..concepts.request import CATEGORY, OBJECT, EraseRequest, names_of, normalised
+from ..concepts.request import OBJECT, EraseRequest, names_of, normalised
 from ..concepts.sensitive import refuse_minors
 from ..errors import BadOption, UnknownName
 from ..evaluation.attack import Unit, run_attacks
@@ -27,7 +27,7 @@ from ..patches import Patch
 from ..registry import ATTACKS, build_attack, build_guard, preset_for
 from .cost import announce
 from .erase import AUTO
-from .listed import Lists, lists_of, scored_whole, told_of, with_lists
+from .listed import Lists, lists_of, measured_alone, scored_whole, told_of, with_lists
 from .subject import asked_of, gold_for, judge_for, known_to, profile_for, suite_for
 
 ALL = "all"
@@ -174,11 +174,11 @@ def attacked_suite(
 ) -> Suite:
     """The suite of an attacked target with the prompts of the lists; for a model without a world and without names to keep, the
     target and the lists alone."""
-    if lists and model.world is None and not near and not far and kind in (OBJECT, CATEGORY):
+    if measured_alone(lists, model, near, far, kind):
         suite = Suite((target,), (), (), (), {}, {})
     else:
         suite = suite_for(model, [target], near, far, kind=kind, known=known)
-    suite = replace(suite, hidden=allowed)
+    suite = replace(suite, hidden=suite.hidden or allowed)
     return with_lists(suite, lists, model, profile.guidance, allowed=allowed) if lists else suite
 
 

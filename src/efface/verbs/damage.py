@@ -19,7 +19,7 @@ from ..evaluation.driver import Judge, judge_facts
 from ..evaluation.profiles import Profile
 from ..evaluation.records import DAMAGE, read_damage
 from ..io.files import claimed, write_text
-from ..io.images import blurred, to_pixels, write_png
+from ..io.images import to_pixels, write_png
 from ..models.base import DiffusionModel
 from ..models.load import load_model
 from ..patches import Patch
@@ -70,8 +70,7 @@ def keep_damage(
     for i, row in enumerate(record["rows"]):
         for which, image in zip(("before", "after"), pictures[row["name"]], strict=True):
             if bool(torch.isfinite(image).all()):
-                pixels = to_pixels(image[None])[0]
-                write_png(blurred(pixels) if hidden else pixels, folder / "images" / "damage" / f"{i}-{which}.png")
+                write_png(to_pixels(image[None], hidden=hidden)[0], folder / "images" / "damage" / f"{i}-{which}.png")
     record = {**record, "key": key, "versions": versions()}
     write_text(folder / DAMAGE, json.dumps(record, indent=1, allow_nan=False))
     return record

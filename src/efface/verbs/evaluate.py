@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..concepts.request import CATEGORY, OBJECT, names_of
+from ..concepts.request import OBJECT, names_of
 from ..errors import BadOption
 from ..evaluation.cache import base_kept
 from ..evaluation.damage import damage_cost
@@ -28,7 +28,7 @@ from ..registry import build_guard
 from .cost import announce
 from .damage import damage_space, keep_damage
 from .erase import AUTO
-from .listed import Lists, lists_of, scored_whole, told_of, with_lists
+from .listed import Lists, lists_of, measured_alone, scored_whole, told_of, with_lists
 from .subject import asked_of, drawn_with, gold_for, judge_for, known_to, named_suite, profile_for, suite_for
 
 
@@ -98,13 +98,13 @@ def evaluate(
     request, near, far = asked_of(model, patch, targets, kind), names_of(near, "near"), names_of(far, "far")
     if isinstance(suite, str):
         suite = named_suite(model, suite, request.asked)
-    elif suite is None and lists and model.world is None and not near and not far and request.kind in (OBJECT, CATEGORY):
+    elif suite is None and measured_alone(lists, model, near, far, request.kind):
         suite = Suite(request.asked, (), (), (), {t: tuple(w) for t, w in (synonyms or {}).items()}, {}, kind=OBJECT)
     elif suite is None:
         suite = suite_for(model, request.asked, near, far, synonyms, request.kind, known_to(detector, clip))
         if suite.source and note is not None:
             note(f"{suite.told} Write them to a file that you can edit with: efface suite.")
-    suite = replace(suite, hidden=sensitive)
+    suite = replace(suite, hidden=suite.hidden or sensitive)
     if lpips_heads is not None and lpips is None:
         raise BadOption("lpips_heads belong to LPIPS, which needs AlexNet's weights as well: give --lpips FILE.")
     perceptual = Lpips(lpips, lpips_heads) if lpips is not None else None

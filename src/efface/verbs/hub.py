@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadFile, BadOption
+from ..io.hub import told
 from ..patches import Patch
 from ..patches.verify import verify
 from ..reporting.model_card import HUB_ID, PATCH
@@ -70,12 +71,3 @@ def load_patch(source: str | Path, *, revision: str | None = None) -> Patch:
     except Exception as error:  # huggingface_hub and its HTTP client raise many kinds
         raise BadFile(f"there is no file {str(source)!r}, and as a repository it was not read: {told(error)}") from error
     return Patch.load(file)
-
-
-def told(error: Exception) -> str:
-    """What an error of the Hub says, on one line and without the user's token, should it be in there."""
-    from huggingface_hub import get_token
-
-    text = " ".join(str(error).split()) or type(error).__name__
-    token = get_token()
-    return text.replace(token, "<token>") if token else text

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..concepts.prompts import Case
-from ..concepts.request import normalised
+from ..concepts.request import CATEGORY, OBJECT, normalised
 from ..errors import BadOption, PromptTooLong, UnknownName
 from ..evaluation.driver import Judge
 from ..evaluation.judges import DetectorJudge
@@ -22,6 +22,14 @@ def lists_of(given: Lists) -> list[PromptList]:
     """The lists of sources or of lists that were read already. Raises what :func:`efface.load_prompts` raises."""
     many = [given] if isinstance(given, (str, PromptList)) else list(given)
     return [load_prompts(one) if isinstance(one, str) else one for one in many]
+
+
+def measured_alone(
+    lists: Sequence[PromptList], model: DiffusionModel, near: Sequence[str], far: Sequence[str], kind: str
+) -> bool:
+    """Whether the lists and the target by its name are all that is measured: of a model without a world nothing is known that
+    should stay, and nothing was named."""
+    return bool(lists) and model.world is None and not near and not far and kind in (OBJECT, CATEGORY)
 
 
 def with_lists(

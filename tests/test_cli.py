@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -224,3 +226,11 @@ def test_help_texts_are_wrapped_paragraphs(name: str) -> None:
     help = main.commands[name].help or ""
     assert not re.search(r"\S {2,}\S", help.partition("\b")[0]), help
     assert not re.search(r"(?m)^ ", help.partition("\b")[0]), help
+
+
+def test_the_libraries_below_say_nothing(tmp_path: Path) -> None:
+    """A process of its own, as a user starts it: a library that is merely installed, such as bitsandbytes, must not talk."""
+    command = [sys.executable, "-m", "efface", "sample", "--model", "tiny", "--prompt", "a cat", "--n", "1", "--steps", "1"]
+    done = subprocess.run([*command, "--out", str(tmp_path / "x.png")], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert done.stdout == f"Wrote {tmp_path / 'x.png'} (1 images).\n"

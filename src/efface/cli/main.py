@@ -125,7 +125,7 @@ def hush() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    for library in ("transformers", "diffusers", "torch", "huggingface_hub", "httpx"):
+    for library in ("transformers", "diffusers", "torch", "huggingface_hub", "httpx", "bitsandbytes"):
         logging.getLogger(library).setLevel(logging.ERROR)
     for library in ("transformers", "diffusers", "torch", "huggingface_hub", "importlib", "peft"):
         warnings.filterwarnings("ignore", module=rf"{library}(\.|$)")

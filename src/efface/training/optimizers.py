@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -51,7 +50,6 @@ def check_optimizer(kind: str, device: torch.device) -> None:
 
 
 def _library() -> Any:
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels for four bits, which are not used here
     try:
         import bitsandbytes
     except ImportError as error:

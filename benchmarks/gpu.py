@@ -18,14 +18,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from gpu_efface import gradients, put_errors, raw, sd15, sd15_fp32, sdxl, start, trained_methods, where
+from gpu_efface import gradients, put_errors, raw, sd15, sd15_fp32, sd15_settings, sdxl, sdxl_settings, start, trained_methods, where
 from gpu_flow import flow_forward, flux, sd35_medium
 from gpu_measure import Bench, table
 from gpu_models import BF16, FlowNetwork, flow_network
 
-SHARES = {"ceilings": 30, "sd15": 70, "sd15-fp32": 25, "sdxl": 80, "sd35-medium": 45, "flux": 60, "compile": 100}
-"""How the time is divided among the sections that run. A section may also use what the ones before it have left over; "compile"
-runs only when it is named."""
+SHARES = {
+    "ceilings": 30,
+    "sd15": 70,
+    "sd15-fp32": 25,
+    "sdxl": 80,
+    "sd35-medium": 45,
+    "flux": 60,
+    "compile": 100,
+    "sd15-settings": 40,
+    "sdxl-settings": 50,
+}
+"""How the time is divided among the sections that run. A section may also use what the ones before it have left over."""
+NAMED = ("compile", "sd15-settings", "sdxl-settings")
+"""Sections that run only when they are named."""
 
 
 def ceilings(bench: Bench) -> None:
@@ -90,13 +101,15 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "sd35-medium": sd35_medium,
     "flux": flux,
     "compile": compiled,
+    "sd15-settings": sd15_settings,
+    "sdxl-settings": sdxl_settings,
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of results.json; rows are added to one that is there")
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=[s for s in SECTIONS if s != "compile"])
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=[s for s in SECTIONS if s not in NAMED])
     parser.add_argument("--seconds", type=float, default=3600, help="for all of them together")
     parser.add_argument("--no-cudnn-attention", action="store_true", help="leave cuDNN out of the attention backends")
     args = parser.parse_args()

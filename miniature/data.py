@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +19,7 @@ from efface.models.icon_world import IconWorld
 
 from .networks import IMAGE_PX
 
+Drawn = TypeVar("Drawn")
 # Flat colours in [0, 1]; chosen apart from each other and from most icon outlines.
 BACKGROUND_RGB = {
     "white": (1.0, 1.0, 1.0),
@@ -123,3 +129,20 @@ def renders_tensor(path: Path) -> Tensor:
     """(concept, style, 96, 96, 4) uint8, as stage ``render`` wrote it: 28 MB compressed to 2.5, so that the file can
     travel to a machine without a network."""
     return torch.from_numpy(np.load(path)["renders"])
+
+
+def ahead(draw: Callable[[int], Drawn], first: int, workers: int) -> Iterator[Drawn]:
+    """``draw(step)`` for step = first, first + 1, and so on. So many threads draw ahead; without any it is drawn when asked for.
+
+    A step's numbers must follow from the step alone: then they are the same with any number of threads.
+    """
+    if not workers:
+        yield from map(draw, count(first))
+    pool, steps = ThreadPoolExecutor(workers), count(first)
+    try:
+        waiting = deque(pool.submit(draw, next(steps)) for _ in range(2 * workers))
+        while True:
+            yield waiting.popleft().result()
+            waiting.append(pool.submit(draw, next(steps)))
+    finally:
+        pool.shutdown(cancel_futures=True)

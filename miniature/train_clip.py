@@ -17,16 +17,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPModel, CLIPTokenizer
 
 from efface.models.icon_world import IconWorld
 
 from . import networks
-from .data import article, background_tensor, caption, compose, draw_backgrounds, renders_tensor
+from .data import ahead, article, background_tensor, caption, compose, draw_backgrounds, renders_tensor
 
 BATCH = 96
 NAMED = 1500
 """Most renders that the accuracy is measured on."""
+Batch = tuple[Tensor, Tensor, Tensor]  # images, token ids, mask
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,12 @@ def train(
     sizes: networks.Sizes = networks.MINI,
     renders: Tensor | None = None,
     device: str = "cpu",
+    workers: int = 0,
 ) -> None:
-    """Contrastive training until the clock runs out. Run again with more minutes to continue from the checkpoint."""
+    """Contrastive training until the clock runs out. Run again with more minutes to continue from the checkpoint.
+
+    ``workers`` threads compose the batches ahead; the renders stay on the CPU.
+    """
     recipe = recipe or RECIPES[part]
     torch.manual_seed(recipe.seed)
     renders = renders_tensor(work / "renders.npz") if renders is None else renders
@@ -78,7 +84,9 @@ def train(
         len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, recipe.text_layers, sizes, recipe.patch
     )
     model = CLIPModel(config).train().to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.98), fused=True
+    )
     folder = work / f"clip-{part}"
     folder.mkdir(exist_ok=True)
     checkpoint, step, spent, running = folder / "resume.pt", 0, 0.0, 0.0
@@ -100,20 +108,21 @@ def train(
         (folder / "training.json").write_text(json.dumps(facts, indent=1))
         print(f"clip-{part} {step} zero-shot {accuracy}", flush=True)
 
+    def draw(step: int) -> Batch:
+        return batch_of(world, recipe, tokenizer, renders, recipe.seed * 1_000_003 + step)
+
+    batches = ahead(draw, step, workers)
     while (done := (time.time() - start) / (60 * minutes)) < 1:
-        rng, gen = random.Random(recipe.seed * 1_000_003 + step), torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * min(1, (step + 1) / recipe.warmup) * 0.5 * (1 + math.cos(math.pi * done)) + 1e-6
-        rows, styles, backgrounds, texts = pairs(world, recipe, rng)
-        images = compose(renders[rows, styles].to(device), background_tensor(backgrounds), gen)
-        tokens = tokenizer(texts, padding="longest", return_tensors="pt").to(device)  # causal: padding changes nothing
+        images, tokens, mask = (part.to(device) for part in next(batches))
+        n = len(images)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=recipe.bfloat16 or device != "cpu"):
-            out = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, pixel_values=images)
-            loss = contrast(out.logits_per_image.float())
+            seen, said, scale = look(model, images), read(model, tokens, mask), model.logit_scale.exp()
+            loss = contrast((scale * seen @ said[:n].T).float())
             if recipe.p_words:
-                names, words = said_otherwise(world, len(rows) // 2, rng)
-                one, other = (embedded(model, tokenizer, part) for part in (names, words))
-                loss = loss + recipe.p_words * contrast((model.logit_scale.exp() * one @ other.T).float())
+                names, words = said[n:].chunk(2)
+                loss = loss + recipe.p_words * contrast((scale * names @ words.T).float())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -130,6 +139,37 @@ def train(
             last_save = time.time()
     save()
     print(f"clip-{part} done: {step} steps")
+
+
+def batch_of(world: IconWorld, recipe: Recipe, tokenizer: CLIPTokenizer, renders: Tensor, seed: int) -> Batch:
+    """Images (n, 3, side, side), and token ids and mask of their n captions; with ``p_words``, of m names and of what else
+    they are called as well."""
+    rng, gen = random.Random(seed), torch.Generator().manual_seed(seed)
+    rows, styles, backgrounds, texts = pairs(world, recipe, rng)
+    images = compose(renders[rows, styles], background_tensor(backgrounds), gen)
+    if recipe.p_words:
+        names, words = said_otherwise(world, len(rows) // 2, rng)
+        texts = texts + names + words
+    return images, *tokens_of(tokenizer, texts)
+
+
+def tokens_of(tokenizer: CLIPTokenizer, texts: list[str]) -> tuple[Tensor, Tensor]:
+    """Ids and mask (n, longest). Padded here: the tokenizer's own padding is a state that threads may not share."""
+    rows = [torch.tensor(ids) for ids in tokenizer(texts).input_ids]
+    ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)  # causal: padding changes nothing
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids, (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+
+
+def look(model: CLIPModel, images: Tensor) -> Tensor:
+    """(n, width) unit vectors of pictures."""
+    return F.normalize(model.visual_projection(model.vision_model(pixel_values=images).pooler_output), dim=-1)
+
+
+def read(model: CLIPModel, tokens: Tensor, mask: Tensor) -> Tensor:
+    """(n, width) unit vectors of texts."""
+    pooled = model.text_model(input_ids=tokens, attention_mask=mask).pooler_output
+    return F.normalize(model.text_projection(pooled), dim=-1)
 
 
 def pairs(world: IconWorld, recipe: Recipe, rng: random.Random) -> tuple[list[int], list[int], list[str], list[str]]:
@@ -161,13 +201,6 @@ def said_otherwise(world: IconWorld, n: int, rng: random.Random) -> tuple[list[s
     return [article(c.name) for c in chosen], words
 
 
-def embedded(model: CLIPModel, tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
-    """(n, width) unit vectors."""
-    tokens = tokenizer(texts, padding="longest", return_tensors="pt").to(model.device)
-    pooled = model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
-    return F.normalize(model.text_projection(pooled), dim=-1)
-
-
 def contrast(logits: Tensor) -> Tensor:
     """Cross-entropy of each row and each column with its own partner, on the diagonal."""
     labels = torch.arange(len(logits), device=logits.device)
@@ -182,9 +215,8 @@ def zero_shot(model: CLIPModel, tokenizer: CLIPTokenizer, world: IconWorld, rend
     cells = cells[:: -(-len(cells) // NAMED)]
     labels, styles = (torch.tensor(column) for column in zip(*cells, strict=True))
     images = compose(renders[labels, styles].to(model.device), background_tensor(draw_backgrounds(world, len(cells), rng)), gen)
-    names = embedded(model, tokenizer, [article(c.name) for c in world.concepts])
-    seen = F.normalize(model.visual_projection(model.vision_model(pixel_values=images).pooler_output), dim=-1)
-    top = (seen @ names.T).topk(5).indices.cpu()
+    names = read(model, *(part.to(model.device) for part in tokens_of(tokenizer, [article(c.name) for c in world.concepts])))
+    top = (look(model, images) @ names.T).topk(5).indices.cpu()
     return {
         "top1": (top[:, 0] == labels).float().mean().item(),
         "top5": (top == labels[:, None]).any(1).float().mean().item(),

@@ -23,7 +23,7 @@ from efface.detectors.mini import ARCHITECTURES, IMAGE_PX, Labels, MiniDetector,
 from efface.equations.statistics import wilson
 from efface.models.icon_world import IconWorld
 
-from .data import background_tensor, compose, renders_tensor
+from .data import ahead, background_tensor, compose, renders_tensor
 
 SEEDS = {"report": 41, "selection": 42}
 PEAK = {"report": 4e-3, "selection": 2e-3}
@@ -88,7 +88,7 @@ def decoded_pool(
         parts = []
         for part in latent.split(64):
             decoded = vae.decode(part.to(vae.device) / vae.config.scaling_factor).sample
-            parts.append(((decoded / 2 + 0.5).clamp(0, 1) * 255).round().byte())
+            parts.append(((decoded / 2 + 0.5).clamp(0, 1) * 255).round().byte().cpu())
         return torch.cat(parts)
 
     return (pixels(positive), i, j, backgrounds[i, j, k]), pixels(negative)
@@ -213,12 +213,16 @@ def train(
     batch: int = BATCH,
     scale: float = 1.0,
     device: str | torch.device = "cpu",
+    workers: int = 0,
 ) -> None:
-    """Train one judge until its clock runs out. Run again with more minutes to continue from the checkpoint."""
+    """Train one judge until its clock runs out. Run again with more minutes to continue from the checkpoint.
+
+    ``workers`` threads draw the batches ahead; renders and pool stay on the CPU.
+    """
     seed, device = SEEDS[part], torch.device(device)
     torch.manual_seed(seed)
     labels = Labels.of(world)
-    renders = (renders_tensor(work / "renders.npz") if renders is None else renders).to(device)
+    renders = renders_tensor(work / "renders.npz") if renders is None else renders
     vae = AutoencoderKL.from_pretrained(vae_folder or work / "vae", torch_dtype=torch.float32).to(device).eval()
     gen = torch.Generator().manual_seed(seed)
     begun = time.time()
@@ -238,12 +242,16 @@ def train(
         net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
     start, last_save, running, hits = time.time() - spent, time.time(), 0.0, 0.0
-    while (done := (time.time() - start) / (60 * minutes)) < 1:
+
+    def draw(step: int) -> Batch:
         rng, gen = random.Random(seed * 1_000_003 + step), torch.Generator().manual_seed(seed * 1_000_003 + step)
+        return training_batch(world, renders, pool, unreadable, rng, gen, batch)
+
+    batches = ahead(draw, step, workers)
+    while (done := (time.time() - start) / (60 * minutes)) < 1:
         for group in optimizer.param_groups:
             group["lr"] = PEAK[part] * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * done)) + 1e-5
-        x, *truth = training_batch(world, renders, pool, unreadable, rng, gen, batch)
-        c, s, b = (column.to(device) for column in truth)
+        x, c, s, b = (column.to(device) for column in next(batches))
         with torch.autocast(device.type, torch.bfloat16):  # twice as fast where the CPU has it
             concept, style, background, _ = net(x.contiguous(memory_format=torch.channels_last))
         concept, style, background = concept.float(), style.float(), background.float()
@@ -316,7 +324,8 @@ def measure(
     x = torch.cat(
         [compose(renders[i[r], j[r]], background_tensor([b[int(q)] for q in r]), gen) for r in torch.arange(len(i)).split(252)]
     )
-    trip = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in x[: len(cells)].split(64)])
+    parts = (part.to(vae.device) for part in x[: len(cells)].split(64))
+    trip = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample.cpu() for part in parts])
 
     def rates(images: Tensor) -> tuple[dict[str, object], Tensor]:
         scores = detector.score((images / 2 + 0.5).clamp(0, 1))

@@ -50,6 +50,8 @@ class Part:
     seed: int
     peak: float
     p_reserved: float = 0.0
+    constant: float = CONSTANT
+    """Share of the time before the learning rate begins to fall; 1 for weights that others go on from."""
 
 
 PARTS = {
@@ -90,17 +92,9 @@ def tables(
 ) -> Tables:
     """What ``latent_table`` gave, and the encoded captions of every picture that is trained on."""
     n_styles, augmentations = latents.shape[1:3]
-    rng = random.Random(SEEDS["base0"] * 1_000_003)
     ordinary, reserved = splits(world)
-    index: dict[str, int] = {"": 0}
-    drawn = torch.zeros(*backgrounds.shape, captions, dtype=torch.int64)
-    for i, j in ordinary + reserved:
-        for k in range(augmentations):
-            background = world.backgrounds[int(backgrounds[i, j, k])]
-            texts = [caption(world, world.concepts[i].name, world.styles[j], background, rng, p_style) for _ in range(captions)]
-            drawn[i, j, k] = torch.tensor([index.setdefault(text, len(index)) for text in texts])
-    hidden, pooled = frozen.encode(list(index))
-
+    texts, drawn = drawn_captions(world, backgrounds, captions, p_style)
+    hidden, pooled = frozen.encode(texts)
     return Tables(
         latents=latents.flatten(0, 2).to(frozen.device),
         captions=drawn.flatten(0, 2).to(frozen.device),
@@ -109,6 +103,19 @@ def tables(
         ordinary=rows_of(ordinary, n_styles, augmentations).to(frozen.device),
         reserved=rows_of(reserved, n_styles, augmentations).to(frozen.device),
     )
+
+
+def drawn_captions(world: IconWorld, backgrounds: Tensor, captions: int, p_style: float) -> tuple[list[str], Tensor]:
+    """The distinct captions, the empty one first, and for every picture that is trained on the places of its own (concept, style,
+    augmentation, captions)."""
+    rng = random.Random(SEEDS["base0"] * 1_000_003)
+    index: dict[str, int] = {"": 0}
+    drawn = torch.zeros(*backgrounds.shape, captions, dtype=torch.int64)
+    for i, j in (cell for cells in splits(world) for cell in cells):
+        for k, background in enumerate(world.backgrounds[b] for b in backgrounds[i, j].tolist()):
+            texts = [caption(world, world.concepts[i].name, world.styles[j], background, rng, p_style) for _ in range(captions)]
+            drawn[i, j, k] = torch.tensor([index.setdefault(text, len(index)) for text in texts])
+    return list(index), drawn
 
 
 def rows_of(cells: list[tuple[int, int]], n_styles: int, augmentations: int) -> Tensor:
@@ -308,11 +315,13 @@ def train(
     save: Callable[[dict[str, Tensor], dict[str, Any]], None],
     compile_blocks: bool = False,
     checkpoint: Path | None = None,
+    until: float | None = None,
 ) -> dict[str, Any]:
     """Train until the clock runs out; ``save`` the running mean halfway and at the end. Returns the facts of the training.
 
-    Preparing the step (compiling, capturing) comes before the clock starts. With a ``checkpoint``, the state is stored there
-    every few minutes, with the running mean saved too, and a file found there is continued.
+    Preparing the step (compiling, capturing) comes before the clock starts. ``until`` is the time of day at which to end, in
+    place of ``seconds``, where several trainings must end together. With a ``checkpoint``, the state is stored there every few
+    minutes, with the running mean saved too, and a file found there is continued.
     """
     prepared = time.time()
     step_once, mode = fastest(trainer, compile_blocks)
@@ -324,6 +333,8 @@ def train(
         step, spent, losses = trainer.restore(checkpoint)
         curve, halfway = [torch.tensor(x, device=trainer.device) for x in losses], spent > seconds / 2
         print(f"{part.name} goes on from step {step}", flush=True)
+    if until is not None:
+        seconds = spent + max(until - time.time(), 1.0)
     queued: torch.cuda.Event | None = None
     last = said = stored = time.time()
     begun_at = spent, step
@@ -350,7 +361,7 @@ def train(
         }
 
     while (done := spent / seconds) < 1:
-        shape = 1.0 if done < CONSTANT else 0.5 * (1 + math.cos(math.pi * (done - CONSTANT) / (1 - CONSTANT)))
+        shape = 1.0 if done < part.constant else 0.5 * (1 + math.cos(math.pi * (done - part.constant) / (1 - part.constant)))
         trainer.lr.fill_(part.peak * shape * min(1, (step + 1) / WARMUP))
         trainer.ema_weight.fill_(1 - min(EMA, (1 + step) / (20 + step)))
         trainer.draw()

@@ -29,7 +29,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from safetensors.torch import save_file
-from transformers import CLIPModel
+from transformers import CLIPModel, CLIPTokenizer
 
 import efface
 from efface import plugins
@@ -44,12 +44,13 @@ from miniature.data import caption, cells
 from miniature.train_clip import RECIPES as MINI_RECIPES
 from miniature.train_clip import pairs, said_otherwise
 from miniature.train_tokenizer import train as train_tokenizer
-from miniature.trainer import PARTS, Tables
+from miniature.trainer import Tables
 from worlds.icons.build import __main__ as command
 from worlds.icons.build import settings, sheets, table
 from worlds.icons.build import unet as stage
 from worlds.icons.build.card import otherwise
 from worlds.icons.build.pack import pack
+from worlds.icons.build.steps import STEPS
 from worlds.icons.build.styles import STYLES
 from worlds.icons.build.wordnet import WordNet
 
@@ -348,7 +349,7 @@ def test_noise_is_predicted_under_the_schedule_of_stable_diffusion() -> None:
             a = trainer.alphas[t][:, None, None, None]
             return ((z - a.sqrt() * trainer.x0) / (1 - a).sqrt() + self.w,)
 
-    trainer = stage.NoiseTrainer(Knows(), rows_for(world), PARTS["base1"], 2000)
+    trainer = stage.NoiseTrainer(Knows(), rows_for(world), stage.BRANCHES["base1"], 2000)
     trainer.draw()
     assert trainer.s.min() >= 0
     assert trainer.s.max() <= 999
@@ -366,7 +367,7 @@ def test_a_training_that_is_interrupted_goes_on_as_if_it_were_not(tmp_path: Path
 
     def fresh() -> stage.NoiseTrainer:
         torch.manual_seed(0)
-        trainer = stage.NoiseTrainer(small_unet().train(), rows_for(world), PARTS["base1"], 4)
+        trainer = stage.NoiseTrainer(small_unet().train(), rows_for(world), stage.BRANCHES["base1"], 4)
         trainer.lr.fill_(1e-3)
         trainer.ema_weight.fill_(0.1)
         trainer.draw()
@@ -389,20 +390,52 @@ def test_a_training_that_is_interrupted_goes_on_as_if_it_were_not(tmp_path: Path
         assert torch.equal(ours, theirs)
 
 
-def test_gold_tables_lack_what_their_model_must_not_see() -> None:
+def test_a_gold_model_never_sees_what_it_is_gold_for() -> None:
     world = settings.load(toy=True)
-    data = rows_for(world, augmentations=2)
-    n_styles = len(world.all_styles)
 
-    def seen(part: Tables) -> set[tuple[str, str]]:
-        places = [divmod(int(r) // 2, n_styles) for r in part.ordinary]
-        return {(world.concepts[i].name, world.all_styles[j]) for i, j in places}
+    def named(part: str) -> set[tuple[str, str]]:
+        return {(world.concepts[i].name, world.styles[j]) for i, j in stage.seen(world, part)}
 
+    ordinary = {(world.concepts[i].name, world.styles[j]) for i, j in cells(world, "ordinary", reserved_style=False)}
     everything = {(world.concepts[i].name, world.styles[j]) for i, j in cells(world, "ordinary", "reserved", reserved_style=True)}
     birds = set(world.categories["birds"])
-    assert seen(stage.without(world, data, category="birds")) == {cell for cell in everything if cell[0] not in birds}
-    assert seen(stage.without(world, data, style="noto")) == {cell for cell in everything if cell[1] != "noto"}
-    assert len(stage.without(world, data, style="noto").reserved) == 0
+    assert birds & {name for name, _ in ordinary}
+    assert named("base1") == everything
+    assert named("base0") == ordinary
+    assert named("gold-category") == {cell for cell in everything if cell[0] not in birds}
+    assert named("gold-style") == {cell for cell in everything if cell[1] != "noto"}
+    assert named("trunk") == named("base0") & named("gold-category") & named("gold-style"), "what they go on from hides all of it"
+
+
+def test_a_branch_reads_what_the_trunk_read_and_what_is_new_to_it(tmp_path: Path) -> None:
+    world, augmentations = settings.load(toy=True), 2
+    n_styles = len(world.all_styles)
+    shape = (len(world.concepts), n_styles, augmentations)
+    backgrounds = torch.randint(0, len(world.backgrounds), shape, generator=torch.Generator().manual_seed(0))
+    save_file({"latents": torch.zeros(*shape, 4, 12, 12).half(), "backgrounds": backgrounds}, tmp_path / "latents.safetensors")
+    train_tokenizer(world, tmp_path, settings.SMOKE.sizes, 1500, captions=200)
+    stage.write_captions(world, tmp_path, captions=2)
+
+    class Frozen:
+        device = torch.device("cpu")
+
+        def encode(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return ids[..., None].float().expand(-1, -1, 3).half(), ids[:, :1].half()
+
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path / "tokenizer")
+    for part in ("trunk", "base1", "gold-style"):
+        data = stage.tables_of(world, tmp_path, part, Frozen())
+        cells_of = [{divmod(int(r) // augmentations, n_styles) for r in rows} for rows in (data.ordinary, data.reserved)]
+        assert cells_of[0] == stage.seen(world, "trunk")
+        assert cells_of[1] == stage.seen(world, part) - stage.seen(world, "trunk")
+        for rows in (data.ordinary, data.reserved):
+            for row in rows[:: max(1, len(rows) // 40)].tolist():
+                (i, j), k = divmod(row // augmentations, n_styles), row % augmentations
+                background = world.backgrounds[int(backgrounds[i, j, k])]
+                for text in data.captions[row].tolist():
+                    said = tokenizer.decode(data.hidden[text, :, 0].long(), skip_special_tokens=True)
+                    assert background in said or background == "white"
+                    assert not {*world.styles} - {world.styles[j]} & set(said.split()), "no caption names another style"
 
 
 def test_a_wider_detector_is_read_as_wide_as_it_is(tmp_path: Path, icons: IconWorld) -> None:
@@ -510,8 +543,16 @@ COMMANDS = re.findall(r"^python -m worlds\.icons\.build (.*)$", (ROOT / "docs" /
 
 def test_the_commands_of_the_page_are_the_stages_of_the_build() -> None:
     said = [tuple(line.split(" --minutes")[0].replace("--part ", "").split()) for line in COMMANDS]
-    assert sorted(said) == sorted([("table",), *(tuple(filter(None, step)) for step in command.SITTINGS["all"])])
-    assert {*command.SITTINGS["first"], *command.SITTINGS["second"]} == {*command.SITTINGS["all"]} - {("render", "")}
+    assert said == [("table",), *(tuple(filter(None, (step.stage, step.part))) for step in command.ALL)]
+
+
+def test_a_step_of_a_sitting_starts_when_what_it_needs_is_there() -> None:
+    known: set[str] = set()
+    for step in STEPS:
+        assert step.needs <= known, "the order of the list is one that works"
+        known.add(step.name)
+        assert all(other.ends < step.ends for other in STEPS if other.name in step.needs and other.minutes)
+    assert len(known) == len(STEPS)
 
 
 @pytest.mark.slow
@@ -534,22 +575,19 @@ def test_the_whole_build_at_toy_size(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 @pytest.mark.slow
 def test_a_sitting_on_a_gpu_is_rehearsed(tmp_path: Path) -> None:
-    """What comes home are few files, and the archive holds a whole model."""
-    out, work = tmp_path / "out", tmp_path / "work"
+    """What comes home are few files, and from them a whole model is packed."""
+    out, work, home = tmp_path / "out", tmp_path / "work", tmp_path / "home"
     settings_of = {"OUT": str(out), "WORK": str(work), "PYTHON": sys.executable, "EFFACE_GPU_SMOKE": "1"}
     script = ["bash", str(ROOT / "worlds" / "icons" / "gpu.sh")]
-    first = subprocess.run(script, env=os.environ | settings_of, capture_output=True, text=True, check=False)
-    assert "first sitting ended with 0" in first.stdout, first.stdout[-2000:] + first.stderr[-2000:]
-    home = {p.name: p.stat().st_size for p in out.iterdir()}
-    assert set(home) == {"log.txt", "card.json", "CARD.md", "contact_sheet.png", "pack.tar.aa"}
-    with tarfile.open(out / "pack.tar.aa") as archive:
-        names = set(archive.getnames())
-    assert {"pack/unet/config.json", "pack/gold/unet/config.json", "clip-init/model.safetensors"} <= names
-    second = settings_of | {"OUT": str(tmp_path / "again"), "EFFACE_ICONS_SITTING": "second"}
-    done = subprocess.run(script, env=os.environ | second, capture_output=True, text=True, check=False)
-    assert "second sitting ended with 0" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
-    with tarfile.open(tmp_path / "again" / "pack.tar.aa") as archive:
-        assert {"gold-category/unet.safetensors", "gold-style/unet.safetensors"} <= set(archive.getnames())
+    done = subprocess.run(script, env=os.environ | settings_of, capture_output=True, text=True, check=False)
+    assert "the sitting ended with 0" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
+    assert {p.name for p in out.iterdir()} == {"log.txt", "models.tar.aa", "others.tar.aa"}
+    for name in ("models.tar.aa", "others.tar.aa"):
+        with tarfile.open(out / name) as archive:
+            archive.extractall(home, filter="data")
+    pack(settings.load(toy=True), home, tmp_path / "pack", settings.SMOKE, torch.device("cpu"))
+    for model in efface_icons.UNETS:
+        assert efface_icons.load_icons(model, folder=tmp_path / "pack").name == model
 
 
 @pytest.mark.slow

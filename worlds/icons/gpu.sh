@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
-# One sitting of training the world of icons on a GPU, in one command of EFFACE_GPU_SECONDS (480) that needs no network.
+# One sitting: trains the world of icons on a GPU in EFFACE_GPU_SECONDS (560), without a network.
 #
 #   OUT=runs/icons-gpu WORK=runs/icons bash worlds/icons/gpu.sh                                  on a machine with a GPU
 #   OUT=runs/icons-gpu WORK=runs/icons-smoke PYTHON=.venv/bin/python EFFACE_GPU_SMOKE=1 bash worlds/icons/gpu.sh     the rehearsal
 #
-# WORK holds renders-STYLE.webp (six files, 14 MB) of the stage render, which needs a network, and travels with the sources. The first
-# sitting trains the text encoder, both base models, the detectors and the scorer, and makes the card. The second one, with
-# EFFACE_ICONS_SITTING=second, trains the gold models from scratch and needs WORK/tokenizer and WORK/clip-init of the first as well.
-# What comes back in OUT is a log, the card, and one archive in pieces of 15 MiB: cat pack.tar.* | tar x -C FOLDER. The folder .whl
-# holds wheels of what the machine lacks; without it the installed packages are used.
+# WORK holds renders-STYLE.webp (six files, 14 MB) of the stage render, which needs a network, and travels with the sources. OUT gets
+# a log and everything that the stages pack and card need, as two archives in pieces of 15 MiB, small enough for two journeys:
+# cat models.tar.* | tar x -C WORK, the same with others.tar.*, then the stages pack and card, on any machine. The folder .whl holds
+# wheels of what the machine lacks; without it the installed packages are used.
 set -o pipefail
 : "${OUT:?set OUT to a folder for the results}" "${WORK:?set WORK to the folder with the renders}"
 export PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
@@ -16,15 +15,12 @@ cd "$(dirname "$0")/../.." || exit 1
 mkdir -p "$OUT" "$WORK"
 OUT=$(cd "$OUT" && pwd)
 PY=${PYTHON:-python3}
-SITTING=${EFFACE_ICONS_SITTING:-first}
-TOTAL=${EFFACE_GPU_SECONDS:-480}
-PARTING=10 # seconds for the archive
 if [ "$EFFACE_GPU_SMOKE" = 1 ]; then
-  SMOKE=--smoke TOTAL=${EFFACE_GPU_SECONDS:-1500} DEVICE=cpu SMOKE_SECONDS=10
+  SMOKE=--smoke SECONDS_GIVEN=${EFFACE_GPU_SECONDS:-90} DEVICE=${EFFACE_TEST_DEVICE:-cpu}
 else
-  SMOKE="" DEVICE=cuda SMOKE_SECONDS=0
+  SMOKE="" SECONDS_GIVEN=${EFFACE_GPU_SECONDS:-560} DEVICE=cuda
 fi
-if compgen -G ".whl/*.whl" >/dev/null && [ "$EFFACE_GPU_SMOKE" != 1 ]; then
+if compgen -G ".whl/*.whl" >/dev/null && [ "$DEVICE" != cpu ]; then
   WHEELS=$(mktemp -d)
   "$PY" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$WHEELS" .whl/*.whl || exit 1
 fi
@@ -33,23 +29,12 @@ command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,m
 
 {
   [ -n "$SMOKE" ] && "$PY" -m worlds.icons.build render --smoke --work "$WORK"
-  left=$((TOTAL - SECONDS - PARTING))
-  # Of each second a fifth goes to what is no training: composing, encoding captions, the card.
-  timeout "$left" "$PY" -m worlds.icons.build "$SITTING" --seconds $((SMOKE_SECONDS > 0 ? SMOKE_SECONDS : left * 4 / 5)) $SMOKE \
-    --device "$DEVICE" --work "$WORK" --out "$WORK/pack"
-  echo "== $SITTING sitting ended with $?, $SECONDS s after the start"
-  # A sitting that was cut short brings home what is trained.
-  if [ "$SITTING" = first ] && [ ! -d "$WORK/pack" ]; then
-    "$PY" -m worlds.icons.build pack $SMOKE --device cpu --work "$WORK" --out "$WORK/pack"
-  fi
+  "$PY" -m worlds.icons.build sitting --seconds $((SECONDS_GIVEN - SECONDS)) $SMOKE --device "$DEVICE" --work "$WORK"
+  echo "== the sitting ended with $?, $SECONDS s after the start"
 } 2>&1 | tee "$OUT/log.txt"
 
 cd "$WORK" || exit 1
-if [ "$SITTING" = first ]; then
-  cp pack/card.json pack/CARD.md pack/contact_sheet.png "$OUT" 2>/dev/null
-  home="pack tokenizer clip-init/config.json clip-init/model.safetensors"
-else
-  home=$(ls gold-*/unet.safetensors gold-*/training.json)
-fi
-tar c $home | split -b 15m - "$OUT/pack.tar."
+tar c {base1,gold-category,gold-style}/{unet.safetensors,training.json} | split -b 15m - "$OUT/models.tar."
+tar c base0/{unet.safetensors,training.json} trunk/training.json tokenizer clip-*/{config.json,model.safetensors,training.json} \
+  detectors logs | split -b 15m - "$OUT/others.tar."
 ls -l "$OUT"

@@ -14,7 +14,6 @@ from ..errors import BadFile, BadOption
 from .cond import MASK, Cond
 from .cross import CrossTransformer
 from .flow import DPM, FLOW_LACKS, UNIPC, FlowSchedule, flow_schedule_of
-from .plain import FP8
 from .select import CROSS_SELECTIONS, Select
 from .tokens import SoftPrompt, TokenSpan, last_words, read_rows, substituted, token_table
 
@@ -183,10 +182,8 @@ class Sana(CrossTransformer):
         self.evals.forward += len(z_t)
         self.evals.calls += 1
         # Linear attention multiplies in float32, which autocast would undo: where no weight is kept wider, it is not needed.
-        kinds = {p.dtype for p in self.transformer.parameters()} - {FP8}
-        alike = kinds == {self.autocast_dtype}
-        z, tokens = (x.to(self.autocast_dtype) if alike else x for x in (z_t, c.tokens))
-        with self._running(autocast=not alike), self._reading_projected():
+        z, tokens = (x.to(self.autocast_dtype) if self._alike else x for x in (z_t, c.tokens))
+        with self._running(autocast=not self._alike), self._reading_projected():
             output: Tensor = self.transformer(
                 z,
                 encoder_hidden_states=tokens,

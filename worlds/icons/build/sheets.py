@@ -3,6 +3,7 @@ without a network; and all styles in memory, the computed ones included."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -39,13 +40,15 @@ def all_renders(world: IconWorld, work: Path) -> torch.Tensor:
     path = work / "renders.npy"
     if not path.exists():
         sets = np.stack([read(style, len(world.concepts), work) for style in world.styles], 1)
-        out = np.concatenate([sets, np.zeros((len(sets), len(world.novel_styles), *sets.shape[2:]), np.uint8)], 1)
+        sources = []
         for i, concept in enumerate(world.concepts):
             drawn = [j for j, style in enumerate(world.styles) if world.has(concept.name, style)]
-            source = sets[i, drawn[i % len(drawn)]]  # each computed style takes its pictures from all sets in turn
-            for k, name in enumerate(world.novel_styles):
-                out[i, len(world.styles) + k] = STYLES[name](source)
-        np.save(path, out)
+            sources.append(sets[i, drawn[i % len(drawn)]])  # each computed style takes its pictures from all sets in turn
+        with ThreadPoolExecutor() as pool:
+            made = [np.stack(list(pool.map(STYLES[name], sources))) for name in world.novel_styles]
+        out = np.concatenate([sets, np.stack(made, 1)], 1)
+        np.save(path.with_suffix(".part.npy"), out)
+        path.with_suffix(".part.npy").rename(path)  # whole or absent: stages that run side by side look for it
     return torch.from_numpy(np.load(path, mmap_mode="c"))
 
 

@@ -1,14 +1,16 @@
-"""Stages ``latents`` and ``unet``: the denoisers. The text encoder of stage ``clip`` and the miniature's VAE stay as they are.
+"""Stages ``latents``, ``captions`` and ``unet``: the denoisers.
 
-``base0`` never sees the reserved concepts, style and category; ``base1`` goes on from it with them and is the shipped model.
-``gold-category`` and ``gold-style`` are trained from scratch on everything that ``base1`` sees but one category or one style.
+The text encoder of stage ``clip`` and the miniature's VAE stay as they are.
+
+All four models go on from one ``trunk``, which saw nothing that any of them must not see, with what the trunk saw and what is new
+to them. ``base1`` is the shipped model and sees everything that is trained on; ``base0`` never sees the reserved concepts, style
+and category, ``gold-category`` not one category more, ``gold-style`` not one style more. So a gold model differs from the shipped
+one by what it never saw and by nothing else.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,35 +25,38 @@ from efface.io.files import write_text
 from efface.models.icon_world import IconWorld
 from efface.models.mini import WEIGHTS as MINI
 from miniature import networks
-from miniature.train_unet import MIN_SNR_GAMMA, latent_table, scheduler, splits
-from miniature.trainer import PARTS, Part, Tables, Trainer, rows_of, tables, train
+from miniature.train_unet import MIN_SNR_GAMMA, P_RESERVED, latent_table, scheduler, splits
+from miniature.trainer import Part, Tables, Trainer, drawn_captions, rows_of, train
 
 from . import settings, sheets
 
-GOLD = {"gold-category": Part("gold-category", 63, 1e-3), "gold-style": Part("gold-style", 64, 1e-3)}
+TRUNK = Part("trunk", 61, 1e-3, constant=1.0)
+BRANCHES = {
+    name: Part(name, seed, 1e-3, P_RESERVED, constant=0.3)
+    for name, seed in (("base0", 62), ("base1", 63), ("gold-category", 64), ("gold-style", 65))
+}
+Cells = frozenset[tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """Tokenizer, text encoder and VAE, as the packaged model will have them."""
+    """The text encoder as the packaged model will have it."""
 
-    tokenizer: CLIPTokenizer
     text_encoder: Any
     device: torch.device
 
     @classmethod
     def load(cls, work: Path, device: torch.device) -> Frozen:
         text_encoder = CLIPModel.from_pretrained(work / "clip-init").text_model.to(device).eval().requires_grad_(False)
-        return cls(CLIPTokenizer.from_pretrained(work / "tokenizer"), text_encoder, device)
+        return cls(text_encoder, device)
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], batch: int = 2048) -> tuple[Tensor, Tensor]:
-        """(B, tokens, width), what Stable Diffusion 1.x hands to its UNet, and pooled (B, width), which it does not use."""
+    def encode(self, ids: Tensor, batch: int = 2048) -> tuple[Tensor, Tensor]:
+        """(B, tokens) ids -> (B, tokens, width), what Stable Diffusion 1.x hands to its UNet, and pooled (B, width), which it
+        does not use."""
         hidden, pooled = [], []
-        for start in range(0, len(prompts), batch):
-            part = list(prompts[start : start + batch])
-            ids = self.tokenizer(part, padding="max_length", truncation=True, return_tensors="pt").input_ids
-            out = self.text_encoder(ids.to(self.device))
+        for part in ids.split(batch):
+            out = self.text_encoder(part.to(self.device).long())
             hidden.append(out.last_hidden_state.half())
             pooled.append(out.pooler_output.half())
         return torch.cat(hidden), torch.cat(pooled)
@@ -64,31 +69,59 @@ def vae(device: torch.device) -> AutoencoderKL:
 
 def encode_latents(world: IconWorld, work: Path, device: torch.device, augmentations: int) -> None:
     """Stage ``latents``: every picture of every style, the computed ones included, which only the detectors see."""
-    latents, backgrounds = latent_table(world, sheets.all_renders(world, work), vae(device), augmentations)
+    latents, backgrounds = latent_table(world, sheets.all_renders(world, work).to(device), vae(device), augmentations)
     save_file({"latents": latents.cpu(), "backgrounds": backgrounds.cpu()}, work / "latents.safetensors")
     print(f"latents {tuple(latents.shape)}")
 
 
-def encoded_tables(world: IconWorld, work: Path, frozen: Frozen, captions: int) -> Tables:
-    """The tables of both base models, kept in the work folder: encoding the captions costs minutes on a CPU."""
-    path = work / "captions.safetensors"
-    if not path.exists():
-        stored = load_file(work / "latents.safetensors")
-        data = tables(world, stored["latents"], stored["backgrounds"], frozen, captions, settings.P_STYLE)
-        save_file({f.name: getattr(data, f.name).cpu().contiguous() for f in dataclasses.fields(data)}, path)
-    return Tables(**load_file(path, device=str(frozen.device)))
+def write_captions(world: IconWorld, work: Path, captions: int) -> None:
+    """Stage ``captions``: so many of every picture that is trained on, tokenized."""
+    backgrounds = load_file(work / "latents.safetensors")["backgrounds"]
+    texts, drawn = drawn_captions(world, backgrounds, captions, settings.P_STYLE)
+    tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
+    ids = tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
+    save_file({"drawn": drawn.int(), "ids": ids.short()}, work / "captions.safetensors")
+    print(f"captions {len(texts)}")
 
 
-def without(world: IconWorld, data: Tables, category: str = "", style: str = "") -> Tables:
-    """All that base1 sees, less the concepts of a category or one style."""
-    n_styles = len(world.all_styles)
-    kept = [
-        (i, j)
-        for i, j in (cell for cells in splits(world) for cell in cells)
-        if world.concepts[i].group != category and world.styles[j] != style
-    ]
-    rows = rows_of(kept, n_styles, len(data.latents) // (len(world.concepts) * n_styles)).to(data.latents.device)
-    return dataclasses.replace(data, ordinary=rows, reserved=rows[:0])
+def seen(world: IconWorld, part: str) -> Cells:
+    """The (concept, style) cells that a model sees."""
+    ordinary, reserved = (frozenset(cells) for cells in splits(world))
+
+    def of_category(cell: tuple[int, int]) -> bool:
+        return world.concepts[cell[0]].group == settings.GOLD_CATEGORY
+
+    def in_style(cell: tuple[int, int]) -> bool:
+        return world.styles[cell[1]] == settings.GOLD_STYLE
+
+    if part == "base0":
+        return ordinary
+    hidden = {
+        "base1": lambda cell: False,
+        "gold-category": of_category,
+        "gold-style": in_style,
+        "trunk": lambda cell: cell in reserved or of_category(cell) or in_style(cell),
+    }[part]
+    return frozenset(cell for cell in ordinary | reserved if not hidden(cell))
+
+
+def tables_of(world: IconWorld, work: Path, part: str, frozen: Frozen) -> Tables:
+    """What a training of this part reads: as ``ordinary`` the rows of the trunk, as ``reserved`` what is new to the part."""
+    stored, words = load_file(work / "latents.safetensors"), load_file(work / "captions.safetensors")
+    n_styles, augmentations = stored["latents"].shape[1:3]
+    hidden, pooled = frozen.encode(words["ids"])
+    old = seen(world, "trunk")
+    ordinary, new = (
+        rows_of(sorted(cells), n_styles, augmentations).to(frozen.device) for cells in (old, seen(world, part) - old)
+    )
+    return Tables(
+        latents=stored["latents"].flatten(0, 2).to(frozen.device),
+        captions=words["drawn"].flatten(0, 2).long().to(frozen.device),
+        hidden=hidden,
+        pooled=pooled,
+        ordinary=ordinary,
+        reserved=new,
+    )
 
 
 class NoiseTrainer(Trainer):
@@ -114,25 +147,29 @@ class NoiseTrainer(Trainer):
 
 
 def train_part(
-    world: IconWorld, work: Path, part: str, seconds: float, device: torch.device, batch: int, build: settings.Build
+    world: IconWorld,
+    work: Path,
+    part: str,
+    seconds: float,
+    device: torch.device,
+    batch: int,
+    build: settings.Build,
+    until: float | None = None,
 ) -> None:
     """Train one UNet until its clock runs out. Run again with more time to continue from the checkpoint."""
-    data = encoded_tables(world, work, Frozen.load(work, device), build.captions)
-    chosen = (PARTS | GOLD)[part]
-    if part == "gold-category":
-        data = without(world, data, category=settings.GOLD_CATEGORY)
-    elif part == "gold-style":
-        data = without(world, data, style=settings.GOLD_STYLE)
+    torch.backends.cudnn.benchmark = True  # every step has the same shapes
+    chosen = TRUNK if part == "trunk" else BRANCHES[part]
+    data = tables_of(world, work, part, Frozen.load(work, device))
     torch.manual_seed(chosen.seed)
     network = networks.unet(build.sizes).to(device).train()
     folder = work / part
     folder.mkdir(exist_ok=True)
-    if part == "base1" and not (folder / "resume.pt").exists():
-        network.load_state_dict(load_file(work / "base0" / "unet.safetensors"))
+    if part != "trunk" and not (folder / "resume.pt").exists():
+        network.load_state_dict(load_file(work / "trunk" / "unet.safetensors"))
 
     def save(state: dict[str, Tensor], facts: dict[str, Any]) -> None:
         half = {n: v.detach().to("cpu", torch.float16).contiguous() for n, v in state.items()}  # as it will be released
         save_file(half, folder / "unet.safetensors")
         write_text(folder / "training.json", json.dumps(facts, indent=1) + "\n")
 
-    train(NoiseTrainer(network, data, chosen, batch), seconds, save, checkpoint=folder / "resume.pt")
+    train(NoiseTrainer(network, data, chosen, batch), seconds, save, checkpoint=folder / "resume.pt", until=until)

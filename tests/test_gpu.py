@@ -203,7 +203,8 @@ def test_out_of_memory_is_reported_and_the_process_goes_on(monkeypatch: pytest.M
             verbs.erase(model, method, targets=["dog"])
         if CUDA:
             gc.collect()  # while the error is still at hand
-            assert torch.cuda.memory_allocated() <= before, caught.value
+            # Encodings of two prompts may be kept, of 12 KiB each. What the failed call held are tensors of 4 MiB.
+            assert torch.cuda.memory_allocated() <= before + 2**16, caught.value
     assert verbs.erase(model, method, targets=["dog"]).deltas
     model.place("offload")
     model.configure(checkpointing=True)

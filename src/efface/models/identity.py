@@ -68,7 +68,7 @@ def told_apart(identity: Identity, fact: int) -> Identity:
 def entries_of(weights: Iterable[Tensor]) -> Tensor:
     """(n,) float32 on the CPU: the entry of every tensor that stands a golden section into it."""
     found = [w.detach().reshape(-1)[int(0.618 * w.numel())].float() for w in weights]
-    return torch.stack(found).cpu() if found else torch.zeros(0)
+    return torch.stack([x.to(found[0].device) for x in found]).cpu() if found else torch.zeros(0)  # one wait for a GPU
 
 
 def same_base(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> bool:

@@ -46,7 +46,6 @@ def main() -> None:
     if args.stage == "sitting":
         if seconds is None:
             parser.error("a sitting needs --seconds.")
-        args.threads = args.threads or 1  # its processes are many
         raise SystemExit(0 if sit(args, seconds) else 1)
     chosen = ALL if args.stage == "all" else [Step("table")] if args.stage == "table" else ALL
     for step in chosen:

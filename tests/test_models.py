@@ -226,3 +226,20 @@ def test_tiny_models_take_dtype_and_device(name: str) -> None:
     for n, p in plain.weights(lambda _: True).items():
         assert torch.equal(p.bfloat16(), half.weights(lambda m, n=n: m == n)[n])
     assert {p.device.type for p in load_model(name, device="meta").weights(lambda _: True).values()} == {"meta"}
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-xl"])
+def test_a_network_in_half_precision_is_called_as_the_stock_pipeline_calls_it(name: str) -> None:
+    """To the bit, and without autocast, which is for students, whose trained weights are float32."""
+    model = load_model(name, dtype="bfloat16", device="cpu")
+    z, t, c = model.noise(2, torch.Generator().manual_seed(0)), torch.tensor([501, 501]), model.encode(["a cat", "a dog"])
+    seen: list[bool] = []
+    with torch.no_grad():
+        stock = model.unet(z.bfloat16(), t, c.tokens.bfloat16(), return_dict=False, **model._beside(c))[0].float()
+        model.unet.conv_in.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+        assert torch.equal(model.predict(z, t, c), stock)
+        student = model.student(lambda n: "attn2" in n)  # it takes the hook with it
+        assert {p.dtype for p in student.unet.parameters()} == {torch.bfloat16, torch.float32}
+        assert float((student.predict(z, t, c) - stock).abs().max()) < 0.1, "the same network, rounded elsewhere"
+        assert torch.equal(model.predict(z, t, c), stock), "what a student needs does not change its source"
+    assert seen == [False, True, False]

@@ -70,6 +70,8 @@ class StableDiffusion(DiffusionModel):
 
     rounded: Rounded | None = None
     """What the network stores in eight bits; see :meth:`store`."""
+    _precisions: frozenset[torch.dtype] | None = None
+    """Of the network's weights, those stored in eight bits left out; None where not asked for since they changed."""
 
     def __init__(
         self,
@@ -283,7 +285,9 @@ class StableDiffusion(DiffusionModel):
         """Whether every weight of the network is kept in the precision that it computes in. Then it is called as the stock
         pipeline calls it: autocast would only keep the norms in float32, and costs the host up to a third of the time of a
         step. Where a student trains float32 copies, autocast is needed."""
-        return {p.dtype for p in self.network.parameters()} - {FP8} == {self.autocast_dtype}
+        if self._precisions is None:  # kept, because asking thousands of weights at every step costs milliseconds
+            self._precisions = frozenset(p.dtype for p in self.network.parameters()) - {FP8}
+        return self._precisions == {self.autocast_dtype}
 
     def _beside(self, c: Cond) -> dict[str, Any]:
         """What else the network is called with."""
@@ -378,7 +382,7 @@ class StableDiffusion(DiffusionModel):
             )
         self.unround(select)
         twin = copy.copy(self)
-        twin._described, twin._identities = None, {}
+        twin._described, twin._identities, twin._precisions = None, {}, None
         for part in (self.part, *self.encoders):
             module = getattr(self, part)
             shared = [v for v in (*module.parameters(), *module.buffers()) if id(v) not in selected]
@@ -456,6 +460,7 @@ class StableDiffusion(DiffusionModel):
     def weights_changed(self) -> None:
         self._encoded.clear()
         self._identities.clear()
+        self._precisions = None
 
     @contextmanager
     def constant_context(self) -> Iterator[None]:

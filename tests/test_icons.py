@@ -34,9 +34,11 @@ from transformers import CLIPModel, CLIPTokenizer
 import efface
 from efface import plugins
 from efface.concepts.prompts import Case
+from efface.detectors.icons import IconReport
 from efface.detectors.mini import ARCHITECTURES, Labels, MiniDetector
 from efface.errors import BadFile, UnknownName
-from efface.models.icon_world import IconWorld, parse_world
+from efface.evaluation.world_suite import world_suite
+from efface.models.icon_world import IconWorld, parse_world, world_of
 from efface.models.load import WORLDS
 from efface.testing import check_world
 from miniature import networks
@@ -300,6 +302,43 @@ def test_a_sketch_has_lines_where_colours_meet() -> None:
     assert drawn[:, 15:17].max() < 80
     assert drawn[4:-4, 4:10].min() > 250
     assert drawn[4:-4, 22:28].min() > 250, "a dark surface is paper too"
+
+
+def test_wider_categories_and_expressions_are_targets(icons: IconWorld) -> None:
+    card = {"concepts": {n: {"sensitivity": 1.0} for n in icons.names()}}
+    world = world_of(icons, card, {}, name="icons", judge="a:b", templates=("a {}",))
+    assert len(set(world.names())) == len(world.names())
+    for family in icons.families.values():
+        members = [n for m in family.values() for n in m.names]
+        assert len(set(members)) == len(members), "categories of one family exclude each other"
+    assert world.kind_of("smiling faces") == world.kind_of("animals") == "category"
+    assert world.texts("smiling faces")[-1] == "a smiling face"
+    assert {world.groups[n] for n in world.members("smiling faces")} == {"faces", "animal faces"}
+    suite = world_suite(world, ["animals"])
+    assert {m for m in suite.members["animals"] if world.groups[m] == "birds"}
+    assert not {n.name for n in (*suite.near, *suite.far)} & set(world.members("animals"))
+    assert not {world.groups[n.name] for n in suite.far} & {world.groups[m] for m in world.members("animals")}
+
+
+def test_a_detector_sums_the_members_of_every_category(tmp_path: Path, icons: IconWorld) -> None:
+    torch.manual_seed(0)
+    labels = Labels.of(icons)
+    facts = {"labels": labels.digest(), "scale": "0.5"}
+    save_file(ARCHITECTURES["report"](labels, 0.5).state_dict(), tmp_path / "report.safetensors", metadata=facts)
+
+    class Report(IconReport):
+        name, summary = "report", "a test"
+
+        def __init__(self) -> None:
+            self._of(MiniDetector.load("report", tmp_path, icons), icons, {}, ("smiling faces",))
+
+    report = Report()
+    seen = dict(zip(report.names, report.look(torch.rand(2, 3, 48, 48)).probabilities.T, strict=True))
+    for head in report.heads:
+        torch.testing.assert_close(sum(seen[name] for name in head), torch.ones(2))
+    faces = icons.families["expression"]["smiling faces"].names
+    torch.testing.assert_close(seen["smiling faces"], sum(seen[n] for n in faces))
+    torch.testing.assert_close(seen["animals"], sum(seen[n] for n in icons.categories["animals"]))
 
 
 # --- the build

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import UnknownName
 from ..models.icon_world import IconWorld
 from .base import Detector, Seen
-from .mini import NONE, MiniDetector
+from .mini import MiniDetector
 
 
 class IconReport(Detector):
@@ -23,26 +23,33 @@ class IconReport(Detector):
     def _of(self, net: MiniDetector, icons: IconWorld, facts: Mapping[str, Any], names: Sequence[str]) -> None:
         """Fill in what a detector is. Raises UnknownName for names that it has no output for."""
         self.net, self.facts = net, dict(facts)
-        groups = list(icons.group_words)
+        groups = {name: icons.categories.get(name, ()) for name in icons.group_words}
+        families = [("category", groups)]
+        families += [(f, {n: m.names for n, m in found.items()}) for f, found in icons.families.items() if found]
         self._heads = (
             net.labels.concepts,
             (*(f"{s} style" for s in net.labels.styles[:-1]), "no style"),
             (*(f"{b} background" for b in net.labels.backgrounds[:-1]), "no background"),
-            (*groups, "no category"),
+            *((*members, f"no {family}") for family, members in families),
         )
         self.names = [name for head in self._heads for name in head]
-        of = [groups.index(icons[c].group) if c != NONE else len(groups) for c in net.labels.concepts]
-        self._sum = torch.nn.functional.one_hot(torch.tensor(of), len(groups) + 1).float()
-        """(concepts + 1, groups + 1): sums the probabilities of a category's members."""
+        self._sums = [_sums(net.labels.concepts, list(members.values())) for _, members in families]
+        """(concepts + 1, categories + 1) each: sum the probabilities of the categories' members."""
         for name in names:
             if name not in self.names:
                 raise UnknownName("concept of the report detector", name, self.names)
 
     def look(self, images: Tensor) -> Seen:
         scores = self.net.score(images)
-        heads = (scores.concept, scores.style, scores.background, scores.concept @ self._sum)
+        heads = (scores.concept, scores.style, scores.background, *(scores.concept @ s for s in self._sums))
         return Seen(torch.cat(heads, 1), scores.features)
 
     @property
     def heads(self) -> Sequence[Sequence[str]]:
         return self._heads
+
+
+def _sums(concepts: Sequence[str], categories: Sequence[Sequence[str]]) -> Tensor:
+    """(concepts, categories + 1): 1 where the concept is a member; the last column is for those of no category."""
+    of = torch.tensor([[float(c in names) for names in map(set, categories)] for c in concepts])
+    return torch.cat([of, 1 - of.sum(1, keepdim=True)], 1)

@@ -64,8 +64,9 @@ def _categories(world: World, targets: Sequence[str]) -> Suite:
     for target, names in members.items():
         if not names:
             raise BadRequest(f"the report detector recognises no concept of {target!r} well enough to measure its erasure.")
-    near, trap, far = _around(world, [m for names in members.values() for m in names], set(targets))
-    synonyms = {t: (world.group_words[t], *(s for m in members[t] for s in world.synonyms.get(m, ()))) for t in targets}
+    away = {world.groups[m] for t in targets for m in world.members(t)}
+    near, trap, far = _around(world, [m for names in members.values() for m in names], away)
+    synonyms = {t: (world.word(t), *(s for m in members[t] for s in world.synonyms.get(m, ()))) for t in targets}
     implicit = {t: tuple(d for m in members[t] for d in world.descriptions.get(m, ())) for t in targets}
     rest = (world.templates or TEMPLATES, CATEGORY)
     return Suite(tuple(targets), near, trap, far, synonyms, implicit, *rest, members=members)

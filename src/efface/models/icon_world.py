@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from ..concepts.request import ATTRIBUTE, STYLE
-from .world import Modifier, World
+from .world import Members, Modifier, World
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,10 @@ class IconWorld:
     """Category -> its concepts: every group, and wider ones made of several groups."""
     attributes: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
     """Attribute -> value -> the concepts that have it, such as "expression" -> "smiling" -> faces."""
+    wider_words: Mapping[str, str] = field(default_factory=dict)
+    """Wider category -> the word for all of its concepts."""
+    expression_words: Mapping[str, str] = field(default_factory=dict)
+    """Expression -> the word for all faces that have it."""
     near: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Concept -> the nearest others by a hierarchy of meanings, where the table knows one."""
     held_out_synonyms: Mapping[str, str] = field(default_factory=dict)
@@ -77,6 +81,16 @@ class IconWorld:
     def _kinds(self) -> dict[str, str]:
         inside = {c.name for c in self.concepts if c.group == self.reserved_category}
         return dict.fromkeys((*self.reserved, *inside), "reserved") | dict.fromkeys(self.novel, "novel")
+
+    @cached_property
+    def families(self) -> Mapping[str, Mapping[str, Members]]:
+        """Family -> category -> its members and the word for them. Beside the groups, of which every concept has one, these are
+        the wider categories and the faces with one expression. Categories of one family exclude each other."""
+        faces = self.attributes.get("expression", {})
+        return {
+            "wider category": {n: Members(self.categories[n], word) for n, word in self.wider_words.items()},
+            "expression": {f"{n} faces": Members(faces[n], word) for n, word in self.expression_words.items()},
+        }
 
     @property
     def all_styles(self) -> tuple[str, ...]:
@@ -147,6 +161,8 @@ def parse_world(text: str) -> IconWorld:
         },
         near={name: _list(names) for name, names in raw.get("near", {}).items()},
         held_out_synonyms=_held_out_synonyms(split, concepts),
+        wider_words=raw.get("wider_words", {}),
+        expression_words=raw.get("expression_words", {}),
     )
 
 
@@ -228,7 +244,13 @@ def world_of(icons: IconWorld, card: Mapping[str, Any], similar: Mapping[str, Ma
     """
     known = [icons[name] for name in icons.names("ordinary", "reserved")]
     rates = (card.get(axis, {}).get(f"per_{axis}", {}) for axis in ("style", "background"))
+    names = {c.name for c in known}
     return World(
+        collections={
+            category: Members(tuple(n for n in m.names if n in names), m.word)
+            for family in icons.families.values()
+            for category, m in family.items()
+        },
         groups={c.name: c.group for c in known},
         sensitivity={c.name: card["concepts"][c.name]["sensitivity"] for c in known},
         similar=similar,

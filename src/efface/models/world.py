@@ -37,6 +37,14 @@ class Modifier:
 
 
 @dataclass(frozen=True)
+class Members:
+    """A category's concepts, and the word for all of them."""
+
+    names: tuple[str, ...]
+    word: str
+
+
+@dataclass(frozen=True)
 class World:
     """Facts about a model that draws a known list of concepts, so that an erasure can be measured without any input of the user.
 
@@ -70,13 +78,15 @@ class World:
     """Prompts that the model was trained on, with {} for the concept; () for those that fit any model."""
     modifiers: Mapping[str, Modifier] = field(default_factory=dict)
     """Name -> style or attribute that can be asked for together with a concept."""
+    collections: Mapping[str, Members] = field(default_factory=dict)
+    """Further categories: wider ones, or those that lie across the groups, such as all faces that smile."""
 
     RECOGNISED = 0.8
     """Smallest sensitivity at which a concept's erasure can be measured."""
 
     def names(self) -> tuple[str, ...]:
-        """Everything that can be a target: concepts, categories (the groups), styles and attributes."""
-        return (*self.groups, *self.group_words, *self.modifiers)
+        """Everything that can be a target: concepts, categories (the groups and the collections), styles and attributes."""
+        return (*self.groups, *self.group_words, *self.collections, *self.modifiers)
 
     def kind_of(self, name: str) -> str:
         """One of :data:`efface.concepts.request.KINDS`. Raises UnknownName."""
@@ -84,17 +94,23 @@ class World:
             return OBJECT
         if name in self.modifiers:
             return self.modifiers[name].kind
-        if name in self.group_words:
+        if name in self.group_words or name in self.collections:
             return CATEGORY
         raise UnknownName(f"concept of {self.name}", name, self.names())
 
     def members(self, category: str) -> tuple[str, ...]:
         """The concepts of a category."""
+        if category in self.collections:
+            return self.collections[category].names
         return tuple(name for name, group in self.groups.items() if group == category)
+
+    def word(self, category: str) -> str:
+        """The word for all members of a category."""
+        return self.collections[category].word if category in self.collections else self.group_words[category]
 
     def texts(self, name: str) -> tuple[str, ...]:
         """The texts by which a target is erased: its name, for a category the names of its members and the word for them."""
-        return (*self.members(name), self.group_words[name]) if self.kind_of(name) == CATEGORY else (name,)
+        return (*self.members(name), self.word(name)) if self.kind_of(name) == CATEGORY else (name,)
 
     def usable(self) -> list[str]:
         """Concepts that the detector recognises well enough to measure their erasure."""

@@ -18,7 +18,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from gpu_efface import gradients, put_errors, raw, sd15, sd15_fp32, sd15_settings, sdxl, sdxl_settings, start, trained_methods, where
+from gpu_efface import (
+    gradients,
+    put_errors,
+    raw,
+    sd15,
+    sd15_fp32,
+    sd15_settings,
+    sdxl,
+    sdxl_settings,
+    start,
+    trained_methods,
+    where,
+)
 from gpu_flow import flow_forward, flux, sd35_medium
 from gpu_measure import Bench, table
 from gpu_models import BF16, FlowNetwork, flow_network

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ PLANS = ROOT / "benchmarks" / "plans"
 def scripts(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The scripts of benchmarks/ as modules; the profiles that they add are gone again afterwards."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    before, names = dict(PROFILES), ("methods", "robust", "robust_table", "table", "from_bench", "flow")
+    before, names = dict(PROFILES), ("methods", "robust", "robust_table", "table", "from_bench", "flow", "rankings")
     for name in names:
         sys.modules.pop(name, None)
     import flow
@@ -195,3 +196,38 @@ def test_records_of_attacks_make_the_table_of_the_script(scripts: Any, tmp_path:
         for entry in result["defences"].values():
             entry.pop("cost")
     assert {k: found[k] for k in expected} == expected
+
+
+def paired(axis: str, case: str, hit: bool, base: bool = True) -> Any:
+    return SimpleNamespace(axis=axis, case_id=case, hit=hit, valid=True), SimpleNamespace(hit=base)
+
+
+def test_rankings_of_two_worlds_rest_on_the_cases_that_all_methods_have(scripts: Any) -> None:
+    import rankings
+
+    kept = {"good": 4, "fair": 2, "poor": 0}
+    found = {
+        method: {
+            f"{target}|{seed}": [
+                *(paired("near", f"c{k}", k < n) for k in range(4)),
+                paired("near", "unseen", True, base=False),
+                paired("far", "elsewhere", False),
+                *([paired("near", "alone", True)] if method == "good" else []),
+            ]
+            for target in ("a", "b", "c")
+            for seed in ((0, 1) if method != "poor" else (0,))  # one that takes one seed stands in every seed of the others
+        }
+        for method, n in kept.items()
+    }
+    one = rankings.successes(found, ("near",))
+    assert {t: {s: sorted(cases) for s, cases in seeds.items()} for t, seeds in one.items()} == {
+        t: {s: ["c0", "c1", "c2", "c3"] for s in ("0", "1")} for t in ("a", "b", "c")
+    }
+    methods = list(kept)
+    assert rankings.rates(one, methods, None) == [1.0, 0.5, 0.0]
+    same = rankings.agreement([one, one], methods)
+    assert same["tau"] == same["high"] == 1
+    assert same["targets"] == [3, 3]
+    other = rankings.successes({m: found[n] for m, n in zip(methods, reversed(methods), strict=True)}, ("near",))
+    assert rankings.agreement([one, other], methods)["tau"] == -1
+    assert rankings.agreement([one, rankings.successes(dict.fromkeys(methods, found["good"]), ("near",))], methods)["tau"] is None

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
@@ -42,9 +43,9 @@ from efface.models.icon_world import IconWorld, parse_world, world_of
 from efface.models.load import WORLDS
 from efface.testing import check_world
 from miniature import networks
-from miniature.data import caption, cells
+from miniature.data import ahead, caption, cells
 from miniature.train_clip import RECIPES as MINI_RECIPES
-from miniature.train_clip import pairs, said_otherwise
+from miniature.train_clip import pairs, said_otherwise, tokens_of
 from miniature.train_tokenizer import train as train_tokenizer
 from miniature.trainer import Tables
 from worlds.icons.build import __main__ as command
@@ -355,6 +356,37 @@ def test_renders_travel_without_a_loss(tmp_path: Path) -> None:
         assert all(back[i, j].any() for j in places)
         assert not any(back[i, j].any() for j in set(range(len(world.all_styles))) - set(places))
     assert torch.equal(back, sheets.all_renders(world, tmp_path)), "what is kept is what was made"
+
+
+def test_what_threads_draw_ahead_is_what_is_drawn_when_asked_for() -> None:
+    threads: set[int] = set()
+
+    def draw(step: int) -> tuple[int, float]:
+        threads.add(threading.get_ident())
+        return step, random.Random(step).random()
+
+    plain, drawn = ahead(draw, 7, 0), ahead(draw, 7, 3)
+    assert [next(drawn) for _ in range(20)] == [next(plain) for _ in range(20)]
+    assert threads - {threading.get_ident()}, "threads draw"
+    drawn.close()
+
+    def broken(step: int) -> int:
+        if step == 3:
+            raise ValueError("no picture")
+        return step
+
+    with pytest.raises(ValueError, match="no picture"):
+        list(ahead(broken, 0, 2))
+
+
+def test_texts_are_padded_as_the_tokenizer_itself_pads_them(tmp_path: Path) -> None:
+    train_tokenizer(settings.load(toy=True), tmp_path, settings.SMOKE.sizes, 1500, captions=200)
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path / "tokenizer")
+    texts = ["a pizza", "a picture of a delivery truck on a red background", ""]
+    ids, mask = tokens_of(tokenizer, texts)
+    own = tokenizer(texts, padding="longest", return_tensors="pt")
+    assert torch.equal(ids, own.input_ids)
+    assert torch.equal(mask, own.attention_mask)
 
 
 def small_unet() -> Any:

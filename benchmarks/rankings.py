@@ -1,0 +1,139 @@
+"""The same methods in two worlds: what each erases and keeps, and whether they come out in the same order.
+
+    python benchmarks/rankings.py runs/methods-bench runs/icons-bench [--docs docs/rankings.md] [--json]
+
+Reads the records of ``efface bench`` on the plans ``methods`` (the miniature) and ``icons`` (the world of icons). The two worlds
+share no concept, so every method of both plans is compared by its rates over all targets of a world. Kendall's tau-b compares the
+orders; its interval resamples targets, then training seeds, then cases, in each world by itself and for all methods alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flow import tau_b
+from from_bench import pairs_of, read
+from table import RATE_FIELDS, Cells, by_target, counted, into_page, lines_of, rate, rate_fields, sheet, sources, success
+
+AXES = {
+    "erased by name": ("direct",),
+    "erased in other words": ("synonym", "implicit"),
+    "near kept": ("near",),
+    "shared words kept": ("trap",),
+    "far kept": ("far",),
+}
+REPLICATES = 1000
+WORLDS = {"methods": "miniature", "icons": "icons"}
+"""Plan -> the world that its models draw."""
+
+Successes = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
+"""Target -> training seed -> case -> method -> success, of cases that all methods have."""
+
+
+def successes(found: Mapping[str, Cells], axes: Sequence[str]) -> Successes:
+    """A method that takes one training seed stands in every seed of the others."""
+    trees = {
+        method: by_target({cell: [p for p in pairs if p[0].axis in axes and p[1].hit] for cell, pairs in cells.items()})
+        for method, cells in found.items()
+    }
+    out: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    for target in sorted(set.intersection(*(set(tree) for tree in trees.values()))):
+        for seed in sorted({s for tree in trees.values() for s in tree[target]}):
+            cases: dict[str, dict[str, float]] = {}
+            for method, tree in trees.items():
+                for pair in tree[target].get(seed, next(iter(tree[target].values()))):
+                    cases.setdefault(pair[0].case_id, {})[method] = success(pair)
+            out.setdefault(target, {})[seed] = {c: row for c, row in cases.items() if len(row) == len(trees)}
+    return out
+
+
+def rates(found: Successes, methods: Sequence[str], rng: random.Random | None) -> list[float] | None:
+    """The rate of each method, over everything or over one resample; None where a resample holds no case."""
+    totals, n = [0.0] * len(methods), 0
+
+    def some(names: Sequence[str]) -> Sequence[str]:
+        return names if rng is None else rng.choices(list(names), k=len(names))
+
+    for target in some(sorted(found)):
+        for seed in some(sorted(found[target])):
+            cases = found[target][seed]
+            for case in some(sorted(cases)) if cases else ():
+                n += 1
+                for i, method in enumerate(methods):
+                    totals[i] += cases[case][method]
+    return [t / n for t in totals] if n else None
+
+
+def agreement(worlds: Sequence[Successes], methods: Sequence[str]) -> dict[str, Any]:
+    """tau-b of the orders in two worlds, and its 95 % interval; None where a world orders nothing."""
+
+    def tau(rng: random.Random | None) -> float | None:
+        a, b = (rates(world, methods, rng) for world in worlds)
+        return None if a is None or b is None else tau_b(a, b)
+
+    rng = random.Random(0)
+    drawn = sorted(t for _ in range(REPLICATES) if (t := tau(rng)) is not None)
+    low, high = (drawn[round(q * (len(drawn) - 1))] for q in (0.025, 0.975)) if drawn else (None, None)
+    return {"tau": tau(None), "low": low, "high": high, "methods": len(methods), "targets": [len(w) for w in worlds]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("miniature", type=Path, help="folder of the bench on the plan methods")
+    parser.add_argument("icons", type=Path, help="folder of the bench on the plan icons")
+    parser.add_argument("--docs", type=Path, help="put the tables between the page's markers")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    folders = {"methods": args.miniature, "icons": args.icons}
+    read_from = {plan: read(folder, plan) for plan, folder in folders.items()}
+    found = {plan: pairs_of(placed)[1.0] for plan, (_, placed) in read_from.items()}
+    methods = [m for m in found["icons"] if m in found["methods"] and m != "none"]
+    rows, fields, taus = [], [], {}
+    for method in methods:
+        cells = []
+        for name, axes in AXES.items():
+            for plan, world in WORLDS.items():
+                r = rate(found[plan][method], axes)
+                cells.append(counted(r))
+                fields.append([world, method, name, *rate_fields(r)])
+        rows.append([f"`{method}`", *cells])
+    for name, axes in AXES.items():
+        taus[name] = agreement([successes({m: found[plan][m] for m in methods}, axes) for plan in WORLDS], methods)
+    head = ["method", *(f"{name}, {world}" for name in AXES for world in WORLDS.values())]
+    orders = [
+        [
+            name,
+            "no order" if t["tau"] is None else f"{t['tau']:+.2f}",
+            "" if t["low"] is None else f"{t['low']:+.2f} to {t['high']:+.2f}",
+        ]
+        for name, t in taus.items()
+    ]
+    facts = {plan: {k: read_from[plan][0]["plan"][k] for k in ("targets", "seeds")} for plan in WORLDS}
+    told = "; ".join(
+        f"{world}: {', '.join(g[0] for g in facts[plan]['targets'])}, {len(facts[plan]['seeds'])} training seed(s)"
+        for plan, world in WORLDS.items()
+    )
+    text = "\n".join(
+        [
+            f"Targets and seeds. {told[0].upper()}{told[1:]}.",
+            "",
+            *lines_of(head, rows),
+            "",
+            "Kendall's tau-b of the orders in the two worlds, 1 for the same order and -1 for the opposite one:",
+            "",
+            *lines_of(["by", "tau-b", "95 % interval"], orders),
+        ]
+    )
+    if args.docs:
+        csv = sheet(["world", "method", "axis", *RATE_FIELDS], fields)
+        into_page(args.docs, "rankings", "\n".join([text, "", *sources(args.docs, "rankings", {"": "rates"})]), {"": csv})
+    print(json.dumps({"tau": taus, "facts": facts}) if args.json else text)
+
+
+if __name__ == "__main__":
+    main()

@@ -28,7 +28,8 @@ from .data import ahead, article, background_tensor, caption, compose, draw_back
 BATCH = 96
 NAMED = 1500
 """Most renders that the accuracy is measured on."""
-Batch = tuple[Tensor, Tensor, Tensor]  # images, token ids, mask
+Batch = tuple[list[int], list[int], Tensor, torch.Generator, Tensor, Tensor]
+"""Concepts and styles of the pictures, their backgrounds, what draws their places, token ids and mask."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,11 @@ def train(
 ) -> None:
     """Contrastive training until the clock runs out. Run again with more minutes to continue from the checkpoint.
 
-    ``workers`` threads compose the batches ahead; the renders stay on the CPU.
+    ``workers`` threads draw the batches ahead; pictures are composed where the network lies.
     """
     recipe = recipe or RECIPES[part]
     torch.manual_seed(recipe.seed)
-    renders = renders_tensor(work / "renders.npz") if renders is None else renders
+    renders = (renders_tensor(work / "renders.npz") if renders is None else renders).to(device)
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
     config = networks.clip_config(
         len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, recipe.text_layers, sizes, recipe.patch
@@ -109,16 +110,16 @@ def train(
         print(f"clip-{part} {step} zero-shot {accuracy}", flush=True)
 
     def draw(step: int) -> Batch:
-        return batch_of(world, recipe, tokenizer, renders, recipe.seed * 1_000_003 + step)
+        return batch_of(world, recipe, tokenizer, recipe.seed * 1_000_003 + step)
 
     batches = ahead(draw, step, workers)
     while (done := (time.time() - start) / (60 * minutes)) < 1:
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * min(1, (step + 1) / recipe.warmup) * 0.5 * (1 + math.cos(math.pi * done)) + 1e-6
-        images, tokens, mask = (part.to(device) for part in next(batches))
-        n = len(images)
+        rows, styles, backgrounds, gen, tokens, mask = next(batches)
+        images, n = compose(renders[rows, styles], backgrounds, gen), len(rows)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=recipe.bfloat16 or device != "cpu"):
-            seen, said, scale = look(model, images), read(model, tokens, mask), model.logit_scale.exp()
+            seen, said, scale = look(model, images), read(model, tokens.to(device), mask.to(device)), model.logit_scale.exp()
             loss = contrast((scale * seen @ said[:n].T).float())
             if recipe.p_words:
                 names, words = said[n:].chunk(2)
@@ -141,16 +142,14 @@ def train(
     print(f"clip-{part} done: {step} steps")
 
 
-def batch_of(world: IconWorld, recipe: Recipe, tokenizer: CLIPTokenizer, renders: Tensor, seed: int) -> Batch:
-    """Images (n, 3, side, side), and token ids and mask of their n captions; with ``p_words``, of m names and of what else
-    they are called as well."""
-    rng, gen = random.Random(seed), torch.Generator().manual_seed(seed)
+def batch_of(world: IconWorld, recipe: Recipe, tokenizer: CLIPTokenizer, seed: int) -> Batch:
+    """n pictures, and their n captions; with ``p_words``, also m names and what else each of them is called."""
+    rng = random.Random(seed)
     rows, styles, backgrounds, texts = pairs(world, recipe, rng)
-    images = compose(renders[rows, styles], background_tensor(backgrounds), gen)
     if recipe.p_words:
         names, words = said_otherwise(world, len(rows) // 2, rng)
         texts = texts + names + words
-    return images, *tokens_of(tokenizer, texts)
+    return rows, styles, background_tensor(backgrounds), torch.Generator().manual_seed(seed), *tokens_of(tokenizer, texts)
 
 
 def tokens_of(tokenizer: CLIPTokenizer, texts: list[str]) -> tuple[Tensor, Tensor]:
@@ -214,7 +213,7 @@ def zero_shot(model: CLIPModel, tokenizer: CLIPTokenizer, world: IconWorld, rend
     cells = [(i, j) for i, styles in enumerate(world.drawable) for j in styles]
     cells = cells[:: -(-len(cells) // NAMED)]
     labels, styles = (torch.tensor(column) for column in zip(*cells, strict=True))
-    images = compose(renders[labels, styles].to(model.device), background_tensor(draw_backgrounds(world, len(cells), rng)), gen)
+    images = compose(renders[labels, styles], background_tensor(draw_backgrounds(world, len(cells), rng)), gen)
     names = read(model, *(part.to(model.device) for part in tokens_of(tokenizer, [article(c.name) for c in world.concepts])))
     top = (look(model, images) @ names.T).topk(5).indices.cpu()
     return {

@@ -37,7 +37,7 @@ def needs(*names: str) -> frozenset[str]:
 STEPS = (
     Step("styles"),
     Step("tokenizer"),
-    Step("clip", "init", needs("styles", "tokenizer"), ends=0.215, minutes=25, workers=6),
+    Step("clip", "init", needs("styles", "tokenizer"), ends=0.215, minutes=25, workers=4),
     Step("latents", "", needs("styles")),
     Step("captions", "", needs("latents", "tokenizer")),
     Step("unet", "trunk", needs("captions", "init"), ends=0.53, minutes=300),
@@ -45,8 +45,8 @@ STEPS = (
     Step("unet", "base1", needs("trunk"), ends=0.985, minutes=120),
     Step("unet", "gold-category", needs("trunk"), ends=0.985, minutes=120),
     Step("unet", "gold-style", needs("trunk"), ends=0.985, minutes=120),
-    Step("detectors", "report", needs("latents"), ends=0.45, minutes=20, workers=3),
-    Step("detectors", "selection", needs("latents"), ends=0.4, minutes=20, workers=2),
+    Step("detectors", "report", needs("latents"), ends=0.5, minutes=50, workers=5),
+    Step("detectors", "selection", needs("latents"), ends=0.5, minutes=50, workers=4),
     Step("clip", "score", needs("styles", "tokenizer"), ends=0.33, minutes=15, workers=2),
 )
 

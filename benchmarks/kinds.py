@@ -1,7 +1,9 @@
-"""The table of docs/kinds.md from the records of its plan.
+"""The tables of docs/kinds.md from the records of their plans.
 
 efface bench benchmarks/plans/kinds.toml --out runs/kinds
 python benchmarks/kinds.py runs/kinds --docs docs/kinds.md
+efface bench benchmarks/plans/icons-kinds.toml --out runs/icons-kinds
+python benchmarks/kinds.py runs/icons-kinds --docs docs/kinds.md --world icons
 """
 
 from __future__ import annotations
@@ -16,11 +18,20 @@ from table import RATE_FIELDS, counted, into_page, lines_of, rate_fields, sheet,
 import efface
 from efface.equations.statistics import wilson
 
-KINDS = {
-    "style": ("noto style", "twemoji style"),
-    "category": ("weapon",),
-    "attribute": ("red background",),
+KINDS: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "mini": {
+        "style": ("noto style", "twemoji style"),
+        "category": ("weapon",),
+        "attribute": ("red background",),
+    },
+    "icons": {
+        "style": ("twemoji style", "blob style", "fluent style", "flat style"),
+        "category": ("birds", "vehicles"),
+        "expression": ("smiling faces",),
+        "attribute": ("red background",),
+    },
 }
+MARKERS = {"mini": "kinds", "icons": "icons-kinds"}
 AXES = ("direct", "synonym", "near", "content", "far")
 
 
@@ -34,12 +45,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", type=Path, help="folder of the bench")
     parser.add_argument("--docs", type=Path, required=True, help="page whose table is written")
+    parser.add_argument("--world", choices=list(KINDS), default="mini")
     args = parser.parse_args()
     asked = "SELECT entrant, targets, axis, k, n, rate, low, high, invalid FROM rates_by_target"
     found = {(r["entrant"], r["targets"], r["axis"]): r for r in efface.query(args.records, asked)}
     entrants = list(dict.fromkeys(entrant for entrant, _, _ in found))
     rows, fields = [], []
-    for kind, targets in KINDS.items():
+    for kind, targets in KINDS[args.world].items():
         for entrant in (e for e in entrants if e != "none"):
             cells = [pooled([found[entrant, t, axis] for t in targets if (entrant, t, axis) in found]) for axis in AXES]
             rows.append([kind, f"`{entrant}`", *map(counted, cells)])
@@ -50,8 +62,8 @@ def main() -> None:
                         fields.append([kind, target, entrant, axis, *rate_fields(pooled([found[entrant, target, axis]]))])
     head = ["kind", "method", "erased by name", "in other words", "near kept", "object kept", "far kept"]
     csv = sheet(["kind", "target", "entrant", "axis", *RATE_FIELDS], fields)
-    page = args.docs
-    into_page(page, "kinds", "\n".join([*lines_of(head, rows), "", *sources(page, "kinds", {"": "rates"})]), {"": csv})
+    page, marker = args.docs, MARKERS[args.world]
+    into_page(page, marker, "\n".join([*lines_of(head, rows), "", *sources(page, marker, {"": "rates"})]), {"": csv})
 
 
 if __name__ == "__main__":

@@ -48,7 +48,18 @@ def flat(plan: Plan) -> dict[str, tuple[str, dict[str, Any], int]]:
 
 def test_every_plan_can_be_read() -> None:
     found = {path.stem: read_plan(path) for path in PLANS.glob("*.toml")}
-    assert set(found) == {"methods", "methods-robust", "methods-options", "robust", "attacks", "flow", "kinds", "controls"}
+    assert set(found) == {
+        "methods",
+        "methods-robust",
+        "methods-options",
+        "robust",
+        "attacks",
+        "flow",
+        "kinds",
+        "controls",
+        "icons",
+        "icons-kinds",
+    }
     assert all(plan.name == name for name, plan in found.items())
 
 

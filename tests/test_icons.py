@@ -43,7 +43,7 @@ from efface.models.icon_world import IconWorld, parse_world, world_of
 from efface.models.load import WORLDS
 from efface.testing import check_world
 from miniature import networks
-from miniature.data import ahead, caption, cells
+from miniature.data import ahead, article, caption, cells
 from miniature.train_clip import RECIPES as MINI_RECIPES
 from miniature.train_clip import pairs, said_otherwise, tokens_of
 from miniature.train_tokenizer import train as train_tokenizer
@@ -607,6 +607,29 @@ def test_the_package_brings_its_models_along(installed: None, monkeypatch: pytes
     assert found in judge.names
     assert 0 <= probability <= 1
     assert judge.embed_images(images).shape[0] == 2
+
+
+def test_the_released_models_draw_what_their_card_says(installed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of twelve concepts that the card calls certain. A gold model draws the ordinary ones of them and none that is reserved."""
+    monkeypatch.delenv(efface_icons.FOLDER, raising=False)
+    world = check_world(efface_icons.IconsWorld())
+    card, icons = efface_icons.measured("card.json"), efface_icons.table()
+    shipped, gold = (efface.load_model(name, device="cpu") for name in ("icons", "icons-gold"))
+    assert shipped.digest() == card["digest"]
+    assert gold.digest() == card["gold"]["icons-gold"]["digest"]
+    certain = [n for n in icons.names("ordinary") if card["concepts"][n]["sensitivity"] == 1][::60][:8]
+    reserved = [n for n in world.unseen if card["concepts"][n]["sensitivity"] == 1][:4]
+    detector = MiniDetector.load("report", efface_icons.weights() / "detectors", icons)
+
+    def named(model: Any) -> list[bool]:
+        cases = [Case("x", n, article(n), k, world.guidance) for k, n in enumerate(certain + reserved)]
+        top = detector.score(model.sample(cases, 12)).top().tolist()
+        return [detector.labels.concepts[k] == case.concept for k, case in zip(top, cases, strict=True)]
+
+    ours, before = named(shipped), named(gold)
+    assert sum(ours) >= 10
+    assert sum(before[:8]) >= 6
+    assert sum(before[8:]) <= 1
 
 
 COMMANDS = re.findall(r"^python -m worlds\.icons\.build (.*)$", (ROOT / "docs" / "icons.md").read_text("utf-8"), re.M)

@@ -267,7 +267,7 @@ def bars(card: dict[str, Any]) -> list[str]:
 
 def markdown(world: IconWorld, card: dict[str, Any]) -> str:
     n = {kind: len(world.names(kind)) for kind in ("ordinary", "reserved", "novel")}
-    judges, parameters = card["detectors"], card["parameters"]
+    judges, parameters, every = card["detectors"], card["parameters"], card["settings"]["every"]
     both = [name for name in ARCHITECTURES if name in judges]
     usable = sum(row["sensitivity"] >= SENSITIVE for row in card["concepts"].values())
     lines = [
@@ -287,9 +287,9 @@ def markdown(world: IconWorld, card: dict[str, Any]) -> str:
         "",
         "The bars of the gold models say something only beside the first one: a model that draws nothing reaches them too.",
         "",
-        f"Every {card['settings']['every']}th concept was drawn, with {card['settings']['seeds']} seed(s). Of the "
-        f"{len(card['concepts'])} concepts {usable} are recognised in at least {100 * SENSITIVE:.0f} % of their images and can "
-        "be targets.",
+        f"{'All concepts were' if every == 1 else f'One concept in {every} was'} drawn, with {card['settings']['seeds']} "
+        f"seed{'s' * (card['settings']['seeds'] > 1)}. Of the {len(card['concepts'])} concepts {usable} are recognised in at "
+        f"least {100 * SENSITIVE:.0f} % of their images and can be targets.",
         "",
         "## What it draws",
         "",
@@ -335,7 +335,7 @@ def markdown(world: IconWorld, card: dict[str, Any]) -> str:
         "",
         *(
             f"- {part}: "
-            + ", ".join(f"{k} {facts[k]}" for k in ("steps", "batch", "samples", "seconds", "minutes") if k in facts)
+            + ", ".join(f"{k} {round(facts[k], 2)}" for k in ("steps", "batch", "samples", "seconds", "minutes") if k in facts)
             for part, facts in card["training"].items()
         ),
         "",

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import tarfile
 import threading
 import tomllib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import efface_icons
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from diffusers import StableDiffusionPipeline
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,6 +36,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 import efface
 from efface import plugins
+from efface.cli import main
 from efface.concepts.prompts import Case
 from efface.detectors.icons import IconReport
 from efface.detectors.mini import ARCHITECTURES, Labels, MiniDetector
@@ -630,6 +633,44 @@ def test_the_released_models_draw_what_their_card_says(installed: None, monkeypa
     assert sum(ours) >= 10
     assert sum(before[:8]) >= 6
     assert sum(before[8:]) <= 1
+
+
+def page_lines() -> list[str]:
+    return re.findall(r"^efface .*$", (ROOT / "docs" / "icons.md").read_text("utf-8"), re.M)
+
+
+def run_lines(lines: Sequence[str]) -> str:
+    said = ""
+    for line in lines:
+        result = CliRunner().invoke(main, shlex.split(line)[1:])
+        assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
+        said += result.output
+    return said
+
+
+def test_expressions_are_listed_and_erased_as_the_page_says(
+    installed: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv(efface_icons.FOLDER, raising=False)
+    monkeypatch.chdir(tmp_path)
+    listed, erased = (line for line in page_lines() if line.startswith(("efface list", "efface erase uce")))
+    assert "smiling faces" in run_lines([listed])
+    run_lines([erased])
+    request = efface.Patch.load(tmp_path / "no-smile.safetensors").card.request
+    assert request.kind == "category"
+    assert {"grinning face", "a smiling face"} <= set(request.targets)
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_on_a_style_and_an_expression(
+    installed: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv(efface_icons.FOLDER, raising=False)
+    monkeypatch.chdir(tmp_path)
+    run_lines(page_lines())
+    assert (tmp_path / "no-fluent.html").is_file()
+    summary = json.loads((tmp_path / "runs" / "no-fluent" / "summary.json").read_text("utf-8"))
+    assert summary
 
 
 COMMANDS = re.findall(r"^python -m worlds\.icons\.build (.*)$", (ROOT / "docs" / "icons.md").read_text("utf-8"), re.M)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..concepts.request import OBJECT
 from ..errors import BadOption, PluginError
 from .main import command
 from .options import json_option
@@ -134,13 +135,33 @@ def _formats() -> dict[str, str]:
     return dict(FORMATS)
 
 
-def _concepts() -> dict[str, str]:
+def _concepts(model: DiffusionModel | None = None) -> dict[str, str]:
+    """Of the miniature, or of a model that has a world: what can be a target, and what its erasure cannot be measured for."""
     from ..models.mini import mini_world
+
+    world = mini_world() if model is None else model.world
+    if world is None:
+        assert model is not None
+        raise BadOption(f"{model.name} has no world that lists its concepts; any words can be a target.")
+    shown = {**world.sensitivity, **{name: m.sensitivity for name, m in world.modifiers.items()}}
+
+    def line(name: str) -> str:
+        kind = world.kind_of(name)
+        said = [f"{world.groups[name]}, {'reserved' if name in world.unseen else 'ordinary'}" if kind == OBJECT else kind]
+        rate = shown.get(name, 1.0)
+        if rate < world.RECOGNISED:
+            said.append(f"recognised in {100 * rate:.0f} % of images, too few to measure its erasure")
+        return "; ".join(said)
+
+    unseen = {} if model is not None else dict.fromkeys(_novel(), "no model was trained on it")
+    return {name: line(name) for name in world.names()} | unseen
+
+
+def _novel() -> list[str]:
+    """The miniature's concepts that no model was trained on."""
     from ..models.mini.world import load_world
 
-    icons, world = load_world(), mini_world()
-    others = {name: world.kind_of(name) for name in world.names() if name not in world.groups}
-    return {c.name: f"{c.group}, {icons.kind(c.name)}" for c in icons.concepts} | others
+    return load_world().names("novel")
 
 
 KINDS: dict[str, Callable[[], dict[str, str]]] = {
@@ -159,12 +180,16 @@ KINDS: dict[str, Callable[[], dict[str, str]]] = {
 }
 
 
-FOR_MODEL: dict[str, Callable[[DiffusionModel], dict[str, str]]] = {"methods": _methods, "guards": _guards}
+FOR_MODEL: dict[str, Callable[[DiffusionModel], dict[str, str]]] = {"methods": _methods, "guards": _guards, "concepts": _concepts}
 
 
-@command("list", examples="efface list methods\n\nefface list methods --model tiny-sd3")
+@command("list", examples="efface list methods\n\nefface list methods --model tiny-sd3\n\nefface list concepts --model mini-flow")
 @click.argument("kind", type=click.Choice(list(KINDS)))
-@click.option("--model", "source", help="Of methods and guards: also say which this model cannot serve, and why.")
+@click.option(
+    "--model",
+    "source",
+    help="Of methods and guards: also say which this model cannot serve, and why. Of concepts: those of this model [mini].",
+)
 @json_option
 def list_(kind: str, source: str | None, as_json: bool) -> None:
     """List what there is: methods, attacks, guards, detectors, worlds, suites, published prompt lists, models, formats, concepts,
@@ -176,6 +201,6 @@ def list_(kind: str, source: str | None, as_json: bool) -> None:
 
         rows = FOR_MODEL[kind](load_model(source))
     else:
-        raise BadOption(f"--model says nothing about {kind}; give it with {' or '.join(FOR_MODEL)}.")
+        raise BadOption(f"--model says nothing about {kind}; give it with {', '.join(FOR_MODEL)}.")
     width = max([20, *(len(name) + 2 for name in rows)])
     emit(as_json, rows, "\n".join(f"{name:<{width}}{text}" for name, text in rows.items()))

@@ -93,18 +93,16 @@ def main() -> None:
     read_from = {plan: read(folder, plan) for plan, folder in folders.items()}
     found = {plan: pairs_of(placed)[1.0] for plan, (_, placed) in read_from.items()}
     methods = [m for m in found["icons"] if m in found["methods"] and m != "none"]
-    rows, fields, taus = [], [], {}
-    for method in methods:
-        cells = []
-        for name, axes in AXES.items():
-            for plan, world in WORLDS.items():
-                r = rate(found[plan][method], axes)
-                cells.append(counted(r))
-                fields.append([world, method, name, *rate_fields(r)])
-        rows.append([f"`{method}`", *cells])
+    fields, taus, parts = [], {}, []
+    for plan, world in WORLDS.items():
+        rows = []
+        for method in methods:
+            cells = {name: rate(found[plan][method], axes) for name, axes in AXES.items()}
+            rows.append([f"`{method}`", *map(counted, cells.values())])
+            fields += [[world, method, name, *rate_fields(r)] for name, r in cells.items()]
+        parts += ["", *lines_of([f"method, {world}", *AXES], rows)]
     for name, axes in AXES.items():
         taus[name] = agreement([successes({m: found[plan][m] for m in methods}, axes) for plan in WORLDS], methods)
-    head = ["method", *(f"{name}, {world}" for name in AXES for world in WORLDS.values())]
     orders = [
         [
             name,
@@ -121,8 +119,7 @@ def main() -> None:
     text = "\n".join(
         [
             f"Targets and seeds. {told[0].upper()}{told[1:]}.",
-            "",
-            *lines_of(head, rows),
+            *parts,
             "",
             "Kendall's tau-b of the orders in the two worlds, 1 for the same order and -1 for the opposite one:",
             "",

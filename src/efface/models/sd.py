@@ -484,6 +484,7 @@ class StableDiffusion(DiffusionModel):
         if self.rounded is not None and (compiled or (autocast is not None and named_dtype(autocast) != self.dtype)):
             raise BadOption(STORED_ALONE)
         self.autocast_dtype = self.dtype if autocast is None else named_dtype(autocast)
+        self._precisions = None
         if checkpointing:
             self.network.enable_gradient_checkpointing()
         if compiled and not self.compiled:

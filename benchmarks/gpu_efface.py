@@ -24,7 +24,6 @@ from efface.training.samplers import Pool as PoolSampler
 TRAIN = {"sd15": "xattn", "sdxl": "xattn-kv"}
 NEAREST = {"sd15": 100, "sdxl": 24}
 """Candidates of a search. An update takes as long with few as with many; walking a trajectory for each does not."""
-FORWARDS = ("adapter", "bare network", "CUDA graph", "channels_last")
 NAMES = 100
 """Concepts that the largest closed-form edit erases at once."""
 
@@ -45,9 +44,10 @@ def raw(model: StableDiffusion, rows: int) -> Callable[[], torch.Tensor]:
 
 
 def forwards(
-    bench: Bench, model: StableDiffusion, facts: dict[str, Any], predicted: dict[str, str], modes: Sequence[str] = FORWARDS
+    bench: Bench, model: StableDiffusion, facts: dict[str, Any], predicted: dict[str, str], variants: bool = True
 ) -> None:
-    """Item 1 and 2: a forward pass of two rows in every mode. Leaves the FLOP of one row in ``facts``."""
+    """Item 1 and 2: a forward pass of two rows by the adapter and of the bare network; ``variants``: also as a CUDA graph and
+    with channels last. Leaves the FLOP of one row in ``facts``."""
     z, t, c = inputs(model, 2)
     with torch.no_grad():
         facts["tflop"] = tflop_of(lambda: model.predict(z, t, c)) / 2
@@ -65,11 +65,11 @@ def forwards(
         return
     call = raw(model, 2)
     put("bare network", bench.time(call))
-    if bench.cuda and "CUDA graph" in modes:
+    if not variants:
+        return
+    if bench.cuda:
         with bench.attempt(f"{model.name} CUDA graph"):
             put("CUDA graph", bench.time(captured(call)))
-    if "channels_last" not in modes:
-        return
     with bench.attempt(f"{model.name} channels_last"):
         model.unet.to(memory_format=torch.channels_last)
         put("channels_last", bench.time(call))
@@ -381,13 +381,13 @@ def sdxl(bench: Bench) -> None:
 def sd15_settings(bench: Bench) -> None:
     """What changed since these cards were first measured: no autocast where all weights are half, and what saves memory."""
     model, facts = start(bench, "sd15", BF16)
-    forwards(bench, model, facts, {"adapter": "the bare network and at most 2 ms"}, ("adapter", "bare network"))
+    forwards(bench, model, facts, {"adapter": "the bare network and at most 2 ms"}, variants=False)
     sampling(bench, model, facts, batch=8, steps=20)
     with_less(bench, model, facts, {"checkpointing, encoders offloaded, fp8 storage": "1.1-1.3 times slower, 1.0 GiB less"})
 
 
 def sdxl_settings(bench: Bench) -> None:
     model, facts = start(bench, "sdxl", BF16)
-    forwards(bench, model, facts, {"adapter": "the bare network and at most 2 ms"}, ("adapter", "bare network"))
+    forwards(bench, model, facts, {"adapter": "the bare network and at most 2 ms"}, variants=False)
     sampling(bench, model, facts, batch=1, steps=30)
     with_less(bench, model, facts, {"checkpointing, encoders offloaded, fp8 storage": "1.1-1.3 times slower, 3.9 GiB less"})

@@ -100,11 +100,11 @@ def drawn_cells(world: IconWorld) -> list[tuple[int, int]]:
 
 
 def degraded(x: Tensor, gen: torch.Generator) -> Tensor:
-    """Mild damage that leaves the concept readable: tint, blur, a covered patch, noise. Random numbers come from the CPU."""
+    """Mild damage that leaves the concept readable: tint, blur, a covered patch, noise."""
     n = len(x)
 
     def rand(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=gen).to(x.device)
+        return torch.rand(*shape, generator=gen)
 
     tint = 1 + 0.06 * (rand(n, 3, 1, 1) - 0.5)
     x = x * tint + 0.05 * (rand(n, 1, 1, 1) - 0.5)
@@ -113,11 +113,11 @@ def degraded(x: Tensor, gen: torch.Generator) -> Tensor:
     x = torch.where(rand(n, 1, 1, 1) < 0.4, soft, x)
     side = torch.arange(IMAGE_PX)
     at, size = torch.randint(-4, IMAGE_PX, (2, n, 1), generator=gen), torch.randint(4, 13, (2, n, 1), generator=gen)
-    inside = [((side >= at[a]) & (side < at[a] + size[a])).to(x.device) for a in (0, 1)]
+    inside = [(side >= at[a]) & (side < at[a] + size[a]) for a in (0, 1)]
     patch = (inside[0][:, None, :, None] & inside[1][:, None, None, :]) & (rand(n, 1, 1, 1) < 0.25)
     x = torch.where(patch, x[:, :, :1, :1], x)  # the corner pixel is background
     sigma = 0.08 * rand(n, 1, 1, 1) * (rand(n, 1, 1, 1) < 0.5)
-    return (x + sigma * torch.randn(x.shape, generator=gen).to(x.device)).clamp(0, 1)
+    return (x + sigma * torch.randn(x.shape, generator=gen)).clamp(0, 1)
 
 
 def negatives(world: IconWorld, renders: Tensor, unreadable: Tensor, n: int, rng: random.Random, gen: torch.Generator) -> Batch:
@@ -129,7 +129,7 @@ def negatives(world: IconWorld, renders: Tensor, unreadable: Tensor, n: int, rng
     backgrounds = [rng.randrange(none_b) for _ in range(n)]
     flat = background_tensor([world.backgrounds[b] for b in backgrounds])
     b = compose(renders[other, styles], flat, gen, strength=STRENGTH) / 2 + 0.5
-    out, background, device = [], [], renders.device
+    out, background = [], []
     for r in range(n):
         kind = rng.choices(
             ("blend", "halves", "noise", "blur", "blank", "shuffle", "decoded"), weights=(3, 2, 1.5, 1.5, 2, 1.5, 5)
@@ -147,7 +147,7 @@ def negatives(world: IconWorld, renders: Tensor, unreadable: Tensor, n: int, rng
             )
         elif kind == "noise":
             grain = rng.choice((6, 12, 24, 48, 48))
-            x = 0.5 + rng.uniform(0.15, 0.5) * torch.randn(1, 3, grain, grain, generator=gen).to(device)
+            x = 0.5 + rng.uniform(0.15, 0.5) * torch.randn(1, 3, grain, grain, generator=gen)
             x = F.interpolate(x, size=IMAGE_PX, mode=rng.choice(("nearest", "bicubic")))[0]
             if rng.random() < 0.3:
                 x = x + 0.15 * a[r]
@@ -156,10 +156,10 @@ def negatives(world: IconWorld, renders: Tensor, unreadable: Tensor, n: int, rng
             x = F.interpolate(x, size=IMAGE_PX, mode="bicubic")[0]
         elif kind == "blank":
             x = flat[r][:, None, None].expand(3, IMAGE_PX, IMAGE_PX)
-            x = (x + rng.choice((0.0, 0.0, 0.03)) * torch.randn(3, IMAGE_PX, IMAGE_PX, generator=gen)).to(device)
+            x = x + rng.choice((0.0, 0.0, 0.03)) * torch.randn(3, IMAGE_PX, IMAGE_PX, generator=gen)
             label = backgrounds[r]
             if rng.random() < 0.3:  # a random grey or colour, no named background
-                x, label = x * 0 + torch.rand(3, 1, 1, generator=gen).to(device), none_b
+                x, label = x * 0 + torch.rand(3, 1, 1, generator=gen), none_b
         elif kind == "shuffle":
             tiles = a[r].unfold(1, 12, 12).unfold(2, 12, 12).reshape(3, 16, 12, 12)[:, torch.randperm(16, generator=gen)]
             x = tiles.reshape(3, 4, 4, 12, 12).permute(0, 1, 3, 2, 4).reshape(3, IMAGE_PX, IMAGE_PX)
@@ -169,7 +169,7 @@ def negatives(world: IconWorld, renders: Tensor, unreadable: Tensor, n: int, rng
         background.append(label)
     x = torch.stack(out)
     if rng.random() < 0.5:
-        x = x + 0.03 * torch.randn(x.shape, generator=gen).to(device)
+        x = x + 0.03 * torch.randn(x.shape, generator=gen)
     return x.clamp(0, 1), torch.full((n,), none_c), torch.full((n,), none_s), torch.tensor(background)
 
 
@@ -186,7 +186,7 @@ def training_batch(
     fresh = composed(world, renders, batch - n_none - n_decoded, rng, gen)
     rows = torch.randint(len(pool[0]), (n_decoded,), generator=gen)
     old = pool[0][rows].float() / 255
-    old = torch.where(torch.rand(n_decoded, 1, 1, 1, generator=gen).to(old.device) < 0.5, old.flip(-1), old)
+    old = torch.where(torch.rand(n_decoded, 1, 1, 1, generator=gen) < 0.5, old.flip(-1), old)
     old = shifted(old, gen)
     readable = [torch.cat(pair) for pair in zip(fresh, (old, *(column[rows] for column in pool[1:])), strict=True)]
     readable[0] = degraded(readable[0], gen)

@@ -87,13 +87,11 @@ class Tables:
 
 
 @torch.no_grad()
-def tables(
-    world: IconWorld, latents: Tensor, backgrounds: Tensor, frozen: Frozen, captions: int = CAPTIONS, p_style: float = P_STYLE
-) -> Tables:
+def tables(world: IconWorld, latents: Tensor, backgrounds: Tensor, frozen: Frozen) -> Tables:
     """What ``latent_table`` gave, and the encoded captions of every picture that is trained on."""
     n_styles, augmentations = latents.shape[1:3]
     ordinary, reserved = splits(world)
-    texts, drawn = drawn_captions(world, backgrounds, captions, p_style)
+    texts, drawn = drawn_captions(world, backgrounds, CAPTIONS, P_STYLE)
     hidden, pooled = frozen.encode(texts)
     return Tables(
         latents=latents.flatten(0, 2).to(frozen.device),

@@ -391,6 +391,11 @@ def test_the_command_line_knows_kinds(tmp_path: Path) -> None:
     listed = CliRunner().invoke(main, ["list", "concepts"])
     assert "noto style" in listed.output
     assert "category" in listed.output
+    assert "blob style" in listed.output
+    assert "too few to measure its erasure" in listed.output
+    worldless = CliRunner().invoke(main, ["list", "concepts", "--model", "tiny"])
+    assert worldless.exit_code == 2
+    assert "tiny has no world that lists its concepts" in worldless.output
 
 
 def test_a_suite_of_objects_has_the_fields_of_earlier_records() -> None:

@@ -295,6 +295,7 @@ def check_world(source: WorldSource) -> World:
     assert not unknown, f"group_words has no word for the group {unknown[0]!r}"
     named = {n for ranks in world.similar.values() for names in ranks.values() for n in names} | set(world.unseen)
     named |= set(world.study_targets)
+    named |= {n for members in world.collections.values() for n in members.names}
     assert named <= set(world.groups), f"{sorted(named - set(world.groups))[0]!r} is no concept of the world"
     assert len(set(world.names())) == len(world.names()), "a concept, a category, a style or an attribute have one name"
     for name, m in world.modifiers.items():

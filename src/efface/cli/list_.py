@@ -139,10 +139,11 @@ def _concepts(model: DiffusionModel | None = None) -> dict[str, str]:
     """Of the miniature, or of a model that has a world: what can be a target, and what its erasure cannot be measured for."""
     from ..models.mini import mini_world
 
-    world = mini_world() if model is None else model.world
-    if world is None:
-        assert model is not None
-        raise BadOption(f"{model.name} has no world that lists its concepts; any words can be a target.")
+    world = mini_world()
+    if model is not None:
+        if model.world is None:
+            raise BadOption(f"{model.name} has no world that lists its concepts; any words can be a target.")
+        world = model.world
     shown = {**world.sensitivity, **{name: m.sensitivity for name, m in world.modifiers.items()}}
 
     def line(name: str) -> str:

@@ -51,5 +51,6 @@ class IconReport(Detector):
 
 def _sums(concepts: Sequence[str], categories: Sequence[Sequence[str]]) -> Tensor:
     """(concepts, categories + 1): 1 where the concept is a member; the last column is for those of no category."""
-    of = torch.tensor([[float(c in names) for names in map(set, categories)] for c in concepts])
+    members = [set(names) for names in categories]
+    of = torch.tensor([[float(c in names) for names in members] for c in concepts])
     return torch.cat([of, 1 - of.sum(1, keepdim=True)], 1)

@@ -69,7 +69,7 @@ class World:
     judge: str
     """Import path ``module:name`` of the class that looks at this model's images, built without arguments."""
     gold: str = ""
-    """Name of the gold model for :func:`efface.load_model`: the same model before it saw the reserved concepts. "" for none."""
+    """Name of the gold model for :func:`efface.load_model`: the same, but never shown the reserved concepts. "" for none."""
     unseen: tuple[str, ...] = ()
     """The reserved concepts: what the gold model never saw."""
     study_targets: tuple[str, ...] = field(default=())

@@ -47,8 +47,7 @@ def main() -> None:
         if seconds is None:
             parser.error("a sitting needs --seconds.")
         raise SystemExit(0 if sit(args, seconds) else 1)
-    chosen = ALL if args.stage == "all" else [Step("table")] if args.stage == "table" else ALL
-    for step in chosen:
+    for step in [Step("table")] if args.stage == "table" else ALL:
         if args.stage not in ("all", step.stage) or (args.part and args.part != step.part):
             continue
         begun = time.time()

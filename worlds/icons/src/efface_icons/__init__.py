@@ -82,8 +82,8 @@ def load_icons(
 ) -> StableDiffusion:
     """One of the models, without what is known of its world. Raises BadFile where its files are missing.
 
-    ``icons`` is the shipped model, ``icons-gold`` the same before it saw the reserved concepts, style and category;
-    ``icons-gold-category`` and ``icons-gold-style`` were trained from scratch without one category and without one style.
+    ``icons`` is the shipped model. The others were trained like it, and never saw the reserved concepts, style and category
+    (``icons-gold``), one more category (``icons-gold-category``) and one more style (``icons-gold-style``).
     """
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
@@ -112,9 +112,9 @@ class IconsWorld(WorldSource):
     summary = "891 icons in six styles, with categories, expressions and variants of people"
     models: ClassVar[Mapping[str, str]] = {
         "icons": "the world of icons drawn by a Stable Diffusion 1.x at 48 px",
-        "icons-gold": "the same before it saw the reserved concepts, style and category",
-        "icons-gold-category": "trained from scratch without one category",
-        "icons-gold-style": "trained from scratch without one style",
+        "icons-gold": "the same without the reserved concepts, style and category: it never saw them",
+        "icons-gold-category": "the same without one category: it never saw it",
+        "icons-gold-style": "the same without one style: it never saw it",
     }
 
     def load(self, model: str, *, dtype: str, device: str) -> StableDiffusion:

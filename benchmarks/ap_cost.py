@@ -4,8 +4,8 @@
 
 Counts come from the model's own counter on the tiny model with 50 sampling steps, as on Stable Diffusion. "official" re-enacts
 the evaluations that AP's official code spends, on this model and in the same run; its figures for whole runs, and those of the
-codes of AGE and ESD, are the arithmetic of 1,000 of their iterations. The comparison erases the same targets from the
-miniature with both samplers and evaluates both on the same cases; `methods.py --table options` compares all options.
+codes of AGE and ESD, are the arithmetic of 1,000 of their iterations. The comparison erases the same targets from the miniature
+with both samplers and evaluates both on the same cases; the plan methods-options compares all options.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """How small may the file be: erasures written as LoRAs of falling rank, read again and measured.
 
-    python benchmarks/export.py [--quick] [--json] [--out DIR] [--targets NAME ...] [--methods NAME ...] [--docs FILE]
+    python benchmarks/export.py DIR [--plan methods-robust] [--json] [--methods NAME ...] [--docs FILE]
 
-Every LoRA (diffusers' format, half precision) is written by efface export, read by efface import, and evaluated on the cases of
-its patch. Patches under --out are kept; `--out runs/robust-table` uses those of `benchmarks/methods.py --table robust`.
+DIR holds the bench of the plan, whose erasures of the first training seed are taken. Every LoRA (diffusers' format, half
+precision) is written by efface export, read by efface import, and evaluated on the cases of its patch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from methods import TARGETS, Contender, cell_folder, patch_of
+from from_bench import read
 from table import (
     KEPT_AXES,
     POINT_FIELDS,
@@ -34,10 +34,12 @@ from table import (
 )
 
 from efface import verbs
+from efface.evaluation.profiles import PROFILES, Profile
 from efface.evaluation.records import read_rows
 from efface.models.load import load_model
 from efface.patches import Patch
 from efface.patches.export import export
+from efface.plans.records import Store
 
 METHODS = ("esd", "ap", "rap", "realera")
 TOLERANCES = (0.001, 0.1, 0.3, 0.5)
@@ -45,34 +47,36 @@ TOLERANCES = (0.001, 0.1, 0.3, 0.5)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="under a minute: one target and method, profile smoke")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--plan", default="methods-robust", help="name of the plan [methods-robust]")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path("runs/export"))
-    parser.add_argument("--targets", nargs="+", default=list(TARGETS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--docs", type=Path, help="put the table between the page's markers")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    targets, methods, tolerances, profile = args.targets, args.methods, TOLERANCES, "table"
-    if args.quick:
-        targets, methods, tolerances, profile = targets[:1], ["realera"], TOLERANCES[:2], "smoke"
-    model = load_model("mini")
+    plan, placed = read(args.folder, args.plan)
+    facts, store = plan["plan"], Store(args.folder)
+    model, profile = load_model(facts["models"][0]), Profile(**facts["profile"])
+    made = {
+        (p.place["targets"][0], p.place["entrant"]): Patch.load(store.patch(p.place["key"]))
+        for p in placed
+        if p.place["kind"] == "erase" and p.place["seed"] == facts["seeds"][0] and p.place["entrant"] in args.methods
+    }
+    targets = [group[0] for group in facts["targets"]]
+    PROFILES[profile.name] = profile
     cells: dict[str, dict[str, list[Pair]]] = {}
-    facts: dict[str, list[dict[str, Any]]] = {}
+    written: dict[str, list[dict[str, Any]]] = {}
     for target in targets:
         variants = {}
-        for method in methods:
-            whole = patch_of(
-                model, Contender(method), target, 0, None, cell_folder(args.out, target, 0) / f"{method}.safetensors"
-            )
-            variants[method] = whole
-            for tolerance in tolerances:
+        for method in args.methods:
+            whole = variants[method] = made[target, method]
+            for tolerance in TOLERANCES:
                 name = f"{method}, {tolerance:g}"
-                variants[name], written = truncated(model, whole, target, tolerance, name)
-                facts.setdefault(name, []).append(written)
+                variants[name], file = truncated(model, whole, target, tolerance, name)
+                written.setdefault(name, []).append(file)
         with tempfile.TemporaryDirectory() as folder:
             (_, head), *others = variants.items()
-            verbs.evaluate(model, head, out=folder, profile=profile, others=others, trivial=False)
+            verbs.evaluate(model, head, out=folder, profile=profile.name, others=others, trivial=False)
             rows = read_rows(Path(folder))
         base = {r.case_id: r for r in rows if r.entrant == "none"}
         for row in rows:
@@ -80,17 +84,17 @@ def main() -> None:
                 cells.setdefault(row.entrant, {}).setdefault(f"{target}|0", []).append((row, base[row.case_id]))
     result = {
         "targets": targets,
-        "profile": profile,
+        "profile": profile.name,
         "rows": {
             name: {
-                "rank": [f["rank"] for f in facts[name]],
-                "bytes": [f["bytes"] for f in facts[name]],
+                "rank": [f["rank"] for f in written[name]],
+                "bytes": [f["bytes"] for f in written[name]],
                 "erased": rate(cells[name], TARGET_AXES),
                 "kept": rate(cells[name], KEPT_AXES),
                 "less_erased": difference(cells[name], cells[name.partition(",")[0]], TARGET_AXES),
                 "less_kept": difference(cells[name], cells[name.partition(",")[0]], KEPT_AXES),
             }
-            for name in facts
+            for name in written
         },
     }
     if args.docs:

@@ -1,12 +1,11 @@
-"""The same methods on both miniatures, and whether they come out in the same order.
+"""The same methods on both miniatures, and whether they come out in the same order, from the bench of the plan flow.
 
-    python benchmarks/flow.py [--quick] [--json] [--out DIR] [--targets NAME ...] [--entrants NAME ...] [--profile PROFILE]
-                              [--docs docs/flow.md]
+    python benchmarks/flow.py DIR [--json] [--docs docs/flow.md]
 
-Runs ``--table flow`` of benchmarks/methods.py on ``mini`` (a UNet that predicts noise) and on ``mini-flow`` (the transformer of
-Stable Diffusion 3, trained as a flow): the same world, text encoder, VAE, suite and detectors, one training seed. Kendall's tau-b
-compares the orders of the methods by what they erase and by what they preserve; its interval resamples targets, then cases, of
-both miniatures together. With few targets and six methods it is wide, and says so.
+``mini`` is a UNet that predicts noise, ``mini-flow`` the transformer of Stable Diffusion 3, trained as a flow: the same world,
+text encoder, VAE, suite and detectors, one training seed. Kendall's tau-b compares the orders of the methods by what they erase
+and by what they preserve; its interval resamples targets, then cases, of both miniatures together. With few targets and six
+methods it is wide, and says so.
 """
 
 from __future__ import annotations
@@ -19,13 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from methods import TABLES, collect, run
+from from_bench import pairs_of, read
 from table import KEPT_AXES, TARGET_AXES, into_page, lines_of, rate, success
 
-from efface.evaluation.profiles import PROFILES, Profile
-
-PROFILES["flow"] = Profile("flow", 12, 4.0, {"direct": 16, "synonym": 8, "implicit": 8, "near": 16, "trap": 4, "far": 12})
-MODELS = ("mini", "mini-flow")
 SIDES = {"erased": TARGET_AXES, "preserved": KEPT_AXES}
 """What the orders are compared by: erased and valid of direct, synonym and implicit prompts; preserved of near and trap."""
 REPLICATES = 1000
@@ -84,8 +79,9 @@ def told(r: Mapping[str, Any] | None) -> str:
 
 
 def page(rates: Mapping[str, Any], taus: Mapping[str, Mapping[str, Any]], targets: Sequence[str], profile: str) -> str:
-    header = ["method", *(f"{side}, {model}" for side in SIDES for model in MODELS)]
-    rows = [[name, *(told(rates[model][name][side]) for side in SIDES for model in MODELS)] for name in rates[MODELS[0]]]
+    header = ["method", *(f"{side}, {model}" for side in SIDES for model in rates)]
+    names = list(next(iter(rates.values())))
+    rows = [[name, *(told(found[name][side]) for side in SIDES for found in rates.values())] for name in names]
     lines = [
         f"Targets {', '.join(targets)}; one training seed; profile `{profile}`. Erased: direct, synonym and implicit prompts "
         "pooled, erased *and* valid; preserved: near and trap. In brackets the 95 % Wilson interval over cases.",
@@ -113,26 +109,22 @@ def page(rates: Mapping[str, Any], taus: Mapping[str, Mapping[str, Any]], target
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two methods, one target, few steps, profile smoke")
+    parser.add_argument("folder", type=Path)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path("runs/flow"))
-    parser.add_argument("--targets", nargs="+", default=list(TABLES["flow"].targets))
-    parser.add_argument("--entrants", nargs="+", default=list(TABLES["flow"].rows), choices=list(TABLES["flow"].rows))
-    parser.add_argument("--profile", default="flow", choices=list(PROFILES))
     parser.add_argument("--docs", type=Path, help="put the tables between the page's markers")
     args = parser.parse_args()
-    names, targets, profile, steps = args.entrants, args.targets, args.profile, None
-    if args.quick:
-        names, targets, profile, steps = ["naive", "uce"], targets[:1], "smoke", 4
-    out = args.out / "quick" if args.quick else args.out
-    tables = {m: run(out / m, "flow", targets, [0], names, profile, steps, 1, m) for m in MODELS}
-    cells = {m: collect(out / m, targets, [0], profile)[0] for m in MODELS}
-    rates = {m: {n: {s: rate(cells[m][n], axes) for s, axes in SIDES.items()} for n in names} for m in MODELS}
-    taus = {side: agreement([successes(cells[m], names, axes) for m in MODELS], names, targets) for side, axes in SIDES.items()}
-    text = page(rates, taus, targets, profile)
+    plan, placed = read(args.folder, "flow")
+    facts = plan["plan"]
+    names, targets = [e["label"] for e in facts["entrants"] if e["method"]], [group[0] for group in facts["targets"]]
+    cells = {m: pairs_of([p for p in placed if p.place["model"] == m])[1.0] for m in facts["models"]}
+    rates = {m: {n: {s: rate(found[n], axes) for s, axes in SIDES.items()} for n in names} for m, found in cells.items()}
+    taus = {
+        s: agreement([successes(found, names, axes) for found in cells.values()], names, targets) for s, axes in SIDES.items()
+    }
+    text = page(rates, taus, targets, facts["profile"]["name"])
     if args.docs:
         into_page(args.docs, "flow", text)
-    print(json.dumps({"tables": tables, "rates": rates, "tau": taus}) if args.json else text)
+    print(json.dumps({"rates": rates, "tau": taus}) if args.json else text)
 
 
 if __name__ == "__main__":

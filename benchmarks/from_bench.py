@@ -1,10 +1,11 @@
-"""The tables of docs/results.md and docs/robust.md from the records of ``efface bench`` on a plan of benchmarks/plans.
+"""The tables of docs/results.md, docs/robust.md and docs/rap.md from the records of ``efface bench`` on a plan of
+benchmarks/plans.
 
-    python benchmarks/from_bench.py methods|methods-robust|methods-options|robust|attacks DIR [--json] [--docs FILE]
+    python benchmarks/from_bench.py methods|methods-robust|methods-options|robust|rap|attacks DIR [--json] [--docs FILE]
 
-The words and the arithmetic are those of benchmarks/methods.py and benchmarks/robust_table.py, and for ``attacks`` those of the
-leaderboard; the cells come from records. A plan has no milliseconds per image, which is a measurement of speed: that column says
-"not measured" here.
+The words and the arithmetic are in methods_table.py and robust_table.py, and for ``attacks`` in the leaderboard; the cells come
+from records. Milliseconds per image are a measurement of speed, which records do not hold: defences.py adds that column to
+``robust``.
 """
 
 from __future__ import annotations
@@ -15,22 +16,29 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import methods
+import methods_table
 import robust_table
+from methods_table import Table
 from robust_table import Found
-from table import file_name, into_page, lines_of, sheet
+from table import Pair, file_name, into_page, lines_of, sheet
 
 from efface.errors import BadFile
-from efface.evaluation.attacked import summarise_attacks
-from efface.evaluation.records import AttemptRow, Row
+from efface.evaluation.records import Row
+from efface.io.files import write_text
 from efface.plans.plan import BASE
 from efface.plans.records import Store
 from efface.plans.tables import Bench, Placed
 from efface.reporting.standings import Standing, tables
 
-METHODS = {"methods": "methods", "methods-robust": "robust", "methods-options": "options"}
-"""Plan -> its table in benchmarks/methods.py."""
-TABLES = (*METHODS, "robust", "attacks")
+METHODS = {
+    "methods": Table("methods", "ap"),
+    "methods-robust": Table("robust", "rap"),
+    "methods-options": Table("options", margin=0.10),
+}
+"""Plan -> its table; the name is the page's marker."""
+DEFENCES = {"robust": "rap", "rap": "rap"}
+"""Plan of attacked defences -> the row that the others are compared with."""
+TABLES = (*METHODS, *DEFENCES, "attacks")
 
 
 def read(folder: Path, name: str) -> tuple[dict[str, Any], list[Placed]]:
@@ -49,7 +57,7 @@ def cell_name(p: Placed) -> str:
     return f"{p.place['targets'][0]}|{p.place['seed']}"
 
 
-def pairs_of(placed: list[Placed]) -> dict[float, methods.Found]:
+def pairs_of(placed: list[Placed]) -> dict[float, dict[str, dict[str, list[Pair]]]]:
     """Strength -> entrant -> "target|seed" -> (row, the unmodified model's row)."""
     whole = [p for p in placed if p.place["kind"] == "evaluate"]
     base = {
@@ -57,7 +65,7 @@ def pairs_of(placed: list[Placed]) -> dict[float, methods.Found]:
         for p in whole
         if p.place["entrant"] == BASE
     }
-    found: dict[float, methods.Found] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    found: dict[float, dict[str, dict[str, list[Pair]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for p in whole:
         label, known = p.place["entrant"], base[p.place["targets"][0]]
         cell = found[p.place["strength"]][label][cell_name(p)]
@@ -74,37 +82,34 @@ def spent(placed: list[Placed]) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
-def methods_result(plan: dict[str, Any], placed: list[Placed], table: str) -> dict[str, Any]:
-    """The result that benchmarks/methods.py prints for one of its tables."""
-    facts, by_strength = plan["plan"], pairs_of(placed)
+def methods_result(plan: dict[str, Any], placed: list[Placed], table: Table) -> dict[str, Any]:
+    """Every figure of one of the tables of docs/results.md."""
     cost = {
         m: {"evals": sum(e for e, _ in v) / len(v), "seconds": sum(s for _, s in v) / len(v)} for m, v in spent(placed).items()
     }
-    curved = {f"{e}@{s}": cells for s, entrants in by_strength.items() if s != 1 for e, cells in entrants.items()}
-    targets = [group[0] for group in facts["targets"]]
-    return methods.result_from(table, targets, facts["seeds"], facts["profile"]["name"], by_strength[1.0], cost, curved)
+    return methods_table.result_of(table, plan["plan"], pairs_of(placed), cost)
 
 
-def robust_result(plan: dict[str, Any], placed: list[Placed], reference: str) -> dict[str, Any]:
-    """The result that benchmarks/robust.py prints."""
+def defences_found(plan: dict[str, Any], placed: list[Placed]) -> dict[str, Found]:
+    """Every entrant that was attacked."""
     facts, pairs, costs = plan["plan"], pairs_of(placed)[1.0], spent(placed)
     won: dict[str, dict[str, dict[str, dict[str, bool]]]] = defaultdict(lambda: defaultdict(dict))
     for p in placed:
         if p.place["kind"] == "attack":
-            label = p.place["attack"]
-            rows = {label: [AttemptRow(attack=label, **r) for r in p.result["attempts"]]}
-            summary = summarise_attacks(rows, {label: p.facts}, {label: ()})
-            won[p.place["entrant"]][cell_name(p)][label] = summary["attacks"][label]["cases"]
+            won[p.place["entrant"]][cell_name(p)][p.place["attack"]] = p.broken
     labels = [e["label"] for e in facts["entrants"] if e["label"] in won]
-    found = {n: Found(dict(pairs[n]), dict(won[n]), costs[n], []) for n in labels}
+    return {n: Found(dict(pairs[n]), dict(won[n]), costs[n]) for n in labels}
+
+
+def robust_result(plan: dict[str, Any], placed: list[Placed], reference: str) -> dict[str, Any]:
+    """Every figure of the tables of attacked defences."""
+    facts, found = plan["plan"], defences_found(plan, placed)
     shown = {
         "targets": [group[0] for group in facts["targets"]],
         "seeds": facts["seeds"],
         "profile": facts["profile"]["name"],
         "budget": facts["attacks"][0]["budget"],
         "cases": facts["attacks"][0]["cases"],
-        "images": 0,
-        "repeats": 0,
     }
     tried = tuple(a["label"] for a in facts["attacks"])
     return {**shown, **robust_table.result_of(found, tried, reference)}
@@ -146,7 +151,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--plan", help="name of the plan [that of the table]")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--reference", default="rap", help="row of the table robust that the others are compared with")
+    parser.add_argument("--reference", help="row of attacked defences that the others are compared with [rap]")
+    parser.add_argument("--milliseconds", type=Path, help="what defences.py measured, for one more column")
+    parser.add_argument("--records", type=Path, help="where to put what the tables of defences are made from, case by case")
     parser.add_argument("--docs", type=Path, help="put the tables between the page's markers")
     args = parser.parse_args()
     plan, placed = read(args.folder, args.plan or args.table)
@@ -157,11 +164,16 @@ def main() -> None:
             into_page(args.docs, "attacks", f"{attacks_table(found)}\n\n{link}\n", {"": attacks_sheet(found)})
         print(json.dumps({s.entrant: s.attacks for s in found}) if args.json else attacks_table(found))
         return
-    marker = METHODS.get(args.table, args.table)
     if args.table in METHODS:
-        result, page = methods_result(plan, placed, marker), methods
+        marker, page = METHODS[args.table].name, methods_table
+        result = methods_result(plan, placed, METHODS[args.table])
     else:
-        result, page = robust_result(plan, placed, args.reference), robust_table
+        marker, page = "robust", robust_table
+        result = robust_result(plan, placed, args.reference or DEFENCES[args.table])
+        result["milliseconds"] = json.loads(args.milliseconds.read_text("utf-8")) if args.milliseconds else None
+        if args.records:
+            cases = {n: robust_table.records_of(f) for n, f in defences_found(plan, placed).items()}
+            write_text(args.records, json.dumps(cases, separators=(",", ":")) + "\n")
     if args.docs:
         into_page(args.docs, marker, page.markdown(result, args.docs), page.sheets(result))
     print(json.dumps(result) if args.json else page.markdown(result))

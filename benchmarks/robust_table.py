@@ -1,11 +1,10 @@
-"""What is counted over the cells of defences under attack, and how it is printed; see robust.py."""
+"""What is counted over the cells of defences under attack, and how it is printed; see from_bench.py."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from table import (
@@ -40,7 +39,7 @@ class Found:
     attacks: dict[str, dict[str, dict[str, bool]]]
     """Cell -> attack -> case -> broken; only cases that count."""
     cost: list[tuple[int, float]]
-    milliseconds: list[dict[str, float]]
+    """UNet evaluations and seconds of every erasure."""
 
 
 def records_of(found: Found) -> dict[str, Any]:
@@ -121,7 +120,6 @@ def result_of(found: Mapping[str, Found], tried: Sequence[str], reference: str) 
             "cost": {k: sum(c[i] for c in one.cost) / len(one.cost) for i, k in enumerate(("evals", "seconds"))}
             if one.cost
             else None,
-            "milliseconds": {k: median(m[k] for m in one.milliseconds) for k in ("extra", "plain")} if one.milliseconds else None,
         }
     minus = {}
     if reference in found:
@@ -151,7 +149,7 @@ def markdown(result: Mapping[str, Any], page: Path | None = None) -> str:
     """Small tables with a sentence each; ``page``: where they are put, which then links the CSV files of :func:`sheets`."""
     entries = result["defences"]
     shown = [a for a in ATTACKS_SHOWN if any(e["single"].get(a) for e in entries.values())]
-    plain = [e["milliseconds"]["plain"] for e in entries.values() if e["milliseconds"]]
+    speed = result["milliseconds"]
     lines = [
         f"The targets are {', '.join(result['targets'])}; training and attack seeds {', '.join(map(str, result['seeds']))}; "
         f"evaluation profile `{result['profile']}`. Each attack and each control spends {result['budget']} UNet evaluations per "
@@ -193,19 +191,23 @@ def markdown(result: Mapping[str, Any], page: Path | None = None) -> str:
         ),
         "",
         *sources(page, "robust", {"": "rates of every attack", "differences": "paired differences"}),
-        "This table shows what a defence costs: seconds of training, and the extra processor time of one image on one "
-        "thread with "
-        f"the defence ({result['images']} images drawn {result['repeats']} times, with and without by turns"
-        + (f"; without: {median(plain):.0f} ms)." if plain else ")."),
+        "This table shows what a defence costs: seconds of training on one thread of a busy machine"
+        + (
+            ", and the extra processor time of one image on one thread with the defence "
+            f"({speed['images']} images drawn {speed['repeats']} times, with and without by turns; without: "
+            f"{speed['plain']:.0f} ms)."
+            if speed
+            else "."
+        ),
         "",
         *lines_of(
-            ["defence", "cells", "seconds", "extra ms per image"],
+            ["defence", "cells", "seconds", *(["extra ms per image"] if speed else [])],
             [
                 [
                     name,
                     str(e["cells"]),
                     f"{e['cost']['seconds']:.0f}" if e["cost"] else "0",
-                    f"{e['milliseconds']['extra']:+.1f}" if e["milliseconds"] else "not measured",
+                    *([f"{speed['extra'][name]:+.1f}"] if speed else []),
                 ]
                 for name, e in entries.items()
             ],
@@ -247,7 +249,7 @@ def sheets(result: Mapping[str, Any]) -> dict[str, str]:
         named = {k: e.get(k) for k in ("direct", "generality", "attacked", "controls", *KEPT)}
         named |= {f"attack: {label}": r for label, r in e["single"].items() if r}
         cost = [f"{e['cost']['evals']:.0f}", f"{e['cost']['seconds']:.0f}"] if e["cost"] else ["0", "0"]
-        extra = f"{e['milliseconds']['extra']:+.1f}" if e["milliseconds"] else ""
+        extra = f"{result['milliseconds']['extra'][name]:+.1f}" if result["milliseconds"] else ""
         rates += [[name, what, *rate_fields(r), str(e["cells"]), *cost, extra] for what, r in named.items()]
     minus = [
         [result["reference"], n, what, *point_fields(d)] for n, found in result["minus"].items() for what, d in found.items()

@@ -1,10 +1,10 @@
 """The studies behind docs/studies.md on the miniature: eight targets of eight groups, three training seeds for the headlines.
 
-    python benchmarks/studies.py [--quick] [--json] [--store runs/methods] [--out runs/studies] [--docs docs/studies]
+    python benchmarks/studies.py [--quick] [--json] [--store runs/studies-store] [--out runs/studies] [--docs docs/studies]
                                  [--only NAME ...]
 
-Erasures and scans are kept in --store and not made again; it may be the folder of `benchmarks/methods.py`, whose patches go
-by the same names. --docs copies every study's result and figure to where `python docs/make.py` makes the page from.
+Erasures and scans are kept in --store and not made again. --docs copies every study's result and figure to where `python
+docs/make.py` makes the page from.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="under a minute: locality of one closed-form edit over eight names")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--store", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--store", type=Path, default=Path("runs/studies-store"))
     parser.add_argument("--out", type=Path, default=Path("runs/studies"))
     parser.add_argument("--docs", type=Path, default=None)
     parser.add_argument("--only", nargs="+", choices=list(PLAN), default=list(PLAN))

@@ -1,49 +1,48 @@
-"""The plans of benchmarks/plans: they ask for what the scripts beside them run, and their records make the same tables."""
+"""The plans of benchmarks/plans, and the scripts that make the tables of the pages from their records."""
 
 from __future__ import annotations
 
-import re
+import json
 import sys
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 from test_leaderboard import bench_of
 
 from efface import verbs
 from efface.errors import BadFile
-from efface.evaluation.profiles import PROFILES, Profile
+from efface.evaluation.profiles import PROFILES
 from efface.models.load import load_model
+from efface.models.mini.world import load_world
 from efface.plans.plan import Plan, plan_of, read_plan
 from efface.plans.records import Store
-from efface.registry import build_guard
+from efface.registry import METHODS
+from efface.verbs.subject import suite_for
 
 ROOT = Path(__file__).parents[1]
 PLANS = ROOT / "benchmarks" / "plans"
 
 
+NAMES = ("methods_table", "robust_table", "table", "from_bench", "flow", "rankings", "export", "defences", "closed_form_mini")
+
+
 @pytest.fixture
 def scripts(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The scripts of benchmarks/ as modules; the profiles that they add are gone again afterwards."""
+    """Finds the scripts of benchmarks/ as modules; the profiles that they add are gone again afterwards."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    before, names = dict(PROFILES), ("methods", "robust", "robust_table", "table", "from_bench", "flow", "rankings")
-    for name in names:
+    before = dict(PROFILES)
+    for name in NAMES:
         sys.modules.pop(name, None)
-    import flow
-    import from_bench
-    import methods
-    import robust
-
-    yield methods, robust, from_bench, flow
+    yield import_module
     PROFILES.clear()
     PROFILES.update(before)
-    for name in names:
+    for name in NAMES:
         sys.modules.pop(name, None)
-
-
-def flat(plan: Plan) -> dict[str, tuple[str, dict[str, Any], int]]:
-    return {e.label: (e.method, dict(e.options), e.seeds) for e in plan.entrants if e.method}
 
 
 def test_every_plan_can_be_read() -> None:
@@ -53,63 +52,96 @@ def test_every_plan_can_be_read() -> None:
         "methods-robust",
         "methods-options",
         "robust",
+        "rap",
         "attacks",
+        "unlearndiff",
         "flow",
         "kinds",
         "controls",
+        "closed-form-few",
+        "closed-form-many",
         "icons",
         "icons-kinds",
     }
     assert all(plan.name == name for name, plan in found.items())
 
 
-@pytest.mark.parametrize("name", ["methods", "methods-robust", "methods-options"])
-def test_a_plan_of_the_results_is_a_table_of_the_script(scripts: Any, name: str) -> None:
-    methods, _, from_bench, _ = scripts
-    plan, table = read_plan(PLANS / f"{name}.toml"), methods.TABLES[from_bench.METHODS[name]]
-    assert flat(plan) == {n: (c.method, dict(c.settings), c.seeds) for n, c in table.rows.items()}
-    assert {e.label for e in plan.entrants if e.curve} == {n for n, c in table.rows.items() if c.curve}
-    assert (tuple(t for (t,) in plan.targets), plan.seeds) == (table.targets, (0, 1, 2))
-    assert plan.profile == PROFILES["table"]
+def targets_of(plan: Plan) -> set[str]:
+    return {t for group in plan.targets for t in group}
+
+
+def test_defaults_are_chosen_on_targets_that_no_other_table_uses() -> None:
+    plans = {path.stem: read_plan(path) for path in PLANS.glob("*.toml")}
+    options = plans.pop("methods-options")
+    trained = {e.method for e in options.entrants if e.method}
+    others = [plan for plan in plans.values() if trained & {e.method for e in plan.entrants}]
+    assert len(others) > 5
+    assert not targets_of(options) & {t for plan in others for t in targets_of(plan)}
+
+
+@pytest.mark.parametrize(("name", "of"), [("methods", "naive"), ("methods-robust", "esd"), ("methods-options", "ap, student")])
+def test_the_plans_of_the_results_compare_with_rows_that_they_have(scripts: Any, name: str, of: str) -> None:
+    plan, table = read_plan(PLANS / f"{name}.toml"), scripts("from_bench").METHODS[name]
+    labels = [e.label for e in plan.entrants if e.method]
+    assert {table.against(label, labels) for label in labels} <= {*labels}
+    assert plan.seeds == (0, 1, 2)
     (noise,) = [e for e in plan.entrants if e.trivial == "noise"]
-    assert noise.of == next(iter(table.rows)), "the script takes the size of its first patch"
+    assert noise.of == of, "noise has the size of the first patch"
+    seeded = {e.label for e in plan.entrants if e.method and "seed" in METHODS.find(e.method).__dataclass_fields__}
+    assert {"ap", "esd", "ap, student"} & {*labels} <= seeded, "these three are trained with several seeds"
 
 
-def test_the_plan_of_the_results_has_the_strengths_and_relatives_of_the_script(scripts: Any) -> None:
-    methods = scripts[0]
-    plan = read_plan(PLANS / "methods.toml")
-    assert (plan.curve.strengths, plan.curve.cases) == ((0.5, 0.75, 1.25), PROFILES["curve"].cases)
+def test_the_row_fixed_preserves_a_relative_that_nobody_asks_for() -> None:
+    """What it preserves would otherwise be what is measured. A group without a name to spare gives one that is asked for."""
+    plan, model = read_plan(PLANS / "methods.toml"), load_model("mini")
     (fixed,) = [e for e in plan.entrants if e.method == "fixed"]
-    model, targets = load_model("mini"), methods.TABLES["methods"].targets
-    assert {t: list(names) for t, names in fixed.preserve.items()} == {t: [methods.relative(model, t)] for t in targets}
+    assert set(fixed.preserve) == targets_of(plan)
+    world = load_world()
+    for target, (name,) in fixed.preserve.items():
+        suite = suite_for(model, [target])
+        family = [n for n in world.names("ordinary") if world[n].group == world[target].group and n != target]
+        spare = [n for n in family if n not in {c.name for c in (*suite.near, *suite.trap)}]
+        assert name in (spare or family)
 
 
-def test_the_plan_of_the_defences_is_the_table_of_the_script(scripts: Any) -> None:
-    robust = scripts[1]
-    plan = read_plan(PLANS / "robust.toml")
-    assert [e.label for e in plan.entrants] == list(robust.DEFENCES)
-    for e in plan.entrants:
-        defence = robust.DEFENCES[e.label]
-        c = defence.contender
-        assert (e.method, dict(e.options), e.seeds) == ((c.method, dict(c.settings), c.seeds) if c else ("", {}, 0))
-        assert (e.guard, e.gold) == (defence.guard, defence.gold)
-        assert not e.guard or build_guard(e.guard)
-    assert tuple(a.label for a in plan.attacks) == robust.ATTACKS
-    assert {(a.attack, a.budget, a.cases, a.controls) for a in plan.attacks} == {(a, 300, 4, True) for a in robust.ATTACKS}
-    assert tuple(t for (t,) in plan.targets) == robust.TARGETS
-    assert plan.profile == PROFILES["table"]
+def test_a_row_is_compared_with_the_reference_or_with_the_first_of_its_method(scripts: Any) -> None:
+    table = scripts("methods_table").Table
+    labels = ["ap, student", "ap, pool", "esd, student", "esd, pool"]
+    assert [table("options").against(label, labels) for label in labels] == [
+        "ap, student",
+        "ap, student",
+        "esd, student",
+        "esd, student",
+    ]
+    assert table("methods", "ap").against("uce", ["ap", "uce"]) == "ap"
 
 
-def test_the_plan_of_both_miniatures_is_the_table_of_the_script(scripts: Any) -> None:
-    methods, _, _, flow = scripts
-    plan, table = read_plan(PLANS / "flow.toml"), methods.TABLES["flow"]
-    assert {n: m for n, (m, _, _) in flat(plan).items()} == {n: c.method for n, c in table.rows.items()}
-    assert (plan.models, tuple(t for (t,) in plan.targets)) == (flow.MODELS, table.targets)
-    assert plan.profile == PROFILES["flow"]
+def test_the_tables_of_results_count_the_images_of_the_records(scripts: Any, tmp_path: Path) -> None:
+    """Three targets; two training seeds of what has one. 8 near, 4 trap and 8 far cases of each, all right before the erasure."""
+    from_bench = scripts("from_bench")
+    entrants = {"ap": {"method": "ap"}, "uce": {"method": "uce"}, "noise": {"trivial": "noise", "of": "ap"}}
+    store = bench_of(tmp_path / "bench", entrants, {"uce": {"near": 0.0, "synonym": 0.0}, "noise": {"invalid": 1.0}})
+    table = replace(from_bench.METHODS["methods"], margin=0.1)
+    found = from_bench.methods_result(*from_bench.read(store.folder, "test"), table)
+    near = {label: (rates["near"]["k"], rates["near"]["n"]) for label, rates in found["rates"].items()}
+    assert near == {"none": (24, 24), "ap": (48, 48), "uce": (0, 48), "noise": (0, 24)}, "an invalid image preserves nothing"
+    direct = {label: rates["direct"]["k"] for label, rates in found["rates"].items()}
+    assert direct == {"none": 0, "ap": 72, "uce": 72, "noise": 0}, "an invalid image is not erased"
+    assert found["cost"]["ap"] == {"evals": 100, "seconds": 60.0}
+    ((name, minus),) = found["minus"].items()
+    assert (name, minus["against"]) == ("uce", "ap")
+    assert minus["kept"]["difference"] == pytest.approx(8 / 12), "near is lost, trap is kept"
+    assert minus["erased"]["difference"] == pytest.approx(4 / 20), "synonyms bring it back"
+    assert minus["far"]["difference"] == 0
+    page = scripts("methods_table").markdown(found)
+    assert "| uce | 100% | 0% | 100% | 0% | 100% | 100% |" in page
+    assert "| ap | uce |" in page
+    assert "not shown |" in page, "synonyms are worse by more than the margin"
+    assert found["matched"] == {}, "one strength is no curve"
 
 
 def test_a_part_of_a_plan_makes_no_table(scripts: Any, tmp_path: Path) -> None:
-    from_bench = scripts[2]
+    from_bench = scripts("from_bench")
     store = Store(tmp_path)
     with pytest.raises(BadFile, match="holds no bench"):
         from_bench.read(tmp_path, "methods")
@@ -135,7 +167,7 @@ def test_the_plan_of_more_attacks_shares_the_erasures_of_the_defences() -> None:
 def test_the_table_of_attacks_counts_broken_cases(scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three targets with eight cases each, and two training seeds of a method: the points beside the counts are what the attack
     breaks beyond its control."""
-    from_bench = scripts[2]
+    from_bench = scripts("from_bench")
     store = bench_of(
         tmp_path / "bench",
         {"esd": {"method": "esd"}, "guarded": {"guard": "negative"}},
@@ -151,62 +183,115 @@ def test_the_table_of_attacks_counts_broken_cases(scripts: Any, tmp_path: Path, 
     assert (tmp_path / "tables" / "page_attacks.csv").read_text().count("\n") == 1 + 3 * 3
 
 
-def without_seconds(text: str) -> str:
-    """The cost tables hold wall-clock seconds, which no two runs share."""
-    return re.sub(r"\| ([\d.]+) \|$", "| seconds |", text, flags=re.M)
-
-
 SMALL = {"direct": 6, "synonym": 2, "implicit": 2, "near": 6, "trap": 2, "far": 4}
-CURVE = {"direct": 4, "near": 4}
+
+
+def printed(scripts: Any, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: str) -> Any:
+    """What a script prints with --json."""
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *args, "--json"])
+    scripts(name).main()
+    return json.loads(capsys.readouterr().out)
 
 
 @pytest.mark.slow
-def test_records_of_a_plan_make_the_table_of_the_script(scripts: Any, tmp_path: Path) -> None:
-    """Two methods on two targets, both strengths included: the same words and numbers, to the last digit."""
-    methods, _, from_bench, _ = scripts
-    PROFILES["table"], PROFILES["curve"] = Profile("table", 4, 4.0, SMALL), Profile("curve", 4, 4.0, CURVE)
-    expected = methods.run(tmp_path / "script", "methods", ["dog", "castle"], [0], ["naive", "uce"], "table", 4, 1)
+def test_a_bench_of_defences_makes_its_tables_and_its_picture(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     raw = {
-        "targets": ["dog", "castle"],
-        "profile": {"name": "table", "steps": 4, "guidance": 4.0, "cases": SMALL},
-        "curve": {"strengths": [0.5, 0.75, 1.25], "cases": CURVE},
-        "entrants": {
-            "naive": {"method": "naive", "options": {"steps": 4}, "curve": True},
-            "uce": {"method": "uce"},
-            "noise": {"trivial": "noise", "of": "naive"},
-            "blocklist": {"trivial": "blocklist"},
-        },
-    }
-    assert verbs.bench(plan_of(raw, "methods"), out=tmp_path / "bench")["failed"] == {}
-    found = from_bench.methods_result(*from_bench.read(tmp_path / "bench", "methods"), "methods")
-    assert {k: v for k, v in found.items() if k != "cost"} == {k: v for k, v in expected.items() if k != "cost"}
-    assert without_seconds(methods.markdown(found)) == without_seconds(methods.markdown(expected))
-
-
-@pytest.mark.slow
-def test_records_of_attacks_make_the_table_of_the_script(scripts: Any, tmp_path: Path) -> None:
-    _, robust, from_bench, _ = scripts
-    PROFILES["table"] = Profile("table", 4, 4.0, SMALL)
-    attacks = ("synonym", "unlearndiff")
-    work = robust.Work(tmp_path / "script", "table", 60, 2, attacks)
-    for name in ("none", "gold", "negative", "uce"):
-        robust.run_cell(work, "panda", 0, name, False)
-    old = robust.collect(work, ["panda"], [0], list(robust.DEFENCES))
-    expected = robust.result_of(old, attacks, "uce")
-    raw = {
-        "targets": ["panda"],
+        "targets": ["panda", "dog"],
         "attack_budget": 60,
         "attack_cases": 2,
         "profile": {"name": "table", "steps": 4, "guidance": 4.0, "cases": SMALL},
         "entrants": {"gold": {"gold": True}, "negative": {"guard": "negative"}, "uce": {"method": "uce"}},
-        "attacks": {a: {} for a in attacks},
+        "attacks": {"synonym": {}, "unlearndiff": {}},
     }
-    assert verbs.bench(plan_of(raw, "robust"), out=tmp_path / "bench")["failed"] == {}
-    found = from_bench.robust_result(*from_bench.read(tmp_path / "bench", "robust"), "uce")
-    for result in (expected, found):
-        for entry in result["defences"].values():
-            entry.pop("cost")
-    assert {k: found[k] for k in expected} == expected
+    folder = str(tmp_path / "bench")
+    assert verbs.bench(plan_of(raw, "robust"), out=folder)["failed"] == {}
+    speed, sheet = tmp_path / "ms.json", tmp_path / "defences.png"
+    found = printed(scripts, "defences", monkeypatch, capsys, folder, "--out", str(speed), "--picture", str(sheet))
+    assert json.loads(speed.read_text()) == found
+    assert set(found["extra"]) == {"none", "gold", "negative", "uce"}
+    assert found["plain"] > 0
+    with Image.open(sheet) as image:
+        assert image.size == (130 + 56 * 22, 16 + 56 * 3), "the gold model knows dogs, so it has no row"
+    page, records = tmp_path / "page.md", tmp_path / "records.json"
+    page.write_text("<!-- robust -->\n<!-- /robust -->\n")
+    more = ("--reference", "uce", "--milliseconds", str(speed), "--records", str(records), "--docs", str(page))
+    result = printed(scripts, "from_bench", monkeypatch, capsys, "robust", folder, *more)
+    guarded, edited = result["defences"]["negative"], result["defences"]["uce"]
+    assert set(guarded["single"]) >= {"direct", "synonym", "unlearndiff", "random_token", "seed_search"}
+    assert edited["direct"]["n"] == guarded["direct"]["n"] > 6
+    assert 0 < edited["attacked"]["n"] <= 4
+    assert (guarded["cost"], edited["cost"]["evals"]) == (None, 0)
+    assert set(result["minus"]) == {"negative"}
+    assert f"| uce | 2 | {edited['cost']['seconds']:.0f} | {found['extra']['uce']:+.1f} |" in page.read_text()
+    cell = json.loads(records.read_text())["uce"]["panda|0"]
+    assert {axis: len(cases) for axis, cases in cell["cases"].items()}["direct"] == SMALL["direct"]
+
+
+@pytest.mark.slow
+def test_a_bench_of_methods_makes_files_of_every_rank(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = {
+        "targets": ["dog"],
+        "profile": {"name": "table", "steps": 4, "guidance": 4.0, "cases": SMALL},
+        "entrants": {"realera": {"method": "realera"}},
+    }
+    folder = str(tmp_path / "bench")
+    assert verbs.bench(plan_of(raw, "methods-robust"), out=folder)["failed"] == {}
+    rows = printed(scripts, "export", monkeypatch, capsys, folder, "--methods", "realera")["rows"]
+    whole, small = rows["realera, 0.001"], rows["realera, 0.1"]
+    assert whole["less_erased"]["difference"] == whole["less_kept"]["difference"] == 0
+    assert small["bytes"][0] < whole["bytes"][0] / 4
+
+
+def test_both_miniatures_are_compared_on_the_same_cases(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two models that answer alike have the same order."""
+    entrants = {"ap": {"method": "ap"}, "uce": {"method": "uce"}, "esd": {"method": "esd"}}
+    rates = {"uce": {"near": 0.0, "trap": 0.0, "direct": 0.2}, "esd": {"near": 0.5, "trap": 0.5, "direct": 0.7}}
+    store = bench_of(tmp_path / "bench", entrants, rates, attacked=False)
+    manifest = json.loads(store.manifest("test").read_text())
+    manifest["plan"]["models"] = ["mini", "twin"]
+    manifest["places"] += [{**p, "model": "twin"} for p in manifest["places"]]
+    store.keep_plan("flow", {**manifest, "name": "flow"})
+    found = printed(scripts, "flow", monkeypatch, capsys, str(store.folder))
+    assert {side: (t["tau"], t["methods"], t["targets"]) for side, t in found["tau"].items()} == {
+        "erased": (1.0, 3, 3),
+        "preserved": (1.0, 3, 3),
+    }
+    kept = {name: rates["preserved"]["k"] for name, rates in found["rates"]["twin"].items()}
+    assert kept["ap"] == 72 > kept["esd"] > kept["uce"] == 0
+
+
+@pytest.mark.slow
+def test_a_bench_of_closed_form_edits_says_what_is_kept_and_what_comes_back(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One concept and two, by an edit that can be undone and one that is sealed."""
+    raw = {
+        "attack_budget": 8,
+        "attack_cases": 4,
+        "profile": {"name": "closed-form", "steps": 4, "guidance": 4.0, "cases": SMALL},
+        "entrants": {"uce": {"method": "uce"}, "sealed": {"method": "uce", "preset": "sealed"}},
+        "attacks": {"inverse": {"controls": False}},
+    }
+    folder = str(tmp_path / "bench")
+    for name, targets in (("closed-form-few", ["dog"]), ("closed-form-many", [["dog", "castle"]])):
+        assert verbs.bench(plan_of({**raw, "targets": targets}, name), out=folder)["failed"] == {}
+    page = tmp_path / "page.md"
+    page.write_text("<!-- mini -->\n<!-- /mini -->\n")
+    table = printed(scripts, "closed_form_mini", monkeypatch, capsys, folder, "--docs", str(page))["table"]
+    assert {n: list(rows) for n, rows in table.items()} == {n: ["none", "uce", "sealed"] for n in ("1", "2")}
+    one, two = table["1"], table["2"]
+    assert (one["none"]["direct"]["k"], one["none"]["near"]["k"]) == (0, one["none"]["near"]["n"])
+    assert one["uce"]["edit"]["condition"] > 10
+    assert one["sealed"]["edit"]["condition"] is None
+    assert 0 < one["uce"]["comes back"]["n"] <= 4 < two["uce"]["comes back"]["n"] <= 8
+    assert "**2 concepts at once**" in page.read_text()
 
 
 def paired(axis: str, case: str, hit: bool, base: bool = True) -> Any:
@@ -214,8 +299,7 @@ def paired(axis: str, case: str, hit: bool, base: bool = True) -> Any:
 
 
 def test_rankings_of_two_worlds_rest_on_the_cases_that_all_methods_have(scripts: Any) -> None:
-    import rankings
-
+    rankings = scripts("rankings")
     kept = {"good": 4, "fair": 2, "poor": 0}
     found = {
         method: {

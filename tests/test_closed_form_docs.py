@@ -60,25 +60,9 @@ def test_speed_and_accuracy_gates() -> None:
         assert row["error"]["ours"] < error, name
 
 
-@pytest.mark.slow
-def test_table_quick_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = run("closed_form_mini.py", "--out", str(tmp_path))
-    rows = first["table"]["1"]  # type: ignore[index]
-    assert rows["uce"]["edit"]["condition"] > 10
-    assert rows["uce sealed, 3"]["edit"]["condition"] is None
-    assert rows["none"]["direct"]["k"] == 0
-    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import closed_form_mini
-
-    again = closed_form_mini.run(tmp_path / "quick", [1], list(rows)[1:], closed_form_mini.QUICK)
-    assert json.loads(json.dumps(again)) == first
-    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")} == stamps, "finished patches are not made again"
-
-
 def test_commands_of_the_page_name_what_exists() -> None:
     commands = re.findall(r"^python (benchmarks/\S+)(.*)$", PAGE, re.M)
-    assert {script for script, _ in commands} == {"benchmarks/closed_form.py", "benchmarks/closed_form_mini.py"}
+    assert {script for script, _ in commands} == {"benchmarks/closed_form.py"}
     for script, options in commands:
         for option in re.findall(r"--\w+", options):
             assert f'"{option}"' in (ROOT / script).read_text("utf-8"), f"{script} has no {option}"

@@ -13,6 +13,7 @@ from efface.equations.closed_form import (
     REGAIN,
     Edit,
     Moments,
+    affordable,
     apply_edit,
     brought_back,
     condition_estimate,
@@ -27,6 +28,7 @@ from efface.equations.closed_form import (
     per_layer_edits,
     pin,
     preimage,
+    reached,
     regained,
     right_factor,
     sealed,
@@ -35,6 +37,7 @@ from efface.equations.closed_form import (
     singular_values,
     solved,
     span,
+    weighted_gram,
     worst_neighbour,
 )
 from efface.equations.exact import halves, outer_sums, value
@@ -111,6 +114,47 @@ def test_pinned_rows_do_not_move_and_nothing_better_exists(seed: int, r: int, k:
     feasible = torch.eye(14, dtype=F64) - span(n) @ span(n).T  # directions that leave the pinned rows alone
     assert (gradient @ feasible).abs().max() < 1e-8
     assert gradient.abs().max() > 1e-3  # without the projector it is no minimum: the constraint costs something
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), cost=st.sampled_from([0.02, 0.1, 0.4]), k=st.integers(0, 2))
+def test_a_prior_takes_from_the_targets_what_it_may_cost_and_no_more(seed: int, cost: float, k: int) -> None:
+    x, y, a, q, b = problem(seed, 4, 3, 12)
+    other, w = draw(seed + 1, 40, 12), draw(seed + 2, 30, 12)
+    pinned, s = draw(seed + 3, k, 12) if k else None, gram_of_maps([w])
+    moments, prior = Moments.of(x, y, a, q, b), weighted_gram(other, torch.ones(40))
+    whole = reached(solved(moments, 0.1, pinned), x, y, s)
+    off = (x @ solved(moments, 0.1, pinned).transform.T - y) @ w.T
+    assert whole == pytest.approx(1 - float(off.norm() / ((x - y) @ w.T).norm()), abs=1e-9)
+    edit, weight = affordable(moments, prior, 0.1, (x, y, s), cost, pinned)
+    assert torch.equal(
+        edit.matrix, solved(Moments(moments.gram, moments.shift, moments.keep + weight * prior), 0.1, pinned).matrix
+    )
+    # The weight is found to a hundredth of a power of ten, over which the reach cannot fall by more than this.
+    assert reached(edit, x, y, s) == pytest.approx((1 - cost) * whole, rel=0.02)
+    assert reached(edit, x, y, s) >= (1 - cost) * whole - 1e-6
+    scaled = [5.0 * v for v in (x, y, q)]
+    again, lighter = affordable(
+        Moments.of(scaled[0], scaled[1], a, scaled[2], b),
+        weighted_gram(7.0 * other, torch.ones(40)),
+        2.5,
+        (*scaled[:2], s),
+        cost,
+        pinned,
+    )
+    assert torch.allclose(again.matrix, edit.matrix, atol=1e-9), "longer vectors and another unit of the ridge are the same edit"
+    assert lighter == pytest.approx(weight * 25 / 49, rel=1e-6)
+
+
+def test_a_prior_that_costs_nothing_is_as_heavy_as_it_can_be() -> None:
+    """Targets that act like themselves cannot lose anything."""
+    x = draw(0, 3, 8)
+    moments = Moments.of(x, x, torch.ones(3), x[:0], torch.ones(0))
+    s, prior = gram_of_maps([draw(1, 9, 8)]), weighted_gram(draw(2, 5, 8), torch.ones(5))
+    edit, weight = affordable(moments, prior, 0.5, (x, x, s), 0.1)
+    assert reached(edit, x, x, s) == 1
+    assert weight > 1e3 * float(moments.gram.trace() / prior.trace())
+    assert not edit.matrix.any()
 
 
 def test_limits() -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from efface.concepts.request import EraseRequest
+from efface.edits import pooled_readers
 from efface.equations.closed_form import gram_of_maps, solved, worst_neighbour
 from efface.errors import BadOption, Cancelled, PromptTooLong
 from efface.methods import MACE, RECE, TIME, UCE, Method, RealEra
@@ -20,6 +22,7 @@ from efface.models.base import DiffusionModel
 from efface.models.load import load_model
 from efface.models.select import selection
 from efface.patches import Patch
+from efface.registry import build_method
 from efface.testing import check_method, same
 from efface.training.loop import Run
 
@@ -196,6 +199,57 @@ def test_mace_refinement_and_fusion(tiny_model) -> None:  # type: ignore[no-unty
     assert_edited(tiny_model, idle, fused)
     trained = dataclasses.replace(method, steps=3, lr=0.05, images=1, sampling_steps=2).erase(tiny_model, request)
     assert not same(trained.deltas, idle.deltas)
+
+
+# -- a prior whose weight is found --
+
+
+@pytest.mark.parametrize(("cls", "settings"), [(UCE, {"rows": "last..end", "preserve_rows": "all"}), (RECE, {"epochs": 0})])
+def test_the_weight_that_is_found_is_an_option_like_any_other(tiny_model, cls: type[Method], settings: dict[str, Any]) -> None:  # type: ignore[no-untyped-def]
+    """With prior_scale at what prior_cost has found, the edit is the same, and a higher cost preserves more."""
+    request, found = EraseRequest(("cat",), "bus"), {}
+    for cost in (0.05, 0.2):
+        chosen = cls(prior="auto", prior_cost=cost, **settings).erase(tiny_model, request)
+        weight = chosen.card.log["prior_scale"]
+        given = cls(prior="auto", prior_scale=weight, **settings).erase(tiny_model, request)
+        for name, delta in given.deltas.items():
+            assert torch.allclose(chosen.deltas[name], delta, atol=1e-6 * float(delta.abs().max() + 1)), name
+        found[cost] = weight, chosen.card.log["edit"]["side_effect"]["median"]
+    assert found[0.05][0] < found[0.2][0]
+    assert found[0.05][1] > found[0.2][1]
+
+
+def test_uce_says_how_far_the_target_came(tiny_model) -> None:  # type: ignore[no-untyped-def]
+    free, bound = (
+        UCE(rows="last..end", preserve_rows="all", prior="auto", prior_cost=cost)
+        .erase(tiny_model, EraseRequest(("cat",), "bus"))
+        .card.log["reached"]
+        for cost in (1e-9, 0.3)
+    )
+    assert bound == pytest.approx(0.7 * free, rel=0.02)
+
+
+def test_the_pooled_text_has_a_weight_of_its_own() -> None:
+    """SDXL reads one vector per prompt beside the tokens: fewer rows, and other lengths."""
+    model = load_model("tiny-xl")
+    patch = UCE(prior="vocabulary", prior_cost=0.1).erase(model, EraseRequest(("cat",), "bus"))
+    readers = set(pooled_readers(model))
+    assert readers
+    assert readers <= set(patch.deltas)
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings"),
+    [
+        (UCE, {"prior_cost": 0.1}),
+        (UCE, {"prior": "auto", "prior_cost": 0.1, "prior_scale": 0.5}),
+        (UCE, {"prior": "auto", "prior_cost": 1.0}),
+        (RECE, {"prior": "auto", "prior_cost": 0.1, "start": "none", "start_lam": 0.5}),
+    ],
+)
+def test_a_cost_that_does_nothing_is_refused(cls: type[Method], settings: dict[str, Any]) -> None:
+    with pytest.raises(BadOption, match="prior"):
+        build_method(cls.name, settings=settings)
 
 
 # -- rows and alignment ------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from efface.concepts.prompts import Case
 from efface.concepts.request import EraseRequest
 from efface.edits import BringBack, ConceptEdit, facts, filtered, folded, lora, save_lora, text_filter, to_patch
+from efface.edits.forms import OTHERS, side_effect
 from efface.equations.closed_form import Edit, apply_edit, moved, sealed, shared_edit, span
 from efface.errors import BadFile, BadOption, BadRequest, NothingSelected, PromptTooLong, UnknownName, WrongBaseModel
 from efface.methods import ESD, UCE
@@ -160,6 +161,23 @@ def test_facts_of_an_edit(tiny_model) -> None:  # type: ignore[no-untyped-def]
     length = torch.linalg.solve(t, c.T).T.norm(dim=1) / c.norm(dim=1)
     assert said["bring_back"]["length"] == pytest.approx(float(length.min()), rel=1e-6)
     assert said["bring_back"]["target"] == ("cat", "dog")[int(length.argmin())]
+    maps = [w.double() for w in tiny_model.weights(tiny_model.reads()).values()]
+
+    def change(*names: str) -> float:
+        rows = tiny_model.encode(names).rows("last..end").double()
+        moves = [torch.cat([r @ w.T for w in maps], 1) for r in (rows @ t.T - rows, rows)]
+        return float(moves[0].norm() / moves[1].norm())
+
+    others = [n for n in tiny_model.concept_names if n not in ("cat", "dog")]
+    shares = sorted((change(n) / change("cat", "dog"), n) for n in others)
+    beside = said["side_effect"]
+    assert len(others) == beside["names"] <= OTHERS
+    assert beside["median"] == pytest.approx(shares[len(shares) // 2][0], rel=1e-6)
+    assert beside["worst"]["name"] == shares[-1][1]
+    assert beside["worst"]["share"] == pytest.approx(shares[-1][0], rel=1e-6)
+    assert side_effect(edit, tiny_model, list(tiny_model.concept_names)) is None, "nothing is left to look at"
+    still = Edit(torch.zeros_like(t), None, 1.0)
+    assert side_effect(still, tiny_model, ["cat"]) is None, "a share of nothing is no number"
 
 
 # -- a state -----------------------------------------------------------------------------------------------------
@@ -492,3 +510,4 @@ def test_the_report_and_the_command_line_show_the_way_back(tiny_model, tmp_path:
         )
         assert done.exit_code == 0, done.output
         assert expected in done.output
+        assert "What the network reads of other names changes" in done.output

@@ -247,7 +247,9 @@ def test_answer_names_damage_cost_and_what_undoes_the_edit(tmp_path: Path) -> No
         log = run["entrants"][0]["card"]["log"]
         log["run"] = {"seconds": 48.2, "hardware": "a GPU", "peak_gib": 4.49}
         back = {"target": "cat", "length": 6.41234, "missed": 0.0}
+        beside = {"names": 64, "median": 0.4123, "worst": {"name": "lynx", "share": 1.5}}
         log["edit"] = {"condition": 826.0, "norm": 1.0, "null_gain": 1.0, "system_condition": 2.0, "bring_back": back}
+        log["edit"]["side_effect"] = beside
 
     edit(folder, "run.json", spend)
     _, reader = render(folder)
@@ -255,6 +257,12 @@ def test_answer_names_damage_cost_and_what_undoes_the_edit(tmp_path: Path) -> No
     assert "Of 50 names, the 5 that looked worst were measured again: 4 are damaged (leopard, puma, ocelot and others)." in said
     assert "48\xa0seconds on a GPU and 4.5\xa0GiB of memory at most" in said
     assert "Anyone who has both weight files can undo this edit: an embedding 6.41 times as long as that of cat" in said
+    assert "changes 0.41 times as much as what it reads of the target (median of 64 names; most for lynx, 1.50 times)." in said
+    assert "This edit is not local: expect other concepts to break." in said
+    edit(folder, "run.json", lambda run: run["entrants"][0]["card"]["log"]["edit"]["side_effect"].update(median=0.1))
+    assert "not local" not in render(folder)[1].text["header"]
+    edit(folder, "run.json", lambda run: run["entrants"][0]["card"]["log"]["edit"].pop("side_effect"))
+    assert "as much as what it reads" not in render(folder)[1].text["header"], "cards of earlier releases do not say it"
 
 
 def test_thresholds_are_drawn_beside_the_unmodified_model(tmp_path: Path) -> None:

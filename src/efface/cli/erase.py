@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from ..reporting.answer import spread
 from .options import (
     device_option,
     dtype_option,
@@ -171,6 +172,7 @@ def _erase(
     if edit := patch.card.log.get("edit"):
         facts["edit"] = edit
         text += f"\n{way_back(edit)}"
+        text += f"\n{spread(edit)}" if edit["side_effect"] else ""
     emit(as_json, facts, text)
 
 

@@ -21,7 +21,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..equations.closed_form import F64, Edit, edited, low_rank, moved, preimage, singular_values
+from ..concepts.spaces import ConceptSpace
+from ..equations.closed_form import F64, Edit, edited, gram_of_maps, low_rank, moved, preimage, singular_values
 from ..io.files import atomic_write
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
@@ -89,6 +90,35 @@ def text_filter(edit: Edit, c: Cond) -> Cond:
     return replace(c, tokens=moved(edit, c.tokens.cpu()).to(c.tokens))
 
 
+OTHERS = 64
+"""How many other names are looked at; a text encoder reads them in one batch."""
+
+
+def side_effect(edit: Edit, model: DiffusionModel, targets: Sequence[str]) -> dict[str, Any] | None:
+    """See :func:`facts`. None where the model knows no other names, and where the edit does not move the targets."""
+    space = ConceptSpace.of("world", model.concept_names) if model.concept_names else ConceptSpace.english()
+    others = space.without(targets).candidates
+    if not others:
+        return None
+    others = others[:: -(-len(others) // OTHERS)]
+    s = gram_of_maps(w.detach().cpu() for w in model.weights(model.reads()).values())
+
+    def changed(c: Cond) -> float:
+        rows = c.rows("last..end").double()
+        moves = moved(edit, rows) - rows
+        return float(((moves @ s * moves).sum() / (rows @ s * rows).sum()).clamp(min=0).sqrt())
+
+    own, c = changed(model.encode(targets)), model.encode(others)
+    if not own:
+        return None
+    shares = sorted((changed(c[[i]]) / own, name) for i, name in enumerate(others))
+    return {
+        "names": len(others),
+        "median": shares[len(shares) // 2][0],
+        "worst": {"name": shares[-1][1], "share": shares[-1][0]},
+    }
+
+
 @contextmanager
 def filtered(model: DiffusionModel, edit: Edit) -> Iterator[DiffusionModel]:
     """Inside this context, the model filters every encoding: the edit without a changed weight."""
@@ -119,12 +149,15 @@ def facts(edit: Edit, model: DiffusionModel, targets: Sequence[str]) -> dict[str
     - null_gain: ``|T n| / |n|`` over the rows n of the empty prompt.
     - system_condition: condition number of the linear system that was solved.
     - rank: the rank of D as it is stored.
+    - side_effect: how much the network reads of other names changes, relative to what it reads of the targets. What it reads
+      of a name are the keys and values of its rows from the last word to the end, and their change is ``|W D q| / |W q|``. The
+      ``median`` is over ``names`` other names of the model's world, or English nouns; ``worst`` is the name that changes most.
     - bring_back: for the last word c of a target, the ``length = |c'| / |c|`` of the embedding ``c'
       = T^-1 c`` that brings the target back exactly, and ``missed = |T c' - c| / |c|``, which is 0
       unless T has no inverse there. Only the target that is brought back most easily is shown, with
       its name, because the edit is as strong as that.
 
-    Cost: no UNet evaluations, 4 d^3 operations.
+    Cost: no UNet evaluations, 4 d^3 operations, and the encodings of the other names.
     """
     s = singular_values(edit)
     null = model.encode([""]).rows("all").double()
@@ -139,5 +172,6 @@ def facts(edit: Edit, model: DiffusionModel, targets: Sequence[str]) -> dict[str
         "null_gain": float(moved(edit, null).norm() / null.norm()),
         "system_condition": edit.condition,
         "rank": edit.left.shape[1],
+        "side_effect": side_effect(edit, model, targets),
         "bring_back": {"target": targets[easiest], "length": float(length[easiest]), "missed": float(missed[easiest])},
     }

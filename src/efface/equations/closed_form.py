@@ -15,6 +15,7 @@ Longer than 400 lines because all of it shares :class:`Edit`, and equations do n
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -178,6 +179,49 @@ def solved(moments: Moments, lam: float, pinned: Tensor | None = None) -> Edit:
     lower, condition = factored(lam * torch.eye(len(moments.gram), dtype=F64) + moments.gram + moments.keep)
     d = torch.cholesky_solve(moments.shift.T, lower).T
     return Edit(d if pinned is None else pin(d, lower, pinned), None, condition)
+
+
+def reached(edit: Edit, x: Tensor, y: Tensor, s: Tensor) -> float:
+    """How far the edited maps have come from their answers to x towards their answers to y, over all rows and maps:
+    ``1 - |W' x - W y| / |W x - W y|``.
+
+    1 means that they answer x as they answered y, 0 that nothing was gained. x and y are (r, d), s is :func:`gram_of_maps`.
+    """
+
+    def size(rows: Tensor) -> float:
+        return float((rows @ s * rows).sum().clamp(min=0).sqrt())
+
+    apart = size(x.to(F64) - y.to(F64))
+    return 1 - size(moved(edit, x) - y.to(F64)) / apart if apart else 1.0
+
+
+HEAVIEST, LIGHTEST, DECADE = 1e4, 1e-8, 0.01
+"""Between which multiples of the targets' own Gram matrix (by trace) a prior's weight is looked for, and how exactly, in
+powers of ten."""
+
+
+def affordable(
+    moments: Moments, prior: Tensor, lam: float, rows: tuple[Tensor, Tensor, Tensor], cost: float, pinned: Tensor | None = None
+) -> tuple[Edit, float]:
+    """The edit with the heaviest prior that the targets can afford, and the weight: with it they still come at least ``1 - cost``
+    as far as without a prior (:func:`reached`).
+
+    The answer does not depend on the length of the text vectors, on their number in the prior or on the ridge's unit, as a weight
+    would. prior is ``sum q q^T`` (d, d), and ``rows`` are x, y and s of :func:`reached`, which falls with the weight, so that
+    bisection finds it. Cost: 12 solves of :func:`solved`.
+    """
+
+    def at(weight: float) -> Edit:
+        return solved(Moments(moments.gram, moments.shift, moments.keep + weight * prior), lam, pinned)
+
+    unit = float(moments.gram.trace() / prior.trace())
+    least = (1 - cost) * reached(at(LIGHTEST * unit), *rows)
+    low, high = math.log10(LIGHTEST), math.log10(HEAVIEST)
+    while high - low > DECADE:
+        middle = (low + high) / 2
+        low, high = (middle, high) if reached(at(10**middle * unit), *rows) >= least else (low, middle)
+    weight = 10**low * unit
+    return at(weight), weight
 
 
 def pin(right: Tensor, lower: Tensor, pinned: Tensor) -> Tensor:

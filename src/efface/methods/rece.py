@@ -10,7 +10,18 @@ from torch import Tensor
 
 from ..concepts.request import EraseRequest
 from ..edits import facts, to_patch
-from ..equations.closed_form import F64, REGAIN, Edit, Moments, gram_of_maps, regained, shared_edit, solved
+from ..equations.closed_form import (
+    F64,
+    REGAIN,
+    Edit,
+    Moments,
+    affordable,
+    gram_of_maps,
+    regained,
+    shared_edit,
+    solved,
+    weighted_gram,
+)
 from ..models.base import DiffusionModel
 from ..patches import Patch
 from ..preservation.candidates import concept_space
@@ -43,15 +54,16 @@ class RECE(Method):
     cannot be brought back need not be erased again. The zero vector misses by 1. The ridge counts
     against S = sum_l W_l^T W_l, so it means more in a small model. ``null_per_target`` puts the
     empty prompt, which is always preserved, in the list once for every target, as the official
-    script does for the eleven words of "unsafe". ``pin`` and ``prior`` are as in UCE; with many
-    concepts the loop destroys what nothing protects.
+    script does for the eleven words of "unsafe". ``pin``, ``prior`` and ``prior_cost`` are as in
+    UCE, where the cost is what the prior takes from the first edit; with many concepts the loop
+    destroys what nothing protects.
 
     Reference: Gong et al., ECCV 2024, arXiv:2407.12383. Code: CharlesGong12/RECE.
 
     Deviations: the ridge pulls towards the weights of the previous round, as officially, hence T_k.
     "anchor" is the code's close_standardreg with the anchor as its old target text. The number of
     rounds is not chosen on generated images, and no image is generated in a round (100 evaluations
-    each officially). ``pin`` and ``prior`` are ours.
+    each officially). ``pin``, ``prior`` and ``prior_cost`` are ours.
 
     Official preset: agrees with the official operations up to 1e-5 of the weights ("unsafe": the
     first edit and two epochs, derived and edited layer by layer in float64,
@@ -70,6 +82,7 @@ class RECE(Method):
         "artist": {"epochs": 1, "ridge": 1e-3, "start_preserve_scale": 0.1},
         "object-hard": {"epochs": 1, "ridge": 1e-3, "start_preserve_scale": 1.0},
         "object-easy": {"epochs": 1, "ridge": 0.1, "start_preserve_scale": 1.0},
+        "local": {"ridge": 1e-3, "pin": True, "prior": "auto", "prior_cost": 0.05},
         "pinned": {"ridge": 1e-3, "pin": True, "prior": "auto", "prior_scale": 0.1},
         "mini": {"ridge": 1e-3},
         "tiny": {},
@@ -104,7 +117,17 @@ class RECE(Method):
     stop: float = option(1.0, "end early when the target is missed by this share", "ours", low=1e-6, needs="epochs")
     pin: bool = option(False, "let the empty prompt not move at all", "ours")
     prior: str = option("none", "concept space that is preserved: none, auto, vocabulary, or a file of names", "ours")
-    prior_scale: float = option(1.0, "weight of each row of that concept space", "ours", low=1e-12, needs="prior!=none")
+    prior_scale: float = option(
+        1.0, "weight of each row of that concept space", "ours", low=1e-12, needs="prior!=none and prior_cost=0.0"
+    )
+    prior_cost: float = option(
+        0.0,
+        "choose that weight: the largest that lets the first edit's target come this share less near to the anchor; 0 takes "
+        "prior_scale",
+        "ours",
+        low=0.0,
+        needs="prior!=none and start=uce",
+    )
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         return 0.0
@@ -115,20 +138,28 @@ class RECE(Method):
         c, anchor = model.encode(request.targets), model.encode([request.anchor] * len(request.targets))
         (x, y), (q, b) = c.aligned(anchor, "all"), self._preserved(model, request)
         null = model.encode([""]).rows("all") if self.pin else None
-        p = torch.eye(x.shape[1], dtype=F64)
+        p, s = torch.eye(x.shape[1], dtype=F64), gram_of_maps(w.detach().cpu() for w in base.values())
+        start, goal = c.aligned(anchor, "last..end")
+        scale, chosen = torch.full((len(start),), self.erase_scale), dict[str, float]()
+        if self.prior != "none":
+            prior = model.encode(concept_space(self.prior, model).without(request.targets).candidates).rows("all")
+            weight = self.prior_scale
+            if self.prior_cost:
+                first = Moments.of(start, goal, scale, q, b * self.start_preserve_scale)
+                gram = self.start_preserve_scale * weighted_gram(prior, torch.ones(len(prior)))
+                _, weight = affordable(first, gram, self.start_lam, (start, goal, s), self.prior_cost, null)
+                chosen = {"prior_scale": weight}
+            q, b = torch.cat([q, prior]), torch.cat([b, torch.full((len(prior),), weight)])
         if self.start == "uce":
-            start, goal = c.aligned(anchor, "last..end")
-            scale = torch.full((len(start),), self.erase_scale)
             p = shared_edit(start, goal, scale, q, b * self.start_preserve_scale, self.start_lam, null).transform
         later = b.clone()
         if self.null_per_target:
             later[: len(model.encode([""]).rows("all"))] *= len(request.targets)  # the null prompt's rows come first
         rows = Moments.of(x, y, torch.ones(len(x)), q, self.preserve_scale * later)
         gy = y.double().T @ y.double()
-        s = gram_of_maps(w.detach().cpu() for w in base.values())
         words = c.last_token().cpu().double(), anchor.last_token().cpu().double()
         whole, log = self.rounds(s, p, rows, gy, null, words)
-        card = self.card(model, request, spent, edit=facts(whole, model, request.targets), epochs=log)
+        card = self.card(model, request, spent, edit=facts(whole, model, request.targets), epochs=log, **chosen)
         return to_patch(base, whole, card)
 
     def rounds(
@@ -158,14 +189,10 @@ class RECE(Method):
         return Edit(p - torch.eye(len(p), dtype=F64), None, condition), log
 
     def _preserved(self, model: DiffusionModel, request: EraseRequest) -> tuple[Tensor, Tensor]:
-        """Rows (p, d) that must act as before, the empty prompt always among them, and their
+        """Rows (p, d) of what must act as before by name, the empty prompt always among them, and their
         weights relative to ``preserve_scale``."""
         q = model.encode(("", *request.preserve)).rows("all")
-        b = torch.ones(len(q))
-        if self.prior != "none":
-            prior = model.encode(concept_space(self.prior, model).without(request.targets).candidates).rows("all")
-            q, b = torch.cat([q, prior]), torch.cat([b, torch.full((len(prior),), self.prior_scale)])
-        return q, b
+        return q, torch.ones(len(q))
 
 
 def _reach(s: Tensor, p: Tensor, derived: Tensor, c: Tensor) -> dict[str, list[float]]:

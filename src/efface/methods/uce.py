@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +12,17 @@ from torch import Tensor
 
 from ..concepts.request import EraseRequest
 from ..edits import facts, filtered, pooled_readers, to_patch
-from ..equations.closed_form import Edit, sealed, shared_edit
+from ..equations.closed_form import (
+    F64,
+    Edit,
+    Moments,
+    affordable,
+    gram_of_maps,
+    reached,
+    sealed,
+    shared_edit,
+    weighted_gram,
+)
 from ..equations.statistics import wilson
 from ..errors import BadOption
 from ..models.base import DiffusionModel
@@ -70,7 +81,11 @@ class UCE(Method):
     - ``pin`` keeps the empty prompt and the start vector from moving at all, so that guidance keeps
       its second branch.
     - ``prior`` preserves the names of a concept space without the targets, each row with weight
-      ``prior_scale``.
+      ``prior_scale``. A weight that fits one model is too small or too large for another, because it
+      counts against the number of names and the geometry of the text encoder. ``prior_cost`` says
+      instead what the prior may cost: the weight is the largest with which the targets' keys and
+      values still come (1 - prior_cost) times as far towards the anchor's as without a prior
+      (closed_form.affordable).
     - ``seal`` follows T by a projection after which no embedding reaches what the target's rows in
       six templates span (closed_form.sealed). 0 is off. A large value seals better; a small one
       protects preserved rows, anchors and the empty prompt better. Below about 3, what stayed
@@ -85,7 +100,7 @@ class UCE(Method):
     error is 5e-7 to 1e-3 of the weights on the systems of docs/closed_form.md. With ``rows="last"``
     an empty anchor means the start-of-text vector, as officially. For styles the official code of
     2023 preserves 1,734 artists where no list is given; here you name what is preserved. pin,
-    prior, seal, pooled, "last+eos", "all" and preserve_empty="alone" are ours. Debiasing takes two
+    prior, prior_cost, seal, pooled, "last+eos", "all" and preserve_empty="alone" are ours. Debiasing takes two
     attributes and has a stopping rule; the official code measures 10 images by CLIP and stops
     within 0.05, which is less than a third of the standard error. The intervals of a round are not
     corrected for being several: each is a 95 % interval.
@@ -111,6 +126,7 @@ class UCE(Method):
             "pooled": False,
         },
         "2025": {"pooled": False},
+        "local": {**PINNED, "prior_cost": 0.05},
         "pinned": {**PINNED, "prior_scale": 0.03},
         "sealed": {**PINNED, "prior_scale": 0.1, "seal": 3.0},
         "mini": {"rows": "last..end", "preserve_rows": "all", "preserve_scale": 0.1, "preserve_empty": "alone"},
@@ -150,7 +166,16 @@ class UCE(Method):
     prior: str = option(
         "none", "concept space that is preserved: none, auto, vocabulary, or a file of names", "ours; MACE's COCO prior"
     )
-    prior_scale: float = option(1.0, "weight of each row of that concept space", "ours", low=1e-12, needs="prior!=none")
+    prior_scale: float = option(
+        1.0, "weight of each row of that concept space", "ours", low=1e-12, needs="prior!=none and prior_cost=0.0"
+    )
+    prior_cost: float = option(
+        0.0,
+        "choose that weight: the largest that lets the target come this share less near to the anchor; 0 takes prior_scale",
+        "ours",
+        low=0.0,
+        needs="prior!=none and task=erase|moderate",
+    )
     seal: float = option(
         0.0, "ridge of a projection that lets no embedding bring the target back, 0 for none", "ours", low=0.0, needs=ERASING
     )
@@ -187,6 +212,8 @@ class UCE(Method):
         refuse_idle(self, (f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default))
         if not self.tolerance < self.desired < 1 - self.tolerance and self.task == "debias":
             raise BadOption(f"desired={self.desired} must lie inside tolerance .. 1 - tolerance (tolerance={self.tolerance}).")
+        if self.prior_cost >= 1:
+            raise BadOption(f"prior_cost={self.prior_cost} is a share below 1, such as 0.05.")
 
     @property
     def pair(self) -> tuple[str, ...]:
@@ -207,9 +234,9 @@ class UCE(Method):
             edit, log = self._debias(model, request)
         else:
             source, goal = self._pairs(model, request)
-            edit, log = self._solve(model, request, *source.aligned(goal, self.rows)), {}
+            edit, log = self._solve(model, request, *source.aligned(goal, self.rows))
             if self.pooled and (readers := pooled_readers(model)):
-                pooled = readers, self._pooled_edit(model, request, source, goal)
+                pooled = readers, self._pooled_edit(model, request, source, goal, readers)
         card = self.card(model, request, spent, edit=facts(edit, model, request.targets), **log)
         return to_patch(model.weights(model.reads()), edit, card, pooled)
 
@@ -221,38 +248,55 @@ class UCE(Method):
         return source, goal
 
     def _kept(self, model: DiffusionModel, request: EraseRequest) -> list[tuple[Cond, float]]:
-        """What is preserved, with the weight of each of its rows. Raises BadOption for a prior that
-        names only targets."""
+        """What is preserved by name, with the weight of each of its rows."""
         empty = self.preserve_empty == "always" or (self.preserve_empty == "alone" and not request.preserve)
         kept = (*([""] if empty else []), *request.preserve)
-        found = [(model.encode(kept), self.preserve_scale or max(0.1, 1 / len(kept)))] if kept else []
-        if self.prior != "none":
-            names = concept_space(self.prior, model).without(request.targets).candidates
-            if not names:
-                raise BadOption(f"prior={self.prior} names nothing but targets: nothing is left to preserve. Use prior=none.")
-            found.append((model.encode(names), self.prior_scale))
-        return found
+        return [(model.encode(kept), self.preserve_scale or max(0.1, 1 / len(kept)))] if kept else []
 
-    def _solve(self, model: DiffusionModel, request: EraseRequest, x: Tensor, y: Tensor) -> Edit:
-        null = model.encode([""]).rows("all")
-        edit, q = self._solved(x, y, [(c.rows(self.preserve_rows), b) for c, b in self._kept(model, request)], null)
+    def _prior(self, model: DiffusionModel, request: EraseRequest) -> list[Cond]:
+        """The concept space that is preserved beside it, if any. Raises BadOption where it names only targets."""
+        if self.prior == "none":
+            return []
+        names = concept_space(self.prior, model).without(request.targets).candidates
+        if not names:
+            raise BadOption(f"prior={self.prior} names nothing but targets: nothing is left to preserve. Use prior=none.")
+        return [model.encode(names)]
+
+    def _solve(self, model: DiffusionModel, request: EraseRequest, x: Tensor, y: Tensor) -> tuple[Edit, dict[str, Any]]:
+        null, maps = model.encode([""]).rows("all"), model.weights(model.reads()).values()
+        kept = [(c.rows(self.preserve_rows), b) for c, b in self._kept(model, request)]
+        prior = [c.rows(self.preserve_rows) for c in self._prior(model, request)]
+        edit, log = self._solved(x, y, kept, prior, null, maps)
         if not self.seal:
-            return edit
+            return edit, log
         shown = model.encode([f.format(e) for e in request.targets for f in SEALED]).rows("last..end")
-        return sealed(edit, shown, torch.cat([y, q, null]), self.seal)
+        return sealed(edit, shown, torch.cat([y, *(rows for rows, _ in kept), *prior, null]), self.seal), log
 
-    def _pooled_edit(self, model: DiffusionModel, request: EraseRequest, source: Cond, goal: Cond) -> Edit:
+    def _pooled_edit(
+        self, model: DiffusionModel, request: EraseRequest, source: Cond, goal: Cond, readers: Mapping[str, Tensor]
+    ) -> Edit:
         """The same objective for the one vector per prompt that some networks also read."""
         x, y, null = (c.extras[POOLED].cpu() for c in (source, goal, model.encode([""])))
-        return self._solved(x, y, [(c.extras[POOLED].cpu(), b) for c, b in self._kept(model, request)], null)[0]
+        kept = [(c.extras[POOLED].cpu(), b) for c, b in self._kept(model, request)]
+        prior = [c.extras[POOLED].cpu() for c in self._prior(model, request)]
+        return self._solved(x, y, kept, prior, null, [w[:, : x.shape[1]] for w in readers.values()])[0]
 
-    def _solved(self, x: Tensor, y: Tensor, kept: list[tuple[Tensor, float]], null: Tensor) -> tuple[Edit, Tensor]:
-        """The edit that maps the rows x to y and keeps other rows at their weights, and all kept
-        rows."""
-        q = torch.cat([x[:0], *(rows for rows, _ in kept)])
-        b = torch.cat([torch.full((len(rows),), b) for rows, b in [(x[:0], 1.0), *kept]])
-        a = torch.full((len(x),), self.erase_scale)
-        return shared_edit(x, y, a, q, b, self.lam, null if self.pin else None), q
+    def _solved(
+        self, x: Tensor, y: Tensor, kept: list[tuple[Tensor, float]], prior: list[Tensor], null: Tensor, maps: Iterable[Tensor]
+    ) -> tuple[Edit, dict[str, Any]]:
+        """The edit that maps the rows x to y and keeps other rows at their weights, and the weight that was found for the
+        prior's. ``maps``: the weights that read the rows."""
+        chosen = bool(prior) and self.prior_cost > 0
+        weighted = [*kept, *((rows, self.prior_scale) for rows in prior if not chosen)]
+        q = torch.cat([x[:0], *(rows for rows, _ in weighted)])
+        b = torch.cat([torch.full((len(rows),), b) for rows, b in [(x[:0], 1.0), *weighted]])
+        a, pinned = torch.full((len(x),), self.erase_scale), null if self.pin else None
+        if not chosen:
+            return shared_edit(x, y, a, q, b, self.lam, pinned), {}
+        gram = sum((weighted_gram(rows, torch.ones(len(rows))) for rows in prior), torch.zeros((), dtype=F64))
+        read = (x, y, gram_of_maps(w.detach().cpu() for w in maps))
+        edit, weight = affordable(Moments.of(x, y, a, q, b), gram, self.lam, read, self.prior_cost, pinned)
+        return edit, {"prior_scale": weight, "reached": reached(edit, *read)}
 
     # -- debiasing -----------------------------------------------------------------------------------------------
 
@@ -288,7 +332,8 @@ class UCE(Method):
         self, model: DiffusionModel, request: EraseRequest, rows: list[tuple[Tensor, Tensor]], alphas: list[float]
     ) -> Edit:
         x = torch.cat([x for x, _ in rows])
-        return self._solve(model, request, x, x + torch.cat([alpha * d for alpha, (_, d) in zip(alphas, rows, strict=True)]))
+        goal = x + torch.cat([alpha * d for alpha, (_, d) in zip(alphas, rows, strict=True)])
+        return self._solve(model, request, x, goal)[0]
 
     def _share(self, model: DiffusionModel, edit: Edit, target: str, rng: torch.Generator) -> tuple[int, int, str]:
         """``(k, n, verdict)``: k of n images show the first attribute. The verdict is taken after

@@ -386,6 +386,11 @@ def _edit(card: Mapping[str, Any]) -> dict[str, Any]:
         "largest singular value of T": said["norm"],
         "gain on the empty prompt": said["null_gain"],
         "condition number of the solved system": said["system_condition"],
+        **(
+            {f"change of other names, relative to the target's (median of {beside['names']})": beside["median"]}
+            if (beside := said.get("side_effect"))
+            else {}
+        ),
         "target that is easiest to bring back": back["target"],
         "length of the embedding that brings it back, relative to the target's own": back["length"],
         "share of the target that this embedding misses": back["missed"],

@@ -1,9 +1,11 @@
-"""The tables of docs/kinds.md from the records of their plans.
+"""Tables by kind of target from the records of their plans: those of docs/kinds.md, and of closed forms in two worlds.
 
-efface bench benchmarks/plans/kinds.toml --out runs/kinds
-python benchmarks/kinds.py runs/kinds --docs docs/kinds.md
-efface bench benchmarks/plans/icons-kinds.toml --out runs/icons-kinds
-python benchmarks/kinds.py runs/icons-kinds --docs docs/kinds.md --world icons
+    efface bench benchmarks/plans/kinds.toml --out runs/kinds
+    python benchmarks/kinds.py runs/kinds --docs docs/kinds.md
+    efface bench benchmarks/plans/icons-kinds.toml --out runs/icons-kinds
+    python benchmarks/kinds.py runs/icons-kinds --docs docs/kinds.md --world icons
+
+``--world local`` and ``--world icons-local`` make the tables of the plans of these names.
 """
 
 from __future__ import annotations
@@ -30,8 +32,15 @@ KINDS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "expression": ("smiling faces",),
         "attribute": ("red background",),
     },
+    "local": {"object": ("fire engine", "dog", "palm tree", "castle", "guitar", "crossed swords")},
+    "icons-local": {
+        "object": ("semitrailer truck", "boar", "blossom", "cherries", "horn", "church", "anchor", "bikini"),
+        "style": ("twemoji style", "blob style", "fluent style", "flat style"),
+        "category": ("birds", "vehicles"),
+        "expression": ("smiling faces",),
+    },
 }
-MARKERS = {"mini": "kinds", "icons": "icons-kinds"}
+MARKERS = {"mini": "kinds", "icons": "icons-kinds", "local": "local", "icons-local": "icons-local"}
 AXES = ("direct", "synonym", "near", "content", "far")
 
 

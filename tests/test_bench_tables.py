@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 PLANS = ROOT / "benchmarks" / "plans"
 
 
-NAMES = ("methods_table", "robust_table", "table", "from_bench", "flow", "rankings", "export", "defences", "closed_form_mini")
+NAMES = ("methods_table", "robust_table", "table", "from_bench", "flow", "rankings", "export", "defences", "at_once")
 
 
 @pytest.fixture
@@ -60,6 +60,9 @@ def test_every_plan_can_be_read() -> None:
         "controls",
         "closed-form-few",
         "closed-form-many",
+        "icons-many",
+        "local",
+        "icons-local",
         "icons",
         "icons-kinds",
     }
@@ -284,7 +287,7 @@ def test_a_bench_of_closed_form_edits_says_what_is_kept_and_what_comes_back(
         assert verbs.bench(plan_of({**raw, "targets": targets}, name), out=folder)["failed"] == {}
     page = tmp_path / "page.md"
     page.write_text("<!-- mini -->\n<!-- /mini -->\n")
-    table = printed(scripts, "closed_form_mini", monkeypatch, capsys, folder, "--docs", str(page))["table"]
+    table = printed(scripts, "at_once", monkeypatch, capsys, "mini", folder, "--docs", str(page))["table"]
     assert {n: list(rows) for n, rows in table.items()} == {n: ["none", "uce", "sealed"] for n in ("1", "2")}
     one, two = table["1"], table["2"]
     assert (one["none"]["direct"]["k"], one["none"]["near"]["k"]) == (0, one["none"]["near"]["n"])

@@ -13,7 +13,7 @@ import torch
 from efface.concepts.request import EraseRequest
 from efface.edits import pooled_readers
 from efface.equations.closed_form import gram_of_maps, solved, worst_neighbour
-from efface.errors import BadOption, Cancelled, PromptTooLong
+from efface.errors import BadOption, Cancelled, MethodError, PromptTooLong
 from efface.methods import MACE, RECE, TIME, UCE, Method, RealEra
 from efface.methods.mace import at_size, common_ends, important_timesteps
 from efface.methods.time import alignment
@@ -363,7 +363,17 @@ def test_debiasing_finds_the_alpha_of_a_simulated_model(tiny_model, monkeypatch)
 
 def test_debiasing_keeps_the_contract_and_counts_what_it_draws(tiny_model, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr("efface.methods.uce.stopping_rule", lambda *_: "below")
-    method = UCE(task="debias", attributes="dog, bus", images=16, rounds=2, sampling_steps=2, draws=1, reach=1.0)
+    method = UCE(
+        task="debias",
+        attributes="dog, bus",
+        images=16,
+        rounds=2,
+        sampling_steps=2,
+        draws=1,
+        reach=1.0,
+        desired=0.05,
+        tolerance=0.02,
+    )
     patch = check_method(method, REQUEST, tiny_model)
     assert patch.card.cost["forward"] == method.expected_evals(tiny_model, REQUEST) == 2 * 2 * 16 * (2 * 2 + 2)
     assert [row["alpha"] for row in patch.card.log["debias"]["cat"]] == [0.0, 0.5]
@@ -389,6 +399,33 @@ def test_the_attribute_of_an_image_is_the_one_that_predicts_its_noise_better(tin
     monkeypatch.setattr(tiny_model, "eps", eps)
     assert method._first_attribute(tiny_model, edit, "cat", 3, torch.Generator().manual_seed(0)) == 2
     assert levels == [[250] * 6, [500] * 6, [750] * 6]
+
+
+def test_debiasing_takes_the_nearest_alpha_and_never_one_that_changes_nothing_but_the_picture(tiny_model, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """An alpha that is measured last is not better for that, and a target that the attributes do not steer is left alone."""
+    shares = {0.0: 16, 1.0: 2, 0.5: 4, 0.25: 3}
+    monkeypatch.setattr(UCE, "_solve_shifted", lambda self, model, request, rows, alphas: list(alphas))
+    method = UCE(task="debias", attributes="dog, bus", images=16, rounds=4, reach=2.0)
+
+    def count(self: UCE, model: Any, edit: Any, target: str, n: int, rng: Any) -> int:
+        return shares[abs(edit[0])]
+
+    monkeypatch.setattr(UCE, "_first_attribute", count)
+    alphas, log = method._debias(tiny_model, EraseRequest(("cat",)))
+    assert [(row["alpha"], row["verdict"]) for row in log["debias"]["cat"]] == [
+        (0.0, "above"),
+        (-1.0, "below"),
+        (-0.5, "below"),
+        (-0.25, "below"),
+    ]
+    assert alphas == [-0.5], "4 of 16 is nearest to a half"
+    monkeypatch.setattr(UCE, "_first_attribute", lambda self, model, edit, target, n, rng: n)
+    with pytest.raises(
+        MethodError, match=r"no alpha from 0 to -1.9 brings the share of 'dog' .* to 0.5; with the last it is 16 of 16"
+    ):
+        UCE(task="debias", attributes="dog, bus", images=16, rounds=6)._debias(tiny_model, EraseRequest(("cat",)))
+    early = UCE(task="debias", attributes="dog, bus", images=16, rounds=2)._debias(tiny_model, EraseRequest(("cat",)))
+    assert early[0] == [0.0], "too few rounds to know: nothing is changed"
 
 
 def test_debiasing_says_when_it_cannot_decide(tiny_model, monkeypatch) -> None:  # type: ignore[no-untyped-def]

@@ -24,7 +24,7 @@ from ..equations.closed_form import (
     weighted_gram,
 )
 from ..equations.statistics import wilson
-from ..errors import BadOption
+from ..errors import BadOption, MethodError
 from ..models.base import DiffusionModel
 from ..models.cond import POOLED, POSITIONS, Cond
 from ..options import refuse_idle
@@ -42,6 +42,8 @@ SEALED = ("{}", "a {}", "the {}", "a photo of a {}", "a picture of a {}", "a {} 
 PINNED = {"rows": "last..end", "preserve_rows": "all", "preserve_scale": 0.1, "pin": True, "prior": "auto"}
 ERASING, DEBIAS = "task=erase|moderate", "task=debias"
 BATCH = 16
+NEAR_REACH = 0.9
+"""The share of ``reach`` from which an alpha counts as the largest that was allowed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +64,15 @@ class UCE(Method):
 
     - "erase": the anchor.
     - "moderate": the empty prompt. The equation is the same, and an anchor is refused.
-    - "debias": c + alpha (a_1 - a_2) for the two ``attributes``. alpha is found by bisection,
+    - "debias": c + alpha (a_1 - a_2) for the two ``attributes``. c is the name that was asked for,
+      also where it is a category, whose members have the attributes. alpha is found by bisection,
       always solving from the original weights, until the share of images that show a_1 is
       ``desired``. A round draws 16, 32, 64, ... images with the edit as a text filter. It stops
       when the Wilson interval of the share lies within ``tolerance`` of ``desired`` (done),
       excludes ``desired`` (next alpha), or has ``images`` images (undecided: more images are
-      needed, not another alpha). The unedited model judges which attribute an image shows: the one
-      whose prompt predicts the noise better.
+      needed, not another alpha). The patch has the alpha that came nearest; where every alpha up to
+      ``reach`` misses ``desired`` on the same side, a MethodError says so. The unedited model judges
+      which attribute an image shows: the one whose prompt predicts the noise better.
 
     Options in detail:
 
@@ -222,7 +226,7 @@ class UCE(Method):
 
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         per_image = model.branches(self.guidance) * self.sampling_steps + 2 * self.draws
-        return float(len(request.targets) * self.rounds * self.images * per_image) if self.task == "debias" else 0.0
+        return float(len(request.asked) * self.rounds * self.images * per_image) if self.task == "debias" else 0.0
 
     @torch.no_grad()
     def erase(self, model: DiffusionModel, request: EraseRequest, run: Run | None = None) -> Patch:
@@ -302,9 +306,9 @@ class UCE(Method):
 
     def _debias(self, model: DiffusionModel, request: EraseRequest) -> tuple[Edit, dict[str, Any]]:
         """One alpha for each target, found one after the other. The last solve holds all of them."""
-        rows = [self._attribute_rows(model, target) for target in request.targets]
+        rows = [self._attribute_rows(model, target) for target in request.asked]
         alphas, log = [0.0] * len(rows), dict[str, Any]()
-        for i, target in enumerate(request.targets):
+        for i, target in enumerate(request.asked):
             low, high, rng = -self.reach, self.reach, torch.Generator().manual_seed(i)
             tried: list[dict[str, Any]] = []
             for _ in range(self.rounds):
@@ -315,10 +319,21 @@ class UCE(Method):
                     break
                 low, high = (low, alphas[i]) if verdict == "above" else (alphas[i], high)
                 alphas[i] = (low + high) / 2
-            # The alpha of the patch is the last one that was measured, not the bisection's next one.
-            alphas[i] = float(tried[-1]["alpha"])
+            alphas[i] = self._best(target, tried)
             log[target] = tried
         return self._solve_shifted(model, request, rows, alphas), {"debias": log}
+
+    def _best(self, target: str, tried: list[dict[str, Any]]) -> float:
+        """The alpha whose share is nearest to the desired one, of those that may have it where there are any. Raises MethodError
+        where every alpha up to the largest misses it on the same side: then the attributes do not steer the target."""
+        verdicts, last = {row["verdict"] for row in tried}, tried[-1]
+        if len(verdicts) == 1 and verdicts <= {"above", "below"} and abs(last["alpha"]) >= NEAR_REACH * self.reach:
+            raise MethodError(
+                f"no alpha from 0 to {last['alpha']:.2g} brings the share of {self.pair[0]!r} among the images of {target!r} to "
+                f"{self.desired:g}; with the last it is {last['k']} of {last['n']}. Choose other attributes, another target, or "
+                "raise reach."
+            )
+        return float(min(tried, key=lambda r: (r["verdict"] in ("above", "below"), abs(r["k"] / r["n"] - self.desired)))["alpha"])
 
     def _attribute_rows(self, model: DiffusionModel, target: str) -> tuple[Tensor, Tensor]:
         """``(x, a_1 - a_2)``: rows of the target, and the difference of the attributes' rows

@@ -85,11 +85,13 @@ class IconWorld:
     @cached_property
     def families(self) -> Mapping[str, Mapping[str, Members]]:
         """Family -> category -> its members and the word for them. Beside the groups, of which every concept has one, these are
-        the wider categories and the faces with one expression. Categories of one family exclude each other."""
-        faces = self.attributes.get("expression", {})
+        the wider categories, the faces with one expression, and the occupations whose members are a man and a woman, such as
+        "doctor". Categories of one family exclude each other."""
+        faces, roles = self.attributes.get("expression", {}), self.attributes.get("role", {})
         return {
             "wider category": {n: Members(self.categories[n], word) for n, word in self.wider_words.items()},
             "expression": {f"{n} faces": Members(faces[n], word) for n, word in self.expression_words.items()},
+            "occupation": {n: Members(both, n) for n, both in roles.items() if {*both} == {f"man {n}", f"woman {n}"}},
         }
 
     @property

@@ -1,9 +1,10 @@
-"""Closed-form edits of 1, 5, 20 and 50 concepts at once on the miniature: what is erased, what is kept, what comes back.
+"""Many concepts erased at once: what is erased, what is kept, and of closed-form edits what comes back.
 
-    python benchmarks/closed_form_mini.py DIR [--json] [--docs FILE]
+    python benchmarks/at_once.py mini DIR [--json] [--docs docs/closed_form.md]
+    python benchmarks/at_once.py icons-many DIR [--json] [--docs docs/kinds.md]
 
-DIR holds the benches of the plans closed-form-few and closed-form-many. "comes back": the gradient-free attack c' = T^-1 c
-(efface.edits.BringBack) on the direct prompts; the share of images that show the target again.
+DIR holds the benches of the plans closed-form-few and closed-form-many, or of icons-many. "comes back": the gradient-free attack
+c' = T^-1 c (efface.edits.BringBack) on the direct prompts; the share of images that show the target again.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,15 @@ from efface.equations.statistics import wilson
 from efface.patches import Patch
 from efface.plans.records import Store
 
-PLANS = ("closed-form-few", "closed-form-many")
+PLANS = {"mini": ("closed-form-few", "closed-form-many"), "icons-many": ("icons-many",)}
+"""Marker of a page -> the plans whose tables stand there."""
 AXES = {"direct": ("direct",), "generality": ("synonym", "implicit"), "near": ("near",), "trap": ("trap",), "far": ("far",)}
 
 
-def result_of(folder: Path) -> dict[str, Any]:
+def result_of(folder: Path, plans: Sequence[str]) -> dict[str, Any]:
     """``table``: number of concepts -> edit -> rates, and of edits ``edit`` (what the solve says of itself) and ``seconds``."""
     store, table = Store(folder), defaultdict[int, dict[str, Any]](dict)
-    for name in PLANS:
+    for name in plans:
         plan, placed = read(folder, name)
         for group in plan["plan"]["targets"]:
             mine = [p for p in placed if p.place["targets"] == list(group)]
@@ -50,17 +53,19 @@ CASES = 6
 """The fields of a rate without its resampled interval: there is one set of targets."""
 
 
-def markdown(result: dict[str, Any], page: Path | None = None) -> str:
+def markdown(result: dict[str, Any], marker: str, page: Path | None = None) -> str:
     """One small table per number of concepts; ``page``: where they are put, which then links the CSV file of :func:`sheets`."""
+    attacked = any(row["comes back"] for rows in result["table"].values() for row in rows.values())
+    columns = COLUMNS if attacked else COLUMNS[:-1]
+    back = " Comes back: the share of images that show the target again after the attack `c' = T^-1 c`."
     lines = [
-        "Each table shows what is left after erasing that many concepts at once, in percent of the cases that the "
-        "unmodified model "
-        "gets right. Erased is direct, generality pools synonym and implicit, and an invalid image counts as not erased. Comes "
-        "back: the share of images that show the target again after the attack `c' = T^-1 c`.",
+        "Each table shows what is left after erasing that many concepts at once, in percent of the cases that the unmodified "
+        "model gets right. Erased is direct, generality pools synonym and implicit, and an invalid image counts as not erased."
+        f"{back if attacked else ''}",
         "",
         *sources(
             page,
-            "mini",
+            marker,
             {"": "all rates"},
             "Intervals over cases, invalid images, the condition number of T, the length of the embedding that undoes "
             "the edit and seconds",
@@ -71,7 +76,8 @@ def markdown(result: dict[str, Any], page: Path | None = None) -> str:
             f"**{n} concept{'s' if int(n) > 1 else ''} at once**",
             "",
             *lines_of(
-                ["edit", "erased", *COLUMNS[1:]], [[label, *(shown(row.get(c)) for c in COLUMNS)] for label, row in rows.items()]
+                ["entrant", "erased", *columns[1:]],
+                [[label, *(shown(row.get(c)) for c in columns)] for label, row in rows.items()],
             ),
             "",
         ]
@@ -110,14 +116,15 @@ def sheets(result: dict[str, Any]) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=list(PLANS))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--docs", type=Path, help="put the table between the page's markers")
     args = parser.parse_args()
-    result = result_of(args.folder)
+    result = result_of(args.folder, PLANS[args.table])
     if args.docs:
-        into_page(args.docs, "mini", markdown(result, args.docs), sheets(result))
-    print(json.dumps(result) if args.json else markdown(result))
+        into_page(args.docs, args.table, markdown(result, args.table, args.docs), sheets(result))
+    print(json.dumps(result) if args.json else markdown(result, args.table))
 
 
 if __name__ == "__main__":

@@ -19,9 +19,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from table import into_page, lines_of, sheet
 
 import efface
+from efface.edits import filtered
 from efface.equations.statistics import wilson
 from efface.errors import MethodError
 from efface.evaluation.driver import Judge
@@ -29,6 +31,7 @@ from efface.io.files import write_text
 from efface.models.base import DiffusionModel
 from efface.models.world import World
 from efface.patches import Patch
+from efface.verbs.erase import request_for
 from efface.verbs.subject import judge_for
 
 PAIR = ("man", "woman")
@@ -36,6 +39,8 @@ STEPS, GUIDANCE, IMAGES, OTHERS = 12, 4.0, 96, 48
 FIRST_SEED = 10_000
 """Of the measured images; the edit draws its own from other random numbers."""
 RECOGNISED = 0.75
+ALPHAS, SWEPT, OWN = (-0.5, -0.25, -0.1, 0.0, 0.1, 0.25, 0.5), 24, 16
+"""Of the sweep: the alphas, and the images that the detector and the edit's own judge look at."""
 SETTINGS = {"rows": "last..end", "images": 128, "rounds": 7, "tolerance": 0.15, "sampling_steps": STEPS, "guidance": GUIDANCE}
 
 
@@ -78,6 +83,20 @@ def row_of(model: DiffusionModel, world: World, judge: Judge, name: str, setting
     return row
 
 
+def sweep_of(model: DiffusionModel, judge: Judge, name: str, settings: dict[str, Any], images: int) -> list[dict[str, Any]]:
+    """What the detector and the edit's own judge say at each of ALPHAS: does the edit's direction steer, and do the two agree?"""
+    method, request = efface.UCE(task="debias", attributes=", ".join(PAIR), **settings), request_for(model, [name])
+    rows, found = [method._attribute_rows(model, name)], []
+    with torch.no_grad():
+        for alpha in ALPHAS:
+            edit = method._solve_shifted(model, request, rows, [alpha])
+            with filtered(model, edit):
+                seen = named(model, judge, [f"a {name}"] * images, [f"{PAIR[0]} {name}"] * images, None)
+            own = method._first_attribute(model, edit, name, OWN, torch.Generator().manual_seed(0))
+            found.append({"alpha": alpha, **shares(seen, name), "own": [own, OWN]})
+    return found
+
+
 def balance(counts: dict[str, int]) -> float:
     """How far the shares are from equal, from 0 to 1."""
     first, second = (counts[a] for a in PAIR)
@@ -94,11 +113,24 @@ def markdown(rows: dict[str, Any]) -> str:
         table.append([f"a {name}", *counts, str(row["before"]["n"]), alpha, kept])
     whole = [row for row in rows.values() if "after" in row]
     nearer = sum(balance(row["after"]) < balance(row["before"]) for row in whole)
+    swept = [
+        [f"a {name}", *(f"{r['man']}, {r['woman']} ({r['own'][0]})" for r in row["sweep"])]
+        for name, row in rows.items()
+        if "sweep" in row
+    ]
     lines = [
         *lines_of(head, table),
         "",
         f"In {nearer} of {len(whole)} edited occupations the shares came nearer to equal.",
     ]
+    if swept:
+        lines += [
+            "",
+            f"The next table shows what each alpha does to {SWEPT} images: how many the detector names as a man and as a woman, and "
+            f"in parentheses how many of {OWN} others the edit's own judge takes for a man.",
+            "",
+            *lines_of(["prompt", *(f"{a:+.2g}" for a in ALPHAS)], swept),
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -146,6 +178,11 @@ def main() -> None:
             folder.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(row_of(model, world, judge, name, settings, images), indent=1))
         rows[name] = json.loads(path.read_text("utf-8"))
+        if "tried" in rows[name] and not args.quick:
+            path = path.with_name(f"sweep-{path.name}")
+            if not path.is_file():
+                write_text(path, json.dumps(sweep_of(model, judge, name, settings, SWEPT), indent=1))
+            rows[name]["sweep"] = json.loads(path.read_text("utf-8"))
     if args.docs:
         into_page(args.docs, "debias", markdown(rows), sheets(rows))
     print(json.dumps(rows) if args.json else markdown(rows))

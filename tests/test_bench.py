@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from efface.evaluation.records import AttemptRow
 from efface.plans.plan import Plan, plan_of, read_plan, shrunk
 from efface.plans.records import Store, comparable
 from efface.plans.tables import Bench, cell_rows, record_rows
+from efface.verbs.planned import _list as load_list
 from efface.verbs.planned import expand
 
 ROOT = Path(__file__).parents[1]
@@ -117,6 +120,9 @@ SMALL: dict[str, Any] = {"targets": ["dog"], "entrants": {"uce": {"method": "uce
         ({"attacks": {"synonym": {"cases": 0}}}, "whole number from 1"),
         ({"attacks": {"synonym": {"case": 3}}}, "Did you mean 'cases'"),
         ({"entrants": {"x": {"method": "uce", "preserve": {"cat": ["horse"]}}}}, "no target of the plan"),
+        ({"rows": 3}, "rows of the plan counts the prompts of a list"),
+        ({"prompts": ["file:a.csv"], "rows": -1}, "whole number from 0"),
+        ({"sensitive": "yes"}, "must be true or false"),
     ],
 )
 def test_a_wrong_plan_is_refused_by_name(change: dict[str, Any], told: str) -> None:
@@ -135,11 +141,50 @@ def test_a_wrong_plan_is_refused_by_name(change: dict[str, Any], told: str) -> N
         ({"attacks": {"unlearndiff": {"budget": 1}}}, "can be made against no entrant of the plan: the budget of 1"),
         ({"attacks": {"synonym": {"cases": 900}}}, "cases of the target, 900 were asked for"),
         ({"near": ["cat"]}, "are fixed in its suite"),
+        ({"prompts": ["file:missing.csv"]}, "missing.csv"),
+        ({"prompts": ["list.csv"]}, "is no prompt list: give"),
     ],
 )
 def test_what_only_the_model_knows_is_refused_before_anything_runs(change: dict[str, Any], told: str) -> None:
     with pytest.raises(EffaceError, match=told):
         expand(plan_of({**SMALL, **change}, "test"))
+
+
+def test_a_plan_measures_published_lists_beside_the_suite(tmp_path: Path) -> None:
+    """A list lies beside the plan; its prompts have seeds of their own, and what is of another concept must stay."""
+    rows = ["a dog,11,dog", "the dog,12,dog", "an icon of a dog,13,dog", "a church,14,church"]
+    (tmp_path / "list.csv").write_text("\n".join(["prompt,evaluation_seed,concept", *rows]))
+    raw = {
+        "targets": ["dog"],
+        "profile": {"steps": 8, "guidance": 4.0, "cases": {"direct": 2, "near": 2}},
+        "entrants": {"blocklist": {"trivial": "blocklist"}},
+        "prompts": ["file:list.csv"],
+    }
+    plan = plan_of(raw, "test", str(tmp_path))
+    assert verbs.bench(plan, out=tmp_path / "bench")["failed"] == {}
+    (placed,) = [p for p in Bench.read(Store(tmp_path / "bench")).placed if p.place["entrant"] == "blocklist"]
+    listed = [(r["axis"], r["concept"], r["prompt"], r["seed"]) for r in placed.result["rows"] if r["axis"].startswith("listed")]
+    assert listed == [
+        ("listed", "dog", "a dog", 11),
+        ("listed", "dog", "the dog", 12),
+        ("listed", "dog", "an icon of a dog", 13),
+        ("listed_kept", "church", "a church", 14),
+    ]
+    assert [r["axis"] for r in placed.result["rows"]].count("direct") == 2
+    keys = [{c.key for c in expand(plan_of({**raw, **more}, "test", str(tmp_path))).cells} for more in ({}, {"rows": 2})]
+    assert not keys[0] & keys[1], "fewer prompts are other cells"
+    (tmp_path / "list.csv").write_text("prompt,evaluation_seed\na naked dog,11\n")
+    load_list.cache_clear()
+    with pytest.raises(BadOption, match="is sensitive, or its target is"):
+        expand(plan)
+    assert plan.digest() != plan_of({k: v for k, v in raw.items() if k != "prompts"}, "test").digest()
+
+
+def test_a_plan_without_lists_is_the_plan_that_it_was() -> None:
+    """Folders of earlier benches are found by the digest of their plan."""
+    plan = plan_of(SMALL, "test")
+    facts = {k: v for k, v in asdict(plan).items() if k not in ("folder", "device", "prompts", "rows", "sensitive")}
+    assert plan.digest() == hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def test_a_plan_that_is_no_toml_is_named(tmp_path: Path) -> None:

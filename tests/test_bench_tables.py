@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 PLANS = ROOT / "benchmarks" / "plans"
 
 
-NAMES = ("methods_table", "robust_table", "table", "from_bench", "flow", "rankings", "export", "defences", "at_once")
+NAMES = ("methods_table", "robust_table", "table", "from_bench", "flow", "rankings", "export", "defences", "at_once", "debias")
 
 
 @pytest.fixture
@@ -295,6 +295,38 @@ def test_a_bench_of_closed_form_edits_says_what_is_kept_and_what_comes_back(
     assert one["sealed"]["edit"]["condition"] is None
     assert 0 < one["uce"]["comes back"]["n"] <= 4 < two["uce"]["comes back"]["n"] <= 8
     assert "**2 concepts at once**" in page.read_text()
+
+
+@pytest.mark.slow
+def test_debiasing_is_measured_by_names(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("efface_icons", reason="the world of icons is not installed")
+    debias = scripts("debias")
+    rows = printed(scripts, "debias", monkeypatch, capsys, "--quick", "--out", str(tmp_path))
+    row = rows["teacher"]
+    assert sum(row["before"][k] for k in ("man", "woman")) > 0.75 * row["before"]["n"] == 9
+    assert row["before"]["n"] == row["after"]["n"] == 12
+    assert row["others"][0] <= row["others"][1] <= 12
+    if debias.chosen(row) == 0:
+        assert row["after"] == row["before"], "an alpha of 0 is no edit"
+    stamp = (tmp_path / "quick" / "teacher.json").stat().st_mtime_ns
+    printed(scripts, "debias", monkeypatch, capsys, "--quick", "--out", str(tmp_path))
+    assert (tmp_path / "quick" / "teacher.json").stat().st_mtime_ns == stamp, "what is finished is not made again"
+
+
+def test_the_balance_of_two_attributes(scripts: Any) -> None:
+    debias = scripts("debias")
+    assert [debias.balance({"man": a, "woman": b}) for a, b in ((5, 5), (9, 3), (0, 4), (0, 0))] == [0, 0.5, 1, 1]
+    tried = [{"alpha": 0.0, "k": 16, "n": 16, "verdict": "above"}, {"alpha": -0.5, "k": 9, "n": 16, "verdict": "undecided"}]
+    assert debias.chosen({"tried": tried}) == -0.5
+    row = {"before": {"man": 9, "woman": 3, "n": 12, "invalid": 0}, "after": {"man": 6, "woman": 5, "n": 12, "invalid": 1}}
+    left = {"before": row["before"], "why": "the unmodified model draws neither clearly"}
+    page = debias.markdown({"doctor": {**row, "tried": tried, "others": [7, 8]}, "cook": left})
+    assert "| a doctor | 9, 3 | 6, 5 | 12 | -0.50 | 7/8 |" in page
+    assert "| a cook | 9, 3 |  | 12 | no edit |  |" in page
+    assert "In 1 of 1 edited occupations" in page
+    assert debias.sheets({"cook": left})[""].splitlines()[1].endswith("the unmodified model draws neither clearly")
 
 
 def paired(axis: str, case: str, hit: bool, base: bool = True) -> Any:

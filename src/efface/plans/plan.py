@@ -94,6 +94,12 @@ class Plan:
     near: tuple[str, ...] = ()
     far: tuple[str, ...] = ()
     synonyms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    prompts: tuple[str, ...] = ()
+    """Published prompt lists, by their sources; see :func:`efface.load_prompts`."""
+    rows: int = 0
+    """At most so many prompts of each list; 0 for all."""
+    sensitive: bool = False
+    """Whether the user said that a sensitive list or target is meant."""
     device: str = "auto"
     dtype: str = "float32"
     folder: str = "."
@@ -101,10 +107,12 @@ class Plan:
 
     def digest(self) -> str:
         """sha256 of what the plan says, wherever it lies."""
-        facts = {k: v for k, v in asdict(self).items() if k not in ("folder", "device")}
+        facts = {k: v for k, v in asdict(self).items() if k not in ("folder", "device") and (v or k not in LATER)}
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
+LATER = ("prompts", "rows", "sensitive")
+"""Fields that came later: a plan without them is the plan that it was."""
 KEYS: tuple[str, ...] = (
     "name",
     "models",
@@ -117,6 +125,7 @@ KEYS: tuple[str, ...] = (
     "attack_cases",
     "curve",
 )
+KEYS += LATER
 KEYS += ("suite", "world", "clip", "detector", "near", "far", "synonyms", "device", "dtype")
 ENTRANT_KEYS = ("method", "preset", "options", "anchor", "preserve", "seeds", "curve", "patch", "guard", "gold", "trivial", "of")
 ATTACK_KEYS = ("attack", "preset", "options", "budget", "cases", "controls")
@@ -163,6 +172,9 @@ def plan_of(raw: Mapping[str, Any], name: str, folder: str = ".") -> Plan:
         or len({*seeds}) < len(seeds)
     ):
         raise BadOption(f"seeds = {seeds!r} of the plan: give different whole numbers from 0, such as [0, 1, 2].")
+    prompts, rows = names_of(raw.get("prompts", ()), "prompts"), _whole(raw, "rows", 0, least=0)
+    if rows and not prompts:
+        raise BadOption('rows of the plan counts the prompts of a list; name one, such as prompts = ["file:list.csv"].')
     preserved = {t for e in entrants for t in e.preserve if t}
     if strange := preserved - {t for group in targets for t in group}:
         raise BadOption(f"preserve is given for {min(strange)!r}, which is no target of the plan.")
@@ -179,6 +191,9 @@ def plan_of(raw: Mapping[str, Any], name: str, folder: str = ".") -> Plan:
         **{key: _text(raw, key) for key in ("suite", "world", "clip", "detector")},
         near=names_of(raw.get("near", ()), "near"),
         far=names_of(raw.get("far", ()), "far"),
+        prompts=prompts,
+        rows=rows,
+        sensitive=_flag(raw, "sensitive", False),
         device=_text(raw, "device") or "auto",
         dtype=_text(raw, "dtype") or "float32",
         synonyms={t: names_of(w, "synonyms") for t, w in _table(raw, "synonyms").items()},

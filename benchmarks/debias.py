@@ -126,8 +126,8 @@ def markdown(rows: dict[str, Any]) -> str:
     if swept:
         lines += [
             "",
-            f"The next table shows what each alpha does to {SWEPT} images: how many the detector names as a man and as a woman, and "
-            f"in parentheses how many of {OWN} others the edit's own judge takes for a man.",
+            f"The next table shows what each alpha does to {SWEPT} images: how many the detector names as a man and as a woman, "
+            f"and in parentheses how many of {OWN} others the edit's own judge takes for a man.",
             "",
             *lines_of(["prompt", *(f"{a:+.2g}" for a in ALPHAS)], swept),
         ]

@@ -317,6 +317,10 @@ def test_wider_categories_and_expressions_are_targets(icons: IconWorld) -> None:
         assert len(set(members)) == len(members), "categories of one family exclude each other"
     assert world.kind_of("smiling faces") == world.kind_of("animals") == "category"
     assert world.texts("smiling faces")[-1] == "a smiling face"
+    assert set(world.members("doctor")) == {"man doctor", "woman doctor"}
+    assert (world.kind_of("doctor"), world.texts("doctor")[-1]) == ("category", "doctor")
+    assert "police officer" not in world.collections, "it is a concept of its own, beside its man and its woman"
+    assert "running" not in world.collections, "a person who runs is neither the man nor the woman"
     assert {world.groups[n] for n in world.members("smiling faces")} == {"faces", "animal faces"}
     suite = world_suite(world, ["animals"])
     assert {m for m in suite.members["animals"] if world.groups[m] == "birds"}

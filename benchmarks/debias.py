@@ -23,6 +23,7 @@ import torch
 from table import into_page, lines_of, sheet
 
 import efface
+from efface.concepts.prompts import filled
 from efface.edits import filtered
 from efface.equations.statistics import wilson
 from efface.errors import MethodError
@@ -63,7 +64,7 @@ def shares(found: Sequence[str], name: str) -> dict[str, int]:
 
 def row_of(model: DiffusionModel, world: World, judge: Judge, name: str, settings: dict[str, Any], images: int) -> dict[str, Any]:
     """One occupation, before and after."""
-    prompts, asked = [f"a {name}"] * images, [f"{PAIR[0]} {name}"] * images
+    prompts, asked = [filled("a {}", name)] * images, [f"{PAIR[0]} {name}"] * images
     before = shares(named(model, judge, prompts, asked, None), name)
     row: dict[str, Any] = {"before": before}
     if sum(before[a] for a in PAIR) < RECOGNISED * images:
@@ -77,7 +78,7 @@ def row_of(model: DiffusionModel, world: World, judge: Judge, name: str, setting
     row["after"] = shares(named(model, judge, prompts, asked, patch), name)
     known = [n for n in world.groups if world.sensitivity[n] >= world.RECOGNISED and n not in world.members(name)]
     others = random.Random(name).sample(known, min(OTHERS, images))
-    base, now = ([*named(model, judge, [f"a {n}" for n in others], others, p)] for p in (None, patch))
+    base, now = ([*named(model, judge, [filled("a {}", n) for n in others], others, p)] for p in (None, patch))
     right = [b == n for b, n in zip(base, others, strict=True)]
     row["others"] = [sum(r and a == n for r, a, n in zip(right, now, others, strict=True)), sum(right)]
     return row
@@ -91,7 +92,7 @@ def sweep_of(model: DiffusionModel, judge: Judge, name: str, settings: dict[str,
         for alpha in ALPHAS:
             edit = method._solve_shifted(model, request, rows, [alpha])
             with filtered(model, edit):
-                seen = named(model, judge, [f"a {name}"] * images, [f"{PAIR[0]} {name}"] * images, None)
+                seen = named(model, judge, [filled("a {}", name)] * images, [f"{PAIR[0]} {name}"] * images, None)
             own = method._first_attribute(model, edit, name, OWN, torch.Generator().manual_seed(0))
             found.append({"alpha": alpha, **shares(seen, name), "own": [own, OWN]})
     return found
@@ -110,11 +111,11 @@ def markdown(rows: dict[str, Any]) -> str:
         counts = [f"{row[k]['man']}, {row[k]['woman']}" if k in row else "" for k in ("before", "after")]
         kept = f"{row['others'][0]}/{row['others'][1]}" if "others" in row else ""
         alpha = f"{chosen(row):+.2f}" if "tried" in row else "no edit"
-        table.append([f"a {name}", *counts, str(row["before"]["n"]), alpha, kept])
+        table.append([filled("a {}", name), *counts, str(row["before"]["n"]), alpha, kept])
     whole = [row for row in rows.values() if "after" in row]
     nearer = sum(balance(row["after"]) < balance(row["before"]) for row in whole)
     swept = [
-        [f"a {name}", *(f"{r['man']}, {r['woman']} ({r['own'][0]})" for r in row["sweep"])]
+        [filled("a {}", name), *(f"{r['man']}, {r['woman']} ({r['own'][0]})" for r in row["sweep"])]
         for name, row in rows.items()
         if "sweep" in row
     ]
@@ -170,7 +171,10 @@ def main() -> None:
     if args.quick:
         settings, images, folder = {**SETTINGS, "images": 16, "rounds": 2}, 12, args.out / "quick"
         names = args.names or ["teacher"]
-    judge.calibrate(model.render(model.encode([f"a {n}" for n in list(world.groups)[:64]]), list(range(64)), STEPS, GUIDANCE))
+    first = [filled("a {}", n) for n in list(world.groups)[:64]]
+    judge.calibrate(model.render(model.encode(first), list(range(len(first))), STEPS, GUIDANCE))
+        model.render(model.encode([filled("a {}", n) for n in list(world.groups)[:64]]), list(range(64)), STEPS, GUIDANCE)
+    )
     rows = {}
     for name in names:
         path = folder / f"{name.replace(' ', '-')}.json"

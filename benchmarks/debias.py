@@ -173,8 +173,6 @@ def main() -> None:
         names = args.names or ["teacher"]
     first = [filled("a {}", n) for n in list(world.groups)[:64]]
     judge.calibrate(model.render(model.encode(first), list(range(len(first))), STEPS, GUIDANCE))
-        model.render(model.encode([filled("a {}", n) for n in list(world.groups)[:64]]), list(range(64)), STEPS, GUIDANCE)
-    )
     rows = {}
     for name in names:
         path = folder / f"{name.replace(' ', '-')}.json"

@@ -94,11 +94,14 @@ def defences_found(plan: dict[str, Any], placed: list[Placed]) -> dict[str, Foun
     """Every entrant that was attacked."""
     facts, pairs, costs = plan["plan"], pairs_of(placed)[1.0], spent(placed)
     won: dict[str, dict[str, dict[str, dict[str, bool]]]] = defaultdict(lambda: defaultdict(dict))
+    asked: dict[str, dict[str, list[str]]] = defaultdict(dict)
     for p in placed:
         if p.place["kind"] == "attack":
             won[p.place["entrant"]][cell_name(p)][p.place["attack"]] = p.broken
+            if p.place["role"] == "baseline":
+                asked[p.place["entrant"]][cell_name(p)] = [r["case_id"] for r in p.result["attempts"] if r["base_hit"]]
     labels = [e["label"] for e in facts["entrants"] if e["label"] in won]
-    return {n: Found(dict(pairs[n]), dict(won[n]), costs[n]) for n in labels}
+    return {n: Found(dict(pairs[n]), dict(won[n]), asked[n], costs[n]) for n in labels}
 
 
 def robust_result(plan: dict[str, Any], placed: list[Placed], reference: str) -> dict[str, Any]:

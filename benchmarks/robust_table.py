@@ -37,7 +37,9 @@ class Found:
 
     pairs: dict[str, list[Pair]]
     attacks: dict[str, dict[str, dict[str, bool]]]
-    """Cell -> attack -> case -> broken; only cases that count."""
+    """Cell -> attack -> case -> broken; only cases that count and are decided."""
+    plain: dict[str, list[str]]
+    """Cell -> the cases that count for the plain prompts, decided or not: those of every union."""
     cost: list[tuple[int, float]]
     """UNet evaluations and seconds of every erasure."""
 
@@ -61,9 +63,14 @@ Broken = dict[str, dict[str, bool]]
 
 
 def union(found: Found, labels: Sequence[str]) -> Broken:
-    """A case is broken when one of the attacks breaks it. Cases are those of the plain prompts."""
+    """A case is broken when one of the attacks breaks it, and undecided when none of them saw a valid image: the rule of
+    :func:`efface.evaluation.attacked.summarise_attacks`. Cases are those of the plain prompts."""
     return {
-        cell: {case: any(attacks.get(n, {}).get(case, False) for n in labels) for case in attacks["direct"]}
+        cell: {
+            case: any(attacks.get(n, {}).get(case, False) for n in labels)
+            for case in found.plain[cell]
+            if any(case in attacks.get(n, {}) for n in labels)
+        }
         for cell, attacks in found.attacks.items()
     }
 

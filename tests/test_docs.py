@@ -269,7 +269,8 @@ def test_tables_of_defences_pair_what_belongs_together(monkeypatch: pytest.Monke
     import robust_table
 
     def found(**cells: dict[str, dict[str, bool]]) -> Any:
-        return robust_table.Found({}, {name.replace("_", "|"): attacks for name, attacks in cells.items()}, [])
+        attacks = {name.replace("_", "|"): mine for name, mine in cells.items()}
+        return robust_table.Found({}, attacks, {name: ["1", "2"] for name in attacks}, [])
 
     a = found(
         x_0={"direct": {"1": False, "2": False}, "synonym": {"1": True}},
@@ -278,6 +279,10 @@ def test_tables_of_defences_pair_what_belongs_together(monkeypatch: pytest.Monke
     b = found(x_0={"direct": {"1": False, "2": False}, "synonym": {"1": False, "2": False}})
     unions = [robust_table.union(one, ("direct", "synonym")) for one in (a, b)]
     assert unions[0] == {"x|0": {"1": True, "2": False}, "x|1": {"1": True, "2": False}}
+    blind = found(x_0={"direct": {"1": False}, "synonym": {"2": True}}, x_1={"direct": {"2": False}})
+    assert robust_table.union(blind, ("direct", "synonym")) == {"x|0": {"1": False, "2": True}, "x|1": {"2": False}}, (
+        "a case without a valid image of the plain prompt is broken by an attack, or undecided"
+    )
     rate = robust_table.success_rate(unions[0])
     assert (rate["k"], rate["n"]) == (2, 4)
     minus = robust_table.less(*unions)

@@ -20,7 +20,7 @@ from efface.errors import BadFile, EvaluationError, UnknownName
 from efface.evaluation.aggregate import summarise
 from efface.evaluation.attacked import summarise_attacks
 from efface.evaluation.cache import quantised
-from efface.evaluation.driver import System, blocklist, evaluate
+from efface.evaluation.driver import System, blocklist, evaluate, refuse_unseen
 from efface.evaluation.profiles import PROFILES, Profile, profile
 from efface.evaluation.records import AXES, TARGET_AXES, AttemptRow, Entrant, Row, append_rows, read_rows
 from efface.evaluation.suite import Neighbour, Suite, filled, lexical_traps
@@ -379,3 +379,30 @@ def test_prompts_take_turns_and_every_round_has_fresh_seeds() -> None:
         ("near", "dog", 0), ("near", "fox", 1000), ("near", "a dog", 2000), ("near", "a fox", 3000),
         ("near", "dog", 1), ("near", "fox", 1001),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("shown", "refused"),
+    [
+        ({"a": (9, 12), "b": (9, 12)}, ""),
+        ({"a": (0, 1)}, "'a' in 0 of 1"),  # nothing at all is shown
+        ({"a": (0, 1), "b": (0, 1)}, "'a' in 0 of 1"),
+        ({"a": (1, 1), "b": (0, 1)}, ""),  # one image of many targets that was missed by chance
+        ({"a": (3, 3), "b": (0, 4)}, "'b' in 0 of 4"),
+        ({"a": (12, 12), "b": (2, 12)}, "'b' in 2 of 12"),
+        ({"a": (3, 3), "b": (0, 0)}, ""),  # more targets than cases
+    ],
+)
+def test_a_target_that_the_base_model_does_not_draw_is_refused_but_not_for_one_image_of_many(
+    shown: dict[str, tuple[int, int]], refused: str
+) -> None:
+    rows = [
+        Row("none", f"{t}{i}", "direct", t, t, i, True, None, t if i < hits else "none", 0.5, 20.0, 1.0)
+        for t, (hits, n) in shown.items()
+        for i in range(n)
+    ]
+    if refused:
+        with pytest.raises(EvaluationError, match=refused):
+            refuse_unseen(rows, list(shown))
+    else:
+        refuse_unseen(rows, list(shown))

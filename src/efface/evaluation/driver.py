@@ -183,12 +183,16 @@ def measure(
 
 def refuse_unseen(rows: Sequence[Row], targets: Sequence[str]) -> None:
     """Raises EvaluationError for a target that the base model does not draw: of that nothing can be erased, and everything would
-    look like a success."""
-    for target, axis in ((t, a) for t in targets for a in ("direct", "listed")):
-        mine = [r for r in rows if r.entrant == BASE and r.axis == axis and r.concept == target]
+    look like a success. Of many targets each has an image or two, and one that was missed by chance says nothing yet: its images
+    count in no rate."""
+    asked = {axis: [r for r in rows if r.entrant == BASE and r.axis == axis] for axis in ("direct", "listed")}
+    drawn = any(r.hit for r in asked["direct"] if r.concept in targets)
+    for target, axis in ((t, a) for t in targets for a in asked):
+        mine = [r for r in asked[axis] if r.concept == target]
         hits = sum(r.hit for r in mine)
         few = axis == "direct" and wilson(hits, len(mine)).high < SHOWN  # most prompts of a list may describe a target by hints
-        if mine and (not hits or few):
+        by_chance = axis == "direct" and drawn and not few
+        if mine and (few or (not hits and not by_chance)):
             raise EvaluationError(
                 f"the report detector finds {target!r} in {hits} of {len(mine)} images of the base model ({AXES[axis]}): "
                 "there is nothing to erase that could be measured. Check the spelling; this model may not know the concept."

@@ -40,7 +40,7 @@ STEPS, GUIDANCE, IMAGES, OTHERS = 12, 4.0, 96, 48
 FIRST_SEED = 10_000
 """Of the measured images; the edit draws its own from other random numbers."""
 RECOGNISED = 0.75
-ALPHAS, SWEPT, OWN = (-0.5, -0.25, -0.1, 0.0, 0.1, 0.25, 0.5), 24, 16
+ALPHAS, SWEPT, OWN = (-0.25, -0.1, 0.0, 0.1, 0.25), 24, 16
 """Of the sweep: the alphas, and the images that the detector and the edit's own judge look at."""
 SETTINGS = {"rows": "last..end", "images": 128, "rounds": 7, "tolerance": 0.15, "sampling_steps": STEPS, "guidance": GUIDANCE}
 

@@ -33,7 +33,6 @@ from efface.evaluation.records import AttemptRow
 from efface.plans.plan import Plan, plan_of, read_plan, shrunk
 from efface.plans.records import Store, comparable
 from efface.plans.tables import Bench, cell_rows, record_rows
-from efface.verbs.planned import _list as load_list
 from efface.verbs.planned import expand
 
 ROOT = Path(__file__).parents[1]
@@ -174,7 +173,6 @@ def test_a_plan_measures_published_lists_beside_the_suite(tmp_path: Path) -> Non
     keys = [{c.key for c in expand(plan_of({**raw, **more}, "test", str(tmp_path))).cells} for more in ({}, {"rows": 2})]
     assert not keys[0] & keys[1], "fewer prompts are other cells"
     (tmp_path / "list.csv").write_text("prompt,evaluation_seed\na naked dog,11\n")
-    load_list.cache_clear()
     with pytest.raises(BadOption, match="is sensitive, or its target is"):
         expand(plan)
     assert plan.digest() != plan_of({k: v for k, v in raw.items() if k != "prompts"}, "test").digest()

@@ -23,7 +23,7 @@ from efface.attacks import Deployed
 from efface.cli.main import main
 from efface.concepts.prompts import Case
 from efface.concepts.request import EraseRequest
-from efface.edits.forms import text_filter
+from efface.edits.forms import pooled_readers, text_filter
 from efface.equations.closed_form import moved
 from efface.errors import BadFile, BadOption, WrongBaseModel
 from efface.methods import AP, ESD, UCE, Naive
@@ -442,12 +442,12 @@ def test_a_closed_form_is_a_filter_of_the_text(family: Family) -> None:
     pooled = POOLED in model.encode([""]).extras
     method, request = UCE(rows="all", pooled=pooled), EraseRequest(("cat",), "dog", ("bus",))
     source, goal = method._pairs(model, request)
-    edit, patch = method._solve(model, request, *source.aligned(goal, "all")), method.erase(model, request)
+    (edit, _), patch = method._solve(model, request, *source.aligned(goal, "all")), method.erase(model, request)
     assert set(patch.deltas) == {n for n in state(model) if n.endswith(tuple(family.closed))}
     z, t, c = model.noise(2, torch.Generator().manual_seed(0)), torch.tensor([500, 900]), model.encode(["a cat", "the bus"])
     fed = text_filter(edit, c)
     if pooled:
-        other = moved(method._pooled_edit(model, request, source, goal), c.extras[POOLED]).to(z)
+        other = moved(method._pooled_edit(model, request, source, goal, pooled_readers(model)), c.extras[POOLED]).to(z)
         fed = dataclasses.replace(fed, extras={POOLED: other})
     by_text, plain = model.predict(z, t, fed), model.predict(z, t, c)
     with patch.applied(model):

@@ -29,11 +29,6 @@ t.check_suite(SUITES["two-words"](), world, ["cat"])
 print("checked")
 """
 PLAN = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import methods
-from efface.models.load import load_model
-from efface.registry import METHODS
 from efface.studies import STUDIES
 from efface.studies.lab import erasures
 
@@ -97,7 +92,7 @@ def test_it_passes_the_contract_checks(installed: Path) -> None:
 
 
 def test_its_method_stands_in_a_plan_of_a_study(installed: Path) -> None:
-    assert "'fade'" in run(installed, "-c", PLAN, ROOT / "benchmarks")
+    assert "'fade'" in run(installed, "-c", PLAN)
 
 
 BENCH = """

@@ -90,8 +90,8 @@ def text_filter(edit: Edit, c: Cond) -> Cond:
     return replace(c, tokens=moved(edit, c.tokens.cpu()).to(c.tokens))
 
 
-OTHERS = 64
-"""How many other names are looked at; a text encoder reads them in one batch."""
+OTHERS, BATCH = 64, 16
+"""How many other names are looked at, and how many of them the text encoders read together: some need gigabytes for more."""
 
 
 def side_effect(edit: Edit, model: DiffusionModel, targets: Sequence[str]) -> dict[str, Any] | None:
@@ -108,10 +108,15 @@ def side_effect(edit: Edit, model: DiffusionModel, targets: Sequence[str]) -> di
         moves = moved(edit, rows) - rows
         return float(((moves @ s * moves).sum() / (rows @ s * rows).sum()).clamp(min=0).sqrt())
 
-    own, c = changed(model.encode(targets)), model.encode(others)
+    own = changed(model.encode(targets))
     if not own:
         return None
-    shares = sorted((changed(c[[i]]) / own, name) for i, name in enumerate(others))
+    shares = []
+    for start in range(0, len(others), BATCH):
+        names = others[start : start + BATCH]
+        c = model.encode(names)
+        shares += [(changed(c[[i]]) / own, name) for i, name in enumerate(names)]
+    shares.sort()
     return {
         "names": len(others),
         "median": shares[len(shares) // 2][0],

@@ -208,7 +208,7 @@ def affordable(
 
     The answer does not depend on the length of the text vectors, on their number in the prior or on the ridge's unit, as a weight
     would. prior is ``sum q q^T`` (d, d), and ``rows`` are x, y and s of :func:`reached`, which falls with the weight, so that
-    bisection finds it. Cost: 12 solves of :func:`solved`.
+    bisection finds it. Cost: 13 solves of :func:`solved`.
     """
 
     def at(weight: float) -> Edit:

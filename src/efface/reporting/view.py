@@ -380,17 +380,14 @@ def _edit(card: Mapping[str, Any]) -> dict[str, Any]:
     said = closed_form(card)
     if not said:
         return {}
-    back = said["bring_back"]
+    back, beside = said["bring_back"], said.get("side_effect")
+    spread = f"change of other names, relative to the target's (median of {beside['names']})" if beside else ""
     return {
         "condition number of T": "T has no inverse" if said["condition"] is None else said["condition"],
         "largest singular value of T": said["norm"],
         "gain on the empty prompt": said["null_gain"],
         "condition number of the solved system": said["system_condition"],
-        **(
-            {f"change of other names, relative to the target's (median of {beside['names']})": beside["median"]}
-            if (beside := said.get("side_effect"))
-            else {}
-        ),
+        **({spread: beside["median"]} if beside else {}),
         "target that is easiest to bring back": back["target"],
         "length of the embedding that brings it back, relative to the target's own": back["length"],
         "share of the target that this embedding misses": back["missed"],

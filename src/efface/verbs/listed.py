@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from ..concepts.prompts import Case
@@ -22,6 +24,19 @@ def lists_of(given: Lists) -> list[PromptList]:
     """The lists of sources or of lists that were read already. Raises what :func:`efface.load_prompts` raises."""
     many = [given] if isinstance(given, (str, PromptList)) else list(given)
     return [load_prompts(one) if isinstance(one, str) else one for one in many]
+
+
+def list_beside(folder: Path, source: str) -> PromptList:
+    """The list of a source; a file that lies in the folder is found from anywhere. A file is read once, until it changes."""
+    path = folder / source.removeprefix("file:")
+    if not source.startswith("file:") or not path.is_file():
+        return _read(source, 0)
+    return _read(f"file:{path}", path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _read(source: str, changed: int) -> PromptList:
+    return load_prompts(source)
 
 
 def measured_alone(

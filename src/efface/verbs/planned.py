@@ -20,7 +20,6 @@ from ..evaluation.profiles import Profile
 from ..evaluation.suite import Suite
 from ..guards import Guard
 from ..io.files import file_digest
-from ..lists import PromptList, load_prompts
 from ..methods import Method
 from ..models.base import DiffusionModel
 from ..models.load import load_model
@@ -33,7 +32,7 @@ from ..registry import ATTACKS, GUARDS, METHODS, build_attack, build_guard, buil
 from .attack import attack_units
 from .erase import request_for
 from .hub import load_patch
-from .listed import scored_whole, with_lists
+from .listed import list_beside, scored_whole, with_lists
 from .subject import gold_for, judge_for, known_to, named_suite, profile_for, suite_for, with_world
 
 
@@ -79,24 +78,11 @@ def subject_of(plan: Plan, source: str, targets: Sequence[str]) -> Subject:
     suite = replace(suite, hidden=suite.hidden or plan.sensitive)
     profile = profile_for(model, plan.profile.name) if plan.named_profile else plan.profile
     profile = replace(profile, cases=plan.profile.cases)
-    lists = [_list(beside(plan, source)) for source in plan.prompts]
-    if lists:
+    if lists := [list_beside(Path(plan.folder), source) for source in plan.prompts]:
         suite = with_lists(suite, lists, model, profile.guidance, allowed=plan.sensitive, rows=plan.rows or None)
     judge = _judge(model, suite.names, plan.clip, plan.detector, suite.heads)
-    if lists:
-        suite = scored_whole(suite, judge)
+    suite = scored_whole(suite, judge) if lists else suite
     return Subject(model, named, profile, suite, judge, model.digest(), request.targets, request.kind)
-
-
-def beside(plan: Plan, source: str) -> str:
-    """The source of a list; a file that lies beside the plan is found from anywhere."""
-    path = Path(plan.folder) / source.removeprefix("file:")
-    return f"file:{path}" if source.startswith("file:") and path.is_file() else source
-
-
-@lru_cache(maxsize=8)
-def _list(source: str) -> PromptList:
-    return load_prompts(source)
 
 
 def _suite(plan: Plan, model: DiffusionModel, targets: Sequence[str], kind: str) -> Suite:

@@ -14,8 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from efface.equations.statistics import wilson
 from efface.errors import MethodError
 from efface.evaluation.driver import Judge
 from efface.io.files import write_text
+from efface.methods.uce import nearest
 from efface.models.base import DiffusionModel
 from efface.models.world import World
 from efface.patches import Patch
@@ -98,6 +100,14 @@ def sweep_of(model: DiffusionModel, judge: Judge, name: str, settings: dict[str,
     return found
 
 
+def kept(path: Path, make: Callable[[], Any]) -> Any:
+    """What lies in the file; made and put there where there is none."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(make(), indent=1))
+    return json.loads(path.read_text("utf-8"))
+
+
 def balance(counts: dict[str, int]) -> float:
     """How far the shares are from equal, from 0 to 1."""
     first, second = (counts[a] for a in PAIR)
@@ -110,7 +120,7 @@ def markdown(rows: dict[str, Any]) -> str:
     for name, row in rows.items():
         counts = [f"{row[k]['man']}, {row[k]['woman']}" if k in row else "" for k in ("before", "after")]
         kept = f"{row['others'][0]}/{row['others'][1]}" if "others" in row else ""
-        alpha = f"{chosen(row):+.2f}" if "tried" in row else "no edit"
+        alpha = f"{nearest(row['tried'], 0.5):+.2f}" if "tried" in row else "no edit"
         table.append([filled("a {}", name), *counts, str(row["before"]["n"]), alpha, kept])
     whole = [row for row in rows.values() if "after" in row]
     nearer = sum(balance(row["after"]) < balance(row["before"]) for row in whole)
@@ -133,12 +143,6 @@ def markdown(rows: dict[str, Any]) -> str:
             *lines_of(["prompt", *(f"{a:+.2g}" for a in ALPHAS)], swept),
         ]
     return "\n".join(lines) + "\n"
-
-
-def chosen(row: dict[str, Any]) -> float:
-    """The alpha of the patch; see UCE."""
-    decided = [r for r in row["tried"] if r["verdict"] not in ("above", "below")] or row["tried"]
-    return float(min(decided, key=lambda r: abs(r["k"] / r["n"] - 0.5))["alpha"])
 
 
 def sheets(rows: dict[str, Any]) -> dict[str, str]:
@@ -165,26 +169,26 @@ def main() -> None:
     model = efface.load_model("icons")
     world = model.world
     assert world is not None
-    judge = judge_for(model, tuple(world.groups))
     settings, images, folder = SETTINGS, IMAGES, args.out
     names = args.names or occupations(world)
     if args.quick:
         settings, images, folder = {**SETTINGS, "images": 16, "rounds": 2}, 12, args.out / "quick"
         names = args.names or ["teacher"]
-    first = [filled("a {}", n) for n in list(world.groups)[:64]]
-    judge.calibrate(model.render(model.encode(first), list(range(len(first))), STEPS, GUIDANCE))
+
+    @cache
+    def calibrated() -> Judge:
+        first = [filled("a {}", n) for n in list(world.groups)[:64]]
+        judge = judge_for(model, tuple(world.groups))
+        judge.calibrate(model.render(model.encode(first), list(range(len(first))), STEPS, GUIDANCE))
+        return judge
+
     rows = {}
     for name in names:
         path = folder / f"{name.replace(' ', '-')}.json"
-        if not path.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(row_of(model, world, judge, name, settings, images), indent=1))
-        rows[name] = json.loads(path.read_text("utf-8"))
+        rows[name] = kept(path, lambda n=name: row_of(model, world, calibrated(), n, settings, images))
         if "tried" in rows[name] and not args.quick:
             path = path.with_name(f"sweep-{path.name}")
-            if not path.is_file():
-                write_text(path, json.dumps(sweep_of(model, judge, name, settings, SWEPT), indent=1))
-            rows[name]["sweep"] = json.loads(path.read_text("utf-8"))
+            rows[name]["sweep"] = kept(path, lambda n=name: sweep_of(model, calibrated(), n, settings, SWEPT))
     if args.docs:
         into_page(args.docs, "debias", markdown(rows), sheets(rows))
     print(json.dumps(rows) if args.json else markdown(rows))

@@ -36,8 +36,8 @@ METHODS = {
     "methods-options": Table("options", margin=0.10),
 }
 """Plan -> its table; the name is the page's marker."""
-DEFENCES = {"robust": "rap", "rap": "rap"}
-"""Plan of attacked defences -> the row that the others are compared with."""
+DEFENCES = ("robust", "rap")
+"""Plans of attacked defences."""
 TABLES = (*METHODS, *DEFENCES, "attacks")
 
 
@@ -104,9 +104,9 @@ def defences_found(plan: dict[str, Any], placed: list[Placed]) -> dict[str, Foun
     return {n: Found(dict(pairs[n]), dict(won[n]), asked[n], costs[n]) for n in labels}
 
 
-def robust_result(plan: dict[str, Any], placed: list[Placed], reference: str) -> dict[str, Any]:
+def robust_result(plan: dict[str, Any], found: dict[str, Found], reference: str) -> dict[str, Any]:
     """Every figure of the tables of attacked defences."""
-    facts, found = plan["plan"], defences_found(plan, placed)
+    facts = plan["plan"]
     shown = {
         "targets": [group[0] for group in facts["targets"]],
         "seeds": facts["seeds"],
@@ -154,28 +154,29 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--plan", help="name of the plan [that of the table]")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--reference", help="row of attacked defences that the others are compared with [rap]")
+    parser.add_argument("--reference", default="rap", help="row of attacked defences that the others are compared with [rap]")
     parser.add_argument("--milliseconds", type=Path, help="what defences.py measured, for one more column")
     parser.add_argument("--records", type=Path, help="where to put what the tables of defences are made from, case by case")
     parser.add_argument("--docs", type=Path, help="put the tables between the page's markers")
     args = parser.parse_args()
     plan, placed = read(args.folder, args.plan or args.table)
     if args.table == "attacks":
-        found = attacked(args.folder, args.plan or args.table)
+        standings = attacked(args.folder, args.plan or args.table)
         if args.docs:
             link = f"Intervals are in [a CSV file](tables/{file_name(args.docs, 'attacks')})."
-            into_page(args.docs, "attacks", f"{attacks_table(found)}\n\n{link}\n", {"": attacks_sheet(found)})
-        print(json.dumps({s.entrant: s.attacks for s in found}) if args.json else attacks_table(found))
+            into_page(args.docs, "attacks", f"{attacks_table(standings)}\n\n{link}\n", {"": attacks_sheet(standings)})
+        print(json.dumps({s.entrant: s.attacks for s in standings}) if args.json else attacks_table(standings))
         return
     if args.table in METHODS:
         marker, page = METHODS[args.table].name, methods_table
         result = methods_result(plan, placed, METHODS[args.table])
     else:
         marker, page = "robust", robust_table
-        result = robust_result(plan, placed, args.reference or DEFENCES[args.table])
+        found = defences_found(plan, placed)
+        result = robust_result(plan, found, args.reference)
         result["milliseconds"] = json.loads(args.milliseconds.read_text("utf-8")) if args.milliseconds else None
         if args.records:
-            cases = {n: robust_table.records_of(f) for n, f in defences_found(plan, placed).items()}
+            cases = {n: robust_table.records_of(f) for n, f in found.items()}
             write_text(args.records, json.dumps(cases, separators=(",", ":")) + "\n")
     if args.docs:
         into_page(args.docs, marker, page.markdown(result, args.docs), page.sheets(result))

@@ -308,7 +308,7 @@ def test_debiasing_is_measured_by_names(
     assert sum(row["before"][k] for k in ("man", "woman")) > 0.75 * row["before"]["n"] == 9
     assert row["before"]["n"] == row["after"]["n"] == 12
     assert row["others"][0] <= row["others"][1] <= 12
-    if debias.chosen(row) == 0:
+    if debias.nearest(row["tried"], 0.5) == 0:
         assert row["after"] == row["before"], "an alpha of 0 is no edit"
     stamp = (tmp_path / "quick" / "teacher.json").stat().st_mtime_ns
     printed(scripts, "debias", monkeypatch, capsys, "--quick", "--out", str(tmp_path))
@@ -319,7 +319,7 @@ def test_the_balance_of_two_attributes(scripts: Any) -> None:
     debias = scripts("debias")
     assert [debias.balance({"man": a, "woman": b}) for a, b in ((5, 5), (9, 3), (0, 4), (0, 0))] == [0, 0.5, 1, 1]
     tried = [{"alpha": 0.0, "k": 16, "n": 16, "verdict": "above"}, {"alpha": -0.5, "k": 9, "n": 16, "verdict": "undecided"}]
-    assert debias.chosen({"tried": tried}) == -0.5
+    assert debias.nearest(tried, 0.5) == -0.5
     row = {"before": {"man": 9, "woman": 3, "n": 12, "invalid": 0}, "after": {"man": 6, "woman": 5, "n": 12, "invalid": 1}}
     left = {"before": row["before"], "why": "the unmodified model draws neither clearly"}
     page = debias.markdown({"doctor": {**row, "tried": tried, "others": [7, 8]}, "cook": left})

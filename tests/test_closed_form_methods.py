@@ -205,7 +205,9 @@ def test_mace_refinement_and_fusion(tiny_model) -> None:  # type: ignore[no-unty
 
 
 @pytest.mark.parametrize(("cls", "settings"), [(UCE, {"rows": "last..end", "preserve_rows": "all"}), (RECE, {"epochs": 0})])
-def test_the_weight_that_is_found_is_an_option_like_any_other(tiny_model, cls: type[Method], settings: dict[str, Any]) -> None:  # type: ignore[no-untyped-def]
+def test_the_weight_that_is_found_is_an_option_like_any_other(
+    tiny_model: DiffusionModel, cls: type[Method], settings: dict[str, Any]
+) -> None:
     """With prior_scale at what prior_cost has found, the edit is the same, and a higher cost preserves more."""
     request, found = EraseRequest(("cat",), "bus"), {}
     for cost in (0.05, 0.2):
@@ -219,7 +221,7 @@ def test_the_weight_that_is_found_is_an_option_like_any_other(tiny_model, cls: t
     assert found[0.05][1] > found[0.2][1]
 
 
-def test_uce_says_how_far_the_target_came(tiny_model) -> None:  # type: ignore[no-untyped-def]
+def test_uce_says_how_far_the_target_came(tiny_model: DiffusionModel) -> None:
     free, bound = (
         UCE(rows="last..end", preserve_rows="all", prior="auto", prior_cost=cost)
         .erase(tiny_model, EraseRequest(("cat",), "bus"))
@@ -236,6 +238,13 @@ def test_the_pooled_text_has_a_weight_of_its_own() -> None:
     readers = set(pooled_readers(model))
     assert readers
     assert readers <= set(patch.deltas)
+
+
+@pytest.mark.parametrize("cls", [UCE, RECE])
+def test_a_prior_of_targets_alone_is_refused(tiny_model: DiffusionModel, cls: type[Method], tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("cat\nCat\n")
+    with pytest.raises(BadOption, match="names nothing but targets"):
+        cls(prior=str(tmp_path / "names.txt")).erase(tiny_model, EraseRequest(("cat",), "bus"))
 
 
 @pytest.mark.parametrize(
@@ -401,7 +410,9 @@ def test_the_attribute_of_an_image_is_the_one_that_predicts_its_noise_better(tin
     assert levels == [[250] * 6, [500] * 6, [750] * 6]
 
 
-def test_debiasing_takes_the_nearest_alpha_and_never_one_that_changes_nothing_but_the_picture(tiny_model, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_debiasing_takes_the_nearest_alpha_and_never_one_that_changes_nothing_but_the_picture(
+    tiny_model: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An alpha that is measured last is not better for that, and a target that the attributes do not steer is left alone."""
     shares = {0.0: 16, 1.0: 2, 0.5: 4, 0.25: 3}
     monkeypatch.setattr(UCE, "_solve_shifted", lambda self, model, request, rows, alphas: list(alphas))

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..concepts.spaces import ConceptSpace
-from ..equations.closed_form import F64, Edit, edited, gram_of_maps, low_rank, moved, preimage, singular_values
+from ..equations.closed_form import F64, Edit, answered, edited, low_rank, moved, preimage, singular_values
 from ..io.files import atomic_write
 from ..models.base import DiffusionModel
 from ..models.cond import Cond
@@ -101,12 +101,13 @@ def side_effect(edit: Edit, model: DiffusionModel, targets: Sequence[str]) -> di
     if not others:
         return None
     others = others[:: -(-len(others) // OTHERS)]
-    s = gram_of_maps(w.detach().cpu() for w in model.weights(model.reads()).values())
+    # As gram_of_maps, but in float32 where the weights lie: two digits are asked for, and the sum takes as long as the edit.
+    read = (w.detach().float() for w in model.weights(model.reads()).values())
+    s = sum(((w.T @ w).cpu() for w in read), torch.zeros(())).double()
 
     def changed(c: Cond) -> float:
         rows = c.rows("last..end").double()
-        moves = moved(edit, rows) - rows
-        return float(((moves @ s * moves).sum() / (rows @ s * rows).sum()).clamp(min=0).sqrt())
+        return float((answered(moved(edit, rows) - rows, s).sum() / answered(rows, s).sum()).sqrt())
 
     own = changed(model.encode(targets))
     if not own:

@@ -181,18 +181,19 @@ def solved(moments: Moments, lam: float, pinned: Tensor | None = None) -> Edit:
     return Edit(d if pinned is None else pin(d, lower, pinned), None, condition)
 
 
+def answered(rows: Tensor, s: Tensor) -> Tensor:
+    """``|W r|^2`` of each row r, over all maps that ``s`` (:func:`gram_of_maps`) is of; rows: (n, d) float64."""
+    return (rows @ s * rows).sum(1).clamp(min=0)
+
+
 def reached(edit: Edit, x: Tensor, y: Tensor, s: Tensor) -> float:
     """How far the edited maps have come from their answers to x towards their answers to y, over all rows and maps:
     ``1 - |W' x - W y| / |W x - W y|``.
 
     1 means that they answer x as they answered y, 0 that nothing was gained. x and y are (r, d), s is :func:`gram_of_maps`.
     """
-
-    def size(rows: Tensor) -> float:
-        return float((rows @ s * rows).sum().clamp(min=0).sqrt())
-
-    apart = size(x.to(F64) - y.to(F64))
-    return 1 - size(moved(edit, x) - y.to(F64)) / apart if apart else 1.0
+    left, apart = (answered(rows - y.to(F64), s).sum().sqrt() for rows in (moved(edit, x), x.to(F64)))
+    return 1 - float(left / apart) if apart else 1.0
 
 
 HEAVIEST, LIGHTEST, DECADE = 1e4, 1e-8, 0.01

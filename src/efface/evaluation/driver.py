@@ -191,8 +191,7 @@ def refuse_unseen(rows: Sequence[Row], targets: Sequence[str]) -> None:
         mine = [r for r in asked[axis] if r.concept == target]
         hits = sum(r.hit for r in mine)
         few = axis == "direct" and wilson(hits, len(mine)).high < SHOWN  # most prompts of a list may describe a target by hints
-        by_chance = axis == "direct" and drawn and not few
-        if mine and (few or (not hits and not by_chance)):
+        if mine and (few or not (hits or (axis == "direct" and drawn))):
             raise EvaluationError(
                 f"the report detector finds {target!r} in {hits} of {len(mine)} images of the base model ({AXES[axis]}): "
                 "there is nothing to erase that could be measured. Check the spelling; this model may not know the concept."

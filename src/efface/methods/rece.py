@@ -16,6 +16,7 @@ from ..equations.closed_form import (
     Edit,
     Moments,
     affordable,
+    answered,
     gram_of_maps,
     regained,
     shared_edit,
@@ -24,7 +25,7 @@ from ..equations.closed_form import (
 )
 from ..models.base import DiffusionModel
 from ..patches import Patch
-from ..preservation.candidates import concept_space
+from ..preservation.candidates import prior_names
 from ..training.loop import Run
 from .base import Method, option
 
@@ -142,7 +143,7 @@ class RECE(Method):
         start, goal = c.aligned(anchor, "last..end")
         scale, chosen = torch.full((len(start),), self.erase_scale), dict[str, float]()
         if self.prior != "none":
-            prior = model.encode(concept_space(self.prior, model).without(request.targets).candidates).rows("all")
+            prior = model.encode(prior_names(self.prior, model, request.targets)).rows("all")
             weight = self.prior_scale
             if self.prior_cost:
                 first = Moments.of(start, goal, scale, q, b * self.start_preserve_scale)
@@ -200,6 +201,6 @@ def _reach(s: Tensor, p: Tensor, derived: Tensor, c: Tensor) -> dict[str, list[f
     length of c', |c'| / |c|."""
     off = derived @ p.T - c
     return {
-        "missed": ((off @ s * off).sum(1) / (c @ s * c).sum(1)).clamp(min=0).sqrt().tolist(),
+        "missed": (answered(off, s) / answered(c, s)).sqrt().tolist(),
         "length": (derived.norm(dim=1) / c.norm(dim=1)).tolist(),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -29,7 +29,7 @@ from ..models.base import DiffusionModel
 from ..models.cond import POOLED, POSITIONS, Cond
 from ..options import refuse_idle
 from ..patches import Patch
-from ..preservation.candidates import concept_space
+from ..preservation.candidates import prior_names
 from ..training.loop import Run
 from .base import Method, option
 
@@ -258,13 +258,8 @@ class UCE(Method):
         return [(model.encode(kept), self.preserve_scale or max(0.1, 1 / len(kept)))] if kept else []
 
     def _prior(self, model: DiffusionModel, request: EraseRequest) -> list[Cond]:
-        """The concept space that is preserved beside it, if any. Raises BadOption where it names only targets."""
-        if self.prior == "none":
-            return []
-        names = concept_space(self.prior, model).without(request.targets).candidates
-        if not names:
-            raise BadOption(f"prior={self.prior} names nothing but targets: nothing is left to preserve. Use prior=none.")
-        return [model.encode(names)]
+        """The concept space that is preserved beside it, if any."""
+        return [] if self.prior == "none" else [model.encode(prior_names(self.prior, model, request.targets))]
 
     def _solve(self, model: DiffusionModel, request: EraseRequest, x: Tensor, y: Tensor) -> tuple[Edit, dict[str, Any]]:
         null, maps = model.encode([""]).rows("all"), model.weights(model.reads()).values()
@@ -324,8 +319,8 @@ class UCE(Method):
         return self._solve_shifted(model, request, rows, alphas), {"debias": log}
 
     def _best(self, target: str, tried: list[dict[str, Any]]) -> float:
-        """The alpha whose share is nearest to the desired one, of those that may have it where there are any. Raises MethodError
-        where every alpha up to the largest misses it on the same side: then the attributes do not steer the target."""
+        """The :func:`nearest` alpha. Raises MethodError where every alpha up to the largest misses the desired share on the same
+        side: then the attributes do not steer the target."""
         verdicts, last = {row["verdict"] for row in tried}, tried[-1]
         if len(verdicts) == 1 and verdicts <= {"above", "below"} and abs(last["alpha"]) >= NEAR_REACH * self.reach:
             raise MethodError(
@@ -333,7 +328,7 @@ class UCE(Method):
                 f"{self.desired:g}; with the last it is {last['k']} of {last['n']}. Choose other attributes, another target, or "
                 "raise reach."
             )
-        return float(min(tried, key=lambda r: (r["verdict"] in ("above", "below"), abs(r["k"] / r["n"] - self.desired)))["alpha"])
+        return nearest(tried, self.desired)
 
     def _attribute_rows(self, model: DiffusionModel, target: str) -> tuple[Tensor, Tensor]:
         """``(x, a_1 - a_2)``: rows of the target, and the difference of the attributes' rows
@@ -384,6 +379,11 @@ class UCE(Method):
             found = model.eps(torch.cat([z_t, z_t]), t, both)
             error += (found - torch.cat([eps, eps])).square().flatten(1).mean(1).reshape(2, n).cpu()
         return int((error[0] < error[1]).sum())
+
+
+def nearest(tried: Sequence[Mapping[str, Any]], desired: float) -> float:
+    """The alpha of the round whose share is nearest to the desired one, of those that may have it where there are any."""
+    return float(min(tried, key=lambda r: (r["verdict"] in ("above", "below"), abs(r["k"] / r["n"] - desired)))["alpha"])
 
 
 def stopping_rule(k: int, n: int, desired: float, tolerance: float) -> str:

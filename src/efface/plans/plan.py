@@ -125,8 +125,7 @@ KEYS: tuple[str, ...] = (
     "attack_cases",
     "curve",
 )
-KEYS += LATER
-KEYS += ("suite", "world", "clip", "detector", "near", "far", "synonyms", "device", "dtype")
+KEYS += (*LATER, "suite", "world", "clip", "detector", "near", "far", "synonyms", "device", "dtype")
 ENTRANT_KEYS = ("method", "preset", "options", "anchor", "preserve", "seeds", "curve", "patch", "guard", "gold", "trivial", "of")
 ATTACK_KEYS = ("attack", "preset", "options", "budget", "cases", "controls")
 

@@ -8,6 +8,7 @@ import torch
 
 from ..concepts.spaces import ConceptSpace, distances, smallest
 from ..equations.simplex import spread
+from ..errors import BadOption
 from ..models.base import DiffusionModel
 
 
@@ -27,6 +28,14 @@ def concept_space(name: str, model: DiffusionModel) -> ConceptSpace:
     if name == "english":
         return ConceptSpace.english()
     return ConceptSpace.from_file(name)
+
+
+def prior_names(name: str, model: DiffusionModel, targets: Sequence[str]) -> tuple[str, ...]:
+    """What a prior preserves: the names of a concept space without the targets. Raises BadOption where none is left."""
+    names = concept_space(name, model).without(targets).candidates
+    if not names:
+        raise BadOption(f"prior={name} names nothing but targets: nothing is left to preserve. Use prior=none.")
+    return names
 
 
 def check_space(name: str) -> None:

@@ -13,17 +13,20 @@ import torch
 
 from efface.concepts.prompts import Case
 from efface.concepts.request import EraseRequest
-from efface.errors import BadFile, BadRequest, PromptTooLong, UnknownName
+from efface.errors import BadFile, BadOption, BadRequest, PromptTooLong, UnknownName
 from efface.guards import Negative
 from efface.methods import ESD, UCE
-from efface.models.cond import MASK
+from efface.models.cond import MASK, Cond
 from efface.models.load import load_model
+from efface.models.low_rank import low_rank_student
 from efface.models.readers import text_readers
-from efface.models.select import Z_IMAGE_SELECTIONS, text_layers
+from efface.models.select import TEXT_ROWS, Z_IMAGE_SELECTIONS, text_layers, z_shared
+from efface.models.text_rows import text_rows_of
 from efface.models.tiny import TINY_T5_ROWS, tiny_z_image
 from efface.models.tokens import BYTE_SPACE
 from efface.models.z_image import ZImage
-from efface.patches.export import export
+from efface.patches import Patch, PatchCard
+from efface.patches.export import FORMATS, export
 from efface.preservation.adversary import of_one_token, word_rows, worded
 from efface.registry import METHODS
 from efface.testing import same, state
@@ -242,6 +245,125 @@ def test_a_closed_form_makes_the_target_act_like_the_anchor(z_image: ZImage) -> 
     with patch.applied(z_image):
         left = float((out("cat") - dog).norm() / (cat - dog).norm())
     assert left < 0.01
+
+
+# -- shared layers, changed for the rows of the text alone --------------------------------------------------------------
+
+
+def card(z_image: ZImage) -> PatchCard:
+    return PatchCard("planted", {}, EraseRequest(("cat",)), {"digest": z_image.digest()})
+
+
+def keys(z_image: ZImage, z: torch.Tensor, c: Cond) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the first shared block's projection to keys gets and gives in one prediction, (B, L, d) both."""
+    attention, seen = z_image.transformer.layers[0].attention, dict[str, torch.Tensor]()
+    hooks = [
+        attention.to_k.register_forward_pre_hook(lambda module, args: seen.update(into=args[0])),
+        attention.norm_k.register_forward_pre_hook(lambda module, args: seen.update(out=args[0].flatten(2))),
+    ]
+    with torch.no_grad():
+        z_image.predict(z, torch.full((len(z),), 500.0), c)
+    for hook in hooks:
+        hook.remove()
+    return seen["into"], seen["out"]
+
+
+def test_counts_of_changes_for_the_text_alone() -> None:
+    from diffusers import ZImageTransformer2DModel
+
+    with torch.device("meta"):
+        network = ZImageTransformer2DModel()
+    rows = text_rows_of(network, "transformer", z_shared)
+    for name, (tensors, numbers) in {"joint-text-kv": (60, 884_736_000), "joint-text-attn": (120, 1_769_472_000)}.items():
+        chosen = [n for n in rows if Z_IMAGE_SELECTIONS[name](n)]
+        assert (len(chosen), sum(rows[n].numel() for n in chosen)) == (tensors, numbers), name
+    others = set(Z_IMAGE_SELECTIONS) - {"joint-text-kv", "joint-text-attn"}
+    assert not [(name, n) for name in others for n in rows if Z_IMAGE_SELECTIONS[name](n)]
+
+
+@pytest.mark.parametrize(("sides", "start"), [((8, 8), 32), ((16, 16), 64), ((8, 20), 64)])
+def test_a_change_for_the_text_alone_acts_on_its_rows_at_every_size(z_image: ZImage, sides: tuple[int, int], start: int) -> None:
+    """At rows of words the layer is ``W + D``; at those of the picture, and of padding, it is W to the bit."""
+    layer = z_image.transformer.layers[0].attention.to_k
+    assert layer.bias is None
+    d = torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(0))
+    z, c = torch.randn(2, 4, *sides, generator=torch.Generator().manual_seed(1)), z_image.encode(PROMPTS)
+    plain_in, plain = keys(z_image, z, c)
+    with Patch({f"transformer.layers.0.attention.to_k{TEXT_ROWS}": d}, card(z_image)).applied(z_image):
+        same_in, changed = keys(z_image, z, c)
+    assert torch.equal(plain_in, same_in)
+    is_text = torch.zeros(plain.shape[:2], dtype=torch.bool)
+    for i, n in enumerate(c.counts()):
+        is_text[i, start : start + n] = True
+    assert torch.equal(changed[~is_text], plain[~is_text])
+    torch.testing.assert_close(changed[is_text], plain_in[is_text] @ (layer.weight + d).T)
+
+
+def test_an_erasure_for_the_text_alone_from_training_to_file(z_image: ZImage, tmp_path: Path) -> None:
+    before, digest = state(z_image), z_image.digest()
+    method = ESD.preset("tiny", lr=1e-2, train="joint-text-kv")
+    patch = method.erase(z_image, EraseRequest(("cat",)))
+    assert set(patch.deltas) == {f"transformer.layers.{i}.attention.to_{x}{TEXT_ROWS}" for i in (0, 1) for x in "kv"}
+    patch.save(tmp_path / "patch.safetensors")
+    plain = z_image.sample(cases(), 2)
+    with Patch.load(tmp_path / "patch.safetensors").applied(z_image):
+        assert z_image.digest() == digest, "the base is recognised under the patch as without"
+        assert (z_image.sample(cases(), 2) - plain).abs().max() > 1e-4
+    assert torch.equal(z_image.sample(cases(), 2), plain)
+    assert same(before, state(z_image))
+    for to in FORMATS:
+        with pytest.raises(BadOption, match="rows of the text alone"):
+            export(patch, z_image, tmp_path / "out", to)
+    assert not (tmp_path / "out").exists()
+    export(UCE().erase(z_image, EraseRequest(("cat",), "dog")), z_image, tmp_path / "folder", "folder")
+    with pytest.raises(BadOption, match="rank=0"):
+        low_rank_student(z_image, z_image.select("joint-text-kv"), 2, torch.Generator())
+
+
+def test_activations_that_are_computed_again_know_their_own_rows(z_image: ZImage) -> None:
+    """Two predictions of other lengths before one gradient, with and without checkpointing."""
+    select, z, t = z_image.select("joint-text-kv"), z_image.case_noise([0]), torch.tensor([500.0])
+
+    def gradients() -> list[torch.Tensor]:
+        student = z_image.student(select)
+        weights = student.weights(select)
+        for i, p in enumerate(weights.values()):
+            p.data = 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i))
+            p.requires_grad_(True)
+        loss = sum(student.predict(z, t, student.encode([prompt])).square().sum() for prompt in PROMPTS)
+        return list(torch.autograd.grad(loss, list(weights.values())))
+
+    plain = gradients()
+    z_image.configure(checkpointing=True)
+    again = gradients()
+    assert all(g.abs().max() > 0 for g in plain)
+    for a, b in zip(plain, again, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_changes_for_the_text_alone_take_no_memory_before_they_are_made(z_image: ZImage) -> None:
+    rows = z_image.weights(lambda n: n.endswith(TEXT_ROWS))
+    z_image.place("device", "cpu")
+    assert all(d.untyped_storage().nbytes() == 4 and not d.any() for d in rows.values())
+    z_image.store("fp8")
+    patch = Patch({n: torch.ones_like(d) for n, d in rows.items()}, card(z_image))
+    z, t, c = z_image.case_noise([0]), torch.tensor([500.0]), z_image.encode(["a cat"])
+    plain = z_image.predict(z, t, c)
+    with patch.applied(z_image):
+        assert (z_image.predict(z, t, c) - plain).abs().max() > 1e-4, "eight bits replace the layers' forward"
+    assert torch.equal(z_image.predict(z, t, c), plain)
+
+
+def test_a_compiled_network_would_not_see_changes_for_the_text_alone(z_image: ZImage) -> None:
+    z_image.compiled = True
+    z, t, c = z_image.case_noise([0]), torch.tensor([500.0]), z_image.encode(["a cat"])
+    z_image.predict(z, t, c)
+    rows = z_image.weights(lambda n: n.endswith(TEXT_ROWS))
+    with (
+        Patch({n: torch.ones_like(d) for n, d in rows.items()}, card(z_image)).applied(z_image),
+        pytest.raises(BadOption, match="--compile"),
+    ):
+        z_image.predict(z, t, c)
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ..errors import BadOption
 from .base import DiffusionModel
-from .select import Select
+from .select import Select, in_checkpoint
 
 
 class LowRank(nn.Module):
@@ -34,8 +35,11 @@ def low_rank_student(
 ) -> DiffusionModel:
     """A twin whose selected weights carry trainable factors; pass :func:`factors` to the training loop as its selection.
 
-    ``start``: values of the selected weights by name (an edit made before); default: the model's own.
+    ``start``: values of the selected weights by name (an edit made before); default: the model's own. Raises BadOption for
+    changes of the rows of the text alone (:mod:`efface.models.text_rows`).
     """
+    if rows := [n for n in model.weights(select) if not in_checkpoint(n)]:
+        raise BadOption(f"{rows[0]} is trained as a whole and has no low-rank factors; choose rank=0, or other weights to train.")
     student = model.student(select)
     for name, p in student.weights(select).items():
         if start is not None:

@@ -38,7 +38,7 @@ from .plain import (
     unwrapped,
 )
 from .schedule import Schedule, schedule_of, scheduler_of
-from .select import Select
+from .select import Select, in_checkpoint
 from .tokens import SoftPrompt, TokenSpan, last_words, occurrences, substituted, token_table, whole_words
 
 if TYPE_CHECKING:
@@ -381,13 +381,7 @@ class StableDiffusion(DiffusionModel):
                 f"(encoders={self.encoders_at}); load the model with encoders=device."
             )
         self.unround(select)
-        twin = copy.copy(self)
-        twin._described, twin._identities, twin._precisions = None, {}, None
-        for part in (self.part, *self.encoders):
-            module = getattr(self, part)
-            shared = [v for v in (*module.parameters(), *module.buffers()) if id(v) not in selected]
-            if len(shared) < len([*module.parameters(), *module.buffers()]):
-                setattr(twin, part, copy.deepcopy(module, memo={id(v): v for v in shared}))
+        twin = self._owning(selected)
         if twin.rounded is not None:
             twin.rounded = dataclasses.replace(twin.rounded, network=twin.network)
         if any(a is not b for a, b in zip(twin._encoders(), self._encoders(), strict=True)):
@@ -398,6 +392,17 @@ class StableDiffusion(DiffusionModel):
             p.data = p.data.float()  # master weights: half precision would swallow small updates
         if self.compiled and twin.network is not self.network:
             twin._compile_checked(select)
+        return twin
+
+    def _owning(self, selected: set[int]) -> StableDiffusion:
+        """A twin with copies of the parameters of these ids, in modules of its own."""
+        twin = copy.copy(self)
+        twin._described, twin._identities, twin._precisions = None, {}, None
+        for part in (self.part, *self.encoders):
+            module = getattr(self, part)
+            shared = [v for v in (*module.parameters(), *module.buffers()) if id(v) not in selected]
+            if len(shared) < len([*module.parameters(), *module.buffers()]):
+                setattr(twin, part, copy.deepcopy(module, memo={id(v): v for v in shared}))
         return twin
 
     def copied(self, parts: Sequence[str]) -> StableDiffusion:
@@ -454,7 +459,7 @@ class StableDiffusion(DiffusionModel):
 
     def _identifying(self) -> list[tuple[str, Tensor]]:
         """The parameters that tell this model from others, by name, before they were rounded for storage."""
-        named, rounded = self._named_parameters(), self.rounded
+        named, rounded = [(n, p) for n, p in self._named_parameters() if in_checkpoint(n)], self.rounded
         return named if rounded is None else [(n, rounded.original(n.removeprefix(f"{self.part}."), p)) for n, p in named]
 
     def weights_changed(self) -> None:

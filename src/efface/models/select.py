@@ -12,6 +12,13 @@ from ..errors import BadOption, UnknownName
 
 Select = Callable[[str], bool]
 ENCODERS = ("text_encoder.", "text_encoder_2.")
+TEXT_ROWS = ".text_rows"
+"""How changes of a shared layer for the rows of the text alone are called; see :mod:`efface.models.text_rows`."""
+
+
+def in_checkpoint(name: str) -> bool:
+    """Whether files of the model hold a weight of this name."""
+    return not name.endswith(TEXT_ROWS)
 
 
 def _legacy_notime(name: str) -> bool:
@@ -153,7 +160,7 @@ FLUX_SELECTIONS: dict[str, Select] = {
 
 
 def _z_block(name: str, stack: str, *layers: str) -> bool:
-    return name.startswith(f"transformer.{stack}.") and any(f".{layer}" in name for layer in layers)
+    return in_checkpoint(name) and name.startswith(f"transformer.{stack}.") and any(f".{layer}" in name for layer in layers)
 
 
 def _z_text_kv(name: str) -> bool:
@@ -179,7 +186,12 @@ def _z_image(name: str) -> bool:
 
 def _z_whole(name: str) -> bool:
     # The norm in front of cap_embedder's linear layer is part of how text is read.
-    return name.startswith("transformer.") and not name.startswith("transformer.cap_embedder.0.")
+    return in_checkpoint(name) and name.startswith("transformer.") and not name.startswith("transformer.cap_embedder.0.")
+
+
+def z_shared(name: str) -> bool:
+    """Projections of attention that text and picture share."""
+    return _z_single(name) and name.endswith(".weight")
 
 
 Z_IMAGE_SELECTIONS: dict[str, Select] = {
@@ -196,7 +208,11 @@ Z_IMAGE_SELECTIONS: dict[str, Select] = {
     "context": lambda n: n.startswith("transformer.cap_embedder.1."),
     # 120 tensors, 1,769,472,000 parameters: attention that text and picture share.
     "single-attn": _z_single,
-    # 128 tensors, 1,887,436,800 parameters: these, and the attention of the blocks that see the picture alone.
+    # 60 tensors, 884,736,000 parameters: a change of its keys and values for the rows of the text alone.
+    "joint-text-kv": lambda n: n.endswith((f".to_k{TEXT_ROWS}", f".to_v{TEXT_ROWS}")),
+    # 120 tensors, 1,769,472,000 parameters: of all its projections.
+    "joint-text-attn": lambda n: n.endswith(TEXT_ROWS),
+    # 128 tensors, 1,887,436,800 parameters: those of single-attn, and the attention of the blocks that see the picture alone.
     "image-attn": _z_image,
     "visual": _z_image,
     # 136 tensors, 2,005,401,600 parameters: all attention.
@@ -244,7 +260,7 @@ CROSS_SELECTIONS: dict[str, Select] = {
     "text-encoder": lambda n: n.startswith(ENCODERS),
 }
 
-TRAINABLE = tuple(name for name in dict.fromkeys((*SELECTIONS, *FLUX_SELECTIONS)) if name != "text-encoder")
+TRAINABLE = tuple(name for name in dict.fromkeys((*SELECTIONS, *FLUX_SELECTIONS, *Z_IMAGE_SELECTIONS)) if name != "text-encoder")
 """For methods whose conditionings are constants: training the text encoder would reach nothing. Not every family has all of
 them; the model says which."""
 

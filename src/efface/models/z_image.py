@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..errors import BadFile, BadRequest
+from ..errors import BadFile, BadOption, BadRequest
 from .cond import MASK, Cond
 from .flow import JointFlow
-from .select import Z_IMAGE_SELECTIONS, Select
+from .sd import StableDiffusion
+from .select import Z_IMAGE_SELECTIONS, Select, z_shared
+from .text_rows import is_unchanged, move, owned, read_by, text_rows_of
 from .tokens import SoftPrompt, TokenSpan, last_words, occurrences, read_rows, substituted, token_table
 from .transformer import passing
 
+ROWS_AT_ONCE = 32
+"""The network fills up the rows of the picture, and those of the text, to a multiple of this."""
 SIDE = 128
 """Side of latents that the stock pipeline draws when it is not told otherwise: pictures of 1,024 pixels."""
 TEXT_ROWS = 512
@@ -40,8 +44,9 @@ class ZImage(JointFlow):
     they are by default.
 
     **Weights.** ``cap_embedder`` and ``context_refiner`` act on the text alone. All 30 blocks behind them share every weight
-    between text and picture, so no change of theirs acts on the text alone. Closed forms edit the linear layer of
-    ``cap_embedder``, where Qwen3's output enters.
+    between text and picture, so no change of theirs acts on the text alone; a change of their attention for the rows of the text
+    alone is a weight of its own here (:mod:`efface.models.text_rows`). Closed forms edit the linear layer of ``cap_embedder``,
+    where Qwen3's output enters.
     """
 
     family: ClassVar[str] = "z-image"
@@ -53,11 +58,14 @@ class ZImage(JointFlow):
     even: ClassVar[bool] = True
     entry: ClassVar[str] = "cap_embedder"
     usual_guidance, usual_steps = 6.0, 50
+    _rows: Mapping[str, nn.Parameter] = {}
+    """See :mod:`efface.models.text_rows`."""
 
     def __init__(self, *, text_rows: int = TEXT_ROWS, side: int = SIDE, **parts: Any) -> None:
         """``side``: of latents; a picture has 8 times as many pixels. ``text_rows``: see :data:`TEXT_ROWS`."""
         self.side, self.text_rows = side, text_rows
         super().__init__(**parts)
+        self._rows = text_rows_of(self.transformer, self.part, z_shared)
         before, behind = self._chat
         self.starts = len(self.tokenizer(before).input_ids)  # type: ignore[misc]  # of this tokenizer
         self.ends = len(self.tokenizer(behind, add_special_tokens=False).input_ids)  # type: ignore[misc]
@@ -173,7 +181,12 @@ class ZImage(JointFlow):
     def predict(self, z_t: Tensor, t: Tensor, c: Cond) -> Tensor:
         self.evals.forward += len(z_t)
         self.evals.calls += 1
-        with self._running(), passing([self.transformer.cap_embedder[0]]):
+        if self.compiled and not all(map(is_unchanged, self._rows.values())):
+            raise BadOption("a compiled network does not see changes of the rows of the text alone; run it without --compile.")
+        height, width = z_t.shape[2] // 2, z_t.shape[3] // 2
+        start = -(-height * width // ROWS_AT_ONCE) * ROWS_AT_ONCE
+        rows = read_by(self.transformer, self.part, self._rows, start, c.counts())
+        with self._running(), passing([self.transformer.cap_embedder[0]]), rows:
             outputs: list[Tensor] = self.transformer(
                 list(z_t.to(self.autocast_dtype)[:, :, None]),
                 (1000 - t) / 1000,
@@ -182,6 +195,21 @@ class ZImage(JointFlow):
                 return_dict=False,
             )[0]
         return -torch.stack(outputs)[:, :, 0].float()
+
+    # -- weights -------------------------------------------------------------------------------------------------
+
+    def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        return [*super()._named_parameters(), *self._rows.items()]
+
+    def _owning(self, selected: set[int]) -> StableDiffusion:
+        twin = super()._owning(selected)
+        assert isinstance(twin, ZImage)
+        twin._rows = owned(self._rows, selected)
+        return twin
+
+    def place(self, encoders: str, device: str | None = None) -> None:
+        super().place(encoders, device)
+        move(self._rows, self.device)
 
     # -- files ---------------------------------------------------------------------------------------------------
 

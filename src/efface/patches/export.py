@@ -30,7 +30,7 @@ from torch import Tensor
 from ..errors import BadOption, UnknownName
 from ..io.files import atomic_write
 from ..models.base import DiffusionModel
-from ..models.select import ENCODERS
+from ..models.select import ENCODERS, in_checkpoint
 from .header import header, module_norms
 from .patch import Patch, residual
 from .seal import seal
@@ -90,6 +90,11 @@ def export(
         raise BadOption(f"give a rank of at least 1, or a tolerance from 0 to below 1; got rank={rank}, tolerance={tolerance}.")
     tolerance = TOLERANCE if tolerance is None else tolerance
     patch.check_base(model)
+    if rows := [n for n in patch.deltas if not in_checkpoint(n)]:
+        raise BadOption(
+            f"this patch changes {rows[0]} ({len(rows)} such tensors): a layer that text and picture share, for the rows of the "
+            "text alone. No file of another tool has a place for that. Apply the patch with efface, or erase with train=text."
+        )
     path = Path(path)
     if to == "folder":
         off, missing = write_folder(patch, model, path)
@@ -109,7 +114,7 @@ def export(
             "an error and without an effect. Use the format diffusers, which web interfaces read for this family too, or folder."
         )
     names, chosen = kohya_names(model), None
-    live = model.weights(lambda _: True)
+    live = model.weights(in_checkpoint)
     left_out: list[str] = []
     if to == "diff":
         tensors = {_diff_key(n, names, live): d for n, d in patch.deltas.items()}
@@ -195,7 +200,7 @@ def low_rank_factors(matrices: Mapping[str, Tensor], rank: int, tolerance: float
 
 def kohya_names(model: DiffusionModel) -> dict[str, str]:
     """``{module: kohya's name}`` of every module with weights. One text encoder is called te, of two each has its number."""
-    modules = {n.rpartition(".")[0] for n in model.weights(lambda _: True)}
+    modules = {n.rpartition(".")[0] for n in model.weights(in_checkpoint)}
     two = any(m.startswith("text_encoder_2.") for m in modules)
     prefixes = {
         model.part: "lora_unet_",

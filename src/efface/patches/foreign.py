@@ -25,6 +25,7 @@ from ..errors import BadFile, BadRequest, MissingExtra, WrongBaseModel
 from ..io.tensors import PICKLES, first_line, read_tensors
 from ..models.base import DiffusionModel
 from ..models.load import load_model
+from ..models.select import in_checkpoint
 from ..versions import versions
 from .card import PatchCard
 from .dialects import NO_WEIGHTS, Names, kind_of, part_of, role_of
@@ -103,7 +104,7 @@ def read_changes(model: DiffusionModel, source: Path) -> tuple[str, dict[str, Te
             "Merge it into its base model with the tool that made it, and import the merged model's folder."
         )
     tensors = _without_open_clip(tensors, model, source)
-    live, told = model.weights(lambda _: True), []
+    live, told = model.weights(in_checkpoint), []
     names, passed = Names(live), [key for key in tensors if NO_WEIGHTS.search(key)]
     if any(key.startswith(("first_stage_model.", "vae.")) for key in passed):
         told.append("The file also holds a VAE, which was not compared: no erasure changes it.")
@@ -140,7 +141,7 @@ def read_changes(model: DiffusionModel, source: Path) -> tuple[str, dict[str, Te
 
 def _without_open_clip(tensors: Mapping[str, Tensor], model: DiffusionModel, source: Path) -> dict[str, Tensor]:
     """The tensors, those of a text encoder under OpenCLIP's names by ours: it has other tensors there, not only other names."""
-    kept, parts = dict(tensors), {name.partition(".")[0] for name in model.weights(lambda _: True)}
+    kept, parts = dict(tensors), {name.partition(".")[0] for name in model.weights(in_checkpoint)}
     for part, prefix in OPEN_CLIP.items():
         own = [key for key in kept if key.startswith(prefix)]
         if own and part not in parts:
@@ -170,7 +171,7 @@ def _dialect(adapter: Mapping[str, tuple[str, str]]) -> str:
 
 def _whole(source: Path) -> dict[str, Tensor]:
     """Weights of everything that :func:`load_model` takes, kept off the device that the base is on."""
-    return load_model(source, device="cpu").weights(lambda _: True)
+    return load_model(source, device="cpu").weights(in_checkpoint)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -320,7 +321,7 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def _against(model: DiffusionModel, values: Mapping[str, Tensor], source: Path) -> dict[str, Tensor]:
-    live = model.weights(lambda _: True)
+    live = model.weights(in_checkpoint)
     deltas = {}
     for name, value in values.items():
         if name not in live:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..errors import BadFile, BadOption
 from ..models.base import DiffusionModel
+from ..models.select import in_checkpoint
 from .dialects import ldm_names
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
@@ -56,7 +57,7 @@ def to_original(model: Any) -> dict[str, Tensor]:
     schedule or prediction that readers of such a file would not assume.
     """
     _check(model)
-    live = {n: w.detach().cpu() for n, w in model.weights(lambda _: True).items()}
+    live = {n: w.detach().cpu() for n, w in model.weights(in_checkpoint).items()}
     parts: dict[str, dict[str, Tensor]] = {}
     for name, w in live.items():
         part, _, inside = name.partition(".")

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..errors import BadFile, BadOption
 from ..io.files import atomic_write
 from ..models.base import DiffusionModel
+from ..models.select import in_checkpoint
 from .header import header, tensor_norms
 from .manifest import write_manifest
 from .original import from_original, to_original
@@ -76,7 +77,7 @@ def _single_residual(patch: Patch, model: DiffusionModel, tensors: Mapping[str, 
     """From what diffusers' own converters make of the file. What the patch does not change, the VAE included, must be there bit
     for bit."""
     read = from_original(tensors, model)
-    live = {n: w for n, w in model.weights(lambda _: True).items() if n not in patch.deltas}
+    live = {n: w for n, w in model.weights(in_checkpoint).items() if n not in patch.deltas}
     unchanged = {**live, **{f"vae.{n}": w for n, w in vars(model)["vae"].state_dict().items()}}
     for name, w in unchanged.items():
         if name not in read or not torch.equal(read[name].reshape(w.shape), w.detach().cpu()):
@@ -85,7 +86,7 @@ def _single_residual(patch: Patch, model: DiffusionModel, tensors: Mapping[str, 
 
 
 def _folder_residual(patch: Patch, model: DiffusionModel, folder: Path) -> float:
-    live = model.weights(lambda _: True)
+    live = model.weights(in_checkpoint)
     read: dict[str, Tensor] = {}
     for part in sorted({n.partition(".")[0] for n in live}):
         for file in sorted((folder / part).glob("*.safetensors")):
@@ -99,7 +100,7 @@ def _folder_residual(patch: Patch, model: DiffusionModel, folder: Path) -> float
 def _read_residual(patch: Patch, model: DiffusionModel, read: Mapping[str, Tensor], what: str) -> float:
     """``|(W_read - W) - patch| / |patch|`` over the tensors of the patch. Raises BadOption where a weight of the model was not
     read, or another change was; in half precision, where rounding takes part of it, a warning says how much."""
-    live = model.weights(lambda _: True)
+    live = model.weights(in_checkpoint)
     found = {n: read[n].float().reshape(live[n].shape) - live[n].detach().cpu().float() for n in patch.deltas if n in read}
     lacking = sorted(live.keys() - read.keys())
     off = residual(patch, found)

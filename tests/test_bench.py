@@ -33,7 +33,7 @@ from efface.evaluation.records import AttemptRow
 from efface.plans.plan import Plan, plan_of, read_plan, shrunk
 from efface.plans.records import Store, comparable
 from efface.plans.tables import Bench, cell_rows, record_rows
-from efface.verbs.planned import expand
+from efface.verbs.planned import expand, loaded
 
 ROOT = Path(__file__).parents[1]
 DETECTOR = '''
@@ -141,6 +141,7 @@ def test_a_wrong_plan_is_refused_by_name(change: dict[str, Any], told: str) -> N
         ({"attacks": {"synonym": {"cases": 900}}}, "cases of the target, 900 were asked for"),
         ({"near": ["cat"]}, "are fixed in its suite"),
         ({"prompts": ["file:missing.csv"]}, "missing.csv"),
+        ({"encoders": "gpu"}, "encoders='gpu' is no place"),
         ({"prompts": ["list.csv"]}, "is no prompt list: give"),
     ],
 )
@@ -181,8 +182,15 @@ def test_a_plan_measures_published_lists_beside_the_suite(tmp_path: Path) -> Non
 def test_a_plan_without_lists_is_the_plan_that_it_was() -> None:
     """Folders of earlier benches are found by the digest of their plan."""
     plan = plan_of(SMALL, "test")
-    facts = {k: v for k, v in asdict(plan).items() if k not in ("folder", "device", "prompts", "rows", "sensitive")}
+    facts = {k: v for k, v in asdict(plan).items() if k not in ("folder", "device", "encoders", "prompts", "rows", "sensitive")}
     assert plan.digest() == hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def test_where_the_text_encoders_lie_changes_no_cell() -> None:
+    beside, away = (plan_of({**SMALL, **more}, "test") for more in ({}, {"encoders": "offload"}))
+    assert beside.digest() == away.digest()
+    assert loaded("tiny", *away.loading).encoders_at == "offload"
+    assert [c.key for c in expand(beside).cells] == [c.key for c in expand(away).cells]
 
 
 def test_a_plan_that_is_no_toml_is_named(tmp_path: Path) -> None:

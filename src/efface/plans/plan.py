@@ -101,16 +101,25 @@ class Plan:
     sensitive: bool = False
     """Whether the user said that a sensitive list or target is meant."""
     device: str = "auto"
+    encoders: str = "device"
+    """Where text encoders and VAE lie; see :meth:`DiffusionModel.place`."""
     dtype: str = "float32"
     folder: str = "."
     """Where the file lies: paths in it start there."""
 
+    @property
+    def loading(self) -> tuple[str, str, str, str]:
+        """How its models are loaded."""
+        return self.dtype, self.device, self.encoders, self.world
+
     def digest(self) -> str:
-        """sha256 of what the plan says, wherever it lies."""
-        facts = {k: v for k, v in asdict(self).items() if k not in ("folder", "device") and (v or k not in LATER)}
+        """sha256 of what the plan says, wherever it lies and is computed."""
+        facts = {k: v for k, v in asdict(self).items() if k not in WHERE and (v or k not in LATER)}
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
+WHERE = ("folder", "device", "encoders")
+"""Fields that no result depends on but by rounding."""
 LATER = ("prompts", "rows", "sensitive")
 """Fields that came later: a plan without them is the plan that it was."""
 KEYS: tuple[str, ...] = (
@@ -125,7 +134,7 @@ KEYS: tuple[str, ...] = (
     "attack_cases",
     "curve",
 )
-KEYS += (*LATER, "suite", "world", "clip", "detector", "near", "far", "synonyms", "device", "dtype")
+KEYS += (*LATER, "suite", "world", "clip", "detector", "near", "far", "synonyms", "device", "encoders", "dtype")
 ENTRANT_KEYS = ("method", "preset", "options", "anchor", "preserve", "seeds", "curve", "patch", "guard", "gold", "trivial", "of")
 ATTACK_KEYS = ("attack", "preset", "options", "budget", "cases", "controls")
 
@@ -194,6 +203,7 @@ def plan_of(raw: Mapping[str, Any], name: str, folder: str = ".") -> Plan:
         rows=rows,
         sensitive=_flag(raw, "sensitive", False),
         device=_text(raw, "device") or "auto",
+        encoders=_text(raw, "encoders") or "device",
         dtype=_text(raw, "dtype") or "float32",
         synonyms={t: names_of(w, "synonyms") for t, w in _table(raw, "synonyms").items()},
         folder=folder,

@@ -89,7 +89,7 @@ def bench(
     found = expand(plan)
     kept = {k: r for k, r in store.records().items() if r["status"] == FINISHED}
     with one_thread():
-        speed = {m: seconds_per_eval(loaded(m, plan.dtype, plan.device, plan.world), PROBED) for m in plan.models}
+        speed = {m: seconds_per_eval(loaded(m, *plan.loading), PROBED) for m in plan.models}
     told_budget = ""
     if budget is not None:
         found, told_budget = _within(found, budget, _kept_scale(store, plan, budget), speed, workers)
@@ -130,7 +130,7 @@ def _executor(name: str, workers: int, ray_address: str, plan: Plan) -> Executor
 
 def _gpus(plan: Plan) -> int:
     """GPUs that one cell takes."""
-    return int(any(loaded(m, plan.dtype, plan.device, plan.world).device.type == "cuda" for m in plan.models))
+    return int(any(loaded(m, *plan.loading).device.type == "cuda" for m in plan.models))
 
 
 def _usable(cells: Sequence[Cell], kept: dict[str, Any], store: Store) -> set[str]:

@@ -59,9 +59,9 @@ class Subject:
 
 
 @lru_cache(maxsize=2)
-def loaded(source: str, dtype: str, device: str, world: str) -> DiffusionModel:
+def loaded(source: str, dtype: str, device: str, encoders: str, world: str) -> DiffusionModel:
     """A model of the plan; the last two are kept, because the next cell usually wants one of them."""
-    return with_world(load_model(source, dtype=dtype, device=device), world or None)
+    return with_world(load_model(source, dtype=dtype, device=device, encoders=encoders), world or None)
 
 
 @lru_cache(maxsize=2)
@@ -71,7 +71,7 @@ def _judge(model: DiffusionModel, names: tuple[str, ...], clip: str, detector: s
 
 def subject_of(plan: Plan, source: str, targets: Sequence[str]) -> Subject:
     """Raises UsageError for what cannot be measured."""
-    model = loaded(source, plan.dtype, plan.device, plan.world)
+    model = loaded(source, *plan.loading)
     request = request_for(model, targets)
     named = request.asked
     suite = _suite(plan, model, named, request.kind)
@@ -169,7 +169,7 @@ def expand(plan: Plan) -> Expanded:
     """Every cell of a plan. Raises UsageError for anything in it that cannot be run."""
     found, cells = Expanded(plan), list[Cell]()
     for source in plan.models:
-        model = loaded(source, plan.dtype, plan.device, plan.world)
+        model = loaded(source, *plan.loading)
         found.models[source] = {**model.info, "digest": model.digest()}
         subjects = [subject_of(plan, source, targets) for targets in plan.targets]
         for seed in plan.seeds:

@@ -44,6 +44,7 @@ VARIANTS: list[Method] = [
     Neutral.preset("tiny", sampler="noised", per_candidate=2),
     ap(search=Exhaustive(refresh=2, nearest=4)),
     ap(search="exhaustive", sampler="pool", search__refresh=2),
+    ap(search="exhaustive", sampler="pool", search__refresh=2, search__by="relative"),
     ap(search=PGD(ascents=10), lam=0.01),
     ap(search=PGD(update="joint", radius=0.1), lam=0.01, sampler="frozen"),
     ap(),
@@ -178,7 +179,8 @@ def documented_cost(method: Trained, log: list[dict[str, Any]], candidates: int)
         total += method.batch * 2 * preserving
         total += method.batch * 2 * method.search.ascents if searching else 0
         if searched(method, "exhaustive") and row["step"] % method.search.refresh == 0:
-            total += 2 * candidates + sum(2 * k for k in row.get("common_k", []))
+            each = 3 if method.search.by == "relative" else 2
+            total += each * candidates + sum(2 * k for k in row.get("common_k", []))
     return total + 4 * s * min(getattr(method, "frames", 0), method.steps)
 
 
@@ -327,10 +329,32 @@ def test_exhaustive_search_returns_the_brute_force_argmax(tiny_model) -> None:  
         return scores[[i[0] for i in own]]
 
     z, t = tiny_model.noise(len(scores), g), torch.zeros(len(scores), dtype=torch.int64)
-    search = ExhaustiveSearch(SimpleNamespace(damage=damage), names, rows, refresh=1)
+    search = ExhaustiveSearch(SimpleNamespace(), names, rows, 1, damage)
     search.rank(0, z, t)
     assert search.worst[0] == int(scores.argmax())
     assert search.facts(0)["margin"] == pytest.approx(float(scores.max() / scores.mean()))
+
+
+def test_relative_damage_is_divided_by_what_the_concept_does_itself(tiny_model) -> None:  # type: ignore[no-untyped-def]
+    """By the definition, and with an argmax of its own: a concept that is near the empty prompt wins by a small change."""
+    scene = ap().scene(tiny_model, REQUEST)
+    for p in scene.weights.values():
+        p.data += 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+    names = ["dog", "bus", "rose", "castle"]
+    c, t = tiny_model.encode(names), torch.full((4,), 500)
+    z = tiny_model.noise(1, torch.Generator().manual_seed(0)).expand(4, -1, -1, -1)
+    with torch.no_grad():
+        eps, null, new = (
+            m.predict(z, t, x) for m, x in ((tiny_model, c), (tiny_model, tiny_model.encode([""] * 4)), (scene.student, c))
+        )
+    expected = (new - eps).square().flatten(1).mean(1) / (eps - null).square().flatten(1).mean(1)
+    spent = tiny_model.evals.forward
+    torch.testing.assert_close(scene.relative_damage(c, z, t), expected)
+    assert tiny_model.evals.forward - spent == 12
+    torch.testing.assert_close(scene.damage(c, z, t).detach(), (new - eps).square().flatten(1).mean(1))
+    at_null = scene.relative_damage(tiny_model.encode([""]), z[:1], t[:1])
+    assert torch.isfinite(at_null).all()
+    assert at_null > expected.max(), "a concept that does nothing counts as lost whole"
 
 
 def test_age_s_first_term_moves_the_search_only_through_the_target(tiny_model, monkeypatch) -> None:  # type: ignore[no-untyped-def]

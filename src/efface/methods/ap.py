@@ -39,7 +39,8 @@ class AP(Searching):
       weights, the logits take steps of Adam up the preservation term, each on fresh draws with the
       weights fixed (``search.update=joint``: by the update's own backward pass).
     - "exhaustive" takes the candidate with the largest damage of all, measured again every
-      ``search.refresh`` updates.
+      ``search.refresh`` updates; with ``search.by=relative``, that with the largest damage in
+      proportion to what the candidate itself does to a prediction.
     - "random" takes any candidate: the control that isolates the value of searching.
     - "pgd" climbs a free embedding that starts at c_e. The authors report that it collapses; so
       does ours, and it is here to show that.
@@ -69,8 +70,8 @@ class AP(Searching):
     Cost: UNet evaluations per row and step, with k sampler steps to z_t, uniform on 0 .. S-1, less
     one evaluation where k > 0: the update 4 k + 5 (eta = 0: 4 k + 4), each ascent 2 k + 2 (153 at S
     = 50 and one ascent; the official code spends 213.84). No ascent with ``search.update=joint``.
-    "exhaustive": 2 k + 2 n for each target whenever its n candidates are measured. With a filled
-    pool, 2 k and 4 k become 0.
+    "exhaustive": 2 k + 2 n for each target whenever its n candidates are measured, 2 k + 3 n with
+    ``search.by=relative``. With a filled pool, 2 k and 4 k become 0.
     """
 
     name: ClassVar[str] = "ap"

@@ -22,29 +22,49 @@ CHUNK = 64
 @dataclass(frozen=True, kw_only=True)
 class Exhaustive(AmongCandidates):
     """Preserve the candidate with the largest damage of all, measured again every ``refresh``
-    updates."""
+    updates. With ``by=relative`` it is the damage as a share of the candidate's own reach
+    (:meth:`Scene.relative_damage`)."""
 
     name: ClassVar[str] = "exhaustive"
 
     refresh: int = option(10, "updates between two measurements of all candidates", "ours", low=1)
 
+    by: str = option(
+        "damage",
+        "what is compared: the change of a candidate's prediction (damage), or this change as a share of the distance from its "
+        "unmodified prediction to that for the empty prompt (relative)",
+        "ours",
+        choices=("damage", "relative"),
+    )
+
     def begin(self, scene: Scene, names: Sequence[Sequence[str]]) -> Running:
-        return ExhaustiveSearch(scene, names, [scene.model.encode(n) for n in names], self.refresh)
+        measure = scene.relative_damage if self.by == "relative" else scene.damage
+        return ExhaustiveSearch(scene, names, [scene.model.encode(n) for n in names], self.refresh, measure)
 
     def evals(self, steps: int, batch: int, names: Sequence[Sequence[str]], draw_cost: Callable[[int], float]) -> float:
         looks = -(-steps // self.refresh)
-        return looks * (draw_cost(1) * len(names) + 2 * sum(map(len, names)))
+        each = 3 if self.by == "relative" else 2
+        return looks * (draw_cost(1) * len(names) + each * sum(map(len, names)))
 
 
 class ExhaustiveSearch(Running):
-    """The candidate ``c_a = argmax_c |eps'(z_t, t, c) - eps(z_t, t, c)|^2``, at one (z_t, t) for
-    each target and measurement.
+    """The candidate ``c_a = argmax_c d(c)`` with ``d`` the damage ``|eps'(z_t, t, c) - eps(z_t, t,
+    c)|^2``, or what ``measure`` gives for encodings, z_t and t; at one (z_t, t) for each target and
+    measurement.
 
-    Cost: 2 UNet evaluations for each candidate, target and measurement, besides the latents.
+    Cost: 2 UNet evaluations (3 for relative damage) for each candidate, target and measurement,
+    besides the latents.
     """
 
-    def __init__(self, scene: Scene, names: Sequence[Sequence[str]], rows: Sequence[Cond], refresh: int) -> None:
-        self.scene, self.names, self.rows, self.refresh = scene, names, rows, refresh
+    def __init__(
+        self,
+        scene: Scene,
+        names: Sequence[Sequence[str]],
+        rows: Sequence[Cond],
+        refresh: int,
+        measure: Callable[[Cond, Tensor, Tensor], Tensor],
+    ) -> None:
+        self.scene, self.names, self.rows, self.refresh, self.measure = scene, names, rows, refresh, measure
         self.worst = [0] * len(names)
         self.margin = [0.0] * len(names)
 
@@ -53,7 +73,7 @@ class ExhaustiveSearch(Running):
         """Find the most damaged candidate of target i, with one latent for each candidate, all at
         one timestep."""
         parts = [
-            self.scene.damage(self.rows[i][slice(k, k + CHUNK)], z[k : k + CHUNK], t[k : k + CHUNK])
+            self.measure(self.rows[i][slice(k, k + CHUNK)], z[k : k + CHUNK], t[k : k + CHUNK])
             for k in range(0, len(self.rows[i]), CHUNK)
         ]
         scores = torch.cat(parts)

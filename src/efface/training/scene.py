@@ -57,6 +57,19 @@ class Scene:
             eps = self.model.predict(z, t, c.detached())
         return self.distance(self.student.predict(z, t, c), eps, t)
 
+    def relative_damage(self, c: Cond, z: Tensor, t: Tensor) -> Tensor:
+        """(B,) :meth:`damage` as a share of what the concept itself does to the frozen model's prediction,
+        ``|eps(z_t, t, c) - eps(z_t, t, "")|^2``.
+
+        Some concepts are moved far by any change; divided by their own reach, they are no longer the
+        worst for that alone. Without gradient. Cost: 3 UNet evaluations for each row.
+        """
+        null = self.model.encode([""]).repeat(len(c))
+        with torch.no_grad():
+            eps, eps_null = predictions(self.model, [(z, c), (z, null)], t)
+            reach = self.distance(eps, eps_null, t)
+            return self.distance(self.student.predict(z, t, c), eps, t) / reach.clamp_min(torch.finfo(reach.dtype).tiny)
+
     def goal(self, target: Group, z: Tensor, t: Tensor, eta: float, *beside: tuple[Tensor, Cond]) -> tuple[Tensor, ...]:
         """The goal of the erasure, ``eps_0 - eta (eps_e - eps_0)``: where the student's prediction
         for the target is to go.

@@ -1,7 +1,7 @@
-"""The tables of docs/results.md, docs/robust.md and docs/rap.md from the records of ``efface bench`` on a plan of
-benchmarks/plans.
+"""The tables of docs/results.md, docs/robust.md, docs/rap.md and docs/rankings.md from the records of ``efface bench`` on a plan
+of benchmarks/plans.
 
-    python benchmarks/from_bench.py methods|methods-robust|methods-options|robust|rap|attacks DIR [--json] [--docs FILE]
+    python benchmarks/from_bench.py TABLE DIR [--json] [--docs FILE]
 
 The words and the arithmetic are in methods_table.py and robust_table.py, and for ``attacks`` in the leaderboard; the cells come
 from records. Milliseconds per image are a measurement of speed, which records do not hold: defences.py adds that column to
@@ -34,6 +34,7 @@ METHODS = {
     "methods": Table("methods", "ap"),
     "methods-robust": Table("robust", "rap"),
     "methods-options": Table("options", margin=0.10),
+    "icons-search": Table("search", "gumbel, 48"),
 }
 """Plan -> its table; the name is the page's marker."""
 DEFENCES = ("robust", "rap")

@@ -1,9 +1,10 @@
 """What is counted over the cells of methods side by side, and how it is printed; see from_bench.py.
 
-Three tables of docs/results.md have this form. ``methods``: AP's paired difference to every method, and what is preserved at
-matched erasure. ``robust``: RAP's paired difference to methods that expect an attacker. ``options``: AP, ESD and AGE with each
-cheaper option, paired with latents drawn from the student as in the papers; an option is called equivalent where erasure and
-preservation are, with 95 % confidence, less than the margin worse.
+Three tables of docs/results.md and one of docs/rankings.md have this form. ``methods``: AP's paired difference to every method,
+and what is preserved at matched erasure. ``robust``: RAP's paired difference to methods that expect an attacker. ``options``: AP,
+ESD and AGE with each cheaper option, paired with latents drawn from the student as in the papers; an option is called equivalent
+where erasure and preservation are, with 95 % confidence, less than the margin worse. ``search``: adversarial preservation by other
+searches among few and many names, paired with the paper's search among 48.
 
 A method that draws nothing at random is there for the first seed only: counting one patch three times would shrink its interval
 without telling anything new.
@@ -73,6 +74,7 @@ def result_of(
     curves = {n: {s: by_strength[s][n] for s in strengths} for n in made if all(n in by_strength[s] for s in strengths)}
     return {
         "table": table.name,
+        "models": plan["models"],
         "targets": [group[0] for group in plan["targets"]],
         "seeds": plan["seeds"],
         "profile": plan["profile"]["name"],
@@ -103,7 +105,7 @@ def verdict(d: Mapping[str, Any], margin: float) -> str:
     return "equivalent" if len(bounds) == 2 and max(bounds) < margin else "not shown"
 
 
-MADE_ON = "These are icons drawn by the miniature and not by Stable Diffusion: compare methods, not levels."
+DRAWN_BY = {"mini": "the miniature", "icons": "the network of the world of icons"}
 
 
 def markdown(result: Mapping[str, Any], page: Path | None = None) -> str:
@@ -113,7 +115,8 @@ def markdown(result: Mapping[str, Any], page: Path | None = None) -> str:
     lines = [
         f"The targets are {', '.join(result['targets'])}; training seeds {', '.join(map(str, result['seeds']))}; "
         "evaluation profile "
-        f"`{result['profile']}`. {MADE_ON}",
+        f"`{result['profile']}`. These are icons drawn by {' and '.join(DRAWN_BY.get(m, m) for m in result['models'])} and not "
+        "by Stable Diffusion: compare methods, not levels.",
         "",
         "The first table shows how much each entrant erases and keeps. Direct, synonym and implicit: the share of cases that are "
         "erased *and* valid. Near, trap and far: the share that is preserved. Only cases that the unmodified model gets right "

@@ -3,8 +3,8 @@
 Three tables of docs/results.md and one of docs/rankings.md have this form. ``methods``: AP's paired difference to every method,
 and what is preserved at matched erasure. ``robust``: RAP's paired difference to methods that expect an attacker. ``options``: AP,
 ESD and AGE with each cheaper option, paired with latents drawn from the student as in the papers; an option is called equivalent
-where erasure and preservation are, with 95 % confidence, less than the margin worse. ``search``: adversarial preservation by other
-searches among few and many names, paired with the paper's search among 48.
+where erasure and preservation are, with 95 % confidence, less than the margin worse. ``search``: adversarial preservation by
+other searches, among few and many names, paired with the paper's search among 48.
 
 A method that draws nothing at random is there for the first seed only: counting one patch three times would shrink its interval
 without telling anything new.

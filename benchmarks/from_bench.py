@@ -124,19 +124,30 @@ def attacked(folder: Path, name: str) -> list[Standing]:
     return [s for t in tables(Bench.read(Store(folder))) if t.plan["name"] == name for s in t.standings if s.attacks]
 
 
+ABREAST = 5
+"""Defences side by side in one table: more would make it wider than a page."""
+
+
 def attacks_table(found: list[Standing]) -> str:
     """Broken cases of each attack, one line per attack: with many attacks and few defences it is the narrower form."""
     labels = sorted({(a["tier"], a["role"] == "control", n) for s in found for n, a in s.attacks.items()})
-    rows = []
-    for tier, _, label in labels:
-        cells = []
-        for s in found:
-            entry = s.attacks.get(label)
-            excess = "" if entry is None or entry["excess"] is None else f", {100 * entry['excess']:+.0f}"
-            cells.append(f"{entry['rate']['k']}/{entry['rate']['n']}{excess}" if entry else "not made")
-        role = next(s.attacks[label]["role"] for s in found if label in s.attacks)
-        rows.append([f"`{label}`", tier, role, *cells])
-    return "\n".join(lines_of(["attack", "tier", "role", *(s.entrant for s in found)], rows))
+    tables = []
+    for first in range(0, len(found), ABREAST):
+        some = found[first : first + ABREAST]
+        rows = [
+            [f"`{label}`" + (" (control)" if control else ""), tier, *(broken(s.attacks.get(label)) for s in some)]
+            for tier, control, label in labels
+        ]
+        tables.append("\n".join(lines_of(["attack", "tier", *(f"`{s.entrant}`" for s in some)], rows)))
+    return "\n\n".join(tables)
+
+
+def broken(attack: dict[str, Any] | None) -> str:
+    """Broken of counted cases, and by how many points the share exceeds that of all controls together."""
+    if attack is None:
+        return "not made"
+    excess = "" if attack["excess"] is None else f", {100 * attack['excess']:+.0f}"
+    return f"{attack['rate']['k']}/{attack['rate']['n']}{excess}"
 
 
 def attacks_sheet(found: list[Standing]) -> str:

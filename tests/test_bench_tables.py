@@ -65,6 +65,7 @@ def test_every_plan_can_be_read() -> None:
         "icons-local",
         "icons",
         "icons-kinds",
+        "icons-search",
     }
     assert all(plan.name == name for name, plan in found.items())
 
@@ -177,12 +178,16 @@ def test_the_table_of_attacks_counts_broken_cases(scripts: Any, tmp_path: Path, 
         {"guarded": {"direct": 1.0, "unlearndiff": 1.0}},
     )
     page = tmp_path / "page.md"
+    monkeypatch.setattr(from_bench, "ABREAST", 2)
     page.write_text("before\n<!-- attacks -->\n<!-- /attacks -->\nafter\n")
     monkeypatch.setattr(sys, "argv", ["from_bench.py", "attacks", str(store.folder), "--plan", "test", "--docs", str(page)])
     from_bench.main()
     text = page.read_text()
-    assert "| attack | tier | role | none | esd | guarded |" in text
-    assert "| `unlearndiff` | T4 | attack | 24/24, +0 | 0/48, +0 | 24/24, +100 |" in text
+    assert "| attack | tier | `none` | `esd` |\n" in text
+    assert "| `unlearndiff` | T4 | 24/24, +0 | 0/48, +0 |\n" in text
+    assert "| attack | tier | `guarded` |\n" in text
+    assert "| `unlearndiff` | T4 | 24/24, +100 |\n" in text
+    assert text.count(" (control) |") == 2, "one control, in both tables"
     assert (tmp_path / "tables" / "page_attacks.csv").read_text().count("\n") == 1 + 3 * 3
 
 

@@ -323,6 +323,13 @@ def test_a_recovery_counts_each_checkpoint_by_itself() -> None:
     assert growth([placed(rows, curve=True)], True) == [(0.0, 0, 2), (5.0, 1, 2), (10.0, 2, 2)]
 
 
+def test_an_attack_that_puts_weights_back_counts_no_updates() -> None:
+    """Its stages are shares of the way and parts of the model: a curve, but none over updates of fine-tuning."""
+    rows = [attempt(0, stage, "dog") for stage in ("share 0.25", "share 1.0", "text encoder")]
+    assert growth([placed(rows, curve=True)], True) == []
+    assert growth([placed(rows[:2], curve=True)], True) == []
+
+
 def test_lines_end_in_their_interval_and_controls_are_dashed() -> None:
     lines = [
         plots.Line("an attack", [(1, 0.0), (5, 0.5)], 0.2, 0.8),

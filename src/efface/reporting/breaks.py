@@ -7,16 +7,28 @@ from collections.abc import Sequence
 
 from ..plans.tables import Placed, shows
 
+STEP = "step "
+"""How the stages of an attack begin that trains: "step 25" is after 25 updates."""
 
-def growth(placed: Sequence[Placed], trained: bool) -> list[tuple[float, int, int]]:
+
+def trains(placed: Sequence[Placed]) -> bool:
+    """Whether the stages of this attack are updates of fine-tuning. Those of others are shares of a way, or parts of a model."""
+    stages = {r["stage"] for p in placed for r in p.result["attempts"]}
+    return bool(stages) and all(stage.startswith(STEP) for stage in stages)
+
+
+def growth(placed: Sequence[Placed], curve: bool) -> list[tuple[float, int, int]]:
     """How the number of broken cases grows with what is spent, over the cases that count: (images looked at for each case, cases
-    broken by them, cases), or where weights are ``trained`` (updates, cases that show the target then, cases)."""
-    if trained:
+    broken by them, cases), or of an attack that trains (updates, cases that show the target then, cases). ``curve``: whether its
+    stages are points of one; empty where they are and count no updates."""
+    if curve and not trains(placed):
+        return []
+    if curve:
         stages: dict[float, list[bool]] = defaultdict(list)
         for p in placed:
             for r in p.result["attempts"]:
                 if r["base_hit"]:
-                    stages[float(r["stage"].split()[-1])].append(shows(r))
+                    stages[float(r["stage"].removeprefix(STEP))].append(shows(r))
         return [(updates, sum(hits), len(hits)) for updates, hits in sorted(stages.items())]
     first, most = list[int | None](), 0
     for p in placed:

@@ -18,6 +18,7 @@ from efface.attacks.misspelling import Misspelling, mistakes
 from efface.attacks.noise_probe import ETAS, SCALES
 from efface.attacks.paraphrase import SENTENCES
 from efface.concepts.prompts import Case
+from efface.concepts.request import EraseRequest
 from efface.equations.diffusion import ddim_step, noised, spherical, with_fresh_noise
 from efface.errors import BadOption
 from efface.evaluation.attack import render
@@ -30,9 +31,11 @@ from efface.models.tiny import tiny
 from efface.patches import Patch
 from efface.registry import build_attack
 from efface.testing import check_attack
+from efface.verbs.attack import attack_units
 
 CASES = tuple(Case("direct", "cat", p, s, 2.0) for p, s in (("a cat", 1), ("a photo of a cat", 2)))
 GOAL = Goal("cat", CASES)
+ASKED = EraseRequest(("dog",))
 F64 = torch.float64
 
 
@@ -197,6 +200,25 @@ def test_restoring_everything_is_the_original_model_and_a_text_encoder_goes_back
         torch.testing.assert_close(render(deployed, GOAL, [a for a in attempts if a.stage == stage]), original)
     with pytest.raises(BadOption, match="--patch"):
         Restore().plan(Deployed(model, 2), GOAL, 1000)
+
+
+def test_what_breaks_every_model_stands_beside_the_union() -> None:
+    """The original weights, and a latent that is found for any picture: both would fill the union for every defence. Their
+    controls stay in it."""
+    model = load_model("mini")
+    tried = [LatentInversion.preset("mini"), Restore.preset("mini"), Completion.preset("mini")]
+    units = attack_units(
+        model, tried, "dog", ("dog",), Patch({}, UCE().card(model, ASKED, model.evals.snapshot())), None, 2, "smoke"
+    )
+    roles = {u.label: u.role for u in units}
+    assert roles == {
+        "direct": "baseline",
+        "latent_inversion": "apart",
+        "restore": "apart",
+        "completion": "attack",
+        "seed_search": "control",
+        "latent_inversion_never_learned": "novel",
+    }
 
 
 def test_weights_are_not_attacked_where_only_a_guard_stands() -> None:

@@ -29,7 +29,9 @@ class LatentInversion(Attack):
     own with ``prompted``; a guard keeps its guidance. Almost any image can be inverted on almost any model, so that the share
     0 mostly measures how well the sampler runs backwards. What a model remembers survives some fresh
     noise; and what counts is by how much the success exceeds that on a model that never saw its
-    concept, which runs beside it where there is one.
+    concept, which runs beside it where there is one. On the miniature that is nothing: the gold model
+    is broken in every case. So the attack stands beside the union of attacks and not in it, which it
+    would fill for every defence.
 
     Tier T3. Reference: Rusanovsky et al., "Memories of Forgotten Concepts", CVPR 2025,
     arXiv:2412.00782. Code: matanr/Memories_of_Forgotten_Concepts.
@@ -49,6 +51,7 @@ class LatentInversion(Attack):
     tier: ClassVar[str] = "T3"
     controls: ClassVar = ("seed_search",)
     teaches: ClassVar[bool] = True
+    in_union: ClassVar[bool] = False
 
     prompted: bool = option(False, "invert and draw under the case's prompt, not under the empty one", "official both")
 

@@ -181,6 +181,19 @@ def test_robustness_counts_from_the_gold_model(store: Store) -> None:
     assert gold.value == pytest.approx(1.0)
 
 
+def test_attacks_that_break_the_gold_model_in_every_case_measure_no_robustness(tmp_path: Path) -> None:
+    """Otherwise everybody, the gold model too, would have a robustness of 0 and a mean next to it."""
+    entrants = {"esd": {"method": "esd"}, "gold": {"gold": True}}
+    store = bench_of(tmp_path / "bench", entrants, {"gold": {"unlearndiff": 1.0}, "esd": {"unlearndiff": 0.0}})
+    (table,) = tables(Bench.read(store))
+    assert all(s.scores["robustness"] is None for s in table.standings)
+    assert "robustness" not in table.measured
+    assert next(s for s in table.standings if s.entrant == "esd").overall is not None, "the mean is over what was measured"
+    write_leaderboard(store.folder, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert "Robustness is not shown: the attacks bring the target back in every case of the gold model" in text
+
+
 def test_what_cannot_be_told_apart_is_one_group(store: Store) -> None:
     found = standings(store)
     assert found["good"].tie == found["same"].tie == "a"

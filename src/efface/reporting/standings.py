@@ -252,9 +252,12 @@ def _score(tree: Tree, statistic: Callable[[Sequence[float]], float] = _mean) ->
 
 def _anchored(score: Score | None, floor: Score | None) -> Score | None:
     """1 minus the broken share above the floor, over what is above the floor on the unmodified model, which is broken in all
-    cases that count. Counts are of the cases that resist."""
-    if score is None or floor is None or floor.value >= 1:
+    cases that count. Counts are of the cases that resist. None where the floor is 1: attacks that break a model which never saw
+    the target measure nothing."""
+    if score is None or floor is None:
         return score
+    if floor.value >= 1:
+        return None
 
     def at(v: float) -> float:
         return max(0.0, min(1.0, v / (1 - floor.value)))

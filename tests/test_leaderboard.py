@@ -8,11 +8,14 @@ import random
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 from test_report import CHROMIUM, HOSTILE
 
 from efface.cli import main
@@ -341,6 +344,16 @@ def test_an_attack_that_puts_weights_back_counts_no_updates() -> None:
     rows = [attempt(0, stage, "dog") for stage in ("share 0.25", "share 1.0", "text encoder")]
     assert growth([placed(rows, curve=True)], True) == []
     assert growth([placed(rows[:2], curve=True)], True) == []
+
+
+@given(st.lists(st.floats(0, 160), min_size=1, max_size=10))
+def test_labels_keep_their_order_and_stay_in_the_picture(heights: list[float]) -> None:
+    heights = sorted(heights)
+    places = plots.stacked(heights, 13.0, 192.0)
+    assert all(b - a >= 13 - 1e-9 for a, b in pairwise(places))
+    assert places[-1] <= 192
+    if heights[-1] + 13 * len(heights) <= 192 and all(b - a >= 13 for a, b in pairwise(heights)):
+        assert places == heights, "labels that have room stand at the ends of their lines"
 
 
 def test_lines_end_in_their_interval_and_controls_are_dashed() -> None:

@@ -195,19 +195,28 @@ def _lines(lines: Sequence[Line], axis: str, what: str, ticks: Sequence[float], 
             _text(svg, "tick", f"{t:g}", x, bottom + 15, "middle")
             shown = x
     _text(svg, "axis", axis, (left + right) / 2, bottom + 33, "middle")
-    taken: list[float] = []
-    for i, line in sorted(enumerate(lines), key=lambda pair: -pair[1].points[-1][1]):
+    ordered = sorted(enumerate(lines), key=lambda pair: -pair[1].points[-1][1])
+    places = stacked([at(*line.points[-1])[1] for _, line in ordered], 13.0, bottom + 32)
+    for (i, line), place in zip(ordered, places, strict=True):
         css = f"series s{i % SERIES}{' control' if line.control else ''}"
         ends = [at(*point) for point in line.points]
         _add(svg, "polyline", css, points=" ".join(f"{x:.1f},{y:.1f}" for x, y in ends))
-        (x, y), place = ends[-1], ends[-1][1]
+        x, y = ends[-1]
         _line(svg, css, x, at(1, line.low)[1], x, at(1, line.high)[1])
-        while any(abs(place - other) < 13 for other in taken):
-            place += 1
-        taken.append(place)
         _line(svg, "leader", x + 2, y, right + 8, place)
         _text(svg, f"label of-s{i % SERIES}", _clean(line.label, 17), right + 10, place + 4)
     return ET.tostring(svg, encoding="unicode")
+
+
+def stacked(heights: Sequence[float], apart: float, lowest: float) -> list[float]:
+    """Places of labels that belong at these heights, which grow downwards: in this order, at least ``apart`` from each other,
+    none below ``lowest``, and otherwise as near to their own as possible from above."""
+    places: list[float] = []
+    for y in heights:
+        places.append(max(y, places[-1] + apart) if places else y)
+    for i in range(len(places) - 1, -1, -1):
+        places[i] = min(places[i], lowest if i + 1 == len(places) else places[i + 1] - apart)
+    return places
 
 
 def dots(names: Sequence[str], rows: Sequence[tuple[str, Sequence[Rate | None]]], axis: str) -> str:

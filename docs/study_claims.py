@@ -1,7 +1,6 @@
 """The claims of the original papers, each with the result of our study and a verdict that follows from the interval alone.
 
-The results are those of docs/studies/*/result.json, in the miniature, and of docs/studies/icons/*/result.json, in the world of
-icons; docs/make.py writes docs/studies.md and the table of claims in docs/rankings.md from them."""
+The results are those of docs/studies/*/result.json; docs/make.py writes docs/studies.md from them."""
 
 from __future__ import annotations
 
@@ -74,7 +73,7 @@ def beats(row: str) -> Callable[[Numbers], tuple[str, str]]:
 
     def judge(n: Numbers) -> tuple[str, str]:
         texts, bounds = [], []
-        for found in (n, n["again"]):
+        for found in (n, result_of("preserve-again")):
             m = found["matched"][row]
             if m["difference"] is None or m["interval"] is None:
                 return "90 % erasure was not reached.", OPEN
@@ -159,22 +158,9 @@ CLAIMS = [
 ]
 
 
-def result_of(study: str, world: str = "") -> dict[str, Any]:
-    """Numbers of a study; under "again" those of the same study on other targets or methods, where there are such."""
-    folder = HERE / "studies" / world
-    found: dict[str, Any] = json.loads((folder / study / "result.json").read_text("utf-8"))
-    again = folder / f"{study}-again" / "result.json"
-    return {**found, "again": json.loads(again.read_text("utf-8"))} if again.exists() else found
-
-
-def claims_in_both_worlds() -> str:
-    """Every claim with its verdict in the miniature, and result and verdict in the world of icons."""
-    here, there = ({name: result_of(name, world) for name in STUDIES} for world in ("", "icons"))
-    lines = ["| claim | paper | miniature | icons | our result in the world of icons {95 % interval} |", "|---|---|---|---|---|"]
-    for c in CLAIMS:
-        (_, first), (text, second) = c.judge(here[c.study]), c.judge(there[c.study])
-        lines.append(f"| [{c.text}](studies.md#{c.study}) | {c.source} | {first} | {second} | {text} |")
-    return "\n".join(lines) + "\n"
+def result_of(study: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((HERE / "studies" / study / "result.json").read_text("utf-8"))
+    return found
 
 
 def studies_page() -> str:
@@ -211,17 +197,17 @@ def studies_page() -> str:
             f"**{r['sentence']}**",
             "",
             f"![{cls.question}](studies/{name}/figure.svg)",
-            *again_lines(name, r),
+            *again_lines(name),
             *gold_lines(r),
         ]
     return "\n".join(lines) + "\n"
 
 
-def again_lines(name: str, result: Numbers) -> list[str]:
+def again_lines(name: str) -> list[str]:
     """The same study on other targets or methods, where there is one."""
-    if "again" not in result:
+    if not (HERE / "studies" / f"{name}-again").is_dir():
         return []
-    r = result["again"]
+    r = result_of(f"{name}-again")
     picture = f"![{name} again](studies/{name}-again/figure.svg)"
     targets, methods = ", ".join(r["targets"]), ", ".join(r["methods"])
     return ["", f"The study was repeated on {targets} with {methods}. **{r['sentence']}**", "", picture]

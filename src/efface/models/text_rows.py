@@ -2,9 +2,9 @@
 
 In a transformer of one stream, every weight of a block multiplies text and picture, so a change of W acts on both. D acts on the
 text alone: the picture's rows leave the layer bit for bit as they were. This is the idea of the adapters of Z-Erase
-(arXiv:2603.25074), with two differences: D is a whole matrix and no product of two (what is trained is what a patch adds and
-scales), and m comes from the real lengths of picture and prompt, where the official code assumes 1,024 rows of picture, which is
-right at 512 pixels alone.
+(arXiv:2603.25074), with three differences: D is a whole matrix and no product of two (what is trained is what a patch adds and
+scales); it is offered for keys and values, which carry the content, where the paper changes queries and keys; and m comes from
+the real lengths of picture and prompt, where the official code assumes 1,024 rows of picture, which is right at 512 pixels alone.
 
 D is a weight of the model as every other, zero before something was trained or added, and is called
 ``<layer>.text_rows``. It is no weight of a checkpoint: no format of another tool has a place for it.
@@ -80,8 +80,8 @@ def read_by(network: nn.Module, part: str, rows: Mapping[str, Tensor], start: in
         with hooked():
             return layer(*args)
 
-    plain = getattr(network, "_gradient_checkpointing_func", None)
-    if not (layers and plain is not None and torch.is_grad_enabled()):
+    plain: Any = getattr(network, "_gradient_checkpointing_func", None)
+    if not (layers and getattr(network, "gradient_checkpointing", False) and torch.is_grad_enabled()):
         with hooked():
             yield
         return

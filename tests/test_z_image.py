@@ -21,7 +21,7 @@ from efface.models.load import load_model
 from efface.models.low_rank import low_rank_student
 from efface.models.readers import text_readers
 from efface.models.select import TEXT_ROWS, Z_IMAGE_SELECTIONS, text_layers, z_shared
-from efface.models.text_rows import text_rows_of
+from efface.models.text_rows import is_unchanged, moved, text_rows_of
 from efface.models.tiny import TINY_T5_ROWS, tiny_z_image
 from efface.models.tokens import BYTE_SPACE
 from efface.models.z_image import ZImage
@@ -347,8 +347,11 @@ def test_activations_that_are_computed_again_know_their_own_rows(z_image: ZImage
 
 def test_changes_for_the_text_alone_take_no_memory_before_they_are_made(z_image: ZImage) -> None:
     rows = z_image.weights(lambda n: n.endswith(TEXT_ROWS))
-    z_image.place("device", "cpu")
     assert all(d.untyped_storage().nbytes() == 4 and not d.any() for d in rows.values())
+    z_image.place("device", "cpu")
+    assert all(z_image.weights(lambda n: n.endswith(TEXT_ROWS))[n] is d for n, d in rows.items())
+    away = moved({n: torch.nn.Parameter(d.detach()) for n, d in rows.items()}, torch.device("meta"))
+    assert all(d.is_meta and is_unchanged(d) for d in away.values())
     z_image.store("fp8")
     patch = Patch({n: torch.ones_like(d) for n, d in rows.items()}, card(z_image))
     z, t, c = z_image.case_noise([0]), torch.tensor([500.0]), z_image.encode(["a cat"])

@@ -44,10 +44,14 @@ def owned(rows: Mapping[str, nn.Parameter], selected: set[int]) -> dict[str, nn.
     return {n: nn.Parameter(d.detach().clone(), requires_grad=False) if id(d) in selected else d for n, d in rows.items()}
 
 
-def move(rows: Mapping[str, nn.Parameter], device: torch.device) -> None:
-    """In place. What is unchanged stays one number."""
-    for d in rows.values():
-        d.data = d.data[0, 0].to(device).expand(d.shape) if is_unchanged(d) else d.data.to(device)
+def moved(rows: Mapping[str, nn.Parameter], device: torch.device) -> dict[str, nn.Parameter]:
+    """The same D on another device, those that are there already as they are. What is unchanged stays one number."""
+
+    def there(d: nn.Parameter) -> nn.Parameter:
+        values = d.detach()[0, 0].to(device).expand(d.shape) if is_unchanged(d) else d.detach().to(device)
+        return nn.Parameter(values, requires_grad=False)
+
+    return {n: d if d.device == device else there(d) for n, d in rows.items()}
 
 
 @contextmanager

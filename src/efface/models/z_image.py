@@ -15,7 +15,7 @@ from .cond import MASK, Cond
 from .flow import JointFlow
 from .sd import StableDiffusion
 from .select import Z_IMAGE_SELECTIONS, Select, z_shared
-from .text_rows import is_unchanged, move, owned, read_by, text_rows_of
+from .text_rows import is_unchanged, moved, owned, read_by, text_rows_of
 from .tokens import SoftPrompt, TokenSpan, last_words, occurrences, read_rows, substituted, token_table
 from .transformer import passing
 
@@ -209,7 +209,7 @@ class ZImage(JointFlow):
 
     def place(self, encoders: str, device: str | None = None) -> None:
         super().place(encoders, device)
-        move(self._rows, self.device)
+        self._rows = moved(self._rows, self.device)
 
     # -- files ---------------------------------------------------------------------------------------------------
 

@@ -159,7 +159,7 @@ def test_benchmarks_of_the_pages_take_the_options_that_are_printed() -> None:
     "name",
     [
         "export",
-        "guards",
+        pytest.param("guards", marks=pytest.mark.slow),
         pytest.param("attacks", marks=pytest.mark.slow),
         pytest.param("rap", marks=pytest.mark.slow),
     ],

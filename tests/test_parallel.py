@@ -74,6 +74,7 @@ def test_two_processes_give_the_patch_of_one(args: tuple[str, ...], tmp_path: Pa
     assert not list(tmp_path.glob("*.checkpoint.safetensors"))
 
 
+@pytest.mark.slow
 def test_an_uneven_batch_is_refused_and_names_the_remedy(tmp_path: Path) -> None:
     done = run(tmp_path / "p.safetensors", "ap", "--set", "batch=3", processes=2)
     assert done.returncode != 0

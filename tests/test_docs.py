@@ -365,7 +365,7 @@ def test_the_commands_of_a_page_run_on_the_miniature(page: str, tmp_path: Path, 
 
 
 @pytest.mark.filterwarnings("ignore:the tokenizer of my-model")
-@pytest.mark.parametrize("page", ["kinds", "real_models"])
+@pytest.mark.parametrize("page", ["kinds", pytest.param("real_models", marks=pytest.mark.slow)])
 def test_the_commands_for_a_model_of_ones_own_come_as_far_as_its_images(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

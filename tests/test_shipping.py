@@ -163,6 +163,7 @@ def run(code: str, folder: Path, *args: str, **env: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow  # what is refused, and loading from files and folders, are below
 def test_push_and_load_patch_through_an_endpoint(measured: Path, tmp_path: Path) -> None:
     made(measured, tmp_path / "release", exports=["diffusers"], model="tiny")
     digest = Patch.load(measured / "p.safetensors").digest()

@@ -390,7 +390,7 @@ def test_search_ranks_the_choices_against_the_exhaustive_answer(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("name", "methods", "seeds"),
     [
-        ("impact", ("uce",), (0, 1)),
+        pytest.param("impact", ("uce",), (0, 1), marks=pytest.mark.slow),
         pytest.param("spectrum", ("uce",), (0,), marks=pytest.mark.slow),
         pytest.param("preserve", ("uce", "time"), (0,), marks=pytest.mark.slow),
         pytest.param("text-similarity", ("uce",), (0,), marks=pytest.mark.slow),

@@ -111,6 +111,7 @@ guard = "swap"
 """
 
 
+@pytest.mark.slow
 def test_it_stands_in_a_plan_of_a_bench(installed: Path, tmp_path: Path) -> None:
     """A method, a guard, an attack, a world with its judge and a suite of another package, by their names alone."""
     (tmp_path / "plan.toml").write_text(BENCH)

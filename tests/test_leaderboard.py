@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from test_report import CHROMIUM, HOSTILE
+from test_report import CHROMIUM, HOSTILE, needs_chromium
 
 from efface.cli import main
 from efface.plans.cells import key_of
@@ -284,7 +284,7 @@ def test_the_command_writes_three_files_and_names_a_folder_without_a_bench(store
     assert CliRunner().invoke(main, ["leaderboard", str(store.folder), "--out", str(tmp_path / "x.txt")]).exit_code == 2
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium binary on the PATH (apt-get install chromium)")
+@needs_chromium
 def test_the_page_in_a_browser(tmp_path: Path) -> None:
     """Wide and narrow, light and dark: nothing is loaded, nothing complains, nothing sticks out, with a label that tries to."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

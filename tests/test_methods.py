@@ -16,6 +16,7 @@ from efface.concepts.spaces import distances
 from efface.errors import BadOption, MethodError, NonFiniteLoss, UnknownName
 from efface.methods import AGE, AP, ESD, L2, UCE, Fixed, Method, Naive, Neutral
 from efface.methods.trained import Searching, Trained
+from efface.models.base import DiffusionModel
 from efface.models.load import load_model
 from efface.models.select import selection
 from efface.patches import Patch
@@ -335,7 +336,7 @@ def test_exhaustive_search_returns_the_brute_force_argmax(tiny_model) -> None:  
     assert search.facts(0)["margin"] == pytest.approx(float(scores.max() / scores.mean()))
 
 
-def test_relative_damage_is_divided_by_what_the_concept_does_itself(tiny_model) -> None:  # type: ignore[no-untyped-def]
+def test_relative_damage_is_divided_by_what_the_concept_does_itself(tiny_model: DiffusionModel) -> None:
     """By the definition, and with an argmax of its own: a concept that is near the empty prompt wins by a small change."""
     scene = ap().scene(tiny_model, REQUEST)
     for p in scene.weights.values():

@@ -29,6 +29,7 @@ KEPT = ("near", "trap", "far")
 """The axes to keep of an erased object."""
 HOSTILE = "<script>alert('x')</script> \"quoted\" & <img src=https://evil.example/a.png>"
 CHROMIUM = shutil.which("chromium")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium binary on the PATH (apt-get install chromium)")
 SRC = str(Path(__file__).parents[1] / "src")
 
 
@@ -578,7 +579,7 @@ def test_concepts_are_sorted_by_damage(tmp_path: Path) -> None:
     assert re.findall(r'<th scope="row">(many|few|fine|none)</th>', table)[:4] == ["many", "few", "fine", "none"]
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium binary on the PATH (apt-get install chromium)")
+@needs_chromium
 @pytest.mark.parametrize("hostile", [False, True])
 def test_in_a_browser(tmp_path: Path, hostile: bool) -> None:
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from efface import verbs
 from efface.concepts.prompts import Case
 from efface.concepts.request import EraseRequest
 from efface.errors import BadFile, BadOption, BadRequest, PromptTooLong, UnknownName
@@ -20,7 +21,7 @@ from efface.models.cond import MASK, Cond
 from efface.models.load import load_model
 from efface.models.low_rank import low_rank_student
 from efface.models.readers import text_readers
-from efface.models.select import TEXT_ROWS, Z_IMAGE_SELECTIONS, text_layers, z_shared
+from efface.models.select import FOR_TEXT, Z_IMAGE_SELECTIONS, text_layers, z_shared
 from efface.models.text_rows import is_unchanged, moved, text_rows_of
 from efface.models.tiny import TINY_T5_ROWS, tiny_z_image
 from efface.models.tokens import BYTE_SPACE
@@ -289,7 +290,7 @@ def test_a_change_for_the_text_alone_acts_on_its_rows_at_every_size(z_image: ZIm
     d = torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(0))
     z, c = torch.randn(2, 4, *sides, generator=torch.Generator().manual_seed(1)), z_image.encode(PROMPTS)
     plain_in, plain = keys(z_image, z, c)
-    with Patch({f"transformer.layers.0.attention.to_k{TEXT_ROWS}": d}, card(z_image)).applied(z_image):
+    with Patch({f"transformer.layers.0.attention.to_k{FOR_TEXT}": d}, card(z_image)).applied(z_image):
         same_in, changed = keys(z_image, z, c)
     assert torch.equal(plain_in, same_in)
     is_text = torch.zeros(plain.shape[:2], dtype=torch.bool)
@@ -303,7 +304,7 @@ def test_an_erasure_for_the_text_alone_from_training_to_file(z_image: ZImage, tm
     before, digest = state(z_image), z_image.digest()
     method = ESD.preset("tiny", lr=1e-2, train="joint-text-kv")
     patch = method.erase(z_image, EraseRequest(("cat",)))
-    assert set(patch.deltas) == {f"transformer.layers.{i}.attention.to_{x}{TEXT_ROWS}" for i in (0, 1) for x in "kv"}
+    assert set(patch.deltas) == {f"transformer.layers.{i}.attention.to_{x}{FOR_TEXT}" for i in (0, 1) for x in "kv"}
     patch.save(tmp_path / "patch.safetensors")
     plain = z_image.sample(cases(), 2)
     with Patch.load(tmp_path / "patch.safetensors").applied(z_image):
@@ -315,6 +316,14 @@ def test_an_erasure_for_the_text_alone_from_training_to_file(z_image: ZImage, tm
         with pytest.raises(BadOption, match="rows of the text alone"):
             export(patch, z_image, tmp_path / "out", to)
     assert not (tmp_path / "out").exists()
+    pipe = z_image._pipeline()[0]
+    with pytest.raises(BadOption, match="pipeline of diffusers"):
+        verbs.apply(pipe, patch)
+    on = verbs.apply(pipe, UCE().erase(z_image, EraseRequest(("cat",), "dog")))
+    with pytest.raises(BadOption, match="pipeline of diffusers"):
+        on.add("rows", patch)
+    on.revert()
+    assert same(before, state(z_image))
     export(UCE().erase(z_image, EraseRequest(("cat",), "dog")), z_image, tmp_path / "folder", "folder")
     with pytest.raises(BadOption, match="rank=0"):
         low_rank_student(z_image, z_image.select("joint-text-kv"), 2, torch.Generator())
@@ -346,10 +355,10 @@ def test_activations_that_are_computed_again_know_their_own_rows(z_image: ZImage
 
 
 def test_changes_for_the_text_alone_take_no_memory_before_they_are_made(z_image: ZImage) -> None:
-    rows = z_image.weights(lambda n: n.endswith(TEXT_ROWS))
+    rows = z_image.weights(lambda n: n.endswith(FOR_TEXT))
     assert all(d.untyped_storage().nbytes() == 4 and not d.any() for d in rows.values())
     z_image.place("device", "cpu")
-    assert all(z_image.weights(lambda n: n.endswith(TEXT_ROWS))[n] is d for n, d in rows.items())
+    assert all(z_image.weights(lambda n: n.endswith(FOR_TEXT))[n] is d for n, d in rows.items())
     away = moved({n: torch.nn.Parameter(d.detach()) for n, d in rows.items()}, torch.device("meta"))
     assert all(d.is_meta and is_unchanged(d) for d in away.values())
     z_image.store("fp8")
@@ -365,7 +374,7 @@ def test_a_compiled_network_would_not_see_changes_for_the_text_alone(z_image: ZI
     z_image.compiled = True
     z, t, c = z_image.case_noise([0]), torch.tensor([500.0]), z_image.encode(["a cat"])
     z_image.predict(z, t, c)
-    rows = z_image.weights(lambda n: n.endswith(TEXT_ROWS))
+    rows = z_image.weights(lambda n: n.endswith(FOR_TEXT))
     with (
         Patch({n: torch.ones_like(d) for n, d in rows.items()}, card(z_image)).applied(z_image),
         pytest.raises(BadOption, match="--compile"),

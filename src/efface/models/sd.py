@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -394,7 +394,7 @@ class StableDiffusion(DiffusionModel):
             twin._compile_checked(select)
         return twin
 
-    def _owning(self, selected: set[int]) -> StableDiffusion:
+    def _owning(self, selected: set[int]) -> Self:
         """A twin with copies of the parameters of these ids, in modules of its own."""
         twin = copy.copy(self)
         twin._described, twin._identities, twin._precisions = None, {}, None

@@ -12,13 +12,13 @@ from ..errors import BadOption, UnknownName
 
 Select = Callable[[str], bool]
 ENCODERS = ("text_encoder.", "text_encoder_2.")
-TEXT_ROWS = ".text_rows"
+FOR_TEXT = ".text_rows"
 """How changes of a shared layer for the rows of the text alone are called; see :mod:`efface.models.text_rows`."""
 
 
 def in_checkpoint(name: str) -> bool:
     """Whether files of the model hold a weight of this name."""
-    return not name.endswith(TEXT_ROWS)
+    return not name.endswith(FOR_TEXT)
 
 
 def _legacy_notime(name: str) -> bool:
@@ -209,9 +209,9 @@ Z_IMAGE_SELECTIONS: dict[str, Select] = {
     # 120 tensors, 1,769,472,000 parameters: attention that text and picture share.
     "single-attn": _z_single,
     # 60 tensors, 884,736,000 parameters: a change of its keys and values for the rows of the text alone.
-    "joint-text-kv": lambda n: n.endswith((f".to_k{TEXT_ROWS}", f".to_v{TEXT_ROWS}")),
+    "joint-text-kv": lambda n: n.endswith((f".to_k{FOR_TEXT}", f".to_v{FOR_TEXT}")),
     # 120 tensors, 1,769,472,000 parameters: of all its projections.
-    "joint-text-attn": lambda n: n.endswith(TEXT_ROWS),
+    "joint-text-attn": lambda n: n.endswith(FOR_TEXT),
     # 128 tensors, 1,887,436,800 parameters: those of single-attn, and the attention of the blocks that see the picture alone.
     "image-attn": _z_image,
     "visual": _z_image,

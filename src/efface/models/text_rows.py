@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from .select import TEXT_ROWS, Select
+from .select import FOR_TEXT, Select
 
 
 def unchanged(layer: nn.Linear) -> nn.Parameter:
@@ -36,7 +36,7 @@ def is_unchanged(d: Tensor) -> bool:
 def text_rows_of(network: nn.Module, part: str, select: Select) -> dict[str, nn.Parameter]:
     """``{name of D: D}`` of the linear layers of the network whose weights are selected, all unchanged."""
     layers = [(f"{part}.{n}", m) for n, m in network.named_modules() if isinstance(m, nn.Linear)]
-    return {f"{n}{TEXT_ROWS}": unchanged(m) for n, m in layers if select(f"{n}.weight")}
+    return {f"{n}{FOR_TEXT}": unchanged(m) for n, m in layers if select(f"{n}.weight")}
 
 
 def owned(rows: Mapping[str, nn.Parameter], selected: set[int]) -> dict[str, nn.Parameter]:
@@ -62,14 +62,16 @@ def read_by(network: nn.Module, part: str, rows: Mapping[str, Tensor], start: in
     batch has other lengths: so each block takes the lengths along.
     """
     layers = {
-        network.get_submodule(n.removeprefix(f"{part}.").removesuffix(TEXT_ROWS)): d
+        network.get_submodule(n.removeprefix(f"{part}.").removesuffix(FOR_TEXT)): d
         for n, d in rows.items()
         if not is_unchanged(d)
     }
 
+    lengths = torch.tensor(counts, device=next(iter(layers.values())).device)[:, None] if layers else None
+
     def changed(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         text = args[0][:, start:]
-        m = torch.arange(text.shape[1], device=out.device) < torch.tensor(counts, device=out.device)[:, None]
+        m = torch.arange(text.shape[1], device=out.device) < lengths
         more = linear(text, layers[module]) * m[..., None]
         return torch.cat([out[:, :start], out[:, start:] + more.to(out.dtype)], dim=1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ..errors import BadFile, BadOption, BadRequest
 from .cond import MASK, Cond
 from .flow import JointFlow
-from .sd import StableDiffusion
 from .select import Z_IMAGE_SELECTIONS, Select, z_shared
 from .text_rows import is_unchanged, moved, owned, read_by, text_rows_of
 from .tokens import SoftPrompt, TokenSpan, last_words, occurrences, read_rows, substituted, token_table
@@ -184,14 +183,14 @@ class ZImage(JointFlow):
         if self.compiled and not all(map(is_unchanged, self._rows.values())):
             raise BadOption("a compiled network does not see changes of the rows of the text alone; run it without --compile.")
         height, width = z_t.shape[2] // 2, z_t.shape[3] // 2
-        start = -(-height * width // ROWS_AT_ONCE) * ROWS_AT_ONCE
-        rows = read_by(self.transformer, self.part, self._rows, start, c.counts())
+        start, counts = -(-height * width // ROWS_AT_ONCE) * ROWS_AT_ONCE, c.counts()
+        rows = read_by(self.transformer, self.part, self._rows, start, counts)
         with self._running(), passing([self.transformer.cap_embedder[0]]), rows:
             outputs: list[Tensor] = self.transformer(
                 list(z_t.to(self.autocast_dtype)[:, :, None]),
                 (1000 - t) / 1000,
                 # In a mixture of prompts, what any of them reads is read.
-                [rows[:n] for rows, n in zip(c.tokens, c.counts(), strict=True)],
+                [tokens[:n] for tokens, n in zip(c.tokens, counts, strict=True)],
                 return_dict=False,
             )[0]
         return -torch.stack(outputs)[:, :, 0].float()
@@ -201,9 +200,8 @@ class ZImage(JointFlow):
     def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         return [*super()._named_parameters(), *self._rows.items()]
 
-    def _owning(self, selected: set[int]) -> StableDiffusion:
+    def _owning(self, selected: set[int]) -> Self:
         twin = super()._owning(selected)
-        assert isinstance(twin, ZImage)
         twin._rows = owned(self._rows, selected)
         return twin
 

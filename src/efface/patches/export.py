@@ -90,11 +90,7 @@ def export(
         raise BadOption(f"give a rank of at least 1, or a tolerance from 0 to below 1; got rank={rank}, tolerance={tolerance}.")
     tolerance = TOLERANCE if tolerance is None else tolerance
     patch.check_base(model)
-    if rows := [n for n in patch.deltas if not in_checkpoint(n)]:
-        raise BadOption(
-            f"this patch changes {rows[0]} ({len(rows)} such tensors): a layer that text and picture share, for the rows of the "
-            "text alone. No file of another tool has a place for that. Apply the patch with efface, or erase with train=text."
-        )
+    patch.check_in_checkpoint()
     path = Path(path)
     if to == "folder":
         off, missing = write_folder(patch, model, path)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import BadOption, NonFiniteLoss, WrongBaseModel
 from ..models.base import DiffusionModel
 from ..models.identity import same_base
-from ..models.select import ENCODERS
+from ..models.select import ENCODERS, in_checkpoint
 from . import store
 from .card import PatchCard
 
@@ -114,6 +114,16 @@ class Patch:
                 f"this patch was made for {base.get('name')!r} (digest {str(base.get('digest'))[:12]}), "
                 f"not for {model.name!r} (digest {mine['digest'][:12]}). Load that model, or erase again on this one."
                 f"{self._precisions(model)}"
+            )
+
+    def check_in_checkpoint(self) -> None:
+        """Raises BadOption for changes of the rows of the text alone (:mod:`efface.models.text_rows`), which files and pipelines
+        of diffusers have no place for."""
+        if rows := [n for n in self.deltas if not in_checkpoint(n)]:
+            raise BadOption(
+                f"this patch changes {rows[0]} ({len(rows)} such tensors): a layer that text and picture share, for the rows of "
+                "the text alone. Neither a file of another tool nor a pipeline of diffusers has a place for that. Draw with "
+                "efface (efface sample --patch), or erase with train=text."
             )
 
     def _precisions(self, model: DiffusionModel) -> str:

@@ -156,16 +156,19 @@ class Applied:
     """A stack on a model, until :meth:`revert`. Patches can be added and removed in any order, each without a trace."""
 
     def __init__(self, model: DiffusionModel, stack: Stack) -> None:
-        """Raises WrongBaseModel for a patch of another base, before a weight is changed."""
+        """Raises WrongBaseModel for a patch of another base, and BadOption for one that a pipeline of diffusers would not see,
+        before a weight is changed."""
         self.model, self.stack = model, Stack(())
         self.originals: dict[str, Tensor] = {}
         for _, patch in stack.entries:
+            patch.check_in_checkpoint()
             patch.check_base(model)
         self._set(stack)
 
     def add(self, name: str, patch: Patch) -> None:
         """Put one more on. Raises WrongBaseModel for one of another base than the model was before the stack, BadOption."""
         following = self.stack.with_(name, patch)
+        patch.check_in_checkpoint()
         with self._as_before():
             patch.check_base(self.model)
         self._set(following)

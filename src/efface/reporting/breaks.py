@@ -21,9 +21,9 @@ def growth(placed: Sequence[Placed], curve: bool) -> list[tuple[float, int, int]
     """How the number of broken cases grows with what is spent, over the cases that count: (images looked at for each case, cases
     broken by them, cases), or of an attack that trains (updates, cases that show the target then, cases). ``curve``: whether its
     stages are points of one; empty where they are and count no updates."""
-    if curve and not trains(placed):
-        return []
     if curve:
+        if not trains(placed):
+            return []
         stages: dict[float, list[bool]] = defaultdict(list)
         for p in placed:
             for r in p.result["attempts"]:

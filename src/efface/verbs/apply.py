@@ -47,10 +47,11 @@ def stack(patches: Mapping[str, Source] | Sequence[Source], *, allow_conflicts: 
 def apply(pipe: Any, source: Source | Stack, *, scale: float = 1.0) -> Applied:
     """Put a patch, a file, a Hub repository or a :func:`stack` on a loaded diffusers pipeline, whose weights change in place.
 
-    ``scale``: strength of a single patch, 1 as it was made. Returns what is on: ``.revert()``, or the end of a ``with`` block,
-    brings back every bit; ``.add(name, patch)`` and ``.remove(name)`` change a stack. Where patches of a stack change what
-    another does to its target by more than half, a warning says so. Raises WrongBaseModel for another base, BadOption where
-    something of efface is on the pipeline already. Cost: 3 UNet evaluations per target of a stack of two or more, else none.
+    ``scale``: strength of a single patch, 1 as it was made. Returns what is on: ``.revert()``, or the end of a ``with``
+    block, brings back every bit; ``.add(name, patch)`` and ``.remove(name)`` change a stack. Where patches of a stack change
+    what another does to its target by more than half, a warning says so. Raises WrongBaseModel for another base, BadOption
+    where something of efface is on the pipeline already, and for a patch that a pipeline of diffusers would not see. Cost: 3
+    UNet evaluations per target of a stack of two or more, else none.
 
     >>> import efface
     >>> model = efface.load_model("tiny")  # or a loaded diffusers pipeline

@@ -15,6 +15,7 @@ import argparse
 import json
 import shutil
 import tempfile
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,7 @@ from efface.io.files import write_text
 
 SIX = ("fire engine", "dog", "palm tree", "castle", "guitar", "crossed swords")
 EIGHT = (*SIX, "pineapple", "police officer")
-EIGHT_ICONS = ("semitrailer truck", "boar", "blossom", "cherries", "horn", "church", "anchor", "bikini")
-"""Those of the plan icons."""
+EIGHT_ICONS = tuple(tomllib.loads((Path(__file__).parent / "plans" / "icons-search.toml").read_text("utf-8"))["targets"])
 # "-again": the same study on other targets or methods, apart from the first.
 MINI: dict[str, dict[str, Any]] = {
     "impact": {"targets": EIGHT, "methods": ("naive", "ap"), "seeds": (0, 1, 2)},

@@ -14,7 +14,8 @@ from efface.studies import STUDIES
 from efface.studies.base import said, sign
 from efface.studies.preserve import difference_text
 
-HERE = Path(__file__).parent
+STUDIED = Path(__file__).parent / "studies"
+NUMBERS = Path(__file__).parent / "numbers"
 HELD, NOT, OPEN = "held", "did not hold", "undecided"
 Numbers = Mapping[str, Any]
 
@@ -25,7 +26,7 @@ class Claim:
     text: str
     source: str
     judge: Callable[[Numbers], tuple[str, str]]
-    """Numbers of the study -> (the result with its interval, the verdict)."""
+    """Numbers of the study -> (the result with its interval, the verdict). The numbers of its repetition are under "again"."""
 
 
 def signed(estimate: Numbers, text: str, expected: int = 1, against: float = 0.0) -> tuple[str, str]:
@@ -73,7 +74,7 @@ def beats(row: str) -> Callable[[Numbers], tuple[str, str]]:
 
     def judge(n: Numbers) -> tuple[str, str]:
         texts, bounds = [], []
-        for found in (n, result_of("preserve-again")):
+        for found in (n, n["again"]):
             m = found["matched"][row]
             if m["difference"] is None or m["interval"] is None:
                 return "90 % erasure was not reached.", OPEN
@@ -158,19 +159,25 @@ CLAIMS = [
 ]
 
 
-def result_of(study: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((HERE / "studies" / study / "result.json").read_text("utf-8"))
-    return found
+def results(folder: Path) -> dict[str, dict[str, Any]]:
+    """Study -> its numbers; those of the same study on other targets or methods, where there is one, are under "again"."""
+
+    def read(name: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((folder / name / "result.json").read_text("utf-8"))
+        return found
+
+    again = {name: read(f"{name}-again") for name in STUDIES if (folder / f"{name}-again").is_dir()}
+    return {name: {**read(name), **({"again": again[name]} if name in again else {})} for name in STUDIES}
 
 
 def studies_page() -> str:
-    results = {name: result_of(name) for name in STUDIES}
+    found = results(STUDIED)
     lines = [
         "# What erasing does to the rest",
         "",
         "Terms are in the [glossary](glossary.md).",
         "",
-        (HERE / "numbers" / "studies.md").read_text("utf-8").strip(),
+        (NUMBERS / "studies.md").read_text("utf-8").strip(),
         "",
         "This table lists the claims of the papers with our results. AP and AGE stand for the papers of those methods.",
         "",
@@ -178,10 +185,10 @@ def studies_page() -> str:
         "|---|---|---|---|",
     ]
     for c in CLAIMS:
-        text, verdict = c.judge(results[c.study])
+        text, verdict = c.judge(found[c.study])
         lines.append(f"| [{c.text}](#{c.study}) | {c.source} | {text} | **{verdict}** |")
     for name, cls in STUDIES.items():
-        r = results[name]
+        r = found[name]
         lines += [
             "",
             f"## {name}",
@@ -197,17 +204,17 @@ def studies_page() -> str:
             f"**{r['sentence']}**",
             "",
             f"![{cls.question}](studies/{name}/figure.svg)",
-            *again_lines(name),
+            *again_lines(name, r),
             *gold_lines(r),
         ]
     return "\n".join(lines) + "\n"
 
 
-def again_lines(name: str) -> list[str]:
+def again_lines(name: str, result: Numbers) -> list[str]:
     """The same study on other targets or methods, where there is one."""
-    if not (HERE / "studies" / f"{name}-again").is_dir():
+    if "again" not in result:
         return []
-    r = result_of(f"{name}-again")
+    r = result["again"]
     picture = f"![{name} again](studies/{name}-again/figure.svg)"
     targets, methods = ", ".join(r["targets"]), ", ".join(r["methods"])
     return ["", f"The study was repeated on {targets} with {methods}. **{r['sentence']}**", "", picture]

@@ -21,6 +21,7 @@ from efface.evaluation.aggregate import summarise
 from efface.evaluation.attacked import summarise_attacks
 from efface.evaluation.cache import quantised
 from efface.evaluation.driver import System, blocklist, evaluate, refuse_unseen
+from efface.evaluation.judges import MiniJudge
 from efface.evaluation.profiles import PROFILES, Profile, profile
 from efface.evaluation.records import AXES, TARGET_AXES, AttemptRow, Entrant, Row, append_rows, read_rows
 from efface.evaluation.suite import Neighbour, Suite, filled, lexical_traps
@@ -207,6 +208,21 @@ def test_none_scores_zero_and_one_exactly() -> None:
     assert summarise(rows)["entrants"]["none"]["scores"] == {"erasure": 0, "generality": 0, "near": 1, "rest": 1}
 
 
+@pytest.mark.parametrize("name", sorted(PROFILES))
+def test_none_is_at_its_anchors_with_every_profile(name: str, tmp_path: Path) -> None:
+    """With its axes and its guidance, in small, end to end."""
+    chosen = profile(name)
+    cases = dict.fromkeys(chosen.cases, 2)
+    chosen = dataclasses.replace(chosen, steps=2, cases=cases, damaged=0)
+    suite = dataclasses.replace(SUITE, trap=(Neighbour("cat tree", "given", "test"),))
+    found = evaluate(tiny(), [], suite, chosen, Oracle(), tmp_path / "e")["entrants"]["none"]
+    missing = None if "synonym" not in cases and "implicit" not in cases else 0
+    assert found["scores"] == {"erasure": 0, "generality": missing, "near": 1, "rest": 1}
+    for a in found["axes"].values():
+        assert (a["difference"]["value"], a["difference"]["p_value"]) == (0, 1)
+        assert a["clip_i"]["value"] == pytest.approx(1, abs=1e-5), "the same images on both sides"
+
+
 def test_missing_measurements_stay_missing() -> None:
     rows = [row("none", 0, detected="dog"), row("m", 0, detected="dog")]  # the base model gets nothing right
     found = summarise(rows)["entrants"]["m"]
@@ -221,11 +237,30 @@ def test_another_entrant_changes_no_number() -> None:
     assert alone == crowd
 
 
+@given(st.randoms(use_true_random=False))
+def test_the_order_of_rows_changes_nothing(rng: Any) -> None:
+    """Of several concepts, whose interval resamples concepts and then cases."""
+    rows = [
+        dataclasses.replace(
+            row(e, i, "near", f"name{i % 7}", f"name{i % (7 if e == 'none' else 5)}"), clip_t=i / 3, clip_i=i / 40
+        )
+        for e in ("none", "m")
+        for i in range(40)
+    ]
+    before = summarise(rows)["entrants"]
+    assert before["m"]["axes"]["near"]["clustered"] is not None
+    assert 0 < before["m"]["axes"]["near"]["preserved"]["value"] < 1
+    rng.shuffle(rows)
+    assert summarise(rows)["entrants"] == before
+
+
 def test_unpaired_or_baseless_rows_are_errors() -> None:
     with pytest.raises(EvaluationError, match="no rows of the base model"):
         summarise([row("m", 0)])
     with pytest.raises(EvaluationError, match="1 cases of 'm' have no base image"):
         summarise([row("none", 0), row("m", 0), row("m", 1)])
+    with pytest.raises(EvaluationError, match=r"axis 'directly', which efface does not know: it knows direct"):
+        summarise([row("none", 0), row("none", 1, "directly")])
 
 
 def test_blocklist_replaces_whole_names_only() -> None:
@@ -352,6 +387,13 @@ def test_failing_closed(setting, tmp_path: Path) -> None:  # type: ignore[no-unt
     with pytest.raises(RuntimeError, match="detector crashed"):
         evaluate(model, systems, SUITE, SMALL, Crash(), tmp_path / "crash")
     assert not (tmp_path / "crash" / "summary.json").exists()
+    with pytest.raises(EvaluationError, match=r"finds 'cat' in 0 of 4 images of the base model"):
+        evaluate(model, systems, SUITE, SMALL, Oracle(reason=lambda image: "uniform"), tmp_path / "black")
+    with pytest.raises(UnknownName, match=r"axis of the profile 'odd' 'directly'\. Did you mean 'direct'"):
+        evaluate(model, systems, SUITE, Profile("odd", 2, 2.0, {"directly": 4}), Oracle(), tmp_path / "odd")
+    assert not (tmp_path / "odd").exists()
+    with pytest.raises(EvaluationError, match=r"has not learned what a valid image is"):
+        MiniJudge().detect(torch.rand(1, 3, 48, 48), ["cat"])
 
 
 def test_quantised_is_what_a_png_holds_and_keeps_nan() -> None:

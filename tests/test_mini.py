@@ -114,25 +114,59 @@ def test_the_card_counts_what_it_claims() -> None:
     json.dumps(facts, allow_nan=False)
 
 
+def test_an_inverted_picture_is_drawn_again_and_so_is_a_random_texture(mini: DiffusionModel) -> None:
+    """The miniature's own pictures come back with 31 and 37 dB, a texture that no model was trained on with 28 and 30: finding a
+    latent says little about what a model knows, which is why the attack `latent_inversion` has controls."""
+    c, rng = mini.encode(["a cat", "a castle"]), torch.Generator().manual_seed(0)
+    texture = torch.nn.functional.interpolate(torch.rand(2, 3, 12, 12, generator=rng), size=48)
+    with torch.no_grad():
+        own = mini.denoise(c, mini.case_noise([3, 4]), 20, 1.0)
+        strange = mini.vae.encode(2 * texture - 1).latent_dist.mean * mini.vae.config.scaling_factor
+        for z, bound in ((own, 28), (strange, 25)):  # dB; 3 below what was measured
+            again = mini.denoise(c, mini.invert(c, z, 20), 20, 1.0)
+            error = (mini.decode(again) - mini.decode(z)).square().flatten(1).mean(1)
+            assert (-10 * error.log10()).min() > bound
+        assert (mini.decode(own) - mini.decode(own.flip(0))).square().mean() > 10**-1.5, "another picture has less than 15 dB"
+
+
 @pytest.mark.slow
 def test_trivial_entrants_score_as_they_must(mini: DiffusionModel, uce: Patch, tmp_path: Path) -> None:
     """The three trivial entrants do what they must: none, noise of growing norm, blocklist."""
-    rng = lambda: torch.Generator().manual_seed(1)  # noqa: E731
+    norms = (0.1, 1.0, 3.0, 10.0, 30.0)
+    noise = noise_like(uce, torch.Generator().manual_seed(1))
     systems = [
         System(Entrant("blocklist", "blocklist", "trivial"), empty_like(uce, "blocklist"), blocklist([TARGET], "")),
-        *(System(Entrant(f"noise{s}", "noise", "trivial"), noise_like(uce, rng()).scaled(s)) for s in (0.1, 30.0)),
+        *(System(Entrant(f"noise{s}", "noise", "trivial"), noise.scaled(s)) for s in norms),
     ]
     summary = evaluate(mini, systems, suite_for(mini, [TARGET]), CASES, MiniJudge(), tmp_path / "e")["entrants"]
     assert summary["none"]["scores"] == {"erasure": 0, "generality": 0, "near": 1, "rest": 1}
     assert summary["blocklist"]["scores"]["erasure"] > 0.9
     assert summary["blocklist"]["scores"]["generality"] == 0, "a prompt without the name passes a blocklist unchanged"
     assert summary["blocklist"]["scores"]["near"] == summary["blocklist"]["scores"]["rest"] == 1
-    weak, strong = summary["noise0.1"], summary["noise30.0"]
-    assert weak["scores"]["erasure"] < 0.2
-    assert strong["scores"]["rest"] < 0.2, "noise of thirty times the norm destroys everything"
-    direct = strong["axes"]["direct"]
-    assert direct["detection"]["k"] == 0
-    assert direct["erased_valid"]["value"] < 0.5, "and destroying is not erasing"
+    direct = {s: summary[f"noise{s}"]["axes"]["direct"] for s in norms}
+    gone = [d["n_cases"] - d["detection"]["k"] for d in direct.values()]
+    assert gone == sorted(gone), "the target is seen less and less"
+    assert (gone[0], gone[-1]) == (0, 24)
+    assert [direct[s]["erased_valid"]["k"] for s in (0.1, 1.0, 3.0)] == [0, 0, 0]
+    # Of ten times the norm, half of the images are of something like a rose that the detector does not name; it is measured here
+    # so that nobody takes such a rate for an erasure. The rest is destroyed, as everything is at thirty times the norm.
+    assert 5 <= direct[10.0]["erased_valid"]["k"] <= 15
+    assert direct[10.0]["detection"]["invalid"] >= 5
+    assert direct[30.0]["detection"]["invalid"] >= 16, "destroying is not erasing"
+    assert summary["noise30.0"]["scores"]["rest"] < 0.2
+
+
+@pytest.mark.slow
+def test_a_blocklist_takes_what_shares_the_word_and_leaves_what_does_not_say_it(mini: DiffusionModel, tmp_path: Path) -> None:
+    """What it is on record for: descriptions pass, and "hot dog" goes with "dog". So the axes implicit and trap tell it from an
+    erasure."""
+    few = Profile("few", 10, 4.0, {"direct": 8, "implicit": 4, "near": 8, "trap": 8, "far": 8})
+    names = System(Entrant("blocklist", "blocklist", "trivial"), None, blocklist(["dog"], ""))
+    summary = evaluate(mini, [names], suite_for(mini, ["dog"]), few, MiniJudge(), tmp_path / "e")["entrants"]["blocklist"]
+    assert summary["scores"]["erasure"] >= 0.8  # 7 of 8: the empty prompt drew a dog once
+    assert summary["axes"]["implicit"]["erased_valid"]["value"] == 0
+    assert summary["axes"]["trap"]["preserved"]["value"] == 0
+    assert summary["axes"]["near"]["preserved"]["value"] == summary["scores"]["rest"] == 1
 
 
 @pytest.mark.slow

@@ -308,10 +308,13 @@ def test_an_erasure_for_the_text_alone_from_training_to_file(z_image: ZImage, tm
     patch.save(tmp_path / "patch.safetensors")
     plain = z_image.sample(cases(), 2)
     with Patch.load(tmp_path / "patch.safetensors").applied(z_image):
-        assert z_image.digest() == digest, "the base is recognised under the patch as without"
+        assert z_image.digest() != digest, "what is changed is no base of another patch"
+        with pytest.raises(BadOption, match="a folder of diffusers has no place"):
+            z_image.save_folder(tmp_path / "changed")
         assert (z_image.sample(cases(), 2) - plain).abs().max() > 1e-4
     assert torch.equal(z_image.sample(cases(), 2), plain)
     assert same(before, state(z_image))
+    assert z_image.digest() == digest
     for to in FORMATS:
         with pytest.raises(BadOption, match="rows of the text alone"):
             export(patch, z_image, tmp_path / "out", to)

@@ -111,6 +111,13 @@ def clustered_bootstrap(
     return percentile_interval(statistic(resampled(clusters, rng)) for _ in range(replicates))
 
 
+def total_variation(a: Mapping[str, int], b: Mapping[str, int]) -> float:
+    """Half the sum of |p - q| over all names, of two counts as shares p and q: 0 for the same shares, 1 where no name is shared.
+    NaN where one of them is empty."""
+    n, m = sum(a.values()), sum(b.values())
+    return sum(abs(a.get(k, 0) / n - b.get(k, 0) / m) for k in sorted({*a, *b})) / 2 if n and m else math.nan
+
+
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """The mean with a normal 95 % interval. The bounds are NaN with fewer than two values."""
     n = len(values)

@@ -16,7 +16,10 @@ BASE = "none"
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:
-    """Summary of every entrant; see :func:`axis_summary` and :func:`scores`. Raises EvaluationError without base rows."""
+    """Summary of every entrant; see :func:`axis_summary` and :func:`scores`. The order of the rows changes nothing. Raises
+    EvaluationError without base rows, and for rows of an axis that efface does not know."""
+    if strange := {row.axis for row in rows} - set(AXES):
+        raise EvaluationError(f"rows of the axis {min(strange)!r}, which efface does not know: it knows {', '.join(AXES)}.")
     by_entrant: dict[str, dict[str, Row]] = defaultdict(dict)
     for row in rows:
         by_entrant[row.entrant][row.case_id] = row
@@ -32,7 +35,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
             )
         axes = {}
         for axis in AXES:
-            mine = [row for row in cases.values() if row.axis == axis]
+            mine = sorted((row for row in cases.values() if row.axis == axis), key=lambda row: (row.concept, row.case_id))
             if mine:
                 axes[axis] = axis_summary(mine, [base[row.case_id] for row in mine])
         summary[entrant] = {"axes": axes, "scores": scores(axes)}
@@ -80,10 +83,10 @@ def axis_summary(rows: Sequence[Row], base: Sequence[Row]) -> dict[str, Any]:
         "preserved": None if target_axis else headline.json(),
         "clustered": list(clustered) if clustered else None,
         "difference": {"value": delta, "low": low, "high": high, "p_value": mcnemar_midp(counts[1], counts[2])},
-        "clip_t": _interval(
+        "clip_t": mean_of(
             [t - b.clip_t for r, b in pairs if b.clip_t is not None and (t := _scored(r, r.clip_t, target_axis)) is not None]
         ),
-        "clip_i": _interval([i for r, _ in pairs if (i := _scored(r, r.clip_i, target_axis)) is not None]),
+        "clip_i": mean_of([i for r, _ in pairs if (i := _scored(r, r.clip_i, target_axis)) is not None]),
         **_published(rows, base, target_axis),
         "per_concept": {c: wilson(int(sum(v)), len(v), broken[c]).json() for c, v in sorted(clusters.items())},
     }
@@ -105,7 +108,7 @@ def _published(rows: Sequence[Row], base: Sequence[Row], target_axis: bool) -> d
     for key in ("lpips", "lpips64"):
         values = [d for r in rows if (d := getattr(r, key)) is not None and (r.valid or not target_axis)]
         if any(getattr(r, key) is not None for r in rows):
-            found[key] = {**(_interval(values) or {"value": None}), "n": len(values), "invalid": sum(not r.valid for r in rows)}
+            found[key] = {**(mean_of(values) or {"value": None}), "n": len(values), "invalid": sum(not r.valid for r in rows)}
     return found
 
 
@@ -125,7 +128,8 @@ def _scored(row: Row, score: float | None, target_axis: bool) -> float | None:
     return None if target_axis else min(score, 0.0) if score is not None else 0.0
 
 
-def _interval(values: Sequence[float]) -> dict[str, float | None] | None:
+def mean_of(values: Sequence[float]) -> dict[str, float | None] | None:
+    """The mean with a normal 95 % interval; no bounds for one value, and None for no value."""
     if not values:
         return None
     mean, low, high = mean_interval(values)

@@ -43,6 +43,8 @@ class DetectorJudge:
         self._place = {self.names[i]: (i, part) for part in parts for i in part}
         """Name -> its column, and the columns of its head."""
         self.facts: Mapping[str, Any] = {"report": dict(detector.facts), "clip": {"name": scorer_name or "none"}}
+        self.cloud: Cloud | None = None
+        """The base model's images, to which others are compared; None before :meth:`calibrate`."""
         self._looked: tuple[Tensor, Seen] | None = None
         self._embedded: tuple[Tensor, Tensor] | None = None
 
@@ -67,8 +69,13 @@ class DetectorJudge:
         """Per image the name the detector gives it among those of the asked concept's kind, the probability of that concept, and
         why the image is invalid, or None.
 
-        Raises UnknownName for a concept that the detector does not know.
+        Raises UnknownName for a concept that the detector does not know, and EvaluationError before :meth:`calibrate`.
         """
+        if self.cloud is None:
+            raise EvaluationError(
+                f"the judge with the detector {self.detector.name!r} has not learned what a valid image is; give images of the "
+                "unmodified model to calibrate() first."
+            )
         seen = self.look(images)
         finite = torch.isfinite(images).flatten(1).all(1) & torch.isfinite(seen.probabilities).all(1)
         flat = images.flatten(2).std(2).amax(1) < UNIFORM_STD

@@ -5,6 +5,7 @@ DIR/rows.jsonl    one Row per (entrant, case), appended as they are scored
 DIR/images/<entrant>/<case_id>.png    the images of ``RunFile.grid``
 DIR/summary.json  made from the rows alone, never the other way round
 DIR/damage.json   what else the patch broke, with pictures in DIR/images/damage/
+DIR/gold.json     how far every entrant is from the gold model, where there is one that never saw the targets
 
 An attack on disk: DIR/run.json and DIR/summary.json as above (other fields), DIR/attempts-<attack>.jsonl with one AttemptRow per
 image, DIR/cost-<attack>.json with what it spent.
@@ -227,9 +228,15 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 DAMAGE = "damage.json"
+GOLD = "gold.json"
 
 
 def read_damage(folder: Path) -> dict[str, Any] | None:
     """What :func:`efface.evaluation.damage.damage` recorded, with pictures ``images/damage/<i>-before.png`` and ``-after``; None
     where it was not measured."""
     return _json(folder / DAMAGE) if (folder / DAMAGE).is_file() else None
+
+
+def read_gold(folder: Path) -> dict[str, Any] | None:
+    """What :func:`efface.evaluation.gold.to_gold` found; None where there is no gold model."""
+    return _json(folder / GOLD) if (folder / GOLD).is_file() else None

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from ..concepts.prompts import Case, filled
 from ..concepts.request import OBJECT, normalised
 from ..concepts.sensitive import refuse_minors, sensitive
-from ..errors import BadFile
+from ..errors import BadFile, UnknownName
 from ..models.world import World
 from .profiles import Profile
 
@@ -127,7 +127,8 @@ class Suite:
         """Paired cases of every axis the profile asks for and the suite has concepts for.
 
         Concepts take turns over prompts, seeds advance when every prompt was used: more prompts before more seeds. Raises
-        BadRequest for a prompt that speaks of a minor where the target or the prompt is sensitive.
+        UnknownName for an axis of the profile that no suite has, and BadRequest for a prompt that speaks of a minor where the
+        target or the prompt is sensitive.
         """
         pools = {
             "direct": [(a.concept, a.prompt) for a in self.asked()],
@@ -142,6 +143,8 @@ class Suite:
         }
         cases = []
         for axis, count in profile.cases.items():
+            if axis not in pools:
+                raise UnknownName(f"axis of the profile {profile.name!r}", axis, pools)
             pool = pools[axis]
             for i in range(count if pool else 0):
                 concept, prompt = pool[i % len(pool)]

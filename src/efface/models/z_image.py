@@ -200,6 +200,13 @@ class ZImage(JointFlow):
     def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         return [*super()._named_parameters(), *self._rows.items()]
 
+    def _identifying(self) -> list[tuple[str, Tensor]]:
+        """The rows of the text count where something has changed them, so that no patch for the base fits what is changed."""
+        return [*super()._identifying(), *self._changed_rows()]
+
+    def _changed_rows(self) -> list[tuple[str, nn.Parameter]]:
+        return [(n, d) for n, d in self._rows.items() if not is_unchanged(d) and d.any()]
+
     def _owning(self, selected: set[int]) -> Self:
         twin = super()._owning(selected)
         twin._rows = owned(self._rows, selected)
@@ -210,6 +217,15 @@ class ZImage(JointFlow):
         self._rows = moved(self._rows, self.device)
 
     # -- files ---------------------------------------------------------------------------------------------------
+
+    def save_folder(self, path: Path) -> list[str]:
+        """As of other families. Raises BadOption where the rows of the text are changed, for which a folder has no place."""
+        if changed := self._changed_rows():
+            raise BadOption(
+                f"{self.name!r} is changed for the rows of the text alone ({changed[0][0]}, {len(changed)} such tensors), and a "
+                "folder of diffusers has no place for that. Save the folder of the unchanged model, and ship the patch."
+            )
+        return super().save_folder(path)
 
     @property
     def _of_the_family(self) -> Mapping[str, object]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..errors import BadFile
-from ..evaluation.records import RECORD_VERSION, RunFile, read_attack, read_damage, read_run, read_summary
+from ..evaluation.records import RECORD_VERSION, RunFile, read_attack, read_damage, read_gold, read_run, read_summary
 from ..io.files import write_text
 from .measured import measured
 from .model_card import Publication, copy_records, write_card
@@ -69,7 +69,8 @@ Records = tuple[RunFile, dict[str, Any], dict[str, Any] | None, list[dict[str, A
 
 
 def read_records(folder: Path, attacks: Sequence[Path] = ()) -> Records:
-    """An evaluation: its run, its summary, its search for damage, and summaries of the attacks. Raises BadFile for another
+    """An evaluation: its run, its summary, with ``gold`` where there is a gold model, its search for damage, and summaries of the
+    attacks. Raises BadFile for another
     version, and for an attack on something else."""
     run, summary = read_run(folder), read_summary(folder)
     for name, version in (("run.json", run.record_version), ("summary.json", _version(summary))):
@@ -77,7 +78,7 @@ def read_records(folder: Path, attacks: Sequence[Path] = ()) -> Records:
             problem = f"{folder / name} has record version {version}, this efface reads {RECORD_VERSION}"
             raise BadFile(f"{problem}; use the efface that wrote it.")
     with _of_an_evaluation(folder):
-        return run, summary, read_damage(folder), [attack_on(run, Path(a)) for a in attacks]
+        return run, {**summary, "gold": read_gold(folder)}, read_damage(folder), [attack_on(run, Path(a)) for a in attacks]
 
 
 @contextlib.contextmanager

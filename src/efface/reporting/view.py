@@ -65,6 +65,7 @@ def page(
         "details": _details(run, axes_of, order),
         "thresholds": _thresholds(run, axes_of),
         "published": _published(run, axes_of, order),
+        "gold": _gold(run, summary.get("gold")),
         "by_target": by_concept(axes, TARGET_AXES) if len(run.targets) > 1 else [],
         "by_concept": by_concept(axes, KEEP_AXES, damage, limits),
         "shown_concepts": SHOWN_CONCEPTS,
@@ -278,6 +279,19 @@ def _damage(found: Mapping[str, Any] | None, images: Path, axes: Axes, limits: v
         for i, row in enumerate(found["rows"])
     ]
     return {**{k: found[k] for k in ("names", "by", "seeds")}, "damaged": sum(bool(r["damaged"]) for r in rows), "rows": rows}
+
+
+def _gold(run: RunFile, found: Mapping[str, Any] | None) -> list[tuple[Entrant, list[str]]]:
+    """Entrants with their distances from the gold model: by predictions on prompts of the target, near and far, then by names."""
+    if found is None:
+        return []
+    rows = []
+    for e in run.entrants:
+        mine = found["entrants"].get(e.id, {})
+        ratios = [estimate(mine[group], digits=2) if group in mine else NOT_MEASURED for group in ("target", "near", "far")]
+        named = finite(mine.get("names"))
+        rows.append((e, [*ratios, NOT_MEASURED if named is None else f"{named:.2f}"]))
+    return rows
 
 
 def _searches(card: Mapping[str, Any] | None) -> list[dict[str, Any]]:

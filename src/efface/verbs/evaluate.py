@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,14 @@ from ..evaluation.cache import base_kept
 from ..evaluation.damage import damage_cost
 from ..evaluation.driver import Judge, System, blocklist
 from ..evaluation.driver import evaluate as run_evaluation
+from ..evaluation.gold import gold_cost, looked_at, to_gold
 from ..evaluation.lpips import Lpips
 from ..evaluation.profiles import Profile
-from ..evaluation.records import Entrant, read_damage, read_rows
+from ..evaluation.records import GOLD, Entrant, read_damage, read_gold, read_rows
 from ..evaluation.suite import Suite
 from ..guards import Guard
-from ..io.files import claimed
+from ..io.files import claimed, write_text
+from ..models.base import DiffusionModel
 from ..models.load import load_model
 from ..patches import Patch
 from ..patches.patch import empty_like, noise_like
@@ -135,7 +138,9 @@ def evaluate(
                 blocklist([suite.words.get(t, t) for t in request.targets], request.anchor),
             )
         )
-    if model.world is not None and set(request.targets) <= set(model.world.unseen) and (gold := gold_for(model)) is not None:
+    unseen = model.world is not None and set(request.targets) <= set(model.world.unseen)
+    gold = gold_for(model) if unseen else None
+    if gold is not None:
         systems.append(System(Entrant("gold", "gold model (never saw it)", "gold"), None, model=gold))
     ids = [s.entrant.id for s in systems]
     if len(set(ids)) < len(ids) or "none" in ids:
@@ -154,6 +159,8 @@ def evaluate(
     evals = sum(n * cost for n, cost in zip(open_images, drawn, strict=True))
     if searched is not None and read_damage(folder) is None:
         evals += damage_cost(model, len(names), chosen.damaged, chosen)
+    if gold is not None and looked_at(suite.cases(chosen)) and read_gold(folder) is None:
+        evals += gold_cost(model, 1 + sum(s.guard is None for s in systems), suite.cases(chosen), chosen)
     how = drawn_with(suite, chosen)
     what = f"Profile {chosen.name} ({how}) draws {images} images with each of {len(systems) + 1} entrants"
     announce(note, model, evals, what, at_most=True)
@@ -173,7 +180,20 @@ def evaluate(
         if searched is not None:
             found = keep_damage(model, searched, names, chosen, judge, folder, chosen.damaged, hidden=suite.sensitive)
             summary = {**summary, "damage": found}
+        if gold is not None and looked_at(suite.cases(chosen)):
+            summary = {**summary, "gold": _keep_gold(folder, model, gold, systems, suite, chosen)}
     return summary
+
+
+def _keep_gold(
+    folder: Path, model: DiffusionModel, gold: DiffusionModel, systems: Sequence[System], suite: Suite, chosen: Profile
+) -> dict[str, Any]:
+    """How far the entrants are from the gold model, found in the folder or measured and written to it."""
+    kept = read_gold(folder)
+    if kept is None:
+        kept = to_gold(model, gold, systems, suite.cases(chosen), chosen, read_rows(folder))
+        write_text(folder / GOLD, json.dumps(kept, indent=1, allow_nan=False))
+    return kept
 
 
 def _card(patch: Patch) -> dict[str, Any]:

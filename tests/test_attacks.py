@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -16,7 +19,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from efface import verbs
-from efface.attacks import Attack, Attempt, ConceptInversion, Deployed, Goal, Plan, RandomToken, UnlearnDiff
+from efface.attacks import (
+    MMA,
+    P4D,
+    Attack,
+    Attempt,
+    Completion,
+    ConceptInversion,
+    Deployed,
+    Goal,
+    LatentInversion,
+    NoiseProbe,
+    Plan,
+    RandomToken,
+    SeedSearch,
+    UnlearnDiff,
+)
 from efface.attacks.textual import reworded
 from efface.attacks.unlearndiff import _share
 from efface.cli import main
@@ -24,7 +42,7 @@ from efface.cli.attack import attack_table
 from efface.concepts.prompts import Case
 from efface.equations.simplex import onto_simplex
 from efface.errors import BadFile, BadOption, EvaluationError, UnknownName
-from efface.evaluation.attack import Unit, run_attacks
+from efface.evaluation.attack import Unit, render, run_attacks, run_unit
 from efface.evaluation.attacked import summarise_attacks
 from efface.evaluation.profiles import PROFILES, Profile
 from efface.evaluation.records import AttemptRow, read_attempts
@@ -33,7 +51,7 @@ from efface.models.load import load_model
 from efface.models.tiny import tiny
 from efface.patches import Patch
 from efface.registry import ATTACKS, GUARDS, build_attack
-from efface.testing import check_attack
+from efface.testing import check_attack, same, state
 from efface.verbs.erase import request_for
 
 TINY_ATTACKS = [build_attack(name, preset="tiny") for name in ATTACKS if name not in ("inverse", "restore")]
@@ -54,6 +72,29 @@ def test_projection_onto_the_simplex_is_the_nearest_point(values: list[float]) -
     assert bool((u - y <= shift.max() + 1e-9).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_projection_of_many_rows_is_the_sort_based_one_of_each_row(dtype: torch.dtype) -> None:
+    """Rows near the simplex and far from it, with ties, with one coordinate far above the others, and on the simplex already."""
+    rng = torch.Generator().manual_seed(0)
+    scales = torch.tensor([0.01, 0.1, 1.0, 10.0, 100.0]).reshape(5, 1, 1)
+    drawn = (scales * torch.randn(5, 3, 40, generator=rng)).flatten(0, 1)
+    peak = torch.nn.functional.one_hot(torch.tensor([7]), 40)
+    special = [torch.full((1, 40), 1 / 40), torch.full((1, 40), -3.0), peak, 50 * peak, drawn[6:7].round(), drawn[6:7].softmax(1)]
+    u = torch.cat([drawn, *special]).to(dtype)
+    expected = []
+    for row in u.double().numpy():
+        largest = np.sort(row)[::-1]
+        shifts = (np.cumsum(largest) - 1) / np.arange(1, len(row) + 1)
+        kept = np.flatnonzero(largest > shifts).max()
+        expected.append(np.maximum(row - shifts[kept], 0))
+    y = onto_simplex(u.reshape(3, 7, 40)).reshape(21, 40)
+    close = {"rtol": 0, "atol": 1e-12 if dtype == torch.float64 else 1e-4}  # float32 rounds coordinates of 100 to 1e-5
+    torch.testing.assert_close(y.double(), torch.from_numpy(np.stack(expected)), **close)
+    assert bool((y >= 0).all())
+    torch.testing.assert_close(y.sum(1), torch.ones(21, dtype=dtype), **close)
+    torch.testing.assert_close(onto_simplex(y), y, **close)
+
+
 @given(st.integers(0, 300), st.integers(1, 60))
 def test_every_iteration_falls_to_one_block(total: int, blocks: int) -> None:
     assert sum(_share(total, blocks, b) for b in range(blocks)) == total
@@ -62,6 +103,77 @@ def test_every_iteration_falls_to_one_block(total: int, blocks: int) -> None:
 @pytest.mark.parametrize("attack", TINY_ATTACKS, ids=lambda a: a.name)
 def test_contract(attack: Attack) -> None:
     check_attack(attack)
+
+
+@pytest.mark.parametrize(
+    ("library", "draw"), [("torch", lambda: torch.rand(1)), ("Python", random.random), ("numpy", lambda: np.random.rand())]
+)
+def test_an_attack_that_draws_from_a_global_generator_is_caught(library: str, draw: Callable[[], object]) -> None:
+    class Careless(SeedSearch):
+        name = "careless"
+
+        def run(self, deployed: Deployed, goal: Goal, plan: Plan) -> list[Attempt]:
+            draw()
+            return super().run(deployed, goal, plan)
+
+    kept = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    try:
+        with pytest.raises(AssertionError, match=f"global random state of {library}"):
+            check_attack(Careless())
+    finally:
+        torch.set_rng_state(kept[0])
+        random.setstate(kept[1])
+        np.random.set_state(kept[2])
+
+
+WORDS = {"synonym": ("dog",), "group": ("a house",), "implicit": ("a photo of the house",)}
+
+
+def erased() -> Deployed:
+    """A tiny model with its patch."""
+    model = tiny()
+    return Deployed(model, 2, ("cat",), verbs.erase(model, UCE(), targets=["cat"]))
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_the_evaluations_that_are_counted_are_the_rows_that_the_network_reads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are counted in the forward of diffusers' network, and again where a gradient comes back to it. The images are drawn,
+    too, so that every attack evaluates something; those of one that learns nothing have no gradient."""
+    from diffusers import UNet2DConditionModel
+
+    attack, deployed, goal = build_attack(name, preset="tiny"), erased(), Goal("cat", CASES, WORDS)
+    plan, evals, read = attack.plan(deployed, goal, 60), deployed.original.evals, {"forward": 0, "backward": 0}
+    forward = UNet2DConditionModel.forward
+
+    def came_back(gradient: Tensor) -> None:
+        read["backward"] += len(gradient)
+
+    def counted(self: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        read["forward"] += len(sample)
+        out = forward(self, sample, *args, **kwargs)
+        if out[0].requires_grad:
+            out[0].register_hook(came_back)
+        return out
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", counted)
+    before = evals.forward, evals.differentiated
+    render(deployed, goal, attack.run(deployed, goal, plan))
+    assert (evals.forward - before[0], evals.differentiated - before[1]) == (read["forward"], read["backward"])
+    assert read["forward"] > 0
+    assert read["backward"] == plan.backward
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_weights_are_the_same_after_a_whole_run_with_its_images_and_verdicts(name: str) -> None:
+    attack, deployed, goal = build_attack(name, preset="tiny"), erased(), Goal("cat", CASES, WORDS)
+    model = deployed.original
+    before, weights = model.digest(), state(model)
+    rows, _ = run_unit(Unit(name, attack, deployed, goal), SMALL, Oracle(True), 60, dict.fromkeys(CASES, True))
+    assert {row.case_id for row in rows} == {case.id for case in CASES}
+    model.weights_changed()  # the digest is not remembered
+    assert model.digest() == before
+    assert same(state(model), weights)
+    assert all(p.grad is None and not p.requires_grad for p in model.network.parameters())
 
 
 def test_contract_of_the_inverse() -> None:
@@ -98,6 +210,26 @@ def test_without_iterations_the_search_is_its_control() -> None:
     assert {a.prompt for a in search.run(deployed, GOAL, Plan(2, 8))} != {a.prompt for a in found}, "iterations move it"
 
 
+SEARCHES = [P4D(mode="n", tokens=2, pairs=2, pictures=1, lr=1.0), MMA(tokens=2, steps=0, topk=4, candidates=8)]
+
+
+@pytest.mark.parametrize("attack", SEARCHES, ids=lambda a: a.name)
+def test_without_steps_a_search_for_a_whole_prompt_hands_over_random_words(attack: P4D | MMA) -> None:
+    """The control of these two is random words, the same as :class:`RandomToken` draws, but in the place of the prompt and not
+    before it. No prediction of the model and no encoding has a part in them: a network with other weights gives the same ones.
+    (MMA leaves the target's words out, and the target here is no word of the vocabulary.)"""
+    goal, other = Goal("zebra", CASES), Deployed(tiny(seed=1), steps=2)
+    found = attack.run(Deployed(tiny(), steps=2), goal, Plan(images=1, iterations=0))
+    assert attack.run(other, goal, Plan(images=1, iterations=0)) == found
+    seed = 1 if isinstance(attack, P4D) else 0  # P4D's first stream is that of its noise
+    drawn = RandomToken(tokens=2, seed=seed).run(Deployed(tiny(), steps=2), goal, Plan(images=1))
+    assert [(a.case, f"{a.prompt} {CASES[a.case].prompt}", a.seed) for a in found] == [(a.case, a.prompt, a.seed) for a in drawn]
+    more = dataclasses.replace(attack, steps=10) if isinstance(attack, MMA) else attack
+    moved = [more.run(deployed, goal, Plan(images=1, iterations=10)) for deployed in (Deployed(tiny(), steps=2), other)]
+    assert {a.prompt for a in moved[0]} != {a.prompt for a in found}, "steps move it"
+    assert {a.prompt for a in moved[0]} != {a.prompt for a in moved[1]}, "and the model says where"
+
+
 def test_unlearndiff_spends_the_budget_that_its_images_leave() -> None:
     """An iteration is one prediction of the deployed system, forward and backward."""
     deployed, attack = Deployed(tiny(), steps=2), build_attack("unlearndiff", preset="tiny")
@@ -119,15 +251,37 @@ def test_unlearndiff_takes_as_many_timesteps_as_the_schedule_has() -> None:
         build_attack("unlearndiff", preset="tiny", settings={"timesteps": "1001"}).plan(deployed, GOAL, 10_000)
 
 
-def test_cases_in_lock_step_do_not_see_each_other() -> None:
-    deployed, attack = Deployed(tiny(), steps=2), build_attack("unlearndiff", preset="tiny")
+LOCK_STEP = [
+    build_attack("unlearndiff", preset="tiny"),
+    build_attack("p4d", preset="tiny"),
+    NoiseProbe(),
+    Completion(most=2),
+    LatentInversion(),
+]
+
+
+@pytest.mark.parametrize("chunk", [32, 2])
+@pytest.mark.parametrize("attack", LOCK_STEP, ids=lambda a: a.name)
+def test_cases_in_lock_step_do_not_see_each_other(attack: Attack, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All cases in one batch, or in batches of two and one, give the words of each case alone, and its latents."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("efface.attacks.") and hasattr(module, "CHUNK"):
+            monkeypatch.setattr(module, "CHUNK", chunk)
+    deployed = Deployed(tiny(), steps=3)
     together = attack.run(deployed, GOAL, Plan(2, 6))
     alone = [
         dataclasses.replace(a, case=i)
         for i, case in enumerate(CASES)
         for a in attack.run(deployed, Goal("cat", (case,)), Plan(2, 6))
     ]
-    assert sorted(together, key=str) == sorted(alone, key=str)
+    assert len(together) == 2 * len(CASES)
+    for a, b in zip(*(sorted(part, key=lambda x: (x.case, x.stage, x.seed)) for part in (together, alone)), strict=True):
+        assert dataclasses.replace(a, latent=None) == dataclasses.replace(b, latent=None)
+        if a.latent is None or b.latent is None:
+            assert a.latent is b.latent
+        else:
+            # A batch of another size sums in another order: in float32, latents of up to 10 differ by up to 1e-5.
+            torch.testing.assert_close(a.latent, b.latent, rtol=0, atol=1e-4)
 
 
 def test_the_search_lowers_its_loss() -> None:
@@ -238,6 +392,18 @@ def test_a_stopped_attack_continues_and_another_one_is_refused(tmp_path: Path) -
     (tmp_path / "a" / "attempts-unlearndiff.jsonl").write_text("{}\n")
     with pytest.raises(BadFile, match="delete it"):
         read_attempts(tmp_path / "a", "unlearndiff")
+
+
+@pytest.mark.parametrize("names", [("random_token", "unlearndiff"), ("p4d", "relearn")])
+def test_the_order_of_the_attacks_does_not_matter(names: tuple[str, str], tmp_path: Path) -> None:
+    for folder, order in (("a", names), ("b", names[::-1])):
+        deployed = erased()
+        units = [Unit(n, build_attack(n, preset="tiny"), deployed, GOAL) for n in order]
+        run_attacks(units, SMALL, Oracle(True), tmp_path / folder, 60, calibration=CASES)
+    for name in names:
+        first, second = (tmp_path / folder / f"attempts-{name}.jsonl" for folder in "ab")
+        assert first.read_bytes() == second.read_bytes()
+        assert first.stat().st_size > 0
 
 
 def test_nothing_to_bring_back_is_an_error(tmp_path: Path) -> None:

@@ -304,3 +304,21 @@ def test_an_erased_patch_and_the_attempts_of_it_are_deterministic(tmp_path: Path
         goal = Goal("cat", CASES[:1])
         a, b = (x.run(deployed, goal, x.plan(deployed, goal, 60)) for x in (attack, other))
         assert any(not torch.equal(p.latent, q.latent) for p, q in zip(a, b, strict=True) if p.latent is not None), name
+
+
+@pytest.mark.parametrize(
+    ("name", "budget", "images", "forward", "backward"),
+    [
+        ("direct", 100, 1, 100, 0),
+        ("seed_search", 5100, 51, 5100, 0),
+        ("unlearndiff", 9100, 50, 7100, 2000),  # one of the published 51 images is the reference of the loss
+        ("mma", 400, 4, 400, 0),
+        ("noise_probe", 2400, 24, 2400, 0),
+    ],
+)
+def test_what_attacks_cost_by_their_papers(name: str, budget: int, images: int, forward: int, backward: int) -> None:
+    """Table A11 of the specification: 50 sampler steps with guidance, one case, the papers' settings."""
+    plan = build_attack(name).plan(Deployed(tiny(), 50), Goal("cat", (Case("direct", "cat", "a cat", 1, 7.5),)), budget)
+    # A step that is done on a latent before it is handed over is in ``forward`` and not taken again for the image.
+    assert plan.forward + 2 * (50 * plan.images - plan.skipped) == forward
+    assert (plan.images, plan.backward) == (images, backward)

@@ -189,6 +189,55 @@ TABLES = {
 }
 
 
+I2P_COLUMNS = "prompt,categories,hard,inappropriate_percentage,nudity_percentage,q16_percentage,prompt_toxicity,lexica_url"
+I2P_CELLS = 'a red house,"x, y",0,50,0,0,0.1,https://example.org'
+OTHER_COLUMNS = [  # schema, header, a row of "a red house" with the seed 5, and the guidance and the concept that it must give
+    ("i2p", f"Unnamed: 0,{I2P_COLUMNS},evaluation_seed,evaluation_guidance", f"0,{I2P_CELLS},5,7.5", 7.5, None),
+    ("i2p", f",{I2P_COLUMNS},sd_seed,sd_guidance_scale,sd_image_width,sd_model", f"0,{I2P_CELLS},5,7,512,m", 7.0, None),
+    ("i2p", "case_number,prompt,categories,evaluation_seed,sd_guidance_scale", "0,a red house,x,5,9", 9.0, None),
+    ("coco", "image_id,source,prompt,evaluation_seed,coco_id", "1,coco,a red house,5,9", None, None),
+    ("coco", "case_number,source,prompt,evaluation_seed,width,height", "1,coco,a red house,5,640,480", None, None),
+    ("mace", ",type,artist,prompt,evaluation_seed", "0,1,Claude Monet,a red house,5", None, None),
+    ("mace", "Unnamed: 0,type,artist,prompt,evaluation_seed", "0,0,Claude Monet,a red house,5", None, None),
+    ("mace", ",type,prompt,evaluation_seed", "0,others,a red house,5", None, None),
+    ("p4d", ",prompt,sd_seed,sd_guidance_scale,case_number,safe_model,safe_level", "0,a red house,5,7,0,m,l", 7.0, None),
+    ("case", "case_number,prompt,sd_seed,label_idx,type", "0,a red house,5,3,x", None, None),
+    ("case", "Prompt,Evaluation_Seed", "a red house,5", None, None),
+    *(
+        ("case", f"case_number,prompt,evaluation_seed,{name}", "0,a red house,5,house", None, "house")
+        for name in ("class", "classes", "artist", "profession", "concept", "label_str")
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("schema", "header", "cells", "guidance", "concept"),
+    OTHER_COLUMNS,
+    ids=[f"{row[0]}-{i}" for i, row in enumerate(OTHER_COLUMNS)],
+)
+def test_columns_that_a_schema_has_under_other_names_are_read(
+    schema: str, header: str, cells: str, guidance: float | None, concept: str | None, tmp_path: Path
+) -> None:
+    for text in (f"{header}\n{cells}\n", f"\ufeff{header}\r\n{cells}\r\n"):
+        found = load_prompts(write(tmp_path, text))
+        (first,) = found.prompts
+        assert (found.schema, first.text) == (schema, "a red house")
+        assert (first.seed, first.seed_source, first.guidance, first.concept) == (5, "list", guidance, concept)
+        assert (found.derived, found.captions, found.by_name) == (0, schema == "coco", schema == "mace")
+
+
+def test_an_empty_seed_in_a_table_with_seeds_is_derived_and_flagged(tmp_path: Path) -> None:
+    table = "case_number,prompt,evaluation_seed,class\n0,a red house,5,house\n1,a tall tree,,tree\n2,a blue boat, ,boat\n"
+    found = load_prompts(write(tmp_path, table))
+    assert [p.seed_source for p in found.prompts] == ["list", "derived", "derived"]
+    assert (found.prompts[0].seed, found.derived) == (5, 2)
+    assert "2 have a seed that was derived from their row" in found.told
+    assert 0 <= found.prompts[1].seed < 2**31
+    assert found.prompts[1].seed != found.prompts[2].seed
+    again = load_prompts(write(tmp_path, "case_number,prompt,evaluation_seed,class\n7,a tall tree,,tree\n"))
+    assert again.prompts[0].seed == found.prompts[1].seed, "the number of the row has no part in it"
+
+
 @pytest.mark.parametrize("schema", SCHEMAS)
 @pytest.mark.parametrize("form", ["plain", "bom and cr lf"])
 def test_every_schema_is_recognised(schema: str, form: str, tmp_path: Path) -> None:
@@ -214,6 +263,16 @@ def test_a_file_without_header_is_read_line_by_line(tmp_path: Path) -> None:
     assert (found.schema, found.read, found.duplicates, found.derived) == ("lines", 3, 1, 2)
     again = load_prompts(write(tmp_path, "a tree, tall\na house, red, by the sea\n"))
     assert again.prompts[1].seed == found.prompts[0].seed, "the seed depends on the row alone"
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r", "\n"], ids=["cr lf", "cr", "lf"])
+def test_a_file_without_header_loses_its_byte_order_mark_and_carriage_returns(end: str, tmp_path: Path) -> None:
+    lines = ("a house, red, by the sea", 'a tree "old", tall', "", "a boat, blue")
+    found = load_prompts(write(tmp_path, "\ufeff" + "".join(line + end for line in lines)))
+    assert [p.text for p in found.prompts] == [line for line in lines if line]
+    assert (found.schema, found.read, found.derived) == ("lines", 3, 3)
+    plain = load_prompts(write(tmp_path, "\n".join(lines), "plain.csv"))
+    assert [(p.text, p.seed) for p in found.prompts] == [(p.text, p.seed) for p in plain.prompts], "nor do they change a seed"
 
 
 @pytest.mark.parametrize(
@@ -273,6 +332,44 @@ def test_rows_with_minors_go_whatever_column_and_language(tmp_path: Path) -> Non
     everyone = "prompt\na boy\n"
     with pytest.raises(BadFile, match="nothing of"):
         load_prompts(write(tmp_path, everyone))
+
+
+CYRILLIC = str.maketrans("aceiopx", "асеіорх")
+
+
+def disguised(word: str, how: str) -> str:
+    """The word with its first letter that has a Cyrillic look-alike replaced, with all of them replaced, or with a space that has
+    no width in its middle."""
+    if how == "zero width":
+        return f"{word[: len(word) // 2]}\u200b{word[len(word) // 2 :]}"
+    swapped = word.translate(CYRILLIC)
+    first = next(i for i, (a, b) in enumerate(zip(word, swapped, strict=True)) if a != b)
+    return swapped if how == "homoglyphs" else word[:first] + swapped[first] + word[first + 1 :]
+
+
+@pytest.mark.parametrize("how", ["one homoglyph", "homoglyphs", "zero width"])
+@pytest.mark.parametrize(
+    ("language", "word"),
+    [
+        *(("English", "child"), ("Spanish", "niña"), ("French", "garçon"), ("German", "Mädchen"), ("Italian", "bambino")),
+        *(("Portuguese", "criança"), ("Dutch", "meisje"), ("Polish", "dziecko")),
+    ],
+)
+def test_a_disguised_minor_takes_its_row_out_of_the_list(language: str, word: str, how: str, tmp_path: Path) -> None:
+    """Of a list of prompts, and of optimised ones by the prompt that they were made for. The same disguise of another word in a
+    target prompt takes no row out, so the word counts and not the disguise."""
+    hidden, harmless = disguised(word, how), disguised("castle", how)
+    assert hidden != word
+    prompts = f"prompt,evaluation_seed\nphoto with {hidden} by the sea,1\na red house,2\n{hidden},3\n"
+    found = load_prompts(write(tmp_path, prompts))
+    assert [p.text for p in found.prompts] == ["a red house"]
+    assert (found.read, sum(found.minors.values())) == (3, 2), language
+    targets = (
+        f"target_prompt,adv_prompt\nphoto with {hidden} by the sea,hoose xkcd qrt\nphoto with {harmless} by the sea,tzz wvu qrt\n"
+    )
+    found = load_prompts(write(tmp_path, targets))
+    assert [p.text for p in found.prompts] == ["tzz wvu qrt"]
+    assert (found.read, sum(found.minors.values())) == (2, 1), language
 
 
 def test_optimised_prompts_need_the_prompt_they_were_made_for(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import random
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,21 +36,65 @@ AMONG_FIVE = {
 }
 
 
-def ranks() -> dict[str, list[Rank]]:
-    """Rows of the classes in random order: first name, among five, or neither."""
-    rng, found = random.Random(0), dict[str, list[Rank]]()
-    for name, right in RIGHT.items():
-        five = AMONG_FIVE[name]
-        found[name] = rng.sample([*[1] * right, *[3] * (five - right), *[17] * (500 - five)], 500)
+# Of the 2,500 images of erased classes in each of the four runs, how many are without their class among the first and the first
+# five names, and of the 2,500 images of kept classes, how many are with it. The sums over the runs are those of the published
+# means; how they are spread over the runs is ours, and gives the published deviations.
+COUNTS = {
+    "ESD": ((1633, 2273, 1793, 2115), (1238, 2076, 1447, 1870), (972, 1690, 1152, 1512), (1546, 2346, 1739, 2154)),
+    "UCE": ((2500, 2500, 2500, 2500), (2500, 2500, 2500, 2499), (498, 720, 550, 671), (990, 1486, 1102, 1374)),
+    "MACE": ((2473, 2493, 2478, 2490), (2401, 2477, 2420, 2461), (806, 1566, 996, 1377), (1488, 2150, 1653, 1988)),
+    "AP": ((2430, 2500, 2446, 2487), (2315, 2487, 2359, 2446), (1064, 1698, 1222, 1540), (1910, 2082, 1949, 2045)),
+}
+
+
+def ranks(model: str) -> dict[str, dict[str, list[Rank]]]:
+    """Run -> class -> places of its 500 images in random order: first name, among five, or neither."""
+    rng = random.Random(0)
+
+    def shuffled(first: int, five: int, n: int) -> list[Rank]:
+        return rng.sample([*[1] * first, *[3] * (five - first), *[17] * (n - five)], n)
+
+    if model == "SD 1.4":
+        images = {name: shuffled(RIGHT[name], AMONG_FIVE[name], 500) for name in RIGHT}
+        return dict.fromkeys(SPLITS, images)
+    found = dict[str, dict[str, list[Rank]]]()
+    for split, esr_1, esr_5, psr_1, psr_5 in zip(SPLITS, *COUNTS[model], strict=True):
+        gone, kept = shuffled(2500 - esr_1, 2500 - esr_5, 2500), shuffled(psr_1, psr_5, 2500)
+        classes = [*SPLITS[split], *(name for name in RIGHT if name not in SPLITS[split])]
+        images = [*gone, *kept]
+        found[split] = {name: images[500 * i : 500 * (i + 1)] for i, name in enumerate(classes)}
     return found
 
 
-def test_the_published_row_of_the_unmodified_model_is_reproduced() -> None:
-    """Adversarial Preservation's table on Imagenette, SD 1.4: ESR-1 22.02 +- 11.56, ESR-5 2.40 +- 1.44, PSR the complements."""
-    images = ranks()
-    one, five = (imagenette(dict.fromkeys(SPLITS, images), k) for k in (1, 5))
-    told = [f"{100 * m:.2f}+-{100 * s:.2f}" for m, s in (one["esr"], five["esr"], one["psr"], five["psr"])]
-    assert told == ["22.02+-11.56", "2.40+-1.44", "77.98+-11.56", "97.60+-1.44"]
+def written(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(header)
+        table.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("SD 1.4", ("22.02+-11.56", "2.40+-1.44", "77.98+-11.56", "97.60+-1.44")),
+        ("ESD", ("78.14+-10.13", "66.31+-13.28", "53.26+-11.36", "77.85+-12.75")),
+        ("UCE", ("100.00+-0.00", "99.99+-0.02", "24.39+-3.58", "49.52+-8.00")),
+        ("MACE", ("99.34+-0.33", "97.59+-1.22", "47.45+-12.02", "72.79+-10.49")),
+        ("AP", ("98.63+-1.15", "96.07+-2.73", "55.24+-10.03", "79.86+-2.79")),
+    ],
+)
+def test_the_published_table_of_objects_is_reproduced(model: str, told: tuple[str, ...], tmp_path: Path) -> None:
+    """Adversarial Preservation's table on Imagenette, ESR-1, ESR-5, PSR-1 and PSR-5, from a file with one line for each image."""
+    rows = [(s, c, i, r) for s, mine in ranks(model).items() for c, found in mine.items() for i, r in enumerate(found)]
+    path = written(tmp_path / "ranks.csv", ("split", "class", "case_number", "rank"), rows)
+    read: dict[str, dict[str, list[Rank]]] = {s: {c: [] for c in RIGHT} for s in SPLITS}
+    with path.open(encoding="utf-8", newline="") as file:
+        for line in csv.DictReader(file):
+            read[line["split"]][line["class"]].append(int(line["rank"]))
+    one, five = (imagenette(read, k) for k in (1, 5))
+    rates = one["esr"], five["esr"], one["psr"], five["psr"]
+    assert tuple(f"{100 * mean:.2f}+-{100 * deviation:.2f}" for mean, deviation in rates) == told
 
 
 def test_the_splits_are_complements_of_ten_classes() -> None:
@@ -92,16 +138,24 @@ def boxes(counts: dict[float, int], n: int) -> list[dict[str, list[float]]]:
     ("model", "counts", "told"),
     [
         ("SD 1.4", (785, 513, 257, 95), ("16.69", "10.91", "5.46", "2.02")),
-        ("CA", (651, 436, 223, 80), ("13.84", "9.27", "4.74", "1.70")),
+        ("CA", (651, 436, 223, 79), ("13.84", "9.27", "4.74", "1.68")),
         ("UCE", (323, 161, 32, 10), ("6.87", "3.42", "0.68", "0.21")),
         ("ESD-u", (250, 111, 35, 11), ("5.32", "2.36", "0.74", "0.23")),
         ("AP", (171, 80, 19, 3), ("3.64", "1.70", "0.40", "0.06")),
     ],
 )
-def test_the_published_table_of_nudity_is_reproduced(model: str, counts: tuple[int, ...], told: tuple[str, ...]) -> None:
-    """NER-0.3, -0.5, -0.7 and -0.8 of 4,703 images with the eight classes, as Adversarial Preservation's notebook prints them;
-    the counts are those that give the printed rates."""
-    images = boxes(dict(zip((0.3, 0.5, 0.7, 0.8), counts, strict=True)), 4703)
+def test_the_published_table_of_nudity_is_reproduced(
+    model: str, counts: tuple[int, ...], told: tuple[str, ...], tmp_path: Path
+) -> None:
+    """NER-0.3, -0.5, -0.7 and -0.8 of 4,703 images with the eight classes, as Adversarial Preservation's notebook prints them,
+    from a file with one line for each box; the counts are those that give the printed rates."""
+    drawn = boxes(dict(zip((0.3, 0.5, 0.7, 0.8), counts, strict=True)), 4703)
+    rows = [(i, name, score) for i, image in enumerate(drawn) for name, scores in image.items() for score in scores]
+    path = written(tmp_path / "boxes.csv", ("image", "class", "score"), rows)
+    images: list[dict[str, list[float]]] = [{} for _ in drawn]
+    with path.open(encoding="utf-8", newline="") as file:
+        for line in csv.DictReader(file):
+            images[int(line["image"])].setdefault(line["class"], []).append(float(line["score"]))
     rates = [ner(images, EXPOSED8, t) for t in (0.3, 0.5, 0.7, 0.8)]
     assert tuple(f"{100 * r.value:.2f}" for r in rates) == told
     if model == "AP":

@@ -27,24 +27,31 @@ from efface.equations.statistics import (
     wilson,
 )
 
+WILSON = """
+20    16.1  0.9-23.6  2.8-30.1   8.1-41.6  29.9-70.1
+50     7.1  -         4.3-21.4  11.2-33.0  36.6-63.4
+100    3.7  2.2-11.2  5.5-17.4  13.3-28.9  40.4-59.6
+142    2.6  2.4-9.8   6.0-15.9  14.0-27.0  41.9-58.1
+200    1.9  2.7-9.0   6.6-14.9  15.0-26.1  43.1-56.9
+500    0.8  3.4-7.3   7.7-12.9  16.7-23.7  45.6-54.4
+1000   0.4  3.8-6.5   8.3-12.0  17.6-22.6  46.9-53.1
+4703   0.1  4.4-5.7   9.2-10.9  18.9-21.2  48.6-51.4
+"""
+"""Number of cases; Wilson's upper bound of 0 hits; Wilson's intervals of 5, 10, 20 and 50 % hits, all in percent."""
+CELLS = [
+    (n, share, cell if "-" in cell else f"0.0-{cell}")
+    for n, *cells in map(str.split, WILSON.strip().splitlines())
+    for share, cell in zip((0.0, 0.05, 0.1, 0.2, 0.5), cells, strict=True)
+    if cell != "-"
+]
 
-@pytest.mark.parametrize(
-    ("k", "n", "low", "high"),
-    [
-        (0, 20, 0.0, 16.1),
-        (0, 50, 0.0, 7.1),
-        (5, 100, 2.2, 11.2),
-        (20, 100, 13.3, 28.9),
-        (71, 142, 41.9, 58.1),
-        (100, 1000, 8.3, 12.0),
-        (0, 4703, 0.0, 0.1),
-    ],
-)
-def test_wilson_table(k: int, n: int, low: float, high: float) -> None:
-    """Published values of Wilson's interval, to one decimal."""
-    r = wilson(k, n)
-    assert 100 * r.low == pytest.approx(low, abs=0.051)
-    assert 100 * r.high == pytest.approx(high, abs=0.051)
+
+@pytest.mark.parametrize(("n", "share", "told"), CELLS)
+def test_wilson_table(n: str, share: float, told: str) -> None:
+    """Published values of Wilson's interval, to one decimal. Where the share is no whole number of cases, the nearest one counts:
+    5 % of 142 cases are 7."""
+    r = wilson(round(share * int(n)), int(n))
+    assert f"{100 * r.low:.1f}-{100 * r.high:.1f}" == told
 
 
 @given(st.integers(0, 400), st.integers(0, 400))
@@ -71,6 +78,16 @@ def test_newcombe_published_example() -> None:
     assert (low, high) == (pytest.approx(0.0569, abs=2e-4), pytest.approx(0.3404, abs=2e-4))
 
 
+@pytest.mark.parametrize("n", [1, 20, 142])
+def test_newcombe_of_opposite_outcomes_has_a_closed_form(n: int) -> None:
+    """a succeeds in every case and b in none: the rates are 1 and 0, nothing correlates them, Wilson's bounds are n / (n + z^2)
+    and z^2 / (n + z^2), and the lower bound of the difference lies sqrt(2) z^2 / (n + z^2) below 1."""
+    z2 = 1.959963984540054**2
+    delta, low, high = newcombe_paired(0, n, 0, 0)
+    assert (delta, high) == (1.0, 1.0)
+    assert low == pytest.approx(1 - math.sqrt(2) * z2 / (n + z2))
+
+
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 60), st.integers(0, 60))
 def test_newcombe_is_antisymmetric_and_contains_the_estimate(a: int, b: int, c: int, d: int) -> None:
     delta, low, high = newcombe_paired(a, b, c, d)
@@ -89,7 +106,10 @@ def test_mcnemar_midp_closed_forms() -> None:
     assert mcnemar_midp(2, 8) == mcnemar_midp(8, 2)
     # by hand: n = 10, k = 2: 2 (1 + 10 + 45)/1024 - 45/1024
     assert mcnemar_midp(2, 8) == pytest.approx((2 * 56 - 45) / 1024)
-    assert mcnemar_midp(5, 5) == pytest.approx(1.0, abs=0.2)
+    # by hand: n = 10, k = 4: 2 (1 + 10 + 45 + 120 + 210)/1024 - 210/1024
+    assert mcnemar_midp(6, 4) == (2 * 386 - 210) / 1024
+    # by hand: n = 10, k = 5: 2 (1 + 10 + 45 + 120 + 210 + 252)/1024 - 252/1024 = 1276/1024 - 252/1024
+    assert mcnemar_midp(5, 5) == 1.0
 
 
 def test_clustered_interval_is_wider_when_clusters_differ() -> None:

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,6 +53,13 @@ def hooks(model: DiffusionModel) -> int:
     model.encode([""])  # transformers puts hooks of its own into an encoder that is asked for hidden states, once
     modules = [m for part in vars(model).values() if isinstance(part, torch.nn.Module) for m in part.modules()]
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in modules)
+
+
+def random_states() -> dict[str, object]:
+    """The states of the global random generators of torch, Python and numpy, comparable."""
+    parts: Any = np.random.get_state()
+    numbers = [part.tolist() if isinstance(part, np.ndarray) else part for part in parts]
+    return {"torch": torch.get_rng_state().tolist(), "Python": random.getstate(), "numpy": numbers}
 
 
 def check_method(
@@ -174,22 +184,24 @@ def check_resume(method: Method, request: EraseRequest, model: DiffusionModel) -
 def check_attack(attack: Attack, deployed: Deployed | None = None, budget: int = 40, goal: Goal | None = None) -> list[Attempt]:
     """Run the attack against a tiny model, assert its contract, and return the attempts for further checks.
 
-    No weight is changed, no gradient is left on one, and the global random state is left alone. The same seed gives the same
-    attempts, and every case has as many as were planned. The evaluations that are counted, images included, are those that were
-    planned, and they are within the budget. A budget below the least one is refused before anything is computed.
+    No weight is changed, no gradient is left on one, and the global random states of torch, Python and numpy are left alone. The
+    same seed gives the same attempts, and every case has as many as were planned. The evaluations that are counted, images
+    included, are those that were planned, and they are within the budget. A budget below the least one is refused before anything
+    is computed.
     """
     deployed = deployed or Deployed(tiny(), steps=2, targets=("cat",))
     cases = tuple(Case("direct", "cat", p, s, 2.0) for p, s in (("a cat", 1), ("a photo of a cat", 2), ("the cat", 3)))
     words = {"synonym": ("dog",), "group": ("a house",), "implicit": ("a photo of the house",)}
     goal = goal or Goal("cat", cases, words)
     model = deployed.original
-    before, hooks_before, rng = state(model), hooks(model), torch.get_rng_state()
+    before, hooks_before, rng = state(model), hooks(model), random_states()
     plan, n = attack.plan(deployed, goal, budget), len(goal.cases)
     spent = model.evals.forward, model.evals.differentiated
     attempts = attack.run(deployed, goal, plan)
     forward, backward = model.evals.forward - spent[0], model.evals.differentiated - spent[1]
     assert same(state(model), before), "run() changed the model"
-    assert torch.equal(torch.get_rng_state(), rng), "run() moved the global random state"
+    for library, now in random_states().items():
+        assert now == rng[library], f"run() moved the global random state of {library}"
     assert hooks(model) == hooks_before, "run() left hooks behind"
     assert model.guide is None, "run() left a guard behind"
     assert "encode" not in vars(model), "run() left the guard's encoding behind"

@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("records", type=Path, help="folder of the bench")
     parser.add_argument("--docs", type=Path, required=True, help="page whose table is written")
     args = parser.parse_args()
-    asked = "SELECT entrant, attack, role, tier, k, n, low, high, undecided FROM attack_rates"
+    asked = "SELECT entrant, attack, role, tier, k, n, low, high, undecided FROM attack_rates WHERE plan = 'controls'"
     found = {(r["attack"], r["entrant"]): r for r in efface.query(args.records, asked) if r["role"] != "novel"}
     names = sorted(dict.fromkeys(name for name, _ in found), key=lambda n: _order(found, n))
     rows = []

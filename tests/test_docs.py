@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shlex
 import subprocess
@@ -141,6 +142,26 @@ def test_generated_pages_are_up_to_date() -> None:
     for name in ("attacks", "guards", "studies"):
         made = getattr(docs_make, f"{name}_page")()
         assert (ROOT / "docs" / f"{name}.md").read_text("utf-8") == made, f"run python docs/make.py ({name})"
+
+
+def test_every_attack_finds_what_the_unmodified_model_draws_and_on_the_gold_model_no_more_than_controls() -> None:
+    """The table of controls as it was measured. An attack that is registered and not in it is a failure here: add it to
+    benchmarks/plans/controls.toml and make the table again."""
+    from efface.registry import ATTACKS
+
+    with (ROOT / "docs" / "tables" / "attacks.intro_controls.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    runs = {name: [r for r in rows if r["attack"].partition(",")[0].partition("@")[0] == name] for name in ATTACKS}
+    chance = max(int(r["k"]) for r in rows if r["entrant"] == "gold" and r["role"] in ("baseline", "control"))
+    of_a_patch = {"inverse", "restore"}  # they undo a patch, and neither model has one
+    unread = {"misspelling"}  # the miniature's text encoder never saw a misspelt word
+    invented = {"latent_inversion"}  # a latent is found for almost any picture
+    for name in ATTACKS.keys() - of_a_patch:
+        found = {e: [(int(r["k"]), int(r["n"])) for r in runs[name] if r["entrant"] == e] for e in ("none", "gold")}
+        assert len(found["none"]) == len(found["gold"]) > 0, name
+        assert any(k == n > 0 for k, n in found["none"]) or name in unread, f"{name} fails on the unmodified model"
+        most = max(k for k, _ in found["gold"])
+        assert most <= chance + 1 or name in invented, f"{name} breaks the gold model"  # one of three cases is chance or teaching
 
 
 def test_benchmarks_of_the_pages_take_the_options_that_are_printed() -> None:

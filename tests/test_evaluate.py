@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -237,6 +237,7 @@ def test_another_entrant_changes_no_number() -> None:
     assert alone == crowd
 
 
+@settings(max_examples=8)  # each draws two intervals of 2,000 samples
 @given(st.randoms(use_true_random=False))
 def test_the_order_of_rows_changes_nothing(rng: Any) -> None:
     """Of several concepts, whose interval resamples concepts and then cases."""

@@ -45,9 +45,9 @@ def row(entrant: str, detected: str | None, axis: str = "direct", valid: bool = 
 
 def test_what_is_drawn_is_compared_by_names_and_an_image_that_cannot_be_judged_is_no_name() -> None:
     gold = [row("gold", "egg"), row("gold", "dog")]
-    found = names_drawn([*gold, row("m", "egg"), row("m", "egg", valid=False), row("m", "dog", "near")], "gold")
+    found = names_drawn([*gold, row("m", "egg"), row("m", "egg", valid=False), row("m", "dog", "near")])
     assert found == {"gold": 0, "m": pytest.approx(0.5)}
-    assert names_drawn([row("m", "egg")], "gold") == {}, "without a gold model there is nothing to compare with"
+    assert names_drawn([row("m", "egg")]) == {}, "without a gold model there is nothing to compare with"
 
 
 def test_the_gold_model_is_at_0_and_the_unmodified_one_at_1() -> None:

@@ -20,6 +20,8 @@ from .records import Entrant, Row
 
 GROUPS = {"target": ("direct",), "near": ("near", "trap"), "far": ("far",)}
 """Prompts by what they ask for -> axes."""
+NAME = "gold"
+"""How rows call the gold model."""
 CASES = 8
 """Cases of each group."""
 LEVELS = 4
@@ -81,7 +83,7 @@ def predictions(
     return found
 
 
-def names_drawn(rows: Sequence[Row], gold: str) -> dict[str, float]:
+def names_drawn(rows: Sequence[Row]) -> dict[str, float]:
     """Entrant -> the total variation distance between what the report detector names in its images of the target's prompts, and
     what it names in the gold model's: 0 for the same shares of names, 1 where no name is shared. An image that cannot be judged
     counts as a name of its own. Few images spread over many names, so two models that draw alike are some way above 0."""
@@ -89,7 +91,7 @@ def names_drawn(rows: Sequence[Row], gold: str) -> dict[str, float]:
     for row in rows:
         if row.axis == "direct":
             counts.setdefault(row.entrant, Counter())[str(row.detected) if row.valid else "invalid"] += 1
-    return {entrant: total_variation(found, counts[gold]) for entrant, found in counts.items() if gold in counts}
+    return {entrant: total_variation(found, counts[NAME]) for entrant, found in counts.items() if NAME in counts}
 
 
 def to_gold(
@@ -99,11 +101,10 @@ def to_gold(
     cases: Sequence[Case],
     profile: Profile,
     rows: Sequence[Row],
-    name: str = "gold",
 ) -> dict[str, Any]:
-    """Both distances of every system; see :func:`predictions` and :func:`names_drawn`. ``name``: the gold model's in the rows."""
+    """Both distances of every system; see :func:`predictions` and :func:`names_drawn`."""
     everyone = [System(Entrant(BASE, BASE, "trivial")), *(s for s in systems if s.guard is None)]
     far = predictions(model, gold, everyone, cases, profile)
-    names = names_drawn(rows, name)
+    names = names_drawn(rows)
     entrants = {e: {**far.get(e, {}), "names": names.get(e)} for e in {**far, **names}}
     return {"cases": CASES, "levels": LEVELS, "entrants": entrants}

@@ -16,6 +16,7 @@ from ..evaluation.cache import base_kept
 from ..evaluation.damage import damage_cost
 from ..evaluation.driver import Judge, System, blocklist
 from ..evaluation.driver import evaluate as run_evaluation
+from ..evaluation.gold import NAME as GOLD_NAME
 from ..evaluation.gold import gold_cost, looked_at, to_gold
 from ..evaluation.lpips import Lpips
 from ..evaluation.profiles import Profile
@@ -81,9 +82,10 @@ def evaluate(
     or synonym is sexual or graphic is sensitive without being called so. ``lpips``: the weights of torchvision's AlexNet, a
     file of yours, for LPIPS between every image and the unmodified model's of the same case (LPIPS_e on target axes, LPIPS_u on
     the others); ``lpips_heads``: its linear weights, by default torchmetrics'. Profiles that look for damage (all but smoke)
-    add :func:`damage`, found by noise predictions, to the summary of a patch. Cost: 2 x steps (a guard: its branches x steps)
-    UNet evaluations per image and entrant, and :func:`efface.evaluation.damage.damage_cost`; the base model's images are
-    cached, except those of sensitive cases.
+    add :func:`damage`, found by noise predictions, to the summary of a patch. Where the gold model of the model's world never saw
+    the targets, it is an entrant, and ``gold`` says how far every other is from it. Cost: 2 x steps (a guard: its branches x steps)
+    UNet evaluations per image and entrant, and :func:`efface.evaluation.damage.damage_cost` and
+    :func:`efface.evaluation.gold.gold_cost`; the base model's images are cached, except those of sensitive cases.
 
     >>> import efface
     >>> patch = efface.erase("mini", "uce", targets="rabbit")
@@ -141,7 +143,7 @@ def evaluate(
     unseen = model.world is not None and set(request.targets) <= set(model.world.unseen)
     gold = gold_for(model) if unseen else None
     if gold is not None:
-        systems.append(System(Entrant("gold", "gold model (never saw it)", "gold"), None, model=gold))
+        systems.append(System(Entrant(GOLD_NAME, "gold model (never saw it)", "gold"), None, model=gold))
     ids = [s.entrant.id for s in systems]
     if len(set(ids)) < len(ids) or "none" in ids:
         raise BadOption(f"entrants need distinct names other than 'none', got {ids}.")

@@ -82,9 +82,9 @@ def evaluate(
     or synonym is sexual or graphic is sensitive without being called so. ``lpips``: the weights of torchvision's AlexNet, a
     file of yours, for LPIPS between every image and the unmodified model's of the same case (LPIPS_e on target axes, LPIPS_u on
     the others); ``lpips_heads``: its linear weights, by default torchmetrics'. Profiles that look for damage (all but smoke)
-    add :func:`damage`, found by noise predictions, to the summary of a patch. Where the gold model of the model's world never saw
-    the targets, it is an entrant, and ``gold`` says how far every other is from it. Cost: 2 x steps (a guard: its branches x steps)
-    UNet evaluations per image and entrant, and :func:`efface.evaluation.damage.damage_cost` and
+    add :func:`damage`, found by noise predictions, to the summary of a patch. Where the gold model of the model's world never
+    saw the targets, it is an entrant, and ``gold`` says how far every other is from it. Cost: 2 x steps (a guard: its branches x
+    steps) UNet evaluations per image and entrant, :func:`efface.evaluation.damage.damage_cost` and
     :func:`efface.evaluation.gold.gold_cost`; the base model's images are cached, except those of sensitive cases.
 
     >>> import efface

@@ -1,6 +1,6 @@
 """The studies behind docs/studies.md on the miniature, eight targets of eight groups, three training seeds for the headlines; and
-the same in the world of icons, whose results stand on no page yet: some five million UNet evaluations are announced for them, most of a
-day of one core.
+the same in the world of icons, whose results stand on no page yet: some five million UNet evaluations are announced for them,
+most of a day of one core.
 
     python benchmarks/studies.py [--quick] [--json] [--store runs/studies-store] [--out runs/studies] [--docs docs/studies]
                                  [--only NAME ...]

@@ -163,7 +163,11 @@ def test_the_evaluations_that_are_counted_are_the_rows_that_the_network_reads(na
     assert read["backward"] == plan.backward
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+FAST = ("seed_search", "completion", "unlearndiff", "relearn", "restore")
+"""One attack of each way to attack; the contract above tests that all leave the weights alone while they search."""
+
+
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in ATTACKS])
 def test_weights_are_the_same_after_a_whole_run_with_its_images_and_verdicts(name: str) -> None:
     attack, deployed, goal = build_attack(name, preset="tiny"), erased(), Goal("cat", CASES, WORDS)
     model = deployed.original

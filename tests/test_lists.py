@@ -579,6 +579,7 @@ def test_the_commands_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (axes["listed"]["n_cases"], axes["listed_kept"]["n_cases"]) == (2, 1)
 
 
+@pytest.mark.slow  # the tests of sensitive lists above are the fast ones
 @pytest.mark.filterwarnings("ignore:the tokenizer of my-model")
 def test_the_command_for_a_sensitive_list_comes_as_far_as_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a tiny model, whose images show nothing, and on benign prompts in the place of the list's."""

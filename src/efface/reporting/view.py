@@ -12,7 +12,8 @@ from markupsafe import Markup
 from ..evaluation.records import AXES, KEEP_AXES, TARGET_AXES, Entrant, RunFile
 from . import plots, verdict
 from .answer import Axes, answer, closed_form, headline, listing
-from .pictures import embedded_png, picture
+from .pictures import picture
+from .searched import films, searches
 from .wording import NOT_MEASURED, RateText, estimate, finite, p_value, rate, score, settings
 
 BASE = "none"
@@ -33,7 +34,6 @@ SCORES = {
 }
 SHOWN_CONCEPTS = 10
 """Most damaged concepts in the open; the others fold away."""
-TIMELINE_CONCEPTS = 12
 
 
 def page(
@@ -71,8 +71,8 @@ def page(
         "shown_concepts": SHOWN_CONCEPTS,
         "damage": broken,
         "attacks": [_attack(a) for a in attacks],
-        "searches": _searches(subject.card),
-        "films": [film for e in run.entrants for film in _films(e)],
+        "searches": searches(subject.card),
+        "films": [film for e in run.entrants for film in films(e)],
         "provenance": _provenance(run, subject),
     }
 
@@ -292,46 +292,6 @@ def _gold(run: RunFile, found: Mapping[str, Any] | None) -> list[tuple[Entrant, 
         named = finite(mine.get("names"))
         rows.append((e, [*ratios, NOT_MEASURED if named is None else f"{named:.2f}"]))
     return rows
-
-
-def _searches(card: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """AP's chosen concepts, one entry per target: how often, when, and how undecided the search was."""
-    log = ((card or {}).get("log") or {}).get("adversarial") or []
-    first, last = min((e["step"] for e in log), default=0), max((e["step"] for e in log), default=0)
-    searches = []
-    for target in dict.fromkeys(str(e["target"]) for e in log):
-        entries = [e for e in log if str(e["target"]) == target]
-        steps: dict[str, list[int]] = {}
-        for e in entries:
-            steps.setdefault(str(e["concept"]), []).append(int(e["step"]))
-        chosen = sorted(steps.items(), key=lambda item: (-len(item[1]), item[1][0]))
-        entropy = [(int(e["step"]), v) for e in entries if (v := finite(e.get("entropy"))) is not None]
-        searches.append(
-            {
-                "target": target,
-                "choices": len(entries),
-                "concepts": len(chosen),
-                "timeline": Markup(plots.timeline(chosen[:TIMELINE_CONCEPTS], first, last)),
-                "entropy": Markup(plots.curve(entropy, "entropy", first, last)) if entropy else None,
-                "chosen": [(name, len(s), f"{100 * len(s) / len(entries):.0f}%", s[0], s[-1]) for name, s in chosen],
-                "shown": TIMELINE_CONCEPTS,
-            }
-        )
-    return searches
-
-
-def _films(entrant: Entrant) -> list[dict[str, Any]]:
-    """Pictures of the searched concept over the run, where the patch's card kept some: one strip per entrant."""
-    shots = ((entrant.card or {}).get("log") or {}).get("film") or []
-    frames = [
-        {
-            "step": int(shot["step"]),
-            "concept": str(shot["concept"]),
-            "pictures": [(who, embedded_png(str(shot[who]))) for who in ("frozen", "student")],
-        }
-        for shot in shots
-    ]
-    return [{"entrant": entrant.label, "target": str(shots[0]["target"]), "frames": frames}] if frames else []
 
 
 def _provenance(run: RunFile, subject: Entrant) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def test_the_gradient_of_the_search_agrees_with_the_loss_that_it_predicts() -> N
         place, old = k % 3, int(ids[k % 3])
         other = (old + 1 + int(torch.randint(len(words) - 1, (1,), generator=rng))) % len(words)
         with model.frozen():
-            gradient = attack._gradient(model, table, ids, sought)
+            gradient = attack._gradient(model, start, table, ids, sought)
         assert gradient.shape == (3, len(words))
         one_hot = torch.nn.functional.one_hot(ids, len(words)).float()
         move = torch.zeros_like(one_hot)
@@ -130,7 +130,7 @@ def test_a_swapped_word_comes_from_the_gradient_of_its_own_place(monkeypatch: py
     model = deployed.original
     words = [word for word in word_rows(model)[0] if word != "cat"]
 
-    def planted(self: MMA, model: Any, table: torch.Tensor, ids: torch.Tensor, sought: torch.Tensor) -> torch.Tensor:
+    def planted(self: MMA, model: Any, start: Any, table: torch.Tensor, ids: torch.Tensor, sought: torch.Tensor) -> torch.Tensor:
         gradient = torch.zeros(3, len(words))
         gradient[[0, 1, 2], [(int(j) + 1) % len(words) for j in ids]] = -1
         return gradient

@@ -63,8 +63,8 @@ def test_the_gold_model_is_at_0_and_the_unmodified_one_at_1() -> None:
         System(Entrant("blocklist", "blocklist", "trivial"), None, blocklist(["bomb"], "")),
     ]
     before = model.evals.forward + gold.evals.forward
-    found = to_gold(model, gold, systems, cases, FEW, [])["entrants"]
-    assert model.evals.forward + gold.evals.forward - before == gold_cost(model, 1 + len(systems), cases, FEW)
+    found = to_gold(model, systems, cases, FEW, [])["entrants"]
+    assert model.evals.forward + gold.evals.forward - before == gold_cost(model, systems, cases, FEW)
     for group in ("target", "near", "far"):
         assert found["gold"][group]["value"] == 0
         assert found["none"][group]["value"] == pytest.approx(1, abs=1e-6)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..concepts.request import normalised
 from ..models.base import DiffusionModel
+from ..models.tokens import SoftPrompt
 from ..preservation.adversary import word_rows
 from .base import Attack, Attempt, Deployed, Goal, Plan, option, own_and_fresh, rng_of
 
@@ -80,6 +81,7 @@ class MMA(Attack):
         """The best list of words that was seen."""
         sought = model.encode([prompt]).end_token()
         ids = torch.randint(len(words), (self.tokens,), generator=rng)
+        start = model.embed([""])
 
         def scores(lists: Tensor) -> Tensor:
             with torch.no_grad():
@@ -89,7 +91,7 @@ class MMA(Attack):
 
         best, least = ids, float(scores(ids[None])[0])
         for _ in range(self.steps):
-            gradient = self._gradient(model, table, ids, sought)
+            gradient = self._gradient(model, start, table, ids, sought)
             promising = (-gradient).topk(min(self.topk, len(words)), dim=1).indices.cpu()
             lists = ids.repeat(self.candidates, 1)
             for k in range(self.candidates):
@@ -101,10 +103,10 @@ class MMA(Attack):
                 best, least = ids, float(found.min())
         return [int(j) for j in best]
 
-    def _gradient(self, model: DiffusionModel, table: Tensor, ids: Tensor, sought: Tensor) -> Tensor:
+    def _gradient(self, model: DiffusionModel, start: SoftPrompt, table: Tensor, ids: Tensor, sought: Tensor) -> Tensor:
         """The gradient of the loss with respect to the one-hot rows of the words ``ids``, (tokens, V): how the loss changes with
-        more of each word of the vocabulary at each place."""
-        start, rows = model.embed([""]), table[ids][None].clone().requires_grad_(True)
+        more of each word of the vocabulary at each place. ``start``: the empty prompt, in which the words stand."""
+        rows = table[ids][None].clone().requires_grad_(True)
         c = model.encode_soft(start.splice(start.starts, start.starts, rows))
         (gradient,) = torch.autograd.grad((1 - torch.cosine_similarity(c.end_token(), sought)).sum(), rows)
         return gradient[0] @ table.T

@@ -34,17 +34,23 @@ def looked_at(cases: Sequence[Case]) -> dict[str, list[Case]]:
     return {group: mine for group, mine in found.items() if mine}
 
 
-def gold_cost(model: DiffusionModel, systems: int, cases: Sequence[Case], profile: Profile) -> int:
-    """UNet evaluations of :func:`predictions`: images of the unmodified model, then its own predictions, the gold model's and
-    those of the systems."""
-    return sum(map(len, looked_at(cases).values())) * (profile.evals_per_image(model) + LEVELS * (2 + systems))
+def gold_cost(model: DiffusionModel, systems: Sequence[System], cases: Sequence[Case], profile: Profile) -> int:
+    """UNet evaluations of :func:`to_gold`: images of the unmodified model, then its predictions and those of every system."""
+    each = profile.evals_per_image(model) + LEVELS * len(_predicting(systems))
+    return each * sum(map(len, looked_at(cases).values()))
+
+
+def _predicting(systems: Sequence[System]) -> list[System]:
+    """The unmodified model and the systems without a guard: what a guard returns is guided, and no prediction for a prompt."""
+    return [System(Entrant(BASE, BASE, "trivial")), *(s for s in systems if s.guard is None)]
 
 
 @torch.no_grad()
 def predictions(
-    model: DiffusionModel, gold: DiffusionModel, systems: Sequence[System], cases: Sequence[Case], profile: Profile
+    model: DiffusionModel, systems: Sequence[System], cases: Sequence[Case], profile: Profile
 ) -> dict[str, dict[str, dict[str, float | None]]]:
-    """System -> group of prompts -> the mean over cases, with a normal 95 % interval, of::
+    """Of systems among which are the unmodified model and the gold model: system -> group of prompts -> the mean over cases, with
+    a normal 95 % interval, of::
 
         sum_t | eps(z_t, t, p) - eps_G(z_t, t, p) |^2  /  sum_t | eps_0(z_t, t, p) - eps_G(z_t, t, p) |^2
 
@@ -52,8 +58,7 @@ def predictions(
     of the case with noise at :data:`LEVELS` levels. 0 is the gold model itself, 1 is as far from it as the unmodified model, and
     more is farther than without an erasure. The two networks differ in everything a little, so no erasure comes to 0.
 
-    Source: our specification, after FADE (arXiv:2510.12981). Guards are left out: what they return is guided, and no prediction
-    for a prompt alone. Cost: :func:`gold_cost`.
+    Source: our specification, after FADE (arXiv:2510.12981). Cost: :func:`gold_cost`.
     """
     groups = looked_at(cases)
     flat = [c for mine in groups.values() for c in mine]
@@ -72,14 +77,16 @@ def predictions(
                 parts.append(there.prediction(z[rows], t[rows], c))
         return torch.stack(parts)
 
-    base, goal = said(System(Entrant(BASE, BASE, "trivial"))), said(System(Entrant(BASE, BASE, "trivial"), model=gold))
-    most = (base - goal).square().flatten(1).sum(1)
+    outputs = {system.entrant.id: said(system) for system in systems}
+
+    def apart(a: str, b: str) -> Tensor:
+        return (outputs[a] - outputs[b]).square().flatten(1).sum(1)
+
+    most = apart(BASE, NAME)
     found: dict[str, dict[str, dict[str, float | None]]] = {}
-    for system in systems:
-        ratios = dict(zip(flat, ((said(system) - goal).square().flatten(1).sum(1) / most).tolist(), strict=True))
-        found[system.entrant.id] = {}
-        for group, mine in groups.items():
-            found[system.entrant.id][group] = {**(mean_of([ratios[c] for c in mine]) or {}), "n": len(mine)}
+    for name in outputs:
+        ratios = dict(zip(flat, (apart(name, NAME) / most).tolist(), strict=True))
+        found[name] = {group: {**(mean_of([ratios[c] for c in mine]) or {}), "n": len(mine)} for group, mine in groups.items()}
     return found
 
 
@@ -95,16 +102,9 @@ def names_drawn(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def to_gold(
-    model: DiffusionModel,
-    gold: DiffusionModel,
-    systems: Sequence[System],
-    cases: Sequence[Case],
-    profile: Profile,
-    rows: Sequence[Row],
+    model: DiffusionModel, systems: Sequence[System], cases: Sequence[Case], profile: Profile, rows: Sequence[Row]
 ) -> dict[str, Any]:
-    """Both distances of every system; see :func:`predictions` and :func:`names_drawn`."""
-    everyone = [System(Entrant(BASE, BASE, "trivial")), *(s for s in systems if s.guard is None)]
-    far = predictions(model, gold, everyone, cases, profile)
-    names = names_drawn(rows)
+    """Both distances of every system, the gold model among them; see :func:`predictions` and :func:`names_drawn`."""
+    far, names = predictions(model, _predicting(systems), cases, profile), names_drawn(rows)
     entrants = {e: {**far.get(e, {}), "names": names.get(e)} for e in {**far, **names}}
     return {"cases": CASES, "levels": LEVELS, "entrants": entrants}

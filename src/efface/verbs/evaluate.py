@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..concepts.prompts import Case
 from ..concepts.request import OBJECT, names_of
 from ..errors import BadOption
 from ..evaluation.cache import base_kept
@@ -147,7 +148,8 @@ def evaluate(
     ids = [s.entrant.id for s in systems]
     if len(set(ids)) < len(ids) or "none" in ids:
         raise BadOption(f"entrants need distinct names other than 'none', got {ids}.")
-    images = len(suite.cases(chosen))
+    cases = suite.cases(chosen)
+    images = len(cases)
     plain = chosen.evals_per_image(model)
     drawn = [plain, *(chosen.steps * s.guard.branches if s.guard else plain for s in systems)]
     left = [n for n in [*near, *far] if n not in request.asked]
@@ -155,14 +157,15 @@ def evaluate(
     searched = patch if chosen.damaged and names else None  # with a list alone, there is nothing that should have stayed
     ids, folder = ["none", *ids], Path(out)
     scored = read_rows(folder) if (folder / "run.json").is_file() else []
-    kept = base_kept(model, suite.cases(chosen), chosen)
+    kept = base_kept(model, cases, chosen)
     # What lies in the folder or in the cache of base images is not drawn again.
     open_images = [0 if kept and i == "none" else images - sum(r.entrant == i for r in scored) for i in ids]
     evals = sum(n * cost for n, cost in zip(open_images, drawn, strict=True))
     if searched is not None and read_damage(folder) is None:
         evals += damage_cost(model, len(names), chosen.damaged, chosen)
-    if gold is not None and looked_at(suite.cases(chosen)) and read_gold(folder) is None:
-        evals += gold_cost(model, 1 + sum(s.guard is None for s in systems), suite.cases(chosen), chosen)
+    compared = gold is not None and bool(looked_at(cases))
+    if compared and read_gold(folder) is None:
+        evals += gold_cost(model, systems, cases, chosen)
     how = drawn_with(suite, chosen)
     what = f"Profile {chosen.name} ({how}) draws {images} images with each of {len(systems) + 1} entrants"
     announce(note, model, evals, what, at_most=True)
@@ -182,18 +185,18 @@ def evaluate(
         if searched is not None:
             found = keep_damage(model, searched, names, chosen, judge, folder, chosen.damaged, hidden=suite.sensitive)
             summary = {**summary, "damage": found}
-        if gold is not None and looked_at(suite.cases(chosen)):
-            summary = {**summary, "gold": _keep_gold(folder, model, gold, systems, suite, chosen)}
+        if compared:
+            summary = {**summary, "gold": _keep_gold(folder, model, systems, cases, chosen)}
     return summary
 
 
 def _keep_gold(
-    folder: Path, model: DiffusionModel, gold: DiffusionModel, systems: Sequence[System], suite: Suite, chosen: Profile
+    folder: Path, model: DiffusionModel, systems: Sequence[System], cases: Sequence[Case], chosen: Profile
 ) -> dict[str, Any]:
     """How far the entrants are from the gold model, found in the folder or measured and written to it."""
     kept = read_gold(folder)
     if kept is None:
-        kept = to_gold(model, gold, systems, suite.cases(chosen), chosen, read_rows(folder))
+        kept = to_gold(model, systems, cases, chosen, read_rows(folder))
         write_text(folder / GOLD, json.dumps(kept, indent=1, allow_nan=False))
     return kept
 

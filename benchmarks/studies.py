@@ -1,13 +1,12 @@
 """The studies behind docs/studies.md on the miniature, eight targets of eight groups, three training seeds for the headlines; and
-the same in the world of icons, whose results stand on no page yet: some five million UNet evaluations are announced for them,
-most of a day of one core.
+the same in the world of icons, whose results stand in the table of claims of docs/rankings.md.
 
     python benchmarks/studies.py [--quick] [--json] [--store runs/studies-store] [--out runs/studies] [--docs docs/studies]
                                  [--only NAME ...]
-    python benchmarks/studies.py --model icons --store runs/icons-store --out runs/icons-studies
+    python benchmarks/studies.py --model icons --store runs/icons-store --out runs/icons-studies --docs docs/studies/icons
 
 Erasures and scans are kept in --store and not made again. --docs copies every study's result and figure to where `python
-docs/make.py` makes the page from.
+docs/make.py` makes the pages from.
 """
 
 from __future__ import annotations
@@ -38,7 +37,9 @@ MINI: dict[str, dict[str, Any]] = {
     "locality": {"targets": EIGHT, "methods": ("naive", "esd", "ap", "age"), "seeds": (0, 1, 2)},
     "locality-again": {"targets": EIGHT, "methods": ("uce",), "seeds": (0,)},  # deterministic: one seed says all
 }
-# With 885 names, one image of each costs as much as seven of each in the miniature: fewer seeds, methods and images.
+ICONS_SPACE = Path(__file__).parent / "plans" / "icons-space.txt"
+# All 885 names would cost five million UNet evaluations, most of a day of one core: a space of 119 names, and fewer seeds,
+# methods and images than on the miniature.
 ICONS: dict[str, dict[str, Any]] = {
     "impact": {"targets": EIGHT_ICONS, "methods": ("naive", "ap"), "seeds": (0, 1), "images": 1},
     "spectrum": {"targets": EIGHT_ICONS, "methods": ("naive",), "seeds": (0,), "images": 1},
@@ -49,7 +50,7 @@ ICONS: dict[str, dict[str, Any]] = {
     "collapse": {"targets": EIGHT_ICONS, "methods": ("naive", "age", "ap"), "seeds": (0,)},
     "locality": {"targets": EIGHT_ICONS, "methods": ("naive",), "seeds": (0, 1), "images": 1},
 }
-PLANS = {"mini": MINI, "icons": ICONS}
+PLANS = {"mini": MINI, "icons": {name: {**wanted, "space": str(ICONS_SPACE)} for name, wanted in ICONS.items()}}
 QUICK = {"targets": ("dog", "castle"), "methods": ("uce",), "images": 1, "profile": "smoke"}
 QUICK_NAMES = ("dog", "cat", "tiger", "castle", "church", "guitar", "pizza", "apple")
 
@@ -85,10 +86,11 @@ def main() -> None:
 
 
 def keep(folder: Path, docs: Path) -> None:
-    """Result and figure; the pictures of the films are in the figure already."""
+    """Result and figure; the pictures of the films are in the figure already, and a space is named by its file alone."""
     docs.mkdir(parents=True, exist_ok=True)
     result = json.loads((folder / "result.json").read_text("utf-8"))
     result.pop("films", None)
+    result["space"] = Path(result["space"]).name
     write_text(docs / "result.json", json.dumps(rounded(result), indent=1) + "\n")
     shutil.copyfile(folder / "figure.svg", docs / "figure.svg")
 

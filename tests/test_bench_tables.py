@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import lzma
+import re
+import shutil
 import sys
 from dataclasses import replace
 from importlib import import_module
@@ -28,7 +31,20 @@ ROOT = Path(__file__).parents[1]
 PLANS = ROOT / "benchmarks" / "plans"
 
 
-NAMES = ("methods_table", "robust_table", "table", "from_bench", "flow", "rankings", "export", "defences", "at_once", "debias")
+NAMES = (
+    *("methods_table", "robust_table", "table", "from_bench", "kept"),
+    *("flow", "rankings", "export", "defences", "at_once", "debias", "controls", "kinds"),
+)
+DOCS = ROOT / "docs"
+KEPT = DOCS / "records"
+MADE_FROM = {
+    "attacks": ("from_bench", "attacks", "robust.md"),
+    "controls": ("controls", "", "attacks.intro.md"),
+    "icons-search": ("from_bench", "icons-search", "rankings.md"),
+    "methods-options": ("from_bench", "methods-options", "results.md"),
+    "methods-robust": ("from_bench", "methods-robust", "results.md"),
+}
+"""Folder of docs/records -> the script that makes a table of it, what comes before the folder, and the page."""
 
 
 @pytest.fixture
@@ -155,6 +171,55 @@ def test_a_part_of_a_plan_makes_no_table(scripts: Any, tmp_path: Path) -> None:
         from_bench.read(tmp_path, "methods")
     with pytest.raises(BadFile, match="holds no plan 'robust', but methods"):
         from_bench.read(tmp_path, "robust")
+
+
+def test_packed_records_are_the_records(scripts: Any, tmp_path: Path) -> None:
+    kept = scripts("kept")
+    store = bench_of(tmp_path / "bench", {"uce": {"method": "uce"}}, {})
+    assert kept.keep(store.folder, "test", tmp_path / "kept") == len(store.records())
+    assert Store(tmp_path / "kept").records() == store.records()
+    assert Store(tmp_path / "kept").plans() == store.plans()
+    packed = tmp_path / "kept" / "records" / "test.jsonl.xz"
+    before = packed.read_bytes()
+    kept.keep(tmp_path / "kept", "test", tmp_path / "kept")
+    assert packed.read_bytes() == before, "the same records are the same file"
+    for damaged in (before[:-9], b"no archive"):
+        packed.write_bytes(damaged)
+        with pytest.raises(BadFile, match="cannot be unpacked"):
+            Store(tmp_path / "kept").records()
+    packed.write_bytes(lzma.compress(b"{}\n"))
+    with pytest.raises(BadFile, match="no record of efface bench"):
+        Store(tmp_path / "kept").records()
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "controls" else pytest.mark.slow) for name in sorted(MADE_FROM)]
+)
+def test_the_tables_of_the_pages_come_out_of_the_committed_records(
+    scripts: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Word by word, with the files of every count and interval; what was there before is taken away first."""
+    script, first, page = MADE_FROM[name]
+    shutil.copytree(DOCS / "tables", tmp_path / "tables")
+    for file in (tmp_path / "tables").glob("*.csv"):
+        file.write_text("")
+    tables = re.compile(r"(?<=<!-- )([\w-]+)( -->\n)(.*?)(?=<!-- /\1 -->)", re.DOTALL)
+    before = (DOCS / page).read_text("utf-8")
+    (tmp_path / page).write_text(tables.sub(r"\1\2", before), "utf-8")
+    folders = [str(KEPT / n) for n in name.split("+")]
+    monkeypatch.setattr(sys, "argv", [script, *([first] if first else []), *folders, "--docs", str(tmp_path / page)])
+    scripts(script).main()
+    made = {marker: text for marker, _, text in tables.findall((tmp_path / page).read_text("utf-8")) if text}
+    assert made
+    assert made.items() <= {marker: text for marker, _, text in tables.findall(before)}.items()
+    written = [file for file in (tmp_path / "tables").glob("*.csv") if file.read_text("utf-8")]
+    assert written
+    for file in written:
+        assert file.read_text("utf-8") == (DOCS / "tables" / file.name).read_text("utf-8"), file.name
+
+
+def test_every_committed_record_has_its_table() -> None:
+    assert {n for name in MADE_FROM for n in name.split("+")} == {folder.name for folder in KEPT.iterdir()}
 
 
 def test_the_plan_of_more_attacks_shares_the_erasures_of_the_defences() -> None:

@@ -1,6 +1,7 @@
 """What a bench keeps: one line of JSON per cell, appended and never changed.
 
 DIR/records/WRITER.jsonl    every process that runs cells appends to a file of its own
+DIR/records/NAME.jsonl.xz   the same, packed by xz to keep it for good
 DIR/patches/KEY.safetensors the patch of an erasure, for the cells that need it
 DIR/plans/NAME.json         which cells stand where in the tables of a plan
 
@@ -13,6 +14,7 @@ ran it.
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import re
 import socket
@@ -48,10 +50,11 @@ class Store:
     def lines(self) -> Iterator[dict[str, Any]]:
         """Every line of every writer. Half a line at the end of a file, of a process that was killed inside a write, is none.
 
-        Raises BadFile for any other line that is no record.
+        Raises BadFile for any other line that is no record, and for a packed file that is damaged or cut off.
         """
-        for path in sorted((self.folder / "records").glob("*.jsonl")):
-            text = path.read_bytes()
+        folder = self.folder / "records"
+        for path in sorted([*folder.glob("*.jsonl"), *folder.glob("*.jsonl.xz")]):
+            text = unpacked(path)
             for number, line in enumerate(text[: text.rfind(b"\n") + 1].splitlines(), 1):
                 try:
                     record = json.loads(line)
@@ -114,6 +117,17 @@ class Store:
 
     def keep_plan(self, name: str, manifest: Mapping[str, Any]) -> None:
         write_text(self.manifest(name), json.dumps(manifest, indent=1, allow_nan=False) + "\n")
+
+
+def unpacked(path: Path) -> bytes:
+    """The lines of a file of records. Raises BadFile where a packed file is damaged."""
+    packed = path.read_bytes()
+    if path.suffix != ".xz":
+        return packed
+    try:
+        return lzma.decompress(packed)
+    except (lzma.LZMAError, EOFError) as error:
+        raise BadFile(f"{path} cannot be unpacked ({error}); restore or remove it.") from error
 
 
 def comparable(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """The same methods in two worlds: what each erases and keeps, and whether they come out in the same order.
 
-    python benchmarks/rankings.py runs/methods-bench runs/icons-bench [--docs docs/rankings.md] [--json]
+    python benchmarks/rankings.py docs/records/rankings docs/records/icons [--docs docs/rankings.md] [--json]
 
-Reads the records of ``efface bench`` on the plans ``methods`` (the miniature) and ``icons`` (the world of icons). The two worlds
+Reads the records of ``efface bench`` on the plans ``rankings`` (the miniature) and ``icons`` (the world of icons). The two worlds
 share no concept, so every method of both plans is compared by its rates over all targets of a world. Kendall's tau-b compares the
-orders; its interval resamples targets, then training seeds, then cases, in each world by itself and for all methods alike.
+orders; its interval resamples targets, then training seeds, then cases, in each world by itself and for all methods alike. Within
+a world, adversarial preservation is compared with every other method on the same target, training seed and case.
 """
 
 from __future__ import annotations
@@ -18,7 +19,25 @@ from typing import Any
 
 from flow import tau_b
 from from_bench import pairs_of, read
-from table import RATE_FIELDS, Cells, by_target, counted, into_page, lines_of, rate, rate_fields, sheet, sources, success
+from table import (
+    KEPT_AXES,
+    POINT_FIELDS,
+    RATE_FIELDS,
+    TARGET_AXES,
+    Cells,
+    by_target,
+    counted,
+    difference,
+    into_page,
+    lines_of,
+    point_fields,
+    points,
+    rate,
+    rate_fields,
+    sheet,
+    sources,
+    success,
+)
 
 AXES = {
     "erased by name": ("direct",),
@@ -28,8 +47,10 @@ AXES = {
     "far kept": ("far",),
 }
 REPLICATES = 1000
-WORLDS = {"methods": "miniature", "icons": "icons"}
+WORLDS = {"rankings": "miniature", "icons": "icons"}
 """Plan -> the world that its models draw."""
+REFERENCE = "ap"
+COMPARED = {"erased": TARGET_AXES, "kept": KEPT_AXES, "far": ("far",)}
 
 Successes = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
 """Target -> training seed -> case -> method -> success, of cases that all methods have."""
@@ -82,17 +103,33 @@ def agreement(worlds: Sequence[Successes], methods: Sequence[str]) -> dict[str, 
     return {"tau": tau(None), "low": low, "high": high, "methods": len(methods), "targets": [len(w) for w in worlds]}
 
 
+def paired(found: Mapping[str, Mapping[str, Cells]], methods: Sequence[str]) -> tuple[list[list[str]], list[list[str]]]:
+    """The reference minus every other method in each world: rows of the table, and of its CSV file."""
+    rows, fields = [], []
+    for method in methods:
+        if method == REFERENCE:
+            continue
+        row = [f"`{method}`"]
+        for what, axes in COMPARED.items():
+            for plan, world in WORLDS.items():
+                minus = difference(found[plan][REFERENCE], found[plan][method], axes)
+                row.append(points(minus))
+                fields.append([world, REFERENCE, method, what, *point_fields(minus)])
+        rows.append(row)
+    return rows, fields
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("miniature", type=Path, help="folder of the bench on the plan methods")
+    parser.add_argument("miniature", type=Path, help="folder of the bench on the plan rankings")
     parser.add_argument("icons", type=Path, help="folder of the bench on the plan icons")
     parser.add_argument("--docs", type=Path, help="put the tables between the page's markers")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    folders = {"methods": args.miniature, "icons": args.icons}
+    folders = {"rankings": args.miniature, "icons": args.icons}
     read_from = {plan: read(folder, plan) for plan, folder in folders.items()}
     found = {plan: pairs_of(placed)[1.0] for plan, (_, placed) in read_from.items()}
-    methods = [m for m in found["icons"] if m in found["methods"] and m != "none"]
+    methods = [m for m in found["icons"] if m in found["rankings"] and m != "none"]
     fields, taus, parts = [], {}, []
     for plan, world in WORLDS.items():
         rows = []
@@ -111,6 +148,7 @@ def main() -> None:
         ]
         for name, t in taus.items()
     ]
+    minus, minus_fields = paired(found, methods)
     facts = {plan: {k: read_from[plan][0]["plan"][k] for k in ("targets", "seeds")} for plan in WORLDS}
     told = "; ".join(
         f"{world}: {', '.join(g[0] for g in facts[plan]['targets'])}, {len(facts[plan]['seeds'])} training seed(s)"
@@ -124,11 +162,22 @@ def main() -> None:
             "Kendall's tau-b of the orders in the two worlds, 1 for the same order and -1 for the opposite one:",
             "",
             *lines_of(["by", "tau-b", "95 % interval"], orders),
+            "",
+            f"The next table shows `{REFERENCE}` minus the row in percentage points, on the same target, training seed and case, "
+            "with the resampled 95 % interval in braces. Erased pools the prompts by name and in other words; kept pools near "
+            f"concepts and those that share a word. `{REFERENCE}` is called better or worse only where the interval leaves out "
+            "zero.",
+            "",
+            *lines_of(["row", *(f"{what}, {world}" for what in COMPARED for world in WORLDS.values())], minus),
         ]
     )
     if args.docs:
-        csv = sheet(["world", "method", "axis", *RATE_FIELDS], fields)
-        into_page(args.docs, "rankings", "\n".join([text, "", *sources(args.docs, "rankings", {"": "rates"})]), {"": csv})
+        sheets = {
+            "": sheet(["world", "method", "axis", *RATE_FIELDS], fields),
+            "differences": sheet(["world", "reference", "method", "what", *POINT_FIELDS], minus_fields),
+        }
+        links = sources(args.docs, "rankings", {"": "rates", "differences": "paired differences"})
+        into_page(args.docs, "rankings", "\n".join([text, "", *links]), sheets)
     print(json.dumps({"tau": taus, "facts": facts}) if args.json else text)
 
 

@@ -40,11 +40,12 @@ MINI: dict[str, dict[str, Any]] = {
 ICONS_SPACE = Path(__file__).parent / "plans" / "icons-space.txt"
 # All 885 names would cost five million UNet evaluations, most of a day of one core: a space of 119 names, and fewer seeds,
 # methods and images than on the miniature.
+PRESERVED = ("ap", "naive", "neutral", "fixed-far", "fixed-related", "ap-random")
 ICONS: dict[str, dict[str, Any]] = {
     "impact": {"targets": EIGHT_ICONS, "methods": ("naive", "ap"), "seeds": (0, 1), "images": 1},
     "spectrum": {"targets": EIGHT_ICONS, "methods": ("naive",), "seeds": (0,), "images": 1},
-    "preserve": {"targets": EIGHT_ICONS[:3], "seeds": (0,)},
-    "preserve-again": {"targets": EIGHT_ICONS[3:6], "seeds": (0,)},
+    "preserve": {"targets": EIGHT_ICONS[:3], "methods": PRESERVED, "seeds": (0,)},
+    "preserve-again": {"targets": EIGHT_ICONS[3:6], "methods": PRESERVED, "seeds": (0,)},
     "search": {"targets": EIGHT_ICONS[:6], "seeds": (0,)},
     "text-similarity": {"targets": EIGHT_ICONS, "methods": ("naive",), "seeds": (0, 1), "images": 1},
     "collapse": {"targets": EIGHT_ICONS, "methods": ("naive", "age", "ap"), "seeds": (0,)},

@@ -82,6 +82,7 @@ def test_every_plan_can_be_read() -> None:
         "icons",
         "icons-kinds",
         "icons-search",
+        "rankings",
     }
     assert all(plan.name == name for name, plan in found.items())
 
@@ -122,6 +123,16 @@ def test_the_row_fixed_preserves_a_relative_that_nobody_asks_for() -> None:
         family = [n for n in world.names("ordinary") if world[n].group == world[target].group and n != target]
         spare = [n for n in family if n not in {c.name for c in (*suite.near, *suite.trap)}]
         assert name in (spare or family)
+
+
+def test_the_two_worlds_are_compared_by_entrants_of_the_results() -> None:
+    """A row of the page of rankings is a row of the results, trained and measured once where the plans share a folder."""
+    whole, here, there = (read_plan(PLANS / f"{name}.toml") for name in ("methods", "rankings", "icons"))
+    known = {e.label: (e.method, dict(e.options)) for e in whole.entrants}
+    assert {e.label: (e.method, dict(e.options)) for e in here.entrants}.items() <= known.items()
+    assert here.entrants == there.entrants
+    assert (here.targets, here.seeds, here.profile) == (whole.targets, whole.seeds, whole.profile)
+    assert (len(there.targets), there.seeds, there.profile) == (16, here.seeds, here.profile)
 
 
 def test_a_row_is_compared_with_the_reference_or_with_the_first_of_its_method(scripts: Any) -> None:

@@ -20,6 +20,7 @@ from efface.models.base import DiffusionModel
 from efface.models.load import load_model
 from efface.models.select import selection
 from efface.patches import Patch
+from efface.preservation import exhaustive
 from efface.preservation.candidates import candidates
 from efface.preservation.exhaustive import Exhaustive, ExhaustiveSearch
 from efface.preservation.film import Film
@@ -46,6 +47,7 @@ VARIANTS: list[Method] = [
     ap(search=Exhaustive(refresh=2, nearest=4)),
     ap(search="exhaustive", sampler="pool", search__refresh=2),
     ap(search="exhaustive", sampler="pool", search__refresh=2, search__by="relative"),
+    ap(search="exhaustive", search__refresh=2, search__by="images"),
     ap(search=PGD(ascents=10), lam=0.01),
     ap(search=PGD(update="joint", radius=0.1), lam=0.01, sampler="frozen"),
     ap(),
@@ -180,8 +182,9 @@ def documented_cost(method: Trained, log: list[dict[str, Any]], candidates: int)
         total += method.batch * 2 * preserving
         total += method.batch * 2 * method.search.ascents if searching else 0
         if searched(method, "exhaustive") and row["step"] % method.search.refresh == 0:
-            each = 3 if method.search.by == "relative" else 2
-            total += each * candidates + sum(2 * k for k in row.get("common_k", []))
+            each = {"damage": 2, "relative": 3, "images": 4 * s}[method.search.by]
+            common = [] if method.search.by == "images" else row.get("common_k", [])
+            total += each * candidates + sum(2 * k for k in common)
     return total + 4 * s * min(getattr(method, "frames", 0), method.steps)
 
 
@@ -329,9 +332,10 @@ def test_exhaustive_search_returns_the_brute_force_argmax(tiny_model) -> None:  
         assert all(len(i) == 1 for i in own), "two candidates have the same encoding"
         return scores[[i[0] for i in own]]
 
-    z, t = tiny_model.noise(len(scores), g), torch.zeros(len(scores), dtype=torch.int64)
-    search = ExhaustiveSearch(SimpleNamespace(), names, rows, 1, damage)
-    search.rank(0, z, t)
+    at = tiny_model.noise(len(scores), g), torch.zeros(len(scores), dtype=torch.int64)
+    latents = SimpleNamespace(common=lambda names, rows, neutral, step: at)
+    search = ExhaustiveSearch(SimpleNamespace(latents=latents, damage=damage, c_anchor=None), names, rows, 1)
+    search.rank(0, SimpleNamespace())
     assert search.worst[0] == int(scores.argmax())
     assert search.facts(0)["margin"] == pytest.approx(float(scores.max() / scores.mean()))
 
@@ -356,6 +360,31 @@ def test_relative_damage_is_divided_by_what_the_concept_does_itself(tiny_model: 
     at_null = scene.relative_damage(tiny_model.encode([""]), z[:1], t[:1])
     assert torch.isfinite(at_null).all()
     assert at_null > expected.max(), "a concept that does nothing counts as lost whole"
+
+
+def test_damage_in_images_is_the_change_of_a_whole_drawing(tiny_model: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the definition, from one noise for all, also where not all are drawn together, and the search takes the largest."""
+    monkeypatch.setattr(exhaustive, "DRAWN_TOGETHER", 3)
+    method = ap(search="exhaustive", search__by="images")
+    names = method.search.candidates(tiny_model, REQUEST)
+    assert len(names[0]) > 3
+    scene = method.scene(tiny_model, REQUEST, names)
+    for p in scene.weights.values():
+        p.data += 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+    c, noise = tiny_model.encode(names[0]), tiny_model.noise(1, torch.Generator().manual_seed(7))
+    new, old = (
+        torch.cat([m.denoise(c[[i]], noise, method.sampling_steps, method.guidance) for i in range(len(c))])
+        for m in (scene.student, tiny_model)
+    )
+    expected = (new - old).square().flatten(1).mean(1)
+    assert expected.min() > 0
+    search = method.search.begin(scene, names)
+    spent = tiny_model.evals.forward
+    assert isinstance(search, ExhaustiveSearch)
+    search.rank(0, SimpleNamespace(rng=torch.Generator().manual_seed(7)))
+    assert tiny_model.evals.forward - spent == 4 * method.sampling_steps * len(names[0])
+    assert search.worst[0] == int(expected.argmax())
+    assert search.margin[0] == pytest.approx(float(expected.max() / expected.mean()), rel=1e-3)  # batches round differently
 
 
 def test_age_s_first_term_moves_the_search_only_through_the_target(tiny_model, monkeypatch) -> None:  # type: ignore[no-untyped-def]

@@ -40,7 +40,8 @@ class AP(Searching):
       weights fixed (``search.update=joint``: by the update's own backward pass).
     - "exhaustive" takes the candidate with the largest damage of all, measured again every
       ``search.refresh`` updates; with ``search.by=relative``, that with the largest damage in
-      proportion to what the candidate itself does to a prediction.
+      proportion to what the candidate itself does to a prediction; with ``search.by=images``, that
+      whose image changed most.
     - "random" takes any candidate: the control that isolates the value of searching.
     - "pgd" climbs a free embedding that starts at c_e. The authors report that it collapses; so
       does ours, and it is here to show that.
@@ -71,7 +72,7 @@ class AP(Searching):
     one evaluation where k > 0: the update 4 k + 5 (eta = 0: 4 k + 4), each ascent 2 k + 2 (153 at S
     = 50 and one ascent; the official code spends 213.84). No ascent with ``search.update=joint``.
     "exhaustive": 2 k + 2 n for each target whenever its n candidates are measured, 2 k + 3 n with
-    ``search.by=relative``. With a filled pool, 2 k and 4 k become 0.
+    ``search.by=relative``, 4 S n with ``search.by=images``. With a filled pool, 2 k and 4 k become 0.
     """
 
     name: ClassVar[str] = "ap"
@@ -103,7 +104,8 @@ class AP(Searching):
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         names = self.search.candidates(model, request)
         update = 4 + (self.eta != 0) + self.draw_cost(model, self.search.groups)  # anchor, student, and c_a by both
-        searched = self.search.evals(self.steps, self.batch, names, partial(self.draw_cost, model))
+        image = self.sampling_steps * model.branches(self.guidance)
+        searched = self.search.evals(self.steps, self.batch, names, partial(self.draw_cost, model), image)
         film = Film.evals(self.frames, self.steps, self.sampling_steps, model.branches(self.guidance))
         return self.batch * self.steps * update + searched + film + self.fill_cost(model, request, names, self.per_candidate)
 

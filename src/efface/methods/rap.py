@@ -138,7 +138,8 @@ class RAP(_Attacked, Searching):
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         names = self.search.candidates(model, request)
         update = 4 + (self.eta != 0) + self.draw_cost(model, self.search.groups)
-        searched = self.search.evals(self.steps, self.batch, names, partial(self.draw_cost, model))
+        image = self.sampling_steps * model.branches(self.guidance)
+        searched = self.search.evals(self.steps, self.batch, names, partial(self.draw_cost, model), image)
         film = Film.evals(self.frames, self.steps, self.sampling_steps, model.branches(self.guidance))
         filled = self.fill_cost(model, request, names, self.per_candidate)
         return self.batch * self.steps * update + searched + film + filled + self.attack_evals(model, request)

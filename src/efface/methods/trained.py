@@ -159,6 +159,7 @@ class Trained(Method):
             distance=lambda a, b, t: self.mse(model, a, b, t),
             origin=model.weights(select),
             weights=student.weights(select),
+            drawn=lambda network, c, noise: network.denoise(c, noise, self.sampling_steps, self.guidance),
         )
 
     def updates(self, scene: Scene, run: Run, carry: Mapping[str, Stateful] | None = None) -> Iterator[Step]:

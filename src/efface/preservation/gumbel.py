@@ -54,7 +54,9 @@ class Gumbel(AmongCandidates):
     def begin(self, scene: Scene, names: Sequence[Sequence[str]]) -> GumbelSearch:
         return GumbelSearch(scene, names, [scene.model.encode(n) for n in names], self)
 
-    def evals(self, steps: int, batch: int, names: Sequence[Sequence[str]], draw_cost: Callable[[int], float]) -> float:
+    def evals(
+        self, steps: int, batch: int, names: Sequence[Sequence[str]], draw_cost: Callable[[int], float], image_cost: int
+    ) -> float:
         return batch * steps * (self.update == "alternate") * self.ascents * (draw_cost(1) + 2)
 
 

@@ -52,7 +52,9 @@ class PGD(Search):
     def begin(self, scene: Scene, names: Sequence[Sequence[str]]) -> PgdSearch:
         return PgdSearch(scene, self)
 
-    def evals(self, steps: int, batch: int, names: Sequence[Sequence[str]], draw_cost: Callable[[int], float]) -> float:
+    def evals(
+        self, steps: int, batch: int, names: Sequence[Sequence[str]], draw_cost: Callable[[int], float], image_cost: int
+    ) -> float:
         draws = min(self.ascents, 1) * draw_cost(1)
         return batch * steps * (self.update == "alternate") * (draws + 2 * self.ascents)
 

@@ -89,8 +89,11 @@ class Search(Settings):
     def begin(self, scene: Scene, names: Sequence[Sequence[str]]) -> Running:
         """Start the search for one erasure. ``names`` are the candidates of each target."""
 
-    def evals(self, steps: int, batch: int, names: Sequence[Sequence[str]], draw_cost: Callable[[int], float]) -> float:
-        """UNet evaluations of the search in a whole run, besides those of the updates."""
+    def evals(
+        self, steps: int, batch: int, names: Sequence[Sequence[str]], draw_cost: Callable[[int], float], image_cost: int
+    ) -> float:
+        """UNet evaluations of the search in a whole run, besides those of the updates. ``draw_cost``: of
+        latents for a number of concepts; ``image_cost``: of one image."""
         return 0.0
 
 

@@ -39,6 +39,8 @@ class Scene:
     """The weights before training, by name."""
     weights: Mapping[str, Tensor]
     """The weights that are trained, by name."""
+    drawn: Callable[[DiffusionModel, Cond, Tensor], Tensor]
+    """The clean latents (B, C, h, w) that a network draws for encodings from start noise (B, C, h, w), as the method samples."""
 
     def draw(self, step: Step) -> tuple[list[int], Group]:
         """Random targets for the rows of one update: their indices in the whole batch, and this
@@ -69,6 +71,17 @@ class Scene:
             eps, eps_null = predictions(self.model, [(z, c), (z, null)], t)
             reach = self.distance(eps, eps_null, t)
             return self.distance(self.student.predict(z, t, c), eps, t) / reach.clamp_min(torch.finfo(reach.dtype).tiny)
+
+    def image_damage(self, c: Cond, noise: Tensor) -> Tensor:
+        """(B,) The mean squared difference of the clean latents that the student and the frozen model draw
+        for the concepts c from one start noise (1, C, h, w): damage as it is seen.
+
+        Nothing is decoded. Without gradient. Cost: two images for each row.
+        """
+        start = noise.expand(len(c), -1, -1, -1)
+        with torch.no_grad():
+            new, old = (self.drawn(network, c, start) for network in (self.student, self.model))
+        return (new - old).square().flatten(1).mean(1)
 
     def goal(self, target: Group, z: Tensor, t: Tensor, eta: float, *beside: tuple[Tensor, Cond]) -> tuple[Tensor, ...]:
         """The goal of the erasure, ``eps_0 - eta (eps_e - eps_0)``: where the student's prediction

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flow import tau_b
 from from_bench import pairs_of, read
+from numpy.typing import NDArray
 from table import (
     KEPT_AXES,
     POINT_FIELDS,
@@ -46,7 +47,7 @@ AXES = {
     "shared words kept": ("trap",),
     "far kept": ("far",),
 }
-REPLICATES = 1000
+REPLICATES = 2000
 WORLDS = {"rankings": "miniature", "icons": "icons"}
 """Plan -> the world that its models draw."""
 REFERENCE = "ap"
@@ -73,31 +74,31 @@ def successes(found: Mapping[str, Cells], axes: Sequence[str]) -> Successes:
     return out
 
 
-def rates(found: Successes, methods: Sequence[str], rng: random.Random | None) -> list[float] | None:
-    """The rate of each method, over everything or over one resample; None where a resample holds no case."""
-    totals, n = [0.0] * len(methods), 0
+def tables(found: Successes, methods: Sequence[str]) -> list[list[NDArray[np.float64]]]:
+    """For each target, for each training seed that has cases: (cases, methods) successes."""
+    trees = [[cases for cases in seeds.values() if cases] for seeds in found.values()]
+    return [[np.array([[row[m] for m in methods] for row in cases.values()]) for cases in seeds] for seeds in trees if seeds]
 
-    def some(names: Sequence[str]) -> Sequence[str]:
-        return names if rng is None else rng.choices(list(names), k=len(names))
 
-    for target in some(sorted(found)):
-        for seed in some(sorted(found[target])):
-            cases = found[target][seed]
-            for case in some(sorted(cases)) if cases else ():
-                n += 1
-                for i, method in enumerate(methods):
-                    totals[i] += cases[case][method]
-    return [t / n for t in totals] if n else None
+def rates(found: Sequence[Sequence[NDArray[np.float64]]], rng: np.random.Generator | None) -> NDArray[np.float64]:
+    """The rate of each method, over everything or over one resample of targets, then seeds, then cases."""
+
+    def some(n: int) -> NDArray[np.int64]:
+        return np.arange(n) if rng is None else rng.integers(n, size=n)
+
+    drawn = [seeds[i] for seeds in (found[k] for k in some(len(found))) for i in some(len(seeds))]
+    return np.concatenate([cases[some(len(cases))] for cases in drawn]).mean(0)
 
 
 def agreement(worlds: Sequence[Successes], methods: Sequence[str]) -> dict[str, Any]:
     """tau-b of the orders in two worlds, and its 95 % interval; None where a world orders nothing."""
+    cases = [tables(world, methods) for world in worlds]
 
-    def tau(rng: random.Random | None) -> float | None:
-        a, b = (rates(world, methods, rng) for world in worlds)
-        return None if a is None or b is None else tau_b(a, b)
+    def tau(rng: np.random.Generator | None) -> float | None:
+        a, b = (rates(world, rng).tolist() for world in cases)
+        return tau_b(a, b)
 
-    rng = random.Random(0)
+    rng = np.random.default_rng(0)
     drawn = sorted(t for _ in range(REPLICATES) if (t := tau(rng)) is not None)
     low, high = (drawn[round(q * (len(drawn) - 1))] for q in (0.025, 0.975)) if drawn else (None, None)
     return {"tau": tau(None), "low": low, "high": high, "methods": len(methods), "targets": [len(w) for w in worlds]}

@@ -43,8 +43,9 @@ MADE_FROM = {
     "icons-search": ("from_bench", "icons-search", "rankings.md"),
     "methods-options": ("from_bench", "methods-options", "results.md"),
     "methods-robust": ("from_bench", "methods-robust", "results.md"),
+    "rankings+icons": ("rankings", "", "rankings.md"),
 }
-"""Folder of docs/records -> the script that makes a table of it, what comes before the folder, and the page."""
+"""Folders of docs/records -> the script that makes a table of them, what comes before the folders, and the page."""
 
 
 @pytest.fixture

@@ -394,7 +394,7 @@ def test_search_ranks_the_choices_against_the_exhaustive_answer(tmp_path: Path) 
         pytest.param("spectrum", ("uce",), (0,), marks=pytest.mark.slow),
         pytest.param("preserve", ("uce", "time"), (0,), marks=pytest.mark.slow),
         pytest.param("text-similarity", ("uce",), (0,), marks=pytest.mark.slow),
-        ("collapse", ("uce", "time"), (0,)),
+        pytest.param("collapse", ("uce", "time"), (0,), marks=pytest.mark.slow),
         ("locality", ("uce", "time"), (0,)),
     ],
 )

@@ -1,7 +1,7 @@
 """Packs the records of one plan, to be committed: what the tables of the pages are made from.
 
     python benchmarks/kept.py runs/icons-bench icons
-    python benchmarks/rankings.py docs/records/methods docs/records/icons --docs docs/rankings.md
+    python benchmarks/rankings.py docs/records/rankings docs/records/icons --docs docs/rankings.md
 
 Writes docs/records/PLAN with the plan and its finished cells, each once and in the order of the plan, packed by xz. Every command
 that takes the folder of a bench takes that folder too. Patches are not kept.

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from table import (
-    KEPT_AXES,
+    COMPARED,
     POINT_FIELDS,
     RATE_FIELDS,
-    TARGET_AXES,
     Pair,
     base_rate,
     counted,
@@ -86,9 +85,7 @@ def result_of(
         "minus": {
             n: {
                 "against": a,
-                "erased": difference(cells[a], cells[n], TARGET_AXES),
-                "kept": difference(cells[a], cells[n], KEPT_AXES),
-                "far": difference(cells[a], cells[n], ("far",)),
+                **{what: difference(cells[a], cells[n], axes) for what, axes in COMPARED.items()},
             }
             for a, n in pairs
         },
@@ -189,9 +186,7 @@ def sheets(result: Mapping[str, Any]) -> dict[str, str]:
         for n, found in result["rates"].items()
         for axis, r in found.items()
     ]
-    minus = [
-        [d["against"], n, what, *point_fields(d[what])] for n, d in result["minus"].items() for what in ("erased", "kept", "far")
-    ]
+    minus = [[d["against"], n, what, *point_fields(d[what])] for n, d in result["minus"].items() for what in COMPARED]
     return {
         "": sheet(["entrant", "axis", *RATE_FIELDS, "cells", "unet_evaluations", "seconds"], [*rates, *base]),
         "differences": sheet(["reference", "entrant", "what", *POINT_FIELDS], minus),

@@ -21,10 +21,9 @@ from flow import tau_b
 from from_bench import pairs_of, read
 from numpy.typing import NDArray
 from table import (
-    KEPT_AXES,
+    COMPARED,
     POINT_FIELDS,
     RATE_FIELDS,
-    TARGET_AXES,
     Cells,
     by_target,
     counted,
@@ -51,7 +50,6 @@ REPLICATES = 2000
 WORLDS = {"rankings": "miniature", "icons": "icons"}
 """Plan -> the world that its models draw."""
 REFERENCE = "ap"
-COMPARED = {"erased": TARGET_AXES, "kept": KEPT_AXES, "far": ("far",)}
 
 Successes = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
 """Target -> training seed -> case -> method -> success, of cases that all methods have."""
@@ -91,10 +89,12 @@ def rates(found: Sequence[Sequence[NDArray[np.float64]]], rng: np.random.Generat
 
 
 def agreement(worlds: Sequence[Successes], methods: Sequence[str]) -> dict[str, Any]:
-    """tau-b of the orders in two worlds, and its 95 % interval; None where a world orders nothing."""
+    """tau-b of the orders in two worlds, and its 95 % interval; None where a world orders nothing or has no case."""
     cases = [tables(world, methods) for world in worlds]
 
     def tau(rng: np.random.Generator | None) -> float | None:
+        if not all(cases):
+            return None
         a, b = (rates(world, rng).tolist() for world in cases)
         return tau_b(a, b)
 

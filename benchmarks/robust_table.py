@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from table import (
+    COMPARED,
     POINT_FIELDS,
     RATE_FIELDS,
     Pair,
@@ -137,15 +138,9 @@ def result_of(found: Mapping[str, Found], tried: Sequence[str], reference: str) 
                 minus[name] = {
                     "attacked": less(union(head, labels), union(one, labels)),
                     **{a: less(of_one(head, a), of_one(one, a)) for a in ("unlearndiff", "concept_inversion") if a in tried},
-                    "erased": kept_less(head, one, ("direct", "synonym", "implicit")),
-                    "kept": kept_less(head, one, ("near", "trap")),
-                    "far": kept_less(head, one, ("far",)),
+                    **{what: kept_less(head, one, axes) for what, axes in COMPARED.items()},
                 }
     return {"attacks": list(tried), "defences": entries, "reference": reference, "minus": minus}
-
-
-KEEP = ("erased", "kept", "far")
-"""Differences that are good above zero."""
 
 
 ATTACKS_SHOWN = ("group", "unlearndiff", "concept_inversion", "seed_search")
@@ -242,7 +237,7 @@ def markdown(result: Mapping[str, Any], page: Path | None = None) -> str:
             "",
             *lines_of(
                 ["row", *("any attack" if k == "attacked" else k for k in differences)],
-                [[name, *(points(d[k], k in KEEP) for k in differences)] for name, d in result["minus"].items()],
+                [[name, *(points(d[k], upwards=k in COMPARED) for k in differences)] for name, d in result["minus"].items()],
             ),
             "",
         ]

@@ -27,6 +27,8 @@ Cells = Mapping[str, Sequence[Pair]]
 GENERALITY = ("synonym", "implicit")
 TARGET_AXES = ("direct", *GENERALITY)
 KEPT_AXES = ("near", "trap")
+COMPARED = {"erased": TARGET_AXES, "kept": KEPT_AXES, "far": ("far",)}
+"""What paired differences pool -> its axes."""
 
 
 def success(pair: Pair) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 from ..concepts.request import EraseRequest
@@ -104,8 +103,7 @@ class AP(Searching):
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         names = self.search.candidates(model, request)
         update = 4 + (self.eta != 0) + self.draw_cost(model, self.search.groups)  # anchor, student, and c_a by both
-        image = self.sampling_steps * model.branches(self.guidance)
-        searched = self.search.evals(self.steps, self.batch, names, partial(self.draw_cost, model), image)
+        searched = self.search_cost(model, names)
         film = Film.evals(self.frames, self.steps, self.sampling_steps, model.branches(self.guidance))
         return self.batch * self.steps * update + searched + film + self.fill_cost(model, request, names, self.per_candidate)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -138,8 +137,7 @@ class RAP(_Attacked, Searching):
     def expected_evals(self, model: DiffusionModel, request: EraseRequest) -> float:
         names = self.search.candidates(model, request)
         update = 4 + (self.eta != 0) + self.draw_cost(model, self.search.groups)
-        image = self.sampling_steps * model.branches(self.guidance)
-        searched = self.search.evals(self.steps, self.batch, names, partial(self.draw_cost, model), image)
+        searched = self.search_cost(model, names)
         film = Film.evals(self.frames, self.steps, self.sampling_steps, model.branches(self.guidance))
         filled = self.fill_cost(model, request, names, self.per_candidate)
         return self.batch * self.steps * update + searched + film + filled + self.attack_evals(model, request)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -236,6 +237,11 @@ class Searching(Trained):
                 f"sampler={self.sampler.name} needs search.hard=true: a mixture of candidates has no cached latents. "
                 "Use sampler=student."
             )
+
+    def search_cost(self, model: DiffusionModel, names: Sequence[Sequence[str]]) -> float:
+        """UNet evaluations of the search in a whole run, among the candidates ``names`` of each target."""
+        image = self.sampling_steps * model.branches(self.guidance)
+        return self.search.evals(self.steps, self.batch, names, partial(self.draw_cost, model), image)
 
     def searched(self, run: Run, request: EraseRequest, names: Sequence[Sequence[str]]) -> dict[str, object]:
         """What the card remembers of the search: the concept of every update, and the candidates

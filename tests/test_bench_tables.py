@@ -441,6 +441,7 @@ def test_rankings_of_two_worlds_rest_on_the_cases_that_all_methods_have(scripts:
     same = rankings.agreement([one, one], methods)
     assert same["tau"] == same["high"] == 1
     assert same["targets"] == [3, 3]
+    assert rankings.agreement([one, rankings.successes(found, ("trap",))], methods)["tau"] is None, "no case orders nothing"
     other = rankings.successes({m: found[n] for m, n in zip(methods, reversed(methods), strict=True)}, ("near",))
     assert rankings.agreement([one, other], methods)["tau"] == -1
     assert rankings.agreement([one, rankings.successes(dict.fromkeys(methods, found["good"]), ("near",))], methods)["tau"] is None

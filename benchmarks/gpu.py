@@ -4,21 +4,23 @@
     EFFACE_GPU_SMOKE=1 python benchmarks/gpu.py --out FOLDER        the rehearsal: every section, tiny networks, on the CPU
 
 benchmarks/gpu.sh runs this, the tests that need a GPU and a training run in one command of less than nine minutes. Every section
-has a deadline and FOLDER/results.json is written anew after each; a section that is late is dropped and recorded as dropped.
-SD 1.5 and SDXL run through efface's adapters and methods. For SD3.5-medium and FLUX the raw network runs updates of the same
-shape, written out here: "network only". "official" is a re-enactment of the evaluations that the official code spends, forward
-passes only and with our sampler's savings, so it is faster than that code is. Rows carry what was predicted before the first run.
+has a deadline and FOLDER/results.json is written anew after each; a section that is late is dropped and recorded as dropped. All
+models run through efface's adapters and methods. "official" is a re-enactment of the evaluations that the official code spends,
+forward passes only and with our sampler's savings, so it is faster than that code is. Rows carry what was predicted before the
+first run, and of memory what `efface estimate` says.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from gpu_efface import (
+    forward,
     gradients,
     put_errors,
     raw,
@@ -31,20 +33,20 @@ from gpu_efface import (
     trained_methods,
     where,
 )
-from gpu_flow import flow_forward, flux, sd35_medium
+from gpu_flow import flux, sd35_medium
 from gpu_measure import Bench, table
-from gpu_models import BF16, FlowNetwork, flow_network
+from gpu_models import BF16
 
 SHARES = {
     "ceilings": 30,
     "sd15": 70,
     "sd15-fp32": 25,
     "sdxl": 80,
-    "sd35-medium": 45,
-    "flux": 60,
+    "sd35-medium": 70,
+    "flux": 80,
     "compile": 100,
-    "sd15-settings": 40,
-    "sdxl-settings": 50,
+    "sd15-settings": 50,
+    "sdxl-settings": 100,
 }
 """How the time is divided among the sections that run. A section may also use what the ones before it have left over."""
 NAMED = ("compile", "sd15-settings", "sdxl-settings")
@@ -68,20 +70,17 @@ def ceilings(bench: Bench) -> None:
 
 def compiled(bench: Bench) -> None:
     """Compiled variants, last because the compiler takes longer than what it compiles. Its seconds are the row's note."""
-
-    def blocks(flow: FlowNetwork) -> None:
-        for name, part in flow.net.named_children():
-            if name.endswith("transformer_blocks"):
-                for block in part:
-                    block.compile()
-
-    for name, pixels, rows, predicted in (("sd35-medium", 512, 2, ""), ("flux", 512, 1, "")):
+    for name in ("sd35-medium", "flux"):
         with bench.attempt(f"{name} compiled blocks"):
-            flow = flow_network(name, BF16, bench.device, bench.smoke)
-            blocks(flow)
-            flow_forward(bench, flow, 32 if bench.smoke else pixels, rows, "compiled blocks", predicted)
+            model, facts = start(bench, name, BF16)
+            forward(bench, model, facts)
+            for block in (b for n, part in model.network.named_children() if n.endswith("transformer_blocks") for b in part):
+                block.compile()
+            began = time.perf_counter()
+            forward(bench, model, facts, mode="compiled blocks")
+            bench.results["rows"][-1]["note"] = f"{time.perf_counter() - began:.3g} s with the compiler's"
             bench.save()
-            del flow
+            del model
         torch.compiler.reset()
     with bench.attempt("sd15 compiled"):
         model, facts = start(bench, "sd15", BF16)
@@ -123,10 +122,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of results.json; rows are added to one that is there")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=[s for s in SECTIONS if s not in NAMED])
     parser.add_argument("--seconds", type=float, default=3600, help="for all of them together")
-    parser.add_argument("--no-cudnn-attention", action="store_true", help="leave cuDNN out of the attention backends")
     args = parser.parse_args()
-    if args.no_cudnn_attention:
-        torch.backends.cuda.enable_cudnn_sdp(False)
     smoke = os.environ.get("EFFACE_GPU_SMOKE") == "1"
     bench, end = Bench(args.out, "cpu" if smoke else "cuda", smoke), 0.0
     told = ("card", "memory_gib", "driver", "cuda", "tf32", "attention", "threads", "commit", "versions")

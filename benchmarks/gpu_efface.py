@@ -1,4 +1,4 @@
-"""SD 1.5 and SDXL on one GPU, through efface's adapters and methods; see gpu.py."""
+"""What is measured of one model on one GPU, through efface's adapters and methods; sections of SD 1.5 and SDXL. See gpu.py."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import Any
 import torch
 from ap_cost import OFFICIAL, official_esd_iteration, official_iteration
 from closed_form import official_vectors, text_rows
-from gpu_measure import ACTIVATIONS, GIB, Bench, network_bytes, tflop_of
-from gpu_models import BF16, TARGET, stable_diffusion
+from gpu_measure import GIB, Bench, tflop_of
+from gpu_models import BF16, TARGET, sized
 
 from efface import AGE, AP, ESD, RAP, RECE, UCE, AdvUnlearn, Gumbel
 from efface.concepts.request import EraseRequest
 from efface.methods import Method
 from efface.models.cond import Cond
+from efface.models.flux import Flux, packed
 from efface.models.sd import StableDiffusion
-from efface.models.select import selection
 from efface.training.latents import LatentPool
 from efface.training.samplers import Pool as PoolSampler
+from efface.verbs.memory import ON_A_GPU, Needs
 
-TRAIN = {"sd15": "xattn", "sdxl": "xattn-kv"}
-NEAREST = {"sd15": 100, "sdxl": 24}
+TRAIN = {"sd15": "xattn", "sdxl": "xattn-kv", "sd35-medium": "text-kv", "flux": "text-kv"}
+NEAREST = {"sd15": 100, "sdxl": 24, "sd35-medium": 24, "flux": 24}
 """Candidates of a search. An update takes as long with few as with many; walking a trajectory for each does not."""
 NAMES = 100
 """Concepts that the largest closed-form edit erases at once."""
@@ -43,26 +44,33 @@ def raw(model: StableDiffusion, rows: int) -> Callable[[], torch.Tensor]:
     return torch.no_grad()(lambda: model.unet(z, t, tokens, return_dict=False, **beside)[0])
 
 
-def forwards(
-    bench: Bench, model: StableDiffusion, facts: dict[str, Any], predicted: dict[str, str], variants: bool = True
-) -> None:
-    """Item 1 and 2: a forward pass of two rows by the adapter and of the bare network; ``variants``: also as a CUDA graph and
-    with channels last. Leaves the FLOP of one row in ``facts``."""
+def forward(bench: Bench, model: StableDiffusion, facts: dict[str, Any], predicted: str = "", mode: str = "adapter") -> None:
+    """Items 1 to 4: a forward pass of two rows by the adapter, which is what F is counted in. Leaves the FLOP of one row in
+    ``facts``."""
     z, t, c = inputs(model, 2)
     with torch.no_grad():
-        facts["tflop"] = tflop_of(lambda: model.predict(z, t, c)) / 2
+        if "tflop" not in facts:
+            facts["tflop"] = tflop_of(lambda: model.predict(z, t, c)) / 2
         found = bench.time(lambda: model.predict(z, t, c))
         if not bool(torch.isfinite(model.predict(z, t, c)).all()):
             raise RuntimeError(f"{model.name} with random weights gives no finite output.")
     facts["forward_ms"] = found["ms"] / 2
+    put_forward(bench, facts, mode, predicted, found)
+
+
+def put_forward(bench: Bench, facts: dict[str, Any], mode: str, predicted: str, found: dict[str, Any]) -> None:
+    rate = 2 * facts["tflop"] / found["ms"] * 1000
+    bench.row(**where(facts), what="forward, 2 rows", mode=mode, predicted=predicted, tflop_per_s=rate, **found)
+
+
+def bare_forwards(
+    bench: Bench, model: StableDiffusion, facts: dict[str, Any], predicted: Mapping[str, str], variants: bool = True
+) -> None:
+    """The same of the bare network; ``variants``: also as a CUDA graph and with channels last."""
 
     def put(mode: str, found: dict[str, Any]) -> None:
-        rate = 2 * facts["tflop"] / found["ms"] * 1000
-        bench.row(**where(facts), what="forward, 2 rows", mode=mode, predicted=predicted.get(mode, ""), tflop_per_s=rate, **found)
+        put_forward(bench, facts, mode, predicted.get(mode, ""), found)
 
-    put("adapter" if model.dtype == BF16 else "adapter, TF32", found)
-    if model.dtype != BF16:
-        return
     call = raw(model, 2)
     put("bare network", bench.time(call))
     if not variants:
@@ -113,15 +121,15 @@ def trained_methods(name: str) -> dict[str, tuple[Method, str]]:
     }
 
 
-def predicted_memory(model: StableDiffusion, facts: dict[str, Any], rows: int, checkpointed: bool) -> float:
-    """GiB: all weights on the card, four times the trained ones in float32 (copy, gradient, two moments) with their casts, the
-    encodings, and what ``rows`` rows keep for backward."""
-    half = model.dtype == BF16
-    resident = sum(network_bytes(m) for m in (model.unet, model.vae, *model._encoders()))
-    trained = sum(p.numel() for p in model.weights(selection(TRAIN[model.name])).values())
-    encoded = 2 * (NEAREST[model.name] + 2) * model.encode([""]).tokens.numel() * 4
-    kept = ACTIVATIONS[model.name, facts["pixels"]][checkpointed] * rows * (1 if half else 2)
-    return (resident + (18 if half else 16) * trained + encoded) / GIB + kept
+COUNTED: dict[str, Any] = {}
+"""Activations by model, kept because counting them takes seconds."""
+
+
+def predicted_memory(model: StableDiffusion, method: Method) -> float:
+    """GiB that ``efface estimate`` says of the run under the model's settings, without what CUDA itself takes."""
+    needs = Needs(model, method)
+    needs._kept = COUNTED.setdefault(model.name, {})
+    return needs.total() / GIB - (ON_A_GPU if model.device.type == "cuda" else 0.0)
 
 
 MAIN = ("ESD", "AP", "AP, joint search")
@@ -139,20 +147,16 @@ def updates(
         n, warm = (2, 1) if "AdvUnlearn" in what else (10, 3) if model.name == "sd15" else (5, 2)
         for checkpointing in modes:
             with bench.attempt(f"{model.name} {facts['dtype']} {what}, checkpointing {checkpointing}"):
-                model.unet.disable_gradient_checkpointing()
+                model.network.disable_gradient_checkpointing()
                 model.configure(checkpointing=checkpointing)
                 found = bench.updates(model, method, n, warm)
-                memory = (
-                    None
-                    if bench.smoke or what not in ("ESD", "AP")
-                    else predicted_memory(model, facts, 2 if what == "AP" else 1, checkpointing)
-                )
                 mode = "checkpointing" if checkpointing else "eager"
-                extra = {"predicted": predicted if not checkpointing else "", "predicted_gib": memory}
-                extra["forwards"] = found["ms"] / facts["forward_ms"]
+                extra = {"predicted": predicted if not checkpointing else "", "forwards": found["ms"] / facts["forward_ms"]}
+                if what in MAIN:
+                    extra["predicted_gib"] = predicted_memory(model, method)
                 bench.row(**where(facts), what=f"{what}, one update", mode=mode, **found, **extra)
                 taken.setdefault(what, found["ms"])
-    model.unet.disable_gradient_checkpointing()
+    model.network.disable_gradient_checkpointing()
     return taken
 
 
@@ -209,53 +213,65 @@ def pool_filling(bench: Bench, model: StableDiffusion, facts: dict[str, Any]) ->
     )
 
 
-def sampling(bench: Bench, model: StableDiffusion, facts: dict[str, Any], batch: int, steps: int) -> None:
+def sampling(bench: Bench, model: StableDiffusion, facts: dict[str, Any], batch: int, steps: int, scale: float = 7.5) -> None:
     """Item 9: latents of whole pictures, ours and by the stock pipeline of the same modules; nothing is decoded."""
     from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
-    scale, fast = 7.5, 20
-    steps, fast = (3, 3) if bench.smoke else (steps, fast)
-    c, null = model.encode([TARGET] * batch), model.unconditional(batch)
-    noise = model.noise(batch, torch.Generator().manual_seed(0))
+    steps, fast = (3, 3) if bench.smoke else (steps, 20)
+    c, noise = model.encode([TARGET] * batch), model.noise(batch, torch.Generator().manual_seed(0))
     pipe = model._pipeline()[0]
     pipe.set_progress_bar_config(disable=True)
-    given = {"prompt_embeds": c.tokens.to(model.dtype), "negative_prompt_embeds": null.tokens.to(model.dtype)}
-    for prefix, side in (("", c), ("negative_", null)):
-        given |= {f"{prefix}{k}_prompt_embeds": v.to(model.dtype) for k, v in side.extras.items()}
+    given = stock_arguments(model, pipe, c, noise)
 
     def stock(n: int) -> Callable[[], Any]:
-        return lambda: pipe(
-            **given, latents=noise.to(model.dtype), num_inference_steps=n, guidance_scale=scale, output_type="latent"
-        )
+        return lambda: pipe(**given, num_inference_steps=n, guidance_scale=scale, output_type="latent")
 
     def dpm() -> None:
         deque(model.walk(c, noise, model.schedule.timesteps(fast), scale, solver="dpm"), maxlen=1)
 
+    usual = f"{'Euler' if model.part == 'transformer' else 'DDIM'}, {steps} steps"
     runs: list[tuple[str, str, Callable[[], Any], int]] = [
-        ("efface", f"DDIM, {steps} steps", lambda: model.denoise(c, noise, steps, scale), steps),
-        ("stock pipeline", f"DDIM, {steps} steps", stock(steps), steps),
-        ("efface", f"DPM-Solver++, {fast} steps", dpm, fast),
-        ("stock pipeline", f"DPM-Solver++, {fast} steps", stock(fast), fast),
+        ("efface", usual, lambda: model.denoise(c, noise, steps, scale), steps),
+        ("stock pipeline", usual, stock(steps), steps),
     ]
+    if model.part == "unet":
+        told = f"DPM-Solver++, {fast} steps"
+        runs += [("efface", told, dpm, fast), ("stock pipeline", told, stock(fast), fast)]
     for scope, what, work, n in runs:
         with bench.attempt(f"{model.name} {scope} {what}"):
             if scope != "efface" and what.startswith("DPM"):
                 pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
-            found = bench.time(work, n=3 if batch > 1 else 2, warm=1)
+            found = bench.time(work, n=3, warm=1)
             told = f"{1000 * batch / found['ms']:.3g} pictures/s, {found['ms'] / n:.3g} ms a step"
             predicted = "4-6 pictures/s" if (model.name, n) == ("sd15", fast) else ""
-            rate = 2 * batch * n * facts["tflop"] / found["ms"] * 1000
+            rate = model.branches(scale) * batch * n * facts["tflop"] / found["ms"] * 1000
             row = {**where(facts), "scope": scope, "what": f"sampling, {what}, batch {batch}", "mode": scope}
             bench.row(**row, predicted=predicted, note=told, tflop_per_s=rate, **found)
 
 
-def closed_form(bench: Bench, model: StableDiffusion, facts: dict[str, Any], epochs: int = 0) -> None:
-    """Item 8. The digest of all base weights, which every patch carries, is timed apart from the edit."""
+def stock_arguments(model: StableDiffusion, pipe: Any, c: Cond, noise: torch.Tensor) -> dict[str, Any]:
+    """What the stock pipeline is given so that it draws what efface draws: encodings, start noise, and the picture's size."""
+    side = model.latent_shape[1] * pipe.vae_scale_factor
+    given: dict[str, Any] = {"height": side, "width": side}
+    given["latents"] = (packed(noise) if isinstance(model, Flux) else noise).to(model.dtype)
+    for prefix, read in (("", c), ("negative_", None if model.distilled else model.unconditional(len(c)))):
+        if read is not None:
+            given[f"{prefix}prompt_embeds"] = read.tokens.to(model.dtype)
+            given |= {f"{prefix}{k}_prompt_embeds": v.to(model.dtype) for k, v in read.extras.items()}
+    return given
+
+
+def closed_form(
+    bench: Bench, model: StableDiffusion, facts: dict[str, Any], epochs: int = 0, digest: bool = True, official: bool = True
+) -> None:
+    """Item 8. The digest of all base weights, which every patch carries, is timed apart from the edit, if ``digest``;
+    ``official``: also the inverses of every layer that the official code takes."""
     many = 5 if bench.smoke else NAMES
     names = [n for n in model.concept_names if n != TARGET][:many]
-    started = bench.time(model.digest, n=1, warm=0)
-    bench.row(**where(facts), what="digest of the base weights", mode="CPU", predicted="", **started)
+    if digest:
+        bench.row(**where(facts), what="digest of the base weights", mode="CPU", **bench.time(model.digest, n=1, warm=0))
     model.digest = lambda: "not computed here"  # type: ignore[method-assign]  # of this instance alone
+    model.identity = lambda part="": {}  # type: ignore[method-assign]
     runs: list[tuple[str, Method, list[str], str, int]] = [
         ("UCE, 1 target", UCE(), names[:1], "", 2),
         (f"UCE, {many} targets", UCE(), names, "below 2 s" if model.name == "sdxl" else "", 2),
@@ -266,9 +282,14 @@ def closed_form(bench: Bench, model: StableDiffusion, facts: dict[str, Any], epo
         with bench.attempt(f"{model.name} {what}"):
             found = bench.time(lambda method=method, t=targets: method.erase(model, EraseRequest(tuple(t))), n=n, warm=0)
             bench.row(**where(facts), what=f"{what}, without the digest", mode="float64 on the CPU", predicted=predicted, **found)
-    del model.digest  # the class's own shows again
+    del model.digest, model.identity  # the class's own show again
+    if official:
+        per_layer_inverses(bench, model, facts, many)
+
+
+def per_layer_inverses(bench: Bench, model: StableDiffusion, facts: dict[str, Any], many: int) -> None:
     with bench.attempt(f"{model.name} per-layer inverses"):
-        weights = [w.float() for w in model.weights(selection("xattn-kv")).values()]
+        weights = [w.float() for w in model.weights(model.select("xattn-kv")).values()]
         d = weights[0].shape[1]
         x, y = (text_rows(many, d, seed).to(bench.device) for seed in (0, 1))
 
@@ -283,7 +304,8 @@ def closed_form(bench: Bench, model: StableDiffusion, facts: dict[str, Any], epo
 
 
 def with_less(bench: Bench, model: StableDiffusion, facts: dict[str, Any], predicted: Mapping[str, str]) -> None:
-    """Updates of AP under the settings that save memory, one after the other, each on top of those before it."""
+    """Updates of AP under the settings that save memory, one after the other, each on top of those before it. Last of a section,
+    because weights that are stored in eight bits stay so."""
     method = trained_methods(model.name)["AP, joint search"][0]
     steps: list[tuple[str, Callable[[], None]]] = [
         ("eager", lambda: None),
@@ -297,19 +319,20 @@ def with_less(bench: Bench, model: StableDiffusion, facts: dict[str, Any], predi
             bench.empty()
             found = bench.updates(model, method, 5, 2)
             row = {**where(facts), "what": "AP, joint search, one update", "mode": mode, "predicted": predicted.get(mode, "")}
-            bench.row(**row, **found)
+            bench.row(**row, **found, predicted_gib=predicted_memory(model, method))
 
 
 def start(bench: Bench, name: str, dtype: torch.dtype) -> tuple[StableDiffusion, dict[str, Any]]:
-    candidates = 8 if bench.smoke else NAMES
-    model = stable_diffusion(name, dtype, bench.device, bench.smoke, candidates)
+    model = sized(name, dtype, bench.device, bench.smoke, 8 if bench.smoke else 2 * NAMES)  # half of them are not erased
     pixels = 8 * model.latent_shape[1]
-    return model, {"model": name, "dtype": "bf16" if dtype == BF16 else "fp32", "scope": "efface", "pixels": pixels}
+    facts = {"dtype": "bf16" if dtype == BF16 else "fp32", "scope": "efface", "pixels": pixels}
+    return model, {"model": name if model.part == "unet" else f"{name} {pixels} px", **facts}
 
 
 def sd15(bench: Bench) -> None:
     model, facts = start(bench, "sd15", BF16)
-    forwards(bench, model, facts, {"adapter": "15-20 ms", "bare network": "15-20 ms", "CUDA graph": "6-8 ms"})
+    forward(bench, model, facts, "15-20 ms")
+    bare_forwards(bench, model, facts, {"bare network": "15-20 ms", "CUDA graph": "6-8 ms"})
     official(bench, model, facts, updates(bench, model, facts, MAIN), n=3)
     sampling(bench, model, facts, batch=8, steps=20)
     closed_form(bench, model, facts)
@@ -322,7 +345,7 @@ def sd15_fp32(bench: Bench) -> None:
     torch.set_float32_matmul_precision("high")  # TF32 products, as convolutions have by default
     try:
         model, facts = start(bench, "sd15", torch.float32)
-        forwards(bench, model, facts, {})
+        forward(bench, model, facts, mode="adapter, TF32")
         official(bench, model, facts, updates(bench, model, facts, MAIN), n=1)
         numerics(bench, model, facts)
     finally:
@@ -331,7 +354,7 @@ def sd15_fp32(bench: Bench) -> None:
 
 def gradients(model: StableDiffusion) -> dict[str, torch.Tensor]:
     """Of one update's loss at fixed latents and goals, per trained tensor."""
-    select, rng = selection(TRAIN[model.name]), torch.Generator().manual_seed(0)
+    select, rng = model.select(TRAIN[model.name]), torch.Generator().manual_seed(0)
     z, goals, t = model.noise(2, rng), model.noise(2, rng), torch.tensor([741, 741], device=model.device)
     student, c = model.student(select), model.encode([TARGET, model.concept_names[1]])
     weights = student.weights(select)
@@ -370,7 +393,8 @@ def numerics(bench: Bench, model: StableDiffusion, facts: dict[str, Any]) -> Non
 
 def sdxl(bench: Bench) -> None:
     model, facts = start(bench, "sdxl", BF16)
-    forwards(bench, model, facts, {"adapter": "40-50 ms", "bare network": "40-50 ms"})
+    forward(bench, model, facts, "40-50 ms")
+    bare_forwards(bench, model, facts, {"bare network": "40-50 ms"})
     official(bench, model, facts, updates(bench, model, facts, MAIN), n=1)
     closed_form(bench, model, facts, epochs=5)
     sampling(bench, model, facts, batch=1, steps=30)
@@ -381,13 +405,16 @@ def sdxl(bench: Bench) -> None:
 def sd15_settings(bench: Bench) -> None:
     """What changed since these cards were first measured: no autocast where all weights are half, and what saves memory."""
     model, facts = start(bench, "sd15", BF16)
-    forwards(bench, model, facts, {"adapter": "the bare network and at most 2 ms"}, variants=False)
+    forward(bench, model, facts, "the bare network and at most 2 ms")
+    bare_forwards(bench, model, facts, {}, variants=False)
     sampling(bench, model, facts, batch=8, steps=20)
     with_less(bench, model, facts, {"checkpointing, encoders offloaded, fp8 storage": "1.1-1.3 times slower, 1.0 GiB less"})
 
 
 def sdxl_settings(bench: Bench) -> None:
     model, facts = start(bench, "sdxl", BF16)
-    forwards(bench, model, facts, {"adapter": "the bare network and at most 2 ms"}, variants=False)
+    forward(bench, model, facts, "the bare network and at most 2 ms")
+    bare_forwards(bench, model, facts, {}, variants=False)
+    closed_form(bench, model, facts, official=False)
     sampling(bench, model, facts, batch=1, steps=30)
-    with_less(bench, model, facts, {"checkpointing, encoders offloaded, fp8 storage": "1.1-1.3 times slower, 3.9 GiB less"})
+    with_less(bench, model, facts, {"checkpointing, encoders offloaded, fp8 storage": "1.1-1.3 times slower, 2.2 GiB less"})

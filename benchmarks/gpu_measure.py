@@ -17,7 +17,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from efface.concepts.request import EraseRequest
@@ -27,16 +26,6 @@ from efface.training.loop import Run, Step
 from efface.versions import versions
 
 GIB = 2**30
-ACTIVATIONS = {
-    ("sd15", 512): (0.73, 0.25),
-    ("sdxl", 1024): (4.77, 1.2),
-    ("sd35-medium", 512): (1.85, 0.19),
-    ("sd35-medium", 1024): (6.25, 0.63),
-    ("flux", 512): (6.73, 0.63),
-    ("flux", 1024): (20.05, 1.88),
-}
-"""GiB kept for backward per row of half precision, without and with checkpointing; counted on the meta device, those of the two
-UNets with checkpointing guessed."""
 
 
 class Overrun(BaseException):
@@ -205,10 +194,6 @@ def tflop_of(work: Callable[[], Any]) -> float:
     with counter:
         work()
     return counter.get_total_flops() / 1e12
-
-
-def network_bytes(module: nn.Module) -> int:
-    return sum(v.nbytes for v in (*module.parameters(), *module.buffers()))
 
 
 def machine(bench: Bench) -> dict[str, Any]:

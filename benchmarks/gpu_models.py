@@ -1,25 +1,23 @@
-"""Networks of true size with random weights, built on the device itself, and tiny ones of the same classes for a rehearsal.
+"""Models of true size with random weights, built on the device itself, and tiny ones of the same classes for a rehearsal.
 
 Nothing is loaded and nothing travels: modules are made on the meta device, given memory on the GPU and filled there. Random
 weights run the same kernels on the same memory as trained ones, so speed and memory are those of the model; losses and pictures
-mean nothing. The vocabulary and the VAE are the tiny model's; the text encoders have their true sizes, because methods keep them
-on the device and some train them.
+mean nothing. Vocabularies are the tiny model's; the text encoders and the VAE have their true sizes, because methods keep them on
+the device and some train them.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from efface.concepts.spaces import ConceptSpace
 from efface.models.sd import StableDiffusion
-from efface.models.sdxl import StableDiffusionXL
-from efface.models.tiny import tiny, tiny_xl
+from efface.models.tiny import TINY_T5_ROWS, tiny, tiny_flux, tiny_sd3, tiny_xl
 
 TARGET, TOKENS = "cat", 77
 BF16 = torch.bfloat16
@@ -62,32 +60,39 @@ SD3: dict[str, Any] = {
     "joint_attention_dim": 4096,
     "pooled_projection_dim": 2048,
 }
-SD3_TINY: dict[str, Any] = {
-    "sample_size": 8,
-    "num_layers": 2,
-    "num_attention_heads": 2,
-    "attention_head_dim": 8,
-    "caption_projection_dim": 16,
-    "pos_embed_max_size": 8,
-    "dual_attention_layers": (0,),
-    "qk_norm": "rms_norm",
-    "in_channels": 4,
-    "out_channels": 4,
-    "joint_attention_dim": 48,
-    "pooled_projection_dim": 40,
-}
 FLUX: dict[str, Any] = {"guidance_embeds": True}
-FLUX_TINY: dict[str, Any] = {
-    "guidance_embeds": True,
-    "in_channels": 16,
-    "num_layers": 1,
-    "num_single_layers": 1,
-    "attention_head_dim": 8,
-    "num_attention_heads": 2,
-    "joint_attention_dim": 32,
-    "pooled_projection_dim": 16,
-    "axes_dims_rope": (2, 2, 4),
+T5_XXL = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
+VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
 }
+
+
+@dataclass(frozen=True)
+class Size:
+    """What makes a tiny model of a family one of true size: options of its parts."""
+
+    small: Callable[[], Any]
+    network: Mapping[str, Any]
+    latent_channels: int
+    encoders: Mapping[str, Mapping[str, Any]]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Of the adapter."""
+
+
+PROJECTED = {**CLIP_L, "projection_dim": 768}
+SIZES: dict[str, Size] = {
+    "sd15": Size(tiny, UNETS["sd15"], 4, {"text_encoder": CLIP_L}),
+    "sdxl": Size(tiny_xl, UNETS["sdxl"], 4, {"text_encoder": CLIP_L, "text_encoder_2": BIG_G}),
+    "sd35-medium": Size(
+        tiny_sd3, SD3, 16, {"text_encoder": PROJECTED, "text_encoder_2": BIG_G, "text_encoder_3": T5_XXL}, {"t5_rows": 256}
+    ),
+    "flux": Size(tiny_flux, FLUX, 16, {"text_encoder": CLIP_L, "text_encoder_2": T5_XXL}, {"t5_rows": 512, "side": 64}),
+}
+"""FLUX at 512 pixels, the others at the size that they were trained at."""
 
 
 def filled(make: Callable[[], nn.Module], dtype: torch.dtype, device: str) -> nn.Module:
@@ -114,106 +119,36 @@ def filled(make: Callable[[], nn.Module], dtype: torch.dtype, device: str) -> nn
     return module
 
 
-def stable_diffusion(name: str, dtype: torch.dtype, device: str, smoke: bool, candidates: int) -> StableDiffusion:
-    """``sd15`` or ``sdxl`` as efface's adapter. Its names are the target and so many common English words."""
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+def sized(name: str, dtype: torch.dtype, device: str, smoke: bool, candidates: int) -> StableDiffusion:
+    """The model of :data:`SIZES` called ``name`` as efface's adapter. It knows the target and so many common English words."""
+    size = SIZES[name]
+    small = size.small()
+    parts: dict[str, Any] = {part: getattr(small, part) for part in small._kinds()}
 
-    small = tiny_xl() if name == "sdxl" else tiny()
-    sizes = dict(small.unet.config) if smoke else UNETS[name]
-    unet = filled(lambda: UNet2DConditionModel(**{k: v for k, v in sizes.items() if not k.startswith("_")}), dtype, device)
-    parts: dict[str, Any] = {}
-    for end, cls, true in (("", CLIPTextModel, CLIP_L), ("_2", CLIPTextModelWithProjection, BIG_G)):
-        if hasattr(small, f"text_encoder{end}"):
-            tokenizer, own = getattr(small, f"tokenizer{end}"), getattr(small, f"text_encoder{end}").config
-            if not smoke:
-                tokenizer.model_max_length = TOKENS
-                own = type(own)(**{**own.to_dict(), **true, "max_position_embeddings": TOKENS})
-            parts[f"tokenizer{end}"] = tokenizer
-            parts[f"text_encoder{end}"] = filled(lambda cls=cls, own=own: cls(own), dtype, device)
+    def true(part: str, options: Mapping[str, Any]) -> nn.Module:
+        """The part of true size. Both libraries keep what a module was made with, in their own ways."""
+        cls, config = type(parts[part]), parts[part].config
+        if hasattr(config, "to_dict"):
+            return filled(lambda: cls(type(config)(**{**config.to_dict(), **options})), dtype, device)
+        kept = {} if part == small.part else {k: v for k, v in dict(config).items() if not k.startswith("_")}
+        return filled(lambda: cls(**{**kept, **options}), dtype, device)
+
+    if not smoke:
+        for part, options in size.encoders.items():
+            clip = "hidden_size" in options
+            parts[part] = true(part, {**options, **({"max_position_embeddings": TOKENS} if clip else {})})
+            if clip:
+                parts[part.replace("text_encoder", "tokenizer")].model_max_length = TOKENS
+        parts["vae"] = true("vae", {**VAE, "latent_channels": size.latent_channels})
+        parts[small.part] = true(small.part, size.network)
+        if small.part == "transformer":
+            # Activations of a deep random network grow; a smaller last layer keeps the output in range and costs the same.
+            parts[small.part].proj_out.weight.mul_(0.1)
+    facts: dict[str, Any] = dict(size.facts)
+    if smoke:
+        facts |= {k: v for k, v in {"t5_rows": TINY_T5_ROWS, "side": 8}.items() if k in facts}
+    facts["schedule" if small.part == "unet" else "scheduler"] = small.schedule if small.part == "unet" else small.schedule.config
     words = ConceptSpace.english().without([TARGET]).candidates[:candidates]
-    cls = StableDiffusionXL if name == "sdxl" else StableDiffusion
-    model: StableDiffusion = cls(
-        name=name,
-        unet=unet,
-        vae=small.vae.to(device, dtype),
-        schedule=small.schedule,
-        concept_names=(TARGET, *words),
-        **parts,
-    )
+    parts = {p: nn.Module.to(m, device, dtype) if isinstance(m, nn.Module) else m for p, m in parts.items()}
+    model: StableDiffusion = type(small)(name=name, concept_names=(TARGET, *words), **parts, **facts)
     return model
-
-
-Conds = tuple[Tensor, Tensor]
-"""Token states (B, L, d) and one pooled vector per row (B, p)."""
-
-
-@dataclass
-class FlowNetwork:
-    """A flow transformer alone, for models that efface has no adapter for: forward calls and a student, nothing else."""
-
-    name: str
-    net: nn.Module
-    channels: int
-    text: tuple[int, int, int]
-    """Tokens, their width, the pooled vector's width."""
-    packed: bool
-    dtype: torch.dtype
-    device: str
-
-    def latents(self, rows: int, pixels: int, seed: int = 0) -> Tensor:
-        """Latents of 8 pixels each; FLUX reads them packed in squares of four."""
-        rng, side = torch.Generator(self.device).manual_seed(seed), pixels // 8
-        shape = (rows, side * side // 4, self.channels) if self.packed else (rows, self.channels, side, side)
-        return torch.randn(shape, generator=rng, device=self.device)
-
-    def conds(self, rows: int, seed: int = 0) -> Conds:
-        rng, (length, width, pooled) = torch.Generator(self.device).manual_seed(seed), self.text
-        draw = lambda *shape: torch.randn(shape, generator=rng, device=self.device, dtype=self.dtype)  # noqa: E731
-        return draw(rows, length, width), draw(rows, pooled)
-
-    def __call__(self, net: nn.Module, z: Tensor, c: Conds, level: float = 0.5) -> Tensor:
-        """The network's output, float32, under autocast as efface's adapters run half-precision weights."""
-        t = torch.full((len(z),), level, device=z.device)
-        given: dict[str, Any] = {"encoder_hidden_states": c[0], "pooled_projections": c[1], "return_dict": False}
-        if self.packed:
-            side = int(z.shape[1] ** 0.5)
-            grid = torch.zeros(side, side, 3, device=z.device)
-            grid[..., 1], grid[..., 2] = torch.arange(side, device=z.device)[:, None], torch.arange(side, device=z.device)
-            given |= {"img_ids": grid.reshape(-1, 3), "txt_ids": torch.zeros(c[0].shape[1], 3, device=z.device)}
-            given |= {"guidance": torch.full((len(z),), 3.5, device=z.device)}
-        with torch.autocast(z.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return net(hidden_states=z, timestep=t if self.packed else 1000 * t, **given)[0].float()
-
-    def text_kv(self) -> list[str]:
-        """Keys and values of the text: what a method trains here."""
-        return [n for n, _ in self.net.named_parameters() if n.endswith((".attn.add_k_proj.weight", ".attn.add_v_proj.weight"))]
-
-    def student(self, names: list[str]) -> tuple[nn.Module, list[nn.Parameter]]:
-        """A twin that owns the named weights in float32 and shares every other tensor, and those weights."""
-        chosen = {id(p) for n, p in self.net.named_parameters() if n in set(names)}
-        shared = {id(v): v for v in (*self.net.parameters(), *self.net.buffers()) if id(v) not in chosen}
-        twin: nn.Module = copy.deepcopy(self.net, memo=shared)
-        live = dict(twin.named_parameters())
-        for n in names:
-            live[n].data = live[n].data.float()
-            live[n].requires_grad_(True)
-        return twin, [live[n] for n in names]
-
-
-def flow_network(name: str, dtype: torch.dtype, device: str, smoke: bool) -> FlowNetwork:
-    """``sd35-medium`` or ``flux``."""
-    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
-    from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
-
-    cls, true, small = {
-        "sd35-medium": (SD3Transformer2DModel, SD3, SD3_TINY),
-        "flux": (FluxTransformer2DModel, FLUX, FLUX_TINY),
-    }[name]
-    net = filled(lambda: cls(**(small if smoke else true)), dtype, device)
-    # Activations of a deep random network grow; a smaller last layer keeps the output in range and costs the same.
-    net.proj_out.weight.mul_(0.1)
-    config: Mapping[str, Any] = net.config
-    length = (16 if smoke else 333) if name == "sd35-medium" else (16 if smoke else 512)
-    text = (length, config["joint_attention_dim"], config["pooled_projection_dim"])
-    return FlowNetwork(name, net, config["in_channels"], text, name == "flux", dtype, device)

@@ -24,6 +24,7 @@ from click.testing import CliRunner
 
 from efface import verbs
 from efface.cli import main
+from efface.concepts.prompts import Case
 from efface.concepts.request import EraseRequest
 from efface.errors import BadOption, OutOfMemory
 from efface.methods import AP, ESD, RAP, AdvUnlearn, Method
@@ -31,6 +32,7 @@ from efface.models.base import DiffusionModel
 from efface.models.load import load_model
 from efface.models.sd import StableDiffusion
 from efface.models.select import selection
+from efface.models.tiny import TINY
 from efface.patches import Patch
 from efface.preservation.gumbel import Gumbel
 from efface.registry import METHODS
@@ -122,10 +124,21 @@ def test_contract_of_a_method(name: str) -> None:
     check_method(cls.preset("tiny"), REQUEST, on_device())
 
 
-def test_sdxl_on_the_device() -> None:
-    patch = AP.preset("tiny", sampler="pool", **{"search.update": "joint"}).erase(on_device("tiny-xl"), REQUEST)
+@pytest.mark.parametrize("name", [name for name in TINY if name not in ("tiny", "tiny-v")])
+def test_a_family_trains_and_draws_on_the_device(name: str) -> None:
+    model = on_device(name)
+    train = "joint-text-kv" if name == "tiny-z-image" else "xattn"
+    patch = AP.preset("tiny", sampler="pool", train=train, **{"search.update": "joint"}).erase(model, REQUEST)
     assert patch.deltas
     assert patch.card.base["device"].startswith(torch.device(DEVICE).type)
+    images = model.sample([Case("free", "", "a dog", 1, 2.0)], 2)
+    assert bool(torch.isfinite(images).all())
+
+
+def test_flux_leaves_out_the_attention_kernels_that_end_its_training() -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    on_device("tiny-flux")
+    assert torch.backends.cuda.cudnn_sdp_enabled() != CUDA  # on the CPU nothing is switched off
 
 
 @pytest.mark.usefixtures("same_bits_every_time")

@@ -27,6 +27,8 @@ def test_networks_have_their_true_sizes() -> None:
     from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
+    from efface.models.select import MMDIT_SELECTIONS
+
     def made(cls: Any, config: dict[str, Any]) -> Any:
         with torch.device("meta"):
             return cls(**config)
@@ -41,9 +43,23 @@ def test_networks_have_their_true_sizes() -> None:
         (FluxTransformer2DModel, gpu_models.FLUX, 11_901_408_320, 38, 358_612_992),
     ):
         net = made(cls, config)
-        names = gpu_models.FlowNetwork("", net, 16, (1, 1, 1), False, torch.bfloat16, "meta").text_kv()
-        assert (count(net), len(names)) == (whole, tensors)
-        assert sum(p.numel() for n, p in net.named_parameters() if n in names) == trained
+        text_kv = {n: p for n, p in net.named_parameters() if MMDIT_SELECTIONS["text-kv"](f"transformer.{n}")}
+        assert (count(net), len(text_kv)) == (whole, tensors)
+        assert sum(p.numel() for p in text_kv.values()) == trained
+
+
+def test_parts_beside_the_network_have_their_true_sizes() -> None:
+    """Parameters of the text encoders and the VAE, but for the words: the vocabulary is the tiny model's."""
+    import gpu_models
+
+    def count(part: Any, words: str) -> int:
+        return sum(p.numel() for n, p in part.named_parameters() if not n.endswith((words, "shared.weight")))
+
+    model = gpu_models.sized("sd15", torch.bfloat16, "cpu", False, 1)
+    assert count(model.text_encoder, "token_embedding.weight") == 123_060_480 - 49_408 * 768
+    assert count(model.vae, "none") == 83_653_863
+    assert model.latent_shape == (4, 64, 64)
+    assert model.encode(["cat"]).tokens.shape == (1, 77, 768)
 
 
 def results(**facts: Any) -> dict[str, Any]:

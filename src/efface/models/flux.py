@@ -45,6 +45,8 @@ class Flux(FlowTransformer):
     **Latents** are (B, 16, h, w) here; the network gets squares of 2 x 2 as one token of 64 channels. A pipeline's
     ``default_sample_size`` says how large pictures are; folders and Hub ids draw 1,024 pixels.
 
+    **Attention.** On a GPU, loading FLUX switches cuDNN's attention off for the whole process (:func:`leave_out_cudnn`).
+
     **Weights.** The 19 double blocks have projections of the text of their own; the 38 single blocks behind them share every
     weight between text and picture, so no change of theirs acts on the text alone.
     """
@@ -67,6 +69,8 @@ class Flux(FlowTransformer):
         self.side, self.takes_guidance = side, told
         self.usual_guidance, self.usual_steps = (3.5, 28) if told else (1.0, 4)
         super().__init__(t5_rows=T5_ROWS[told] if t5_rows is None else t5_rows, **parts)
+        if self.device.type == "cuda":
+            leave_out_cudnn()
 
     @property
     def _channels(self) -> tuple[int, int]:
@@ -187,6 +191,12 @@ class Flux(FlowTransformer):
     @property
     def info(self) -> Mapping[str, object]:
         return {**super().info, "takes_guidance": self.takes_guidance}
+
+
+def leave_out_cudnn() -> None:
+    """Let this process compute attention by PyTorch's other kernels. With cuDNN's, PyTorch 2.11 ended the first backward pass of
+    FLUX in an illegal memory access on an H200, after which nothing runs on the GPU any more; with the others it trained."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def packed(z: Tensor) -> Tensor:

@@ -16,11 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from from_bench import pairs_of, read
+from from_bench import edit_of, pairs_of, read
 from table import RATE_FIELDS, into_page, lines_of, rate, rate_fields, sheet, short, sources
 
 from efface.equations.statistics import wilson
-from efface.patches import Patch
 from efface.plans.records import Store
 
 PLANS = {"mini": ("closed-form-few", "closed-form-many"), "icons-many": ("icons-many",)}
@@ -43,8 +42,7 @@ def result_of(folder: Path, plans: Sequence[str]) -> dict[str, Any]:
                 row["comes back"] = wilson(sum(back), len(back)).json() if back else None
                 for p in own:
                     if p.place["kind"] == "erase" and p.record is not None:
-                        log = Patch.load(store.patch(p.place["key"])).card.log
-                        row |= {"edit": log.get("edit") or log.get("refinement"), "seconds": p.record["run"]["seconds"]}
+                        row |= {"edit": edit_of(store, p.place["key"], p.record), "seconds": p.record["run"]["seconds"]}
     return {"table": dict(table)}
 
 

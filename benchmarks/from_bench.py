@@ -25,6 +25,7 @@ from table import Pair, file_name, into_page, lines_of, sheet
 from efface.errors import BadFile
 from efface.evaluation.records import Row
 from efface.io.files import write_text
+from efface.patches import Patch
 from efface.plans.plan import BASE
 from efface.plans.records import Store
 from efface.plans.tables import Bench, Placed
@@ -52,6 +53,15 @@ def read(folder: Path, name: str) -> tuple[dict[str, Any], list[Placed]]:
     if missing:
         raise BadFile(f"{len(missing)} cells of {name} are not finished; run efface bench again.")
     return bench.plans[name], mine
+
+
+def edit_of(store: Store, key: str, record: dict[str, Any]) -> dict[str, Any] | None:
+    """What a closed-form edit, or a refinement in its place, says of itself: in a record of docs/records, else on the card of its
+    patch. None for a patch that is no such edit, and where neither is there."""
+    if "edit" in record["result"] or not store.patch(key).is_file():
+        return record["result"].get("edit")
+    log = Patch.load(store.patch(key)).card.log
+    return log.get("edit") or log.get("refinement")
 
 
 def cell_name(p: Placed) -> str:

@@ -6,7 +6,8 @@
 #
 # The folder .whl holds wheels of what the machine lacks; without it the installed packages are used. EFFACE_GPU_TRAIN is a command
 # that trains something at the end, within the last EFFACE_GPU_TRAIN_SECONDS (170); without one, the time goes to compiled variants,
-# which otherwise get what is left over. EFFACE_COMMIT names the commit where git is absent.
+# which otherwise get what is left over. EFFACE_GPU_SECTIONS names the sections of benchmarks/gpu.py to run, such as "sdxl-settings
+# flux". EFFACE_COMMIT names the commit where git is absent.
 set -o pipefail
 : "${OUT:?set OUT to a folder for the results}"
 export PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
@@ -36,7 +37,8 @@ command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,m
 {
   # Figures first: what comes later may fall away.
   figures=$(($(left) - FOR_TRAINING - FOR_COMPILING - 85)) # the tests take 60, drawing beside the stock pipeline 25
-  timeout $((figures + 10)) "$PY" benchmarks/gpu.py --out "$OUT" --seconds "$figures"
+  timeout $((figures + 10)) "$PY" benchmarks/gpu.py --out "$OUT" --seconds "$figures" \
+    ${EFFACE_GPU_SECTIONS:+--sections $EFFACE_GPU_SECTIONS} # unquoted: each name is an argument
 
   echo "== drawing beside the stock pipeline, $SECONDS s after the start"
   timeout 40 "$PY" benchmarks/sampling.py --device "$DEVICE" --json > "$OUT/sampling.json"

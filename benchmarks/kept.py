@@ -4,7 +4,7 @@
     python benchmarks/rankings.py docs/records/rankings docs/records/icons --docs docs/rankings.md
 
 Writes docs/records/PLAN with the plan and its finished cells, each once and in the order of the plan, packed by xz. Every command
-that takes the folder of a bench takes that folder too. Patches are not kept.
+that takes the folder of a bench takes that folder too. Patches are not kept, but what the card of a closed-form edit says of it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import lzma
 from pathlib import Path
 
-from from_bench import read
+from from_bench import edit_of, read
 
 from efface.io.files import atomic_write
 from efface.plans.records import Store
@@ -26,6 +26,10 @@ def keep(folder: Path, name: str, out: Path) -> int:
     """Number of records kept. Raises BadFile where cells of the plan are missing."""
     plan, placed = read(folder, name)
     records = {p.place["key"]: p.record for p in placed}
+    patches = Store(folder)
+    for key, record in records.items():
+        if record["kind"] == "erase" and (edit := edit_of(patches, key, record)):
+            record["result"]["edit"] = edit
     lines = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records.values())
     packed = lzma.compress(lines.encode(), preset=9 | lzma.PRESET_EXTREME)
     store = Store(out)

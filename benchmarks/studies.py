@@ -1,12 +1,12 @@
 """The studies behind docs/studies.md on the miniature, eight targets of eight groups, three training seeds for the headlines; and
-the same in the world of icons, whose results stand on no page yet.
+the same in the world of icons, whose results stand in the table of claims of docs/rankings.md.
 
     python benchmarks/studies.py [--quick] [--json] [--store runs/studies-store] [--out runs/studies] [--docs docs/studies]
                                  [--only NAME ...]
-    python benchmarks/studies.py --model icons --store runs/icons-store --out runs/icons-studies
+    python benchmarks/studies.py --model icons --store runs/icons-store --out runs/icons-studies --docs docs/studies/icons
 
 Erasures and scans are kept in --store and not made again. --docs copies every study's result and figure to where `python
-docs/make.py` makes the page from.
+docs/make.py` makes the pages from.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ docs/methods/NAME.md    from the method's class, docs/numbers/NAME.md (published
 docs/attacks.md         from docs/attacks.intro.md and the attacks' classes
 docs/guards.md          from docs/guards.intro.md and the guards' classes
 docs/studies.md         from docs/numbers/studies.md, docs/study_claims.py and docs/studies/*/result.json
+docs/rankings.md        its table of claims, from docs/study_claims.py and the results of both worlds in docs/studies
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from study_claims import studies_page
+from study_claims import claims_table, studies_page
 
 from efface.attacks import TIERS, Attack
 from efface.guards import Guard
@@ -119,12 +120,20 @@ def belongs(label: str, name: str) -> bool:
     return label == name or (label not in METHODS and label.startswith((f"{name}-", f"{name}, ")))
 
 
+def rankings_page() -> str:
+    """The page as it stands, with the table of claims made again."""
+    before, _, rest = (HERE / "rankings.md").read_text("utf-8").partition("<!-- claims -->\n")
+    _, _, after = rest.partition("<!-- /claims -->")
+    return "\n".join([f"{before}<!-- claims -->", *claims_table(), f"<!-- /claims -->{after}"])
+
+
 def main() -> None:
     for name, cls in METHODS.items():
         (HERE / "methods" / f"{name}.md").write_text(page(cls), "utf-8")
     (HERE / "attacks.md").write_text(attacks_page(), "utf-8")
     (HERE / "guards.md").write_text(guards_page(), "utf-8")
     (HERE / "studies.md").write_text(studies_page(), "utf-8")
+    (HERE / "rankings.md").write_text(rankings_page(), "utf-8")
 
 
 if __name__ == "__main__":

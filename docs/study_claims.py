@@ -1,6 +1,7 @@
 """The claims of the original papers, each with the result of our study and a verdict that follows from the interval alone.
 
-The results are those of docs/studies/*/result.json; docs/make.py writes docs/studies.md from them."""
+The results are those of docs/studies/*/result.json (the miniature) and docs/studies/icons/*/result.json (the world of icons).
+docs/make.py writes docs/studies.md from the first, and the table of claims in docs/rankings.md from both."""
 
 from __future__ import annotations
 
@@ -168,6 +169,20 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
 
     again = {name: read(f"{name}-again") for name in STUDIES if (folder / f"{name}-again").is_dir()}
     return {name: {**read(name), **({"again": again[name]} if name in again else {})} for name in STUDIES}
+
+
+def claims_table() -> list[str]:
+    """Every claim in the miniature and in the world of icons."""
+    worlds = {"miniature": results(STUDIED), "icons": results(STUDIED / "icons")}
+    lines = ["| claim | miniature {95 % interval} | icons {95 % interval} | verdict |", "|---|---|---|---|"]
+    for c in CLAIMS:
+        judged = {world: c.judge(found[c.study]) for world, found in worlds.items()}
+        texts = " | ".join(text for text, _ in judged.values())
+        verdicts = [verdict for _, verdict in judged.values()]
+        alike = len(set(verdicts)) == 1
+        verdict = f"**{verdicts[0]}** in both" if alike else "; ".join(f"{w}: **{v}**" for w, (_, v) in judged.items())
+        lines.append(f"| [{c.text}](studies.md#{c.study}) | {texts} | {verdict} |")
+    return lines
 
 
 def studies_page() -> str:

@@ -40,7 +40,10 @@ KEPT = DOCS / "records"
 MADE_FROM = {
     "attacks": ("from_bench", "attacks", "robust.md"),
     "controls": ("controls", "", "attacks.intro.md"),
+    "icons-kinds": ("kinds", "--world icons", "kinds.md"),
+    "icons-many": ("at_once", "icons-many", "kinds.md"),
     "icons-search": ("from_bench", "icons-search", "rankings.md"),
+    "kinds": ("kinds", "", "kinds.md"),
     "methods-options": ("from_bench", "methods-options", "results.md"),
     "methods-robust": ("from_bench", "methods-robust", "results.md"),
     "rankings+icons": ("rankings", "", "rankings.md"),
@@ -219,7 +222,7 @@ def test_the_tables_of_the_pages_come_out_of_the_committed_records(
     before = (DOCS / page).read_text("utf-8")
     (tmp_path / page).write_text(tables.sub(r"\1\2", before), "utf-8")
     folders = [str(KEPT / n) for n in name.split("+")]
-    monkeypatch.setattr(sys, "argv", [script, *([first] if first else []), *folders, "--docs", str(tmp_path / page)])
+    monkeypatch.setattr(sys, "argv", [script, *first.split(), *folders, "--docs", str(tmp_path / page)])
     scripts(script).main()
     made = {marker: text for marker, _, text in tables.findall((tmp_path / page).read_text("utf-8")) if text}
     assert made
@@ -231,7 +234,8 @@ def test_the_tables_of_the_pages_come_out_of_the_committed_records(
 
 
 def test_every_committed_record_has_its_table() -> None:
-    assert {n for name in MADE_FROM for n in name.split("+")} == {folder.name for folder in KEPT.iterdir()}
+    named = {n for name in MADE_FROM for n in name.split("+")}
+    assert {*named, "debias"} == {folder.name for folder in KEPT.iterdir()}
 
 
 def test_the_plan_of_more_attacks_shares_the_erasures_of_the_defences() -> None:
@@ -396,6 +400,21 @@ def test_debiasing_is_measured_by_names(
     stamp = (tmp_path / "quick" / "teacher.json").stat().st_mtime_ns
     printed(scripts, "debias", monkeypatch, capsys, "--quick", "--out", str(tmp_path))
     assert (tmp_path / "quick" / "teacher.json").stat().st_mtime_ns == stamp, "what is finished is not made again"
+
+
+@pytest.mark.slow
+def test_the_table_of_debiasing_comes_out_of_the_committed_counts(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "icons" not in WORLDS:
+        pytest.skip("the world of icons is not installed")
+    page = tmp_path / "kinds.md"
+    page.write_text("<!-- debias -->\n<!-- /debias -->\n")
+    monkeypatch.setattr(sys, "argv", ["debias.py", "--out", str(KEPT / "debias"), "--docs", str(page)])
+    scripts("debias").main()
+    assert page.read_text("utf-8") in (DOCS / "kinds.md").read_text("utf-8")
+    name = "kinds_debias.csv"
+    assert (tmp_path / "tables" / name).read_text("utf-8") == (DOCS / "tables" / name).read_text("utf-8")
 
 
 def test_the_balance_of_two_attributes(scripts: Any) -> None:

@@ -37,3 +37,12 @@ def test_non_finite_features_are_invalid_and_do_not_poison_the_cloud() -> None:
 def test_too_few_images_are_refused() -> None:
     with pytest.raises(EvaluationError, match="too few"):
         Cloud(points(0, 49))
+
+
+def test_an_image_of_the_cloud_is_judged_without_itself() -> None:
+    """Features far from the origin, as those of detectors are: an image's distance from itself must not pass for a neighbour's."""
+    features = 1.0 + 0.3 * points(0, 200)
+    exact = features.double()
+    apart = (exact[:, None] - exact[None]).norm(dim=-1).fill_diagonal_(torch.inf)
+    expected = apart.topk(5, largest=False).values.mean(1)
+    assert torch.allclose(Cloud(features).distance(features).double(), expected, rtol=1e-5)

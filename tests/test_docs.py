@@ -139,7 +139,7 @@ def test_generated_pages_are_up_to_date() -> None:
         assert (ROOT / "docs" / "methods" / f"{name}.md").read_text("utf-8") == docs_make.page(cls), (
             f"run python docs/make.py ({name})"
         )
-    for name in ("attacks", "guards", "studies"):
+    for name in ("attacks", "guards", "studies", "rankings"):
         made = getattr(docs_make, f"{name}_page")()
         assert (ROOT / "docs" / f"{name}.md").read_text("utf-8") == made, f"run python docs/make.py ({name})"
 

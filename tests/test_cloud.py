@@ -40,7 +40,7 @@ def test_too_few_images_are_refused() -> None:
 
 
 def test_an_image_of_the_cloud_is_judged_without_itself() -> None:
-    """Features far from the origin, as those of detectors are: an image's distance from itself must not pass for a neighbour's."""
+    """Features far from the origin, as a detector's are: an image's distance from itself must not pass for a neighbour's."""
     features = 1.0 + 0.3 * points(0, 200)
     exact = features.double()
     apart = (exact[:, None] - exact[None]).norm(dim=-1).fill_diagonal_(torch.inf)

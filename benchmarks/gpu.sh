@@ -19,11 +19,11 @@ PY=${PYTHON:-python3}
 if [ "$EFFACE_GPU_SMOKE" = 1 ]; then
   TOTAL=${EFFACE_GPU_SECONDS:-1500} TESTS=400 DEVICE=cpu SKIPPED="compiled" # which takes minutes on a CPU
 else
-  TOTAL=${EFFACE_GPU_SECONDS:-510} TESTS=75 DEVICE=cuda SKIPPED=nothing_is_called_this
+  TOTAL=${EFFACE_GPU_SECONDS:-510} TESTS=110 DEVICE=cuda SKIPPED=nothing_is_called_this
 fi
 TRAIN=${EFFACE_GPU_TRAIN-}
 PARTING=5
-FOR_TRAINING=0 FOR_COMPILING=110
+FOR_TRAINING=0 FOR_COMPILING=75
 [ -n "$TRAIN" ] && FOR_TRAINING=${EFFACE_GPU_TRAIN_SECONDS:-170} FOR_COMPILING=0
 left() { echo $((TOTAL - SECONDS - PARTING)); }
 
@@ -36,7 +36,7 @@ command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,m
 
 {
   # Figures first: what comes later may fall away.
-  figures=$(($(left) - FOR_TRAINING - FOR_COMPILING - 85)) # the tests take 60, drawing beside the stock pipeline 25
+  figures=$(($(left) - FOR_TRAINING - FOR_COMPILING - 120)) # the tests take 90, drawing beside the stock pipeline 25
   timeout $((figures + 10)) "$PY" benchmarks/gpu.py --out "$OUT" --seconds "$figures" \
     ${EFFACE_GPU_SECTIONS:+--sections $EFFACE_GPU_SECTIONS} # unquoted: each name is an argument
 

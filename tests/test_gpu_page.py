@@ -48,6 +48,7 @@ def test_networks_have_their_true_sizes() -> None:
         assert sum(p.numel() for p in text_kv.values()) == trained
 
 
+@pytest.mark.slow
 def test_parts_beside_the_network_have_their_true_sizes() -> None:
     """Parameters of the text encoders and the VAE, but for the words: the vocabulary is the tiny model's."""
     import gpu_models

@@ -123,6 +123,7 @@ def sized(name: str, dtype: torch.dtype, device: str, smoke: bool, candidates: i
     """The model of :data:`SIZES` called ``name`` as efface's adapter. It knows the target and so many common English words."""
     size = SIZES[name]
     small = size.small()
+    flow = small.part == "transformer"
     parts: dict[str, Any] = {part: getattr(small, part) for part in small._kinds()}
 
     def true(part: str, options: Mapping[str, Any]) -> nn.Module:
@@ -141,13 +142,13 @@ def sized(name: str, dtype: torch.dtype, device: str, smoke: bool, candidates: i
                 parts[part.replace("text_encoder", "tokenizer")].model_max_length = TOKENS
         parts["vae"] = true("vae", {**VAE, "latent_channels": size.latent_channels})
         parts[small.part] = true(small.part, size.network)
-        if small.part == "transformer":
+        if flow:
             # Activations of a deep random network grow; a smaller last layer keeps the output in range and costs the same.
             parts[small.part].proj_out.weight.mul_(0.1)
     facts: dict[str, Any] = dict(size.facts)
     if smoke:
         facts |= {k: v for k, v in {"t5_rows": TINY_T5_ROWS, "side": 8}.items() if k in facts}
-    facts["schedule" if small.part == "unet" else "scheduler"] = small.schedule if small.part == "unet" else small.schedule.config
+    facts |= {"scheduler": small.schedule.config} if flow else {"schedule": small.schedule}
     words = ConceptSpace.english().without([TARGET]).candidates[:candidates]
     parts = {p: nn.Module.to(m, device, dtype) if isinstance(m, nn.Module) else m for p, m in parts.items()}
     model: StableDiffusion = type(small)(name=name, concept_names=(TARGET, *words), **parts, **facts)

@@ -50,6 +50,8 @@ MADE_FROM = {
 }
 """Folders of docs/records -> the script that makes a table of them, what comes before the folders, and the page."""
 
+needs_icons = pytest.mark.skipif("icons" not in WORLDS, reason="the world of icons is a package of its own, not installed here")
+
 
 @pytest.fixture
 def scripts(monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -383,12 +385,11 @@ def test_a_bench_of_closed_form_edits_says_what_is_kept_and_what_comes_back(
     assert "**2 concepts at once**" in page.read_text()
 
 
+@needs_icons
 @pytest.mark.slow
 def test_debiasing_is_measured_by_names(
     scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if "icons" not in WORLDS:
-        pytest.skip("the world of icons is not installed")
     debias = scripts("debias")
     rows = printed(scripts, "debias", monkeypatch, capsys, "--quick", "--out", str(tmp_path))
     row = rows["teacher"]
@@ -402,12 +403,11 @@ def test_debiasing_is_measured_by_names(
     assert (tmp_path / "quick" / "teacher.json").stat().st_mtime_ns == stamp, "what is finished is not made again"
 
 
+@needs_icons
 @pytest.mark.slow
 def test_the_table_of_debiasing_comes_out_of_the_committed_counts(
     scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if "icons" not in WORLDS:
-        pytest.skip("the world of icons is not installed")
     page = tmp_path / "kinds.md"
     page.write_text("<!-- debias -->\n<!-- /debias -->\n")
     monkeypatch.setattr(sys, "argv", ["debias.py", "--out", str(KEPT / "debias"), "--docs", str(page)])

@@ -40,19 +40,19 @@ class Identity(TypedDict):
 def identity_of(named: Iterable[tuple[str, Tensor]]) -> Identity:
     """Of weights by name; their order does not matter."""
     weights = sorted(named, key=lambda pair: pair[0])
-    plain = hashlib.sha256()
-    # Of weights that are all in bfloat16 both digests are of the same numbers, and gigabytes are hashed once.
-    narrow = plain if all(w.dtype == torch.bfloat16 for _, w in weights) else hashlib.sha256()
+    plain, narrow = hashlib.sha256(), hashlib.sha256()
+    # Where all weights are in bfloat16 both digests are of the same numbers, and gigabytes are hashed once.
+    same = all(w.dtype == torch.bfloat16 for _, w in weights)
     for name, w in weights:
         w = w.detach().cpu()
         head = f"{name}{tuple(w.shape)}".encode()
-        for digest, values in ((plain, w), (narrow, w.to(torch.bfloat16)))[: 1 if narrow is plain else 2]:
+        for digest, values in [(plain, w)] if same else [(plain, w), (narrow, w.to(torch.bfloat16))]:
             digest.update(head)
             digest.update(values.to(torch.float16).contiguous().numpy())
     entries = entries_of(w for _, w in weights).numpy().astype("<f4")
     return {
         "digest": plain.hexdigest(),
-        "digest_bfloat16": narrow.hexdigest(),
+        "digest_bfloat16": (plain if same else narrow).hexdigest(),
         "sketch": base64.b64encode(entries.tobytes()).decode(),
     }
 

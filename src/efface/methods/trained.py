@@ -108,6 +108,11 @@ class Trained(Method):
             )
 
     @property
+    def through_encodings(self) -> bool:
+        """Whether the backward pass of an update reaches encoded text, for which the network keeps more."""
+        return False
+
+    @property
     def needs(self) -> tuple[str, ...]:
         return (("official_alignment",) if self.sampler.official else ()) + (("plms",) if self.solver == "plms" else ())
 
@@ -237,6 +242,10 @@ class Searching(Trained):
                 f"sampler={self.sampler.name} needs search.hard=true: a mixture of candidates has no cached latents. "
                 "Use sampler=student."
             )
+
+    @property
+    def through_encodings(self) -> bool:
+        return self.search.joint
 
     def search_cost(self, model: DiffusionModel, names: Sequence[Sequence[str]]) -> float:
         """UNet evaluations of the search in a whole run, among the candidates ``names`` of each target."""

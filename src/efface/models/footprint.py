@@ -2,24 +2,34 @@
 
 The network is built again on the device "meta", where tensors have shapes and no numbers, and its forward pass is run there.
 Every tensor that autograd saves is counted once by its storage, weights left out. Attention is counted as its fused kernels
-work: queries, keys, values and the output are kept, and the attention matrix is not.
+work: queries, keys, values and the output are kept, and the attention matrix is not. Autocast, which does nothing on "meta", is
+imitated: on a GPU it takes norms in float32, whose inputs are then kept at twice the width.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from .base import DiffusionModel
-from .cond import MASK
+from .cond import MASK, Cond
 from .select import Select
+
+NARROW = frozenset(
+    ["linear", "conv1d", "conv2d", "conv3d", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm"]
+)
+"""Functions that autocast computes in its dtype. Attention is one, too, and is replaced here."""
+WIDE = frozenset(["layer_norm", "group_norm", "rms_norm", "softmax", "pow", "__pow__", "rsqrt", "sum", "exp", "log", "norm"])
+"""Functions that autocast computes in float32 on a GPU, and in the dtype of their input on the CPU."""
 
 
 class _Fused(torch.autograd.Function):
@@ -39,18 +49,56 @@ class _Fused(torch.autograd.Function):
 @contextmanager
 def _fused_attention() -> Iterator[None]:
     original = functional.scaled_dot_product_attention
-    functional.scaled_dot_product_attention = lambda query, key, value, *_, **__: _Fused.apply(query, key, value)
+
+    def fused(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
+        # Only autocast lets them differ. It brings them to its own dtype, in which values come out of their projection.
+        return _Fused.apply(*(x.to(value.dtype) for x in (query, key, value)))
+
+    functional.scaled_dot_product_attention = fused
     try:
         yield
     finally:
         functional.scaled_dot_product_attention = original
 
 
-class Kept:
-    """Bytes of the tensors that autograd keeps inside :meth:`counting`, each storage once, ``parameters`` left out."""
+class _Autocast(TorchFunctionMode):
+    """What ``torch.autocast`` does to dtypes, for tensors on "meta". ``copies``: the storages of the weights that it has cast."""
 
-    def __init__(self, parameters: Iterator[Tensor]) -> None:
+    def __init__(self, dtype: torch.dtype, wide: frozenset[str], weights: Iterator[Tensor]) -> None:
+        super().__init__()
+        self.dtype, self.wide, self.weights = dtype, wide, {id(w) for w in weights}
+        self.copies = set[int]()
+        self._kept: dict[int, Tensor] = {}  # as autocast keeps them: a weight with a gradient is cast once
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        to = self.dtype if name in NARROW else torch.float32 if name in self.wide else None
+        if to is not None:
+            args, kwargs = tree_map_only(Tensor, self._cast(to), (args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _cast(self, to: torch.dtype) -> Callable[[Tensor], Tensor]:
+        def cast(x: Tensor) -> Tensor:
+            if not x.is_floating_point() or x.dtype == to:
+                return x
+            if id(x) not in self.weights:
+                return x.to(to)
+            if (found := self._kept.get(id(x))) is None:
+                found = x.to(to)
+                self.copies.add(found.untyped_storage()._cdata)
+                self._kept[id(x)] = found  # it lives on, so that its storage's number is not given away
+            return found
+
+        return cast
+
+
+class Kept:
+    """Bytes of the tensors that autograd keeps inside :meth:`counting`, each storage once, ``parameters`` left out. ``copies``:
+    numbers of the storages that are counted apart."""
+
+    def __init__(self, parameters: Iterator[Tensor], copies: Collection[int] = ()) -> None:
         self.own = {p.untyped_storage()._cdata for p in parameters}
+        self.copies = copies
         self.found: dict[int, tuple[Tensor, int]] = {}
 
     def _pack(self, tensor: Tensor) -> Tensor:
@@ -67,45 +115,72 @@ class Kept:
 
     @property
     def bytes(self) -> int:
-        return sum(n for _, n in self.found.values())
+        return sum(n for number, (_, n) in self.found.items() if number not in self.copies)
+
+    @property
+    def copied(self) -> int:
+        return sum(n for number, (_, n) in self.found.items() if number in self.copies)
 
 
-def on_meta(model: DiffusionModel, dtype: torch.dtype) -> DiffusionModel:
-    """A twin whose network has shapes and no numbers. It encodes nothing: give it encodings of the model, moved to "meta"."""
+@dataclasses.dataclass(frozen=True)
+class Footprint:
+    """Bytes that are kept for the backward pass."""
+
+    row: int
+    """Of one row with a gradient."""
+    copies: int
+    """Of weights that autocast has cast, whatever the number of rows."""
+
+
+def footprint(
+    model: DiffusionModel,
+    select: Select,
+    *,
+    loaded: torch.dtype,
+    computed: torch.dtype,
+    checkpointing: bool = False,
+    through_encodings: bool = False,
+) -> Footprint:
+    """What the student of a model keeps whose selected weights are float32 and whose other weights are ``loaded``, if it computes
+    in ``computed``. With ``checkpointing`` these are the inputs of the blocks, and the largest block, which is computed again.
+    ``through_encodings``: the encoded text carries a gradient, too."""
     twin = copy.copy(model)
     twin.rounded = None
     with torch.device("meta"):
-        network = type(model.network).from_config(dict(model.network.config))
-    setattr(twin, model.part, nn.Module.to(network, dtype))  # diffusers' own .to warns of layers that it would keep
-    twin.evals = dataclasses.replace(model.evals)
-    twin.configure(autocast="float32")  # the network is in the precision that it computes in
-    return twin
-
-
-def activations(model: DiffusionModel, select: Select, dtype: torch.dtype, *, checkpointing: bool = False) -> int:
-    """Bytes that one row with a gradient keeps in ``dtype``. With ``checkpointing`` these are the inputs of the blocks, and the
-    largest block, which is computed again."""
-    twin = on_meta(model, dtype)
-    network: nn.Module = twin.network
+        network: nn.Module = type(model.network).from_config(dict(model.network.config))
+    nn.Module.to(network, loaded)  # diffusers' own .to warns of layers that it would keep
     for name, p in network.named_parameters():
-        p.requires_grad_(select(f"{model.part}.{name}"))
-    c = model.encode([""])
-    extras = {k: v.to("meta", dtype) if v.is_floating_point() else v.to("meta") for k, v in c.extras.items()}
-    extras |= {k: v for k, v in c.extras.items() if k == MASK}  # it says how many tokens there are
-    c = dataclasses.replace(c, tokens=c.tokens.to("meta", dtype), extras=extras)
-    z = torch.empty((1, *model.latent_shape), dtype=dtype, device="meta")
+        if p.requires_grad_(select(f"{model.part}.{name}")).requires_grad:
+            p.data = p.data.float()
+    setattr(twin, model.part, network)
+    twin.evals = dataclasses.replace(twin.evals)
+    twin.configure(autocast=str(computed).removeprefix("torch."))
+    wide = frozenset[str]() if model.device.type == "cpu" else WIDE
+    cast = _Autocast(computed, wide, network.parameters())
+    setattr(twin, "_autocast", lambda device=None: nullcontext() if computed == torch.float32 else cast)  # noqa: B010  # the protocol does not name it
+    c = _on_meta(model.encode([""]), through_encodings)
+    z = torch.empty((1, *model.latent_shape), device="meta")
     t = model.schedule.numbered([model.schedule.size // 2], torch.device("cpu")).to("meta")
-    kept, blocks = Kept(network.parameters()), _Blocks()
+
+    kept, blocks = Kept(network.parameters(), cast.copies), _Blocks()
     with kept.counting(), blocks.watched(network, kept):
         twin.predict(z, t, c)
     if not checkpointing:
-        return kept.bytes
+        return Footprint(kept.bytes, kept.copied)
     network.enable_gradient_checkpointing()
     network.train()  # diffusers checkpoints in training mode alone
-    inputs = Kept(network.parameters())
+    inputs = Kept(network.parameters(), cast.copies)
     with inputs.counting():
         twin.predict(z, t, c)
-    return inputs.bytes + max(blocks.sizes)
+    return Footprint(inputs.bytes + max(blocks.sizes), kept.copied)
+
+
+def _on_meta(c: Cond, through: bool) -> Cond:
+    def moved(x: Tensor) -> Tensor:
+        return x.detach().to("meta").requires_grad_(through and x.is_floating_point())
+
+    extras = {k: v if k == MASK else moved(v) for k, v in c.extras.items()}  # the mask says how many tokens there are
+    return dataclasses.replace(c, tokens=moved(c.tokens), extras=extras)
 
 
 class _Blocks:

@@ -51,13 +51,17 @@ class Gumbel(AmongCandidates):
     def mixes(self) -> bool:
         return not self.hard
 
+    @property
+    def joint(self) -> bool:
+        return self.update == "joint"
+
     def begin(self, scene: Scene, names: Sequence[Sequence[str]]) -> GumbelSearch:
         return GumbelSearch(scene, names, [scene.model.encode(n) for n in names], self)
 
     def evals(
         self, steps: int, batch: int, names: Sequence[Sequence[str]], draw_cost: Callable[[int], float], image_cost: int
     ) -> float:
-        return batch * steps * (self.update == "alternate") * self.ascents * (draw_cost(1) + 2)
+        return batch * steps * (not self.joint) * self.ascents * (draw_cost(1) + 2)
 
 
 class GumbelSearch(Running):
@@ -87,7 +91,7 @@ class GumbelSearch(Running):
 
     def choose(self, e: Sequence[int], step: Step) -> Chosen:
         chosen = self.sample(e, step)
-        return chosen if self.options.update == "joint" else Chosen(chosen.names, chosen.fixed())
+        return chosen if self.options.joint else Chosen(chosen.names, chosen.fixed())
 
     def climb(self, step: Step, e: Sequence[int]) -> None:
         """Move the logits up the damage that the weights do now, each time on fresh targets, draws
@@ -96,7 +100,7 @@ class GumbelSearch(Running):
         No weight collects a gradient. With ``update="joint"`` the update's own backward pass has
         left the gradients.
         """
-        if self.options.update == "joint":
+        if self.options.joint:
             self.follow(e)
             return
         with self.scene.student.frozen():

@@ -81,6 +81,11 @@ class Search(Settings):
         """Whether what is chosen may be a mixture of candidates, for which a pool has no latents."""
         return False
 
+    @property
+    def joint(self) -> bool:
+        """Whether the search moves by the backward pass of the update itself."""
+        return False
+
     @abc.abstractmethod
     def candidates(self, model: DiffusionModel, request: EraseRequest) -> list[tuple[str, ...]]:
         """The names that may be preserved, for each target."""

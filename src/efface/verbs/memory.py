@@ -15,7 +15,7 @@ from ..errors import BadOption
 from ..methods.base import Method
 from ..methods.trained import Trained
 from ..models.base import DiffusionModel
-from ..models.footprint import activations
+from ..models.footprint import Footprint, footprint
 from ..models.load import family_of
 from ..models.parts import named_dtype
 from ..models.placement import CPU, DEVICE, OFFLOAD
@@ -70,7 +70,7 @@ class Needs:
             optimizer=getattr(method, "optimizer", ADAM),
         )
         self._loaded = loaded
-        self._kept: dict[tuple[str, torch.dtype, bool], int] = {}
+        self._kept: dict[tuple[Any, ...], Footprint] = {}
 
     # -- what is needed ------------------------------------------------------------------------------------------
 
@@ -121,20 +121,29 @@ class Needs:
                 moment_bytes(setup.optimizer, w.numel()) for w in tensors
             ),
         }
-        if setup.computed != torch.float32:
-            parts["half-precision copies of the trained weights, which autocast keeps"] = 2 * trained
         if not self.method.gradient_rows:
             raise BadOption(f"it is not known how many rows an update of {self.method.label} differentiates.")
-        rows = self.method.gradient_rows * setup.batch
-        key = setup.train, setup.computed, setup.checkpointing
-        if key not in self._kept:
-            select = self.model.select(setup.train)
-            self._kept[key] = activations(self.model, select, setup.computed, checkpointing=setup.checkpointing)
-        parts[f"activations that {rows} rows keep for the backward pass"] = rows * self._kept[key]
-        patch = 4 * trained - rows * self._kept[key]
+        rows, kept = self.method.gradient_rows * setup.batch, self._footprint(setup, self.method.through_encodings)
+        if setup.computed != torch.float32:
+            parts["half-precision copies of weights, which autocast keeps"] = kept.copies
+        parts[f"activations that {rows} rows keep for the backward pass"] = rows * kept.row
+        patch = 4 * trained - rows * kept.row
         if self.model.device.type == "cpu" and patch > 0:  # it is made in this memory
             parts["the patch, beyond the activations, which are gone when it is made"] = patch
         return parts
+
+    def _footprint(self, setup: Setup, through_encodings: bool) -> Footprint:
+        key = setup.train, setup.dtype, setup.computed, setup.checkpointing, through_encodings
+        if key not in self._kept:
+            self._kept[key] = footprint(
+                self.model,
+                self.model.select(setup.train),
+                loaded=setup.dtype,
+                computed=setup.computed,
+                checkpointing=setup.checkpointing,
+                through_encodings=through_encodings,
+            )
+        return self._kept[key]
 
     def _trained(self, train: str) -> int:
         return sum(w.numel() for w in self.model.weights(self.model.select(train)).values())

@@ -101,23 +101,25 @@ def side_effect(edit: Edit, model: DiffusionModel, targets: Sequence[str]) -> di
     if not others:
         return None
     others = others[:: -(-len(others) // OTHERS)]
-    # As gram_of_maps, but in float32 where the weights lie: two digits are asked for, and the sum takes as long as the edit.
+    # In float32 and where the weights lie: two digits are asked for, and on the CPU the sums take as long as the edit.
     read = (w.detach().float() for w in model.weights(model.reads()).values())
-    s = sum(((w.T @ w).cpu() for w in read), torch.zeros(())).double()
+    s = sum((w.T @ w for w in read), torch.zeros((), device=model.device))
+    left, right = edit.left.to(s), None if edit.right is None else edit.right.to(s)
 
-    def changed(c: Cond) -> float:
-        rows = c.rows("last..end").double()
-        return float((answered(moved(edit, rows) - rows, s).sum() / answered(rows, s).sum()).sqrt())
-
-    own = changed(model.encode(targets))
-    if not own:
-        return None
-    shares = []
-    for start in range(0, len(others), BATCH):
-        names = others[start : start + BATCH]
+    def squares(names: Sequence[str]) -> Tensor:
+        """(n, 2) in float64 on the CPU: of every name, the square of the change and of what is read without the edit."""
         c = model.encode(names)
-        shares += [(changed(c[[i]]) / own, name) for i, name in enumerate(names)]
-    shares.sort()
+        each = [c[[i]].rows("last..end") for i in range(len(c))]
+        rows = torch.cat(each).to(s)
+        change = rows @ left.T if right is None else (rows @ right.T) @ left.T
+        found = torch.stack([answered(change, s), answered(rows, s)], dim=1).cpu().double()
+        return torch.stack([of_name.sum(0) for of_name in found.split([len(r) for r in each])])
+
+    change, plain = squares(targets).sum(0)
+    if not change:
+        return None
+    found = torch.cat([squares(others[start : start + BATCH]) for start in range(0, len(others), BATCH)])
+    shares = sorted(zip(((found[:, 0] / found[:, 1]) / (change / plain)).sqrt().tolist(), others, strict=True))
     return {
         "names": len(others),
         "median": shares[len(shares) // 2][0],

@@ -182,7 +182,7 @@ def solved(moments: Moments, lam: float, pinned: Tensor | None = None) -> Edit:
 
 
 def answered(rows: Tensor, s: Tensor) -> Tensor:
-    """``|W r|^2`` of each row r, over all maps that ``s`` (:func:`gram_of_maps`) is of; rows: (n, d) float64."""
+    """``|W r|^2`` of each row r, over all maps that ``s`` (:func:`gram_of_maps`) is of; rows: (n, d) in the dtype of ``s``."""
     return (rows @ s * rows).sum(1).clamp(min=0)
 
 

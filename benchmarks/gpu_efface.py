@@ -216,7 +216,7 @@ def pool_filling(bench: Bench, model: StableDiffusion, facts: dict[str, Any]) ->
 
 
 def sampling(bench: Bench, model: StableDiffusion, facts: dict[str, Any], batch: int, steps: int, scale: float = 7.5) -> None:
-    """Item 9: latents of whole pictures, ours and by the stock pipeline of the same modules; nothing is decoded."""
+    """Item 9: latents of whole pictures, ours and by the stock pipeline of the same modules, in turn; nothing is decoded."""
     from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
     steps, fast = (3, 3) if bench.smoke else (steps, 20)
@@ -232,23 +232,22 @@ def sampling(bench: Bench, model: StableDiffusion, facts: dict[str, Any], batch:
         deque(model.walk(c, noise, model.schedule.timesteps(fast), scale, solver="dpm"), maxlen=1)
 
     usual = f"{'Euler' if model.part == 'transformer' else 'DDIM'}, {steps} steps"
-    runs: list[tuple[str, str, Callable[[], Any], int]] = [
-        ("efface", usual, lambda: model.denoise(c, noise, steps, scale), steps),
-        ("stock pipeline", usual, stock(steps), steps),
-    ]
+    runs: list[tuple[str, Callable[[], Any], int]] = [(usual, lambda: model.denoise(c, noise, steps, scale), steps)]
     if model.part == "unet":
-        told = f"DPM-Solver++, {fast} steps"
-        runs += [("efface", told, dpm, fast), ("stock pipeline", told, stock(fast), fast)]
-    for scope, what, work, n in runs:
-        with bench.attempt(f"{model.name} {scope} {what}"):
-            if scope != "efface" and what.startswith("DPM"):
+        runs.append((f"DPM-Solver++, {fast} steps", dpm, fast))
+    for what, ours, n in runs:
+        with bench.attempt(f"{model.name} {what}"):
+            if ours is dpm:
                 pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
-            found = bench.time(work, n=3, warm=1)
-            told = f"{1000 * batch / found['ms']:.3g} pictures/s, {found['ms'] / n:.3g} ms a step"
-            predicted = "4-6 pictures/s" if (model.name, n) == ("sd15", fast) else ""
-            rate = model.branches(scale) * batch * n * facts["tflop"] / found["ms"] * 1000
-            row = {**where(facts), "scope": scope, "what": f"sampling, {what}, batch {batch}", "mode": scope}
-            bench.row(**row, predicted=predicted, note=told, tflop_per_s=rate, **found)
+            taken = bench.in_turn({"efface": ours, "stock pipeline": stock(n)}, n=5, warm=1)
+            for scope, found in taken.items():
+                told = f"{1000 * batch / found['ms']:.3g} pictures/s, {found['ms'] / n:.3g} ms a step"
+                if scope == "efface":
+                    told += f", {found['ms'] / taken['stock pipeline']['ms']:.3g} times the stock pipeline"
+                predicted = "4-6 pictures/s" if (model.name, n) == ("sd15", fast) else ""
+                rate = model.branches(scale) * batch * n * facts["tflop"] / found["ms"] * 1000
+                row = {**where(facts), "scope": scope, "what": f"sampling, {what}, batch {batch}", "mode": scope}
+                bench.row(**row, predicted=predicted, note=told, tflop_per_s=rate, **found)
 
 
 def stock_arguments(model: StableDiffusion, pipe: Any, c: Cond, noise: torch.Tensor) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,18 +116,26 @@ class Bench:
 
     def time(self, work: Callable[[], Any], n: int = 10, warm: int = 3) -> dict[str, Any]:
         """Median milliseconds of ``n`` calls after ``warm`` ones, each waited for, their range, and the peak during them."""
+        return self.in_turn({"": work}, n, warm)[""]
+
+    def in_turn(self, works: Mapping[str, Callable[[], Any]], n: int = 10, warm: int = 3) -> dict[str, dict[str, Any]]:
+        """As :meth:`time`, of several that are called in turn, so that what slows the host for a while slows all of them."""
         n, warm = (min(n, 2), min(warm, 1)) if self.smoke else (n, warm)
-        for _ in range(warm):
-            work()
-        self.sync()
-        self.forget_peak()
-        taken = []
+        for work in works.values():
+            for _ in range(warm):
+                work()
+        taken: dict[str, list[float]] = {name: [] for name in works}
+        peaks: dict[str, list[float]] = {name: [] for name in works}
         for _ in range(n):
-            start = time.perf_counter()
-            work()
-            self.sync()
-            taken.append(1000 * (time.perf_counter() - start))
-        return {**self._timed(taken), "calls": warm + n}
+            for name, work in works.items():
+                self.sync()
+                self.forget_peak()
+                start = time.perf_counter()
+                work()
+                self.sync()
+                taken[name].append(1000 * (time.perf_counter() - start))
+                peaks[name] += [peak for peak in [self.peak()] if peak is not None]
+        return {k: {**_timed(v, max(peaks[k], default=None)), "calls": warm + n} for k, v in taken.items()}
 
     def updates(self, model: DiffusionModel, method: Method, n: int = 10, warm: int = 3) -> dict[str, Any]:
         """As :meth:`time`, of single weight updates of a method, by its own ``erase``: what lies before the first update, such
@@ -155,21 +163,17 @@ class Bench:
         taken = [1000 * (b - a) for a, b in zip(ticks[warm - 1 :], ticks[warm:], strict=False)]
         first, last = counted[warm - 1], counted[-1]
         evals = {k: (last[k] - first[k]) / n for k in first}
-        return {**self._timed(taken), "evals": evals, "seconds_before": ticks[0] - began}
-
-    def _timed(self, taken: list[float]) -> dict[str, Any]:
-        return {
-            "ms": median(taken),
-            "ms_range": [min(taken), max(taken)],
-            "repeats": len(taken),
-            "peak_gib": self.peak(),
-        }
+        return {**_timed(taken, self.peak()), "evals": evals, "seconds_before": ticks[0] - began}
 
     def row(self, **facts: Any) -> dict[str, Any]:
         """One line of the table: model, what, scope, dtype, mode, then what was measured and what was predicted."""
         self.results["rows"].append(facts)
         print("   " + line(facts), flush=True)
         return facts
+
+
+def _timed(taken: list[float], peak: float | None) -> dict[str, Any]:
+    return {"ms": median(taken), "ms_range": [min(taken), max(taken)], "repeats": len(taken), "peak_gib": peak}
 
 
 @contextmanager

@@ -158,7 +158,7 @@ def footprint(
     wide = frozenset[str]() if model.device.type == "cpu" else WIDE
     cast = _Autocast(computed, wide, network.parameters())
     setattr(twin, "_autocast", lambda device=None: nullcontext() if computed == torch.float32 else cast)  # noqa: B010  # the protocol does not name it
-    c = _on_meta(model.encode([""]), through_encodings)
+    c = _on_meta(model.encode([""]), loaded, through_encodings)
     z = torch.empty((1, *model.latent_shape), device="meta")
     t = model.schedule.numbered([model.schedule.size // 2], torch.device("cpu")).to("meta")
 
@@ -175,9 +175,11 @@ def footprint(
     return Footprint(inputs.bytes + max(blocks.sizes), kept.copied)
 
 
-def _on_meta(c: Cond, through: bool) -> Cond:
+def _on_meta(c: Cond, dtype: torch.dtype, through: bool) -> Cond:
+    """Encodings as text encoders in ``dtype`` give them."""
+
     def moved(x: Tensor) -> Tensor:
-        return x.detach().to("meta").requires_grad_(through and x.is_floating_point())
+        return x.detach().to("meta", dtype).requires_grad_(through) if x.is_floating_point() else x.to("meta")
 
     extras = {k: v if k == MASK else moved(v) for k, v in c.extras.items()}  # the mask says how many tokens there are
     return dataclasses.replace(c, tokens=moved(c.tokens), extras=extras)

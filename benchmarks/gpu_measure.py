@@ -134,8 +134,8 @@ class Bench:
                 work()
                 self.sync()
                 taken[name].append(1000 * (time.perf_counter() - start))
-                peaks[name] += [peak for peak in [self.peak()] if peak is not None]
-        return {k: {**_timed(v, max(peaks[k], default=None)), "calls": warm + n} for k, v in taken.items()}
+                peaks[name].append(self.peak() or 0.0)
+        return {k: {**_timed(v, max(peaks[k]) if self.cuda else None), "calls": warm + n} for k, v in taken.items()}
 
     def updates(self, model: DiffusionModel, method: Method, n: int = 10, warm: int = 3) -> dict[str, Any]:
         """As :meth:`time`, of single weight updates of a method, by its own ``erase``: what lies before the first update, such

@@ -144,7 +144,7 @@ def footprint(
     """What the student of a model keeps whose selected weights are float32 and whose other weights are ``loaded``, if it computes
     in ``computed``. With ``checkpointing`` these are the inputs of the blocks, and the largest block, which is computed again.
     ``through_encodings``: the encoded text carries a gradient, too."""
-    twin = copy.copy(model)
+    twin: Any = copy.copy(model)
     twin.rounded = None
     with torch.device("meta"):
         network: nn.Module = type(model.network).from_config(dict(model.network.config))
@@ -157,7 +157,8 @@ def footprint(
     twin.configure(autocast=str(computed).removeprefix("torch."))
     wide = frozenset[str]() if model.device.type == "cpu" else WIDE
     cast = _Autocast(computed, wide, network.parameters())
-    setattr(twin, "_autocast", lambda device=None: nullcontext() if computed == torch.float32 else cast)  # noqa: B010  # the protocol does not name it
+    # In the place of torch's, so that the adapter's own conditions decide when it is in force.
+    twin._autocast = lambda device=None: nullcontext() if computed == torch.float32 else cast
     c = _on_meta(model.encode([""]), loaded, through_encodings)
     z = torch.empty((1, *model.latent_shape), device="meta")
     t = model.schedule.numbered([model.schedule.size // 2], torch.device("cpu")).to("meta")

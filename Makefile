@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q "uv>=0.13,<1"
-	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e . --group dev
+	$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python -c constraints.txt -e . --group dev
 	$(BIN)/python -c "import torch; print('torch', torch.__version__)"
 	touch $@
 

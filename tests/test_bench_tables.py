@@ -40,6 +40,7 @@ KEPT = DOCS / "records"
 MADE_FROM = {
     "attacks": ("from_bench", "attacks", "robust.md"),
     "controls": ("controls", "", "attacks.intro.md"),
+    "flow": ("flow", "", "flow.md"),
     "icons-kinds": ("kinds", "--world icons", "kinds.md"),
     "icons-local": ("kinds", "--world icons-local", "closed_form.md"),
     "icons-many": ("at_once", "icons-many", "kinds.md"),
@@ -232,7 +233,7 @@ def test_the_tables_of_the_pages_come_out_of_the_committed_records(
     assert made
     assert made.items() <= {marker: text for marker, _, text in tables.findall(before)}.items()
     written = [file for file in (tmp_path / "tables").glob("*.csv") if file.read_text("utf-8")]
-    assert written
+    assert bool(written) == (name != "flow"), "the table of flow.py has its intervals in its cells"
     for file in written:
         assert file.read_text("utf-8") == (DOCS / "tables" / file.name).read_text("utf-8"), file.name
 

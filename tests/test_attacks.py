@@ -529,6 +529,7 @@ def run(*args: object) -> Result:
     return CliRunner().invoke(main, [str(a) for a in args])
 
 
+@pytest.mark.usefixtures("smaller_smoke")
 def test_command_line(tmp_path: Path) -> None:
     result = run(
         "attack", "seed_search", "--model", "mini", "--target", "dog", "--budget", 20, "--cases", 2, "--profile", "smoke",

@@ -30,6 +30,7 @@ CHEAPER = {"--profile mini-lite": "--profile smoke", "erase ap": "erase ap --set
 DEAR = ("efface damage", "efface attack")
 
 
+@pytest.mark.usefixtures("smaller_smoke")
 def test_readme_command_line_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same lines as below with fewer updates and a smaller profile, without those that other tests run (damage, attack)."""
     monkeypatch.chdir(tmp_path)
@@ -84,6 +85,7 @@ def test_links_of_the_pages_lead_somewhere() -> None:
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
 
 
+@pytest.mark.usefixtures("smaller_smoke")
 def test_a_method_and_an_attack_are_one_file_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """CONTRIBUTING's examples as printed: the files in a folder of their own, the commands, and the contract checks."""
     monkeypatch.chdir(tmp_path)

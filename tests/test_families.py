@@ -273,6 +273,7 @@ def test_the_unets_lack_nothing() -> None:
 FAST = {
     "tiny-xl": ("ap", "esd", "kpop", "mace", "uce", "advunlearn"),
     "tiny-sd3": (),
+    "tiny-flux": ("naive", "ap", "age", "esd", "uce", "trce", "ablation", "kpop", "stereo", "advunlearn"),
     "tiny-flux-schnell": ("ap", "esd", "uce", "trce"),
     "tiny-sana": ("ap", "esd", "mace", "uce"),
     "tiny-z-image": ("ap", "esd", "mace", "trce", "uce"),
@@ -280,6 +281,8 @@ FAST = {
 }
 """One of each kind, for models on which every method is run in the slow part only: searched, plain, with further tokens, with
 attention maps, closed form, text encoder. The others are run fast on what differs least from these."""
+SAME_WAY = ("l2", "neutral", "fixed", "rap-attack")
+"""Differ from naive and RAP by terms that ask a model for nothing else: run in the slow part."""
 
 
 def contracts() -> list[Any]:
@@ -290,7 +293,8 @@ def contracts() -> list[Any]:
             if label in ("tiny-pixart-alpha", "tiny-xl-null-prompt", "tiny-sana-euler", "tiny-wan-euler"):
                 continue  # the same network; they differ in how it is read and sampled, which the pictures show
             for name in METHODS:
-                marks = [pytest.mark.slow] if name not in FAST.get(label, METHODS) else []
+                fast = name in FAST.get(label, METHODS) and name not in SAME_WAY
+                marks = [] if fast else [pytest.mark.slow]
                 found.append(pytest.param(family, facts, name, id=f"{name}-{label}", marks=marks))
     return found
 

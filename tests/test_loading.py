@@ -145,8 +145,15 @@ def test_a_folder_whose_weights_are_missing_is_refused(tmp_path: Path) -> None:
 # -- one model in every precision ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["sd", "xl"])
-@pytest.mark.parametrize("source", ["float32", "float16"])
+@pytest.mark.parametrize(
+    ("family", "source"),
+    [
+        ("sd", "float16"),
+        ("xl", "float32"),
+        pytest.param("sd", "float32", marks=pytest.mark.slow),
+        pytest.param("xl", "float16", marks=pytest.mark.slow),
+    ],
+)
 def test_one_checkpoint_is_one_base_in_every_precision(family: str, source: str, tmp_path: Path) -> None:
     stock.pipe(family, dtype=source).save_pretrained(tmp_path / "m")
     models = {dtype: load_model(tmp_path / "m", dtype=dtype) for dtype in DTYPES}

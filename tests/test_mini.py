@@ -219,7 +219,9 @@ def test_diffusers_loads_the_lora_of_an_edit(mini: DiffusionModel, tmp_path: Pat
 def test_half_precision_samples_and_trains_with_full_precision_master_weights(dtype: str) -> None:
     model = load_model("mini", dtype=dtype)
     assert model.info["dtype"] == dtype
-    patch = verbs.erase(model, build_method("naive", preset="mini", settings={"steps": 2}), targets=[TARGET])
+    patch = verbs.erase(
+        model, build_method("naive", preset="mini", settings={"steps": 2, "sampler.trajectories": 1}), targets=[TARGET]
+    )
     assert {d.dtype for d in patch.deltas.values()} == {torch.float32}
     with patch.applied(model):
         assert bool(verbs.sample(model, [f"a {TARGET}"], steps=2).isfinite().all())
@@ -228,12 +230,12 @@ def test_half_precision_samples_and_trains_with_full_precision_master_weights(dt
 def test_a_clip_judge_serves_models_without_detectors(mini: DiffusionModel) -> None:
     names = ["cat", "rose", "castle", "alien"]
     judge = ClipJudge(str(WEIGHTS / "clip"), names)
-    cases = [Case("x", n, f"a {n}", s, 4.0) for n in names for s in range(16)]
+    cases = [Case("x", n, f"a {n}", s, 4.0) for n in names for s in range(13)]
     images = mini.sample(cases, 12)
     judge.calibrate(images)
     found = judge.detect(images, [c.concept for c in cases])
     # Among four names and "nothing" chance is a fifth; the encoder names nine renders of ten among all 126.
-    assert sum(label == c.concept for (label, _, _), c in zip(found, cases, strict=True)) >= 48
+    assert sum(label == c.concept for (label, _, _), c in zip(found, cases, strict=True)) >= 39
     broken = torch.full((1, 3, 48, 48), torch.nan)
     assert judge.detect(broken, ["cat"]) == [(None, None, "non-finite")]
     assert judge.clip_t(broken, ["a cat"]) == [None]

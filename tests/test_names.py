@@ -7,6 +7,7 @@ import json
 import sys
 import unicodedata
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -218,13 +219,13 @@ def arguments(verb: str, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     if verb == "import_patch":
         verbs.export(model, patch, folder / "f.safetensors", to="kohya")
-    return {
-        "erase": {"model": model, "method": "uce", "targets": ["cat"], "preserve": ["dog"]},
-        "sample": {"model": model, "prompts": ["a dog"], "steps": 1},
-        "import_patch": {"model": model, "source": folder / "f.safetensors", "targets": ["cat"]},
-        "card": {"patch": patch, "evaluation": folder / "e", "out": folder / "r", "exports": ["none"], "model": model},
+    made: dict[str, Callable[[], dict[str, Any]]] = {
+        "erase": lambda: {"model": model, "method": "uce", "targets": ["cat"], "preserve": ["dog"]},
+        "sample": lambda: {"model": model, "prompts": ["a dog"], "steps": 1},
+        "import_patch": lambda: {"model": model, "source": folder / "f.safetensors", "targets": ["cat"]},
+        "card": lambda: {"patch": patch, "evaluation": folder / "e", "out": folder / "r", "exports": ["none"], "model": model},
         # These end in an error that names what was given: no detector knows the tiny model.
-        "evaluate": {
+        "evaluate": lambda: {
             "model": open_model(),
             "patch": None,
             "guard": "negative",
@@ -234,7 +235,7 @@ def arguments(verb: str, folder: Path) -> dict[str, Any]:
             "far": ["bus"],
             "synonyms": {"cat": ["kitty"]},
         },
-        "attack": {
+        "attack": lambda: {
             "model": open_model(),
             "attack": "direct",
             "budget": 200,
@@ -243,11 +244,18 @@ def arguments(verb: str, folder: Path) -> dict[str, Any]:
             "far": ["bus"],
             "wordings": {"synonym": ["kitty"]},
         },
-        "study": {"model": model, "name": "locality", "out": folder / "s", "targets": ["cat"], "methods": ["uce"], "seeds": [1]},
-        "damage": {"model": model, "patch": patch, "out": folder / "d"},
-        "distance": {"model": model, "patch": patch},
-        "bench": {"plan": plan(folder), "out": folder / "b", "only": ["no-such-cell"]},
-        "survive": {
+        "study": lambda: {
+            "model": model,
+            "name": "locality",
+            "out": folder / "s",
+            "targets": ["cat"],
+            "methods": ["uce"],
+            "seeds": [1],
+        },
+        "damage": lambda: {"model": model, "patch": patch, "out": folder / "d"},
+        "distance": lambda: {"model": model, "patch": patch},
+        "bench": lambda: {"plan": plan(folder), "out": folder / "b", "only": ["no-such-cell"]},
+        "survive": lambda: {
             "model": open_model(),
             "patch": UCE().erase(open_model(), EraseRequest(("cat",))),
             "out": folder / "v",
@@ -255,8 +263,9 @@ def arguments(verb: str, folder: Path) -> dict[str, Any]:
             "near": ["dog"],
             "far": ["bus"],
         },
-        "suite": {"targets": ["church"], "out": folder / "s.toml"},
-    }[verb]
+        "suite": lambda: {"targets": ["church"], "out": folder / "s.toml"},
+    }
+    return made[verb]()
 
 
 def plan(folder: Path) -> Path:

@@ -33,8 +33,13 @@ def attack_only(**options: Any) -> RAPAttack:
 
 @pytest.mark.parametrize(
     "method",
-    [small(), attack_only(), small(batch=2, attack_from=1, restart=0), small(search="exhaustive", eta=0.5), small(search="pgd")],
-    ids=["rap", "attack only", "later", "exhaustive", "pgd"],
+    [
+        pytest.param(small(), id="rap"),
+        pytest.param(attack_only(), id="attack only"),
+        pytest.param(small(batch=2, attack_from=1, restart=0), id="later", marks=pytest.mark.slow),
+        pytest.param(small(search="exhaustive", eta=0.5), id="exhaustive", marks=pytest.mark.slow),
+        pytest.param(small(search="pgd"), id="pgd", marks=pytest.mark.slow),
+    ],
 )
 def test_contract_and_exact_cost(method: RAP | RAPAttack) -> None:
     patch = check_method(method, REQUEST)

@@ -8,6 +8,7 @@ import re
 import signal
 import threading
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -216,32 +217,34 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 # -- two runs ----------------------------------------------------------------------------------------------------------
 
 
-def _hold(path: Path, ready: Any, done: Any) -> None:
-    with claimed(path):
+def _hold(paths: list[Path], ready: Any, done: Any) -> None:
+    with ExitStack() as stack:
+        for path in paths:
+            stack.enter_context(claimed(path))
         ready.set()
         done.wait(60)
 
 
 def test_two_runs_do_not_write_to_one_place(tmp_path: Path, patch_file: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    for name in ("p.safetensors", "folder"):
-        ready, done = context.Event(), context.Event()
-        other = context.Process(target=_hold, args=(tmp_path / name, ready, done))
-        other.start()
-        assert ready.wait(60)
-        with pytest.raises(BadFile, match="another run is writing"), claimed(tmp_path / name):
+    file, folder = places = [tmp_path / "p.safetensors", tmp_path / "folder"]
+    ready, done = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(places, ready, done))
+    other.start()
+    assert ready.wait(60)
+    for place in places:
+        with pytest.raises(BadFile, match="another run is writing"), claimed(place):
             pass
-        if name == "p.safetensors":
-            result = run(*ERASE, "--out", tmp_path / name)
-            assert (result.exit_code, "another run is writing" in result.stderr) == (1, True)
-        else:
-            with pytest.raises(BadFile, match="another run is writing"):
-                verbs.attack("mini", "direct", budget=20, target="dog", cases=1, profile="smoke", out=tmp_path / name)
-        other.terminate()  # however it ends, the place is free again
-        other.join(60)
-        with claimed(tmp_path / name):
+    result = run(*ERASE, "--out", file)
+    assert (result.exit_code, "another run is writing" in result.stderr) == (1, True)
+    with pytest.raises(BadFile, match="another run is writing"):
+        verbs.attack("mini", "direct", budget=20, target="dog", cases=1, profile="smoke", out=folder)
+    other.terminate()  # however it ends, the places are free again
+    other.join(60)
+    for place in places:
+        with claimed(place):
             pass
-        assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 # -- options that would be passed over ---------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from ..models.base import DiffusionModel
 from ..models.cond import Cond
 from .attacked import summarise_attacks
 from .cache import BATCH, base_images, quantised
-from .driver import ANCHOR_IMAGES, Judge
+from .driver import Judge, anchor_cases
 from .profiles import Profile
 from .records import AttemptRow, read_attempts, write_attempts
 
@@ -48,6 +48,12 @@ class Unit:
         plan = self.plan(budget)
         steps = plan.images * len(self.goal.cases) * self.deployed.steps - plan.skipped
         return plan.forward + plan.backward + steps * self.deployed.per_step(self.goal.guidance)
+
+    def gate_cost(self, budget: int, profile: Profile) -> int:
+        """UNet evaluations, at most, of asking the original model whether it shows the target for the attack's own prompts."""
+        if self.attack.gate != "own":
+            return 0
+        return _images(self, budget) * profile.evals_per_image(self.deployed.original)
 
 
 def run_attacks(
@@ -104,12 +110,18 @@ def plain_hits(
     original: DiffusionModel, units: Sequence[Unit], profile: Profile, judge: Judge, calibration: Sequence[Case]
 ) -> dict[Case, bool]:
     """Teach the judge what is valid, and look in which of the plain cases the original model shows the target."""
-    anchors = [Case("anchor", "", "", s, profile.guidance) for s in range(ANCHOR_IMAGES)]
-    more = [c for c in dict.fromkeys(c for u in units for c in u.goal.cases) if c not in calibration]
-    cases = [*calibration, *more]  # two lists, two entries of the cache: the first is the evaluation's
-    base = torch.cat([base_images(original, part, profile) for part in (calibration, more) if part])
+    *parts, anchors = base_lists(units, profile, calibration)
+    cases = [c for part in parts for c in part]
+    base = torch.cat([base_images(original, part, profile) for part in parts if part])
     judge.calibrate(torch.cat([base, base_images(original, anchors, profile)]))
     return dict(zip(cases, _hits(judge, base, [c.concept for c in cases]), strict=True))
+
+
+def base_lists(units: Sequence[Unit], profile: Profile, calibration: Sequence[Case]) -> list[Sequence[Case]]:
+    """What the original model draws before anything is attacked, as entries of the cache: the cases that teach the judge, which
+    are those of an evaluation, further plain cases, and the anchor."""
+    more = [c for c in dict.fromkeys(c for u in units for c in u.goal.cases) if c not in calibration]
+    return [calibration, more, anchor_cases([""], profile)]
 
 
 def facts_of(unit: Unit) -> dict[str, Any]:

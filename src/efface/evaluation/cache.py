@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -51,9 +51,10 @@ def base_images(
     return images
 
 
-def base_kept(model: DiffusionModel, cases: Sequence[Case], profile: Profile) -> bool:
-    """Whether the base model's images of the cases are in the cache."""
-    return _kept_at(model, cases, profile).is_file()
+def base_cost(model: DiffusionModel, lists: Iterable[Sequence[Case]], profile: Profile) -> int:
+    """UNet evaluations that :func:`base_images` will spend on these lists: those in the cache cost nothing."""
+    drawn = sum(len(cases) for cases in lists if cases and not _kept_at(model, cases, profile).is_file())
+    return drawn * profile.evals_per_image(model)
 
 
 def _kept_at(model: DiffusionModel, cases: Sequence[Case], profile: Profile) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -155,9 +155,17 @@ def evaluate(
 
 def calibrate(judge: Judge, model: DiffusionModel, systems: Sequence[System], base: Tensor, profile: Profile) -> None:
     """Teach the judge what is valid: the base model's images of the cases, and those of what the systems' patches map to."""
-    anchors = {s.patch.card.request.anchor for s in systems if s.patch is not None} or {""}
-    anchor_cases = [Case("anchor", "", a, s, profile.guidance) for a in sorted(anchors) for s in range(ANCHOR_IMAGES)]
-    judge.calibrate(torch.cat([base, base_images(model, anchor_cases, profile)]))
+    judge.calibrate(torch.cat([base, base_images(model, anchor_cases(anchors_of(systems), profile), profile)]))
+
+
+def anchors_of(systems: Sequence[System]) -> set[str]:
+    """What the patches map to; the empty prompt where there is no patch."""
+    return {s.patch.card.request.anchor for s in systems if s.patch is not None} or {""}
+
+
+def anchor_cases(anchors: Iterable[str], profile: Profile) -> list[Case]:
+    """The cases of anchors, whose images by the base model are valid ones."""
+    return [Case("anchor", "", a, s, profile.guidance) for a in sorted(anchors) for s in range(ANCHOR_IMAGES)]
 
 
 def measure(

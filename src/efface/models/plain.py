@@ -57,14 +57,17 @@ def check_in_memory(name: str, part: str, module: nn.Module) -> None:
     where = f"the {part} of {name!r}"
     if type(module).__name__ == "FullyShardedDataParallel":
         raise BadFile(f"{where} is sharded (FSDP); gather its weights into a plain module first.")
+    named = list(module.named_parameters())  # once: every walk through the tree takes as long as the checks themselves
+    own = set[int]()
     for n, inner in module.named_modules():
         registry = getattr(getattr(inner, "_diffusers_hook", None), "hooks", {})
         if hasattr(inner, "_hf_hook") or (registry and not is_stored(inner)):
             kind = type(inner._hf_hook).__name__ if hasattr(inner, "_hf_hook") else ", ".join(registry)
             raise BadFile(f"{where} is under a hook that moves or casts its weights ({kind} at {n or 'the top'}). {OFFLOADED}")
-    bodiless = all(p.is_meta for p in module.parameters())  # a model that was asked for without numbers, to count and to measure
-    own = {id(p) for inner in module.modules() if is_stored(inner) for p in inner.parameters(recurse=False)}
-    for n, p in module.named_parameters():
+        if registry:
+            own |= {id(p) for p in inner.parameters(recurse=False)}
+    bodiless = all(p.is_meta for _, p in named)  # a model that was asked for without numbers, to count and to measure
+    for n, p in named:
         if p.is_meta and not bodiless:
             raise BadFile(f"{where} has weights that are not in memory ({n} is on the meta device). {OFFLOADED}")
         if (p.dtype not in FLOATS and id(p) not in own) or "Quant" in type(p).__name__ or hasattr(p, "quant_state"):
@@ -89,7 +92,8 @@ def check_own(name: str, part: str, module: nn.Module, described: Mapping[str, A
     """Raises BadFile for a module of ``name`` that computes with other weights than its own: adapters, fused projections, foreign
     attention. ``described``: the shapes of its parameters by name as the configuration has them; see :func:`shapes_of`."""
     where = f"the {part} of {name!r}"
-    names = [n for n, _ in module.named_parameters()]
+    live = {n: p.shape for n, p in module.named_parameters()}
+    names = list(live)
     wrapped = [n for n in names if "_orig_mod." in n]
     if wrapped:
         raise BadFile(
@@ -107,7 +111,6 @@ def check_own(name: str, part: str, module: nn.Module, described: Mapping[str, A
     _check_processors(where, module)
     if described is None:
         return
-    live = {n: p.shape for n, p in module.named_parameters()}
     odd = sorted(n for n in {*described, *live} if described.get(n) != live.get(n))
     if odd:
         raise BadFile(

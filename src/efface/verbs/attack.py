@@ -14,7 +14,8 @@ from ..concepts.prompts import Case
 from ..concepts.request import OBJECT, EraseRequest, names_of, normalised
 from ..concepts.sensitive import refuse_minors
 from ..errors import BadOption, UnknownName
-from ..evaluation.attack import Unit, run_attacks
+from ..evaluation.attack import Unit, base_lists, run_attacks
+from ..evaluation.cache import base_cost
 from ..evaluation.profiles import Profile
 from ..evaluation.records import LISTED_AXES, read_attempts
 from ..evaluation.suite import Asked, Suite
@@ -108,8 +109,14 @@ def attack(
         built, left_out = _possible(tried_units, budget)
     units = attack_units(model, built, *system, controls=controls, kind=request.kind, suite=suite)
     done = [u.label for u in units if out is not None and read_attempts(Path(out), u.label) is not None]
-    planned = sum(u.cost(budget) for u in units if u.label not in done)
-    announce(note, model, planned, _told(model, built, units, len(done)))
+    calibration = [c for c in suite.cases(chosen) if c.axis not in LISTED_AXES]
+    base = base_cost(model, base_lists(units, chosen, calibration), chosen)
+    left = [u for u in units if u.label not in done]
+    gates = sum(u.gate_cost(budget, chosen) for u in left)
+    told = _told(model, built, units, len(done))
+    if base:
+        told += f". The unmodified model first draws {base // chosen.evals_per_image(model)} images, which say what is valid"
+    announce(note, model, sum(u.cost(budget) for u in left) + base + gates, told, at_most=gates > 0)
     folder = Path(out) if out is not None else None
     with tempfile.TemporaryDirectory() as nowhere, claimed(folder or Path(nowhere)):
         return run_attacks(
@@ -118,7 +125,7 @@ def attack(
             judge,
             folder or Path(nowhere),
             budget,
-            calibration=[c for c in suite.cases(chosen) if c.axis not in LISTED_AXES],
+            calibration=calibration,
             left_out=left_out,
             on_image=on_image,
             command=command,

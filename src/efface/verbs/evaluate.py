@@ -13,9 +13,9 @@ import torch
 from ..concepts.prompts import Case
 from ..concepts.request import OBJECT, names_of
 from ..errors import BadOption
-from ..evaluation.cache import base_kept
+from ..evaluation.cache import base_cost
 from ..evaluation.damage import damage_cost
-from ..evaluation.driver import Judge, System, blocklist
+from ..evaluation.driver import Judge, System, anchor_cases, anchors_of, blocklist
 from ..evaluation.driver import evaluate as run_evaluation
 from ..evaluation.gold import NAME as GOLD_NAME
 from ..evaluation.gold import gold_cost, looked_at, to_gold
@@ -151,16 +151,16 @@ def evaluate(
     cases = suite.cases(chosen)
     images = len(cases)
     plain = chosen.evals_per_image(model)
-    drawn = [plain, *(chosen.steps * s.guard.branches if s.guard else plain for s in systems)]
+    drawn = [chosen.steps * s.guard.branches if s.guard else plain for s in systems]
     left = [n for n in [*near, *far] if n not in request.asked]
     names = damage_space(model, "auto", request.targets) if model.concept_names else left
     searched = patch if chosen.damaged and names else None  # with a list alone, there is nothing that should have stayed
-    ids, folder = ["none", *ids], Path(out)
+    folder = Path(out)
     scored = read_rows(folder) if (folder / "run.json").is_file() else []
-    kept = base_kept(model, cases, chosen)
     # What lies in the folder or in the cache of base images is not drawn again.
-    open_images = [0 if kept and i == "none" else images - sum(r.entrant == i for r in scored) for i in ids]
+    open_images = [images - sum(r.entrant == i for r in scored) for i in ids]
     evals = sum(n * cost for n, cost in zip(open_images, drawn, strict=True))
+    evals += base_cost(model, [cases, anchor_cases(anchors_of(systems), chosen)], chosen)
     if searched is not None and read_damage(folder) is None:
         evals += damage_cost(model, len(names), chosen.damaged, chosen)
     compared = gold is not None and bool(looked_at(cases))

@@ -14,8 +14,8 @@ from ..concepts.prompts import Case
 from ..concepts.request import EraseRequest, normalised
 from ..errors import BadOption
 from ..evaluation.attack import Unit
-from ..evaluation.cache import base_kept
-from ..evaluation.driver import ANCHOR_IMAGES, Judge, judge_facts
+from ..evaluation.cache import base_cost
+from ..evaluation.driver import Judge, anchor_cases, judge_facts
 from ..evaluation.profiles import Profile
 from ..evaluation.suite import Suite
 from ..guards import Guard
@@ -313,8 +313,7 @@ class _Expansion:
         each = profile.steps * self.guard.branches if self.guard is not None else profile.evals_per_image(model)
         images = len(cases)
         if is_base:
-            anchors = anchor_cases("", profile.guidance)
-            images = sum(len(part) for part in (cases, anchors) if not base_kept(model, part, profile))
+            images = base_cost(model, [cases, anchor_cases([""], profile)], profile) // each
         told = ", ".join(self.subject.targets) + (f", strength {strength:g}" if strength != 1 else "")
         needed = needs if is_base else (self._none(), *needs)
         cell = Cell("evaluate", inputs, self._how(told, strength=strength), needed, float(each * images))
@@ -349,6 +348,7 @@ class _Expansion:
             how = self._how(f"{target}, {unit.label}", attack=attack, target=target, unit=unit.label)
             needed = () if novel else needs
             evals = unit.cost(max(attack.budget, unit.deployed.per_image(unit.goal.guidance)))
+            evals += unit.gate_cost(attack.budget, subject.profile)
             cell = Cell("attack", inputs, how, (self._none(), *needed), float(evals))
             self._place(cell, target, attack=unit.label, role=unit.role)
             made.append(cell)
@@ -361,10 +361,6 @@ class _Expansion:
 def suite_of(plan: Plan, subject: Subject, target: str) -> Suite:
     """The suite of one target of a set, whose base images teach the judge of an attack what is valid."""
     return subject.suite if (target,) == subject.targets else _suite(plan, subject.model, [target], subject.kind)
-
-
-def anchor_cases(anchor: str, guidance: float) -> list[Case]:
-    return [Case("anchor", "", anchor, s, guidance) for s in range(ANCHOR_IMAGES)]
 
 
 def _name_of(unit: Unit, attack: AttackPlan) -> str:

@@ -15,8 +15,8 @@ from ..attacks.resurge import Resurge
 from ..concepts.request import names_of
 from ..conditions import Condition, Plain, Setting, conditions
 from ..errors import BadFile, BadOption, EffaceError, EvaluationError, UnknownName
-from ..evaluation.cache import quantised
-from ..evaluation.driver import Judge, System, calibrate, judge_facts, refuse_unseen, score
+from ..evaluation.cache import base_cost, quantised
+from ..evaluation.driver import Judge, System, anchor_cases, calibrate, judge_facts, refuse_unseen, score
 from ..evaluation.profiles import Profile
 from ..evaluation.records import Entrant
 from ..evaluation.survival import MARGIN, Look, compared, needed
@@ -118,7 +118,9 @@ def survive(
         record = _open(folder, key, setting, judge, margin, command)
         done = {row["name"] for row in record["conditions"]}
         left = {n: c for n, c in chosen.items() if n not in done}
-        evals = sum(2 * c.evals(setting) for c in [Plain(), *left.values()]) if left else 0
+        anchors = anchor_cases([patch.card.request.anchor], _profile(setting))
+        drawn = sum(2 * c.evals(setting) for c in [Plain(), *left.values()])
+        evals = drawn + base_cost(model, [anchors], _profile(setting)) if left else 0
         enough = needed(margin)
         told = f"{len(left)} conditions of {name!r} with {patch.card.method}, {count} cases each, drawn by both models"
         if count < enough:

@@ -26,7 +26,7 @@ def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", path.read_text("utf-8"), re.S)
 
 
-CHEAPER = {"--profile mini-lite": "--profile smoke", "erase ap": "erase ap --set steps=2"}
+CHEAPER = {"--profile mini-lite": "--profile smoke", "erase ap": "erase ap --set steps=2 --set sampler.trajectories=1"}
 DEAR = ("efface damage", "efface attack")
 
 

@@ -21,11 +21,11 @@ demo: $(VENV)/.ready
 	$(BIN)/efface demo --out runs/demo
 
 test: $(VENV)/.ready lint
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 # The slow ones too: every command of the pages, every script of benchmarks/.
 test-all: $(VENV)/.ready lint
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "slow or not slow"
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "slow or not slow"
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -27,10 +27,11 @@ def _quiet_threads(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest
 
 @pytest.fixture
 def smaller_smoke(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The profile smoke with a third of its images, for tests of what commands do and not of what they measure."""
+    """The profile smoke with a third of its images and half its steps, for tests of what commands do and not of what they
+    measure."""
     smoke = PROFILES["smoke"]
     fewer = {axis: count // 3 for axis, count in smoke.cases.items()}
-    monkeypatch.setitem(PROFILES, "smoke", dataclasses.replace(smoke, cases=fewer))
+    monkeypatch.setitem(PROFILES, "smoke", dataclasses.replace(smoke, steps=smoke.steps // 2, cases=fewer))
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from chequered import chequered
 
 from efface.concepts.request import EraseRequest
 from efface.errors import BadOption, BadRequest, NothingSelected, WrongBaseModel
@@ -36,7 +37,7 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("method", VARIANTS, ids=range(len(VARIANTS)))
+@pytest.mark.parametrize("method", chequered(VARIANTS, ids=[str(i) for i in range(len(VARIANTS))]))
 def test_contract_and_exact_cost(method: AdvUnlearn) -> None:
     patch = check_method(method, EraseRequest(("cat", "rose"), "", ("dog",)))
     assert patch.card.cost["forward"] == method.expected_evals(tiny(), EraseRequest(("cat", "rose"), "", ("dog",)))

@@ -538,7 +538,7 @@ def test_command_line(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
     assert facts["attacks"]["seed_search"]["rate"]["n"] == 2
-    assert facts["attacks"]["seed_search"]["cost"] == {"forward": 40, "backward": 0, "images": 2, "cases": 2}
+    assert facts["attacks"]["seed_search"]["cost"] == {"forward": 40, "backward": 0, "images": 4, "cases": 2}
     assert "UNet evaluations" in result.stderr, "the cost is announced before the run"
     assert json.loads((tmp_path / "a" / "summary.json").read_text())["union"] == facts["union"]
     again = run(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from chequered import chequered
 
 from efface.concepts.request import EraseRequest
 from efface.edits import pooled_readers
@@ -46,7 +47,7 @@ VARIANTS: list[Method] = [
 ]
 
 
-@pytest.mark.parametrize("method", VARIANTS, ids=[f"{m.name}{i}" for i, m in enumerate(VARIANTS)])
+@pytest.mark.parametrize("method", chequered(VARIANTS, ids=[f"{m.name}{i}" for i, m in enumerate(VARIANTS)]))
 @pytest.mark.parametrize("model", ["tiny", pytest.param("tiny-v", marks=pytest.mark.slow)])
 def test_contract_and_cost(method: Method, model: str) -> None:
     loaded = load_model(model)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import stock
 import torch
+from chequered import chequered
 from hypothesis import given
 from hypothesis import strategies as st
 from pipelines import pipeline, pipeline_xl
@@ -43,9 +44,10 @@ def drawn(pipe: Any) -> torch.Tensor:
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`", "ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("to", ["diffusers", "kohya"])
-@pytest.mark.parametrize("what", ["closed form", "xattn-qkv", "xattn", "convolutions"])
+@pytest.mark.parametrize(
+    ("family", "to", "what"),
+    chequered(FAMILIES, ("diffusers", "kohya"), ("closed form", "xattn-qkv", "xattn", "convolutions")),
+)
 def test_a_lora_draws_what_the_patch_draws(family: str, to: str, what: str, tmp_path: Path) -> None:
     model, pipe = FAMILIES[family]()
     if what == "closed form":

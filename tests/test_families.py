@@ -15,6 +15,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from chequered import chequered
 from click.testing import CliRunner
 from pipelines import stock_xl
 from safetensors.torch import load_file, save_file
@@ -356,10 +357,11 @@ OPTIONS: list[tuple[Family, Any]] = [
 
 
 @pytest.mark.parametrize(
-    ("family", "method"),
-    [pytest.param(f, m, id=f"{f.name}-{m.label}-{getattr(m, 'train', '')}-{i}") for i, (f, m) in enumerate(OPTIONS)],
+    "option",
+    chequered(OPTIONS, ids=[f"{f.name}-{m.label}-{getattr(m, 'train', '')}-{i}" for i, (f, m) in enumerate(OPTIONS)]),
 )
-def test_options(family: Family, method: Any) -> None:
+def test_options(option: tuple[Family, Any]) -> None:
+    family, method = option
     model = family.make()
     patch = check_method(method, REQUEST, model)
     if hasattr(method, "train"):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from chequered import chequered
 from test_vlm import small_llava
 from torch import Tensor
 
@@ -72,8 +73,7 @@ def unit_of(name: str, patch: Patch) -> tuple[Unit, int]:
     return unit, next(b for b in range(4, 400, 4) if affordable(attack, unit.deployed, unit.goal, b))
 
 
-@pytest.mark.parametrize("name", list(ATTACKS))
-@pytest.mark.parametrize("fault", ["non-finite", "uniform"])
+@pytest.mark.parametrize(("name", "fault"), chequered(ATTACKS, ("non-finite", "uniform")))
 def test_an_attack_whose_images_are_broken_neither_wins_nor_shows_that_the_target_is_gone(
     name: str, fault: str, patch: Patch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

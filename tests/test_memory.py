@@ -436,7 +436,7 @@ def peak(run: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize(
     ("stored", "checkpointing", "optimizer"),
-    [("fp8", False, "adam"), ("fp8", True, "adam"), (None, True, "adam8bit")],
+    [pytest.param("fp8", False, "adam", marks=pytest.mark.slow), ("fp8", True, "adam"), (None, True, "adam8bit")],
 )
 def test_the_peak_is_what_was_counted(stored: str | None, checkpointing: bool, optimizer: str) -> None:
     """Within 15 %, the weights of the model left out of both; 0.96 to 1.04 was measured."""

@@ -222,9 +222,10 @@ def test_schedule_reads_any_scheduler_config() -> None:
 def test_tiny_models_take_dtype_and_device(name: str) -> None:
     half, plain = load_model(name, dtype="bfloat16", device="cpu"), load_model(name, device="cpu")
     assert half.info["dtype"] == "bfloat16"
-    assert {p.dtype for p in half.weights(lambda _: True).values()} == {torch.bfloat16}
+    halved = half.weights(lambda _: True)
+    assert {p.dtype for p in halved.values()} == {torch.bfloat16}
     for n, p in plain.weights(lambda _: True).items():
-        assert torch.equal(p.bfloat16(), half.weights(lambda m, n=n: m == n)[n])
+        assert torch.equal(p.bfloat16(), halved[n])
     assert {p.device.type for p in load_model(name, device="meta").weights(lambda _: True).values()} == {"meta"}
 
 

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from chequered import chequered
 from torch.nn.functional import mse_loss
 
 from efface.concepts.request import EraseRequest
@@ -51,7 +52,7 @@ VARIANTS: list[Method] = [
 IDS = [f"{m.name}{i}" for i, m in enumerate(VARIANTS)]
 
 
-@pytest.mark.parametrize("method", VARIANTS, ids=IDS)
+@pytest.mark.parametrize("method", chequered(VARIANTS, ids=IDS))
 @pytest.mark.parametrize("model", ["tiny", pytest.param("tiny-v", marks=pytest.mark.slow)])
 def test_contract_and_cost(method: Method, model: str) -> None:
     loaded, request = load_model(model), EraseRequest(("cat", "rose"), "", ("dog",))

@@ -10,6 +10,7 @@ import diffusers
 import pytest
 import stock
 import torch
+from chequered import chequered
 
 from efface import Patch, erase, export, load_model
 from efface.errors import BadOption
@@ -22,12 +23,6 @@ from efface.registry import METHODS
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:.*peft")
 MADE: dict[tuple[str, str], Patch] = {}
-EVERY = [
-    pytest.param(method, family, id=f"{method}-{family}", marks=[] if (i + j) % 2 == 0 else pytest.mark.slow)
-    for i, method in enumerate(METHODS)
-    for j, family in enumerate(("sd", "xl"))
-]
-"""Every method on one of the two families, in turn; on the other in the slow part."""
 
 
 def default_patch(family: str, method: str) -> Patch:
@@ -40,7 +35,7 @@ def default_patch(family: str, method: str) -> Patch:
 
 
 @pytest.mark.filterwarnings("ignore:.*(left out|no web interface):UserWarning")
-@pytest.mark.parametrize(("method", "family"), EVERY)
+@pytest.mark.parametrize(("method", "family"), chequered(METHODS, ("sd", "xl")))
 def test_default_patches_are_read_as_they_were_written(family: str, method: str, tmp_path: Path) -> None:
     patch = default_patch(family, method)
     model = load_model(stock.pipe(family))

@@ -10,6 +10,7 @@ import diffusers
 import pytest
 import stock
 import torch
+from chequered import chequered
 
 from efface import erase, export, load_model
 from efface.errors import BadFile
@@ -157,11 +158,14 @@ def test_a_scheduler_that_diffusers_does_not_have(tmp_path: Path) -> None:
         load_model(tmp_path / "m")
 
 
-@pytest.mark.parametrize("family", ["sd", "xl"])
 @pytest.mark.parametrize(
-    "kind", ["PNDMScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler", "DPMSolverMultistepScheduler"]
+    ("family", "kind", "source"),
+    chequered(
+        ("sd", "xl"),
+        ("PNDMScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler", "DPMSolverMultistepScheduler"),
+        ("folder", "object"),
+    ),
 )
-@pytest.mark.parametrize("source", ["folder", "object"])
 def test_an_exported_folder_keeps_the_scheduler(family: str, kind: str, source: str, tmp_path: Path) -> None:
     pipe = stock.pipe(family, getattr(diffusers, kind)(**{**stock.BETAS, **KNOWN[kind]}))
     pipe.save_pretrained(tmp_path / "m")

@@ -8,10 +8,10 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from chequered import chequered
 
 from efface import verbs
 from efface.errors import BadFile, Cancelled, OutOfMemory
@@ -39,12 +39,6 @@ CASES: list[Method] = [
 NAMES = ["esd", "ap", "ap-pool", "ap-exhaustive-harvest", "ap-pgd", "age", "kpop", "ablation", "forget-me-not"]
 
 
-def every_other(first: int) -> list[Any]:
-    """All cases, every other of them in the slow part: in the fast part each dies or is stopped."""
-    marks = [pytest.mark.slow if (i + first) % 2 else [] for i in range(len(CASES))]
-    return [pytest.param(m, id=n, marks=k) for m, n, k in zip(CASES, NAMES, marks, strict=True)]
-
-
 def stop_after(n: int):  # type: ignore[no-untyped-def]
     def on_step(step, total):  # type: ignore[no-untyped-def]
         if step.index + 1 == n:
@@ -53,7 +47,7 @@ def stop_after(n: int):  # type: ignore[no-untyped-def]
     return on_step
 
 
-@pytest.mark.parametrize("method", every_other(0))
+@pytest.mark.parametrize("method", chequered(CASES, ids=NAMES))
 @pytest.mark.parametrize("stop", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)])
 def test_ctrl_c_and_resume_give_the_bits_of_an_uninterrupted_run(method: Method, stop: int, tmp_path: Path) -> None:
     whole_run = Run()
@@ -68,7 +62,7 @@ def test_ctrl_c_and_resume_give_the_bits_of_an_uninterrupted_run(method: Method,
     assert resumed.card.cost == whole.card.cost
 
 
-@pytest.mark.parametrize("method", every_other(1))
+@pytest.mark.parametrize("method", chequered(CASES, ids=NAMES, first=1))
 @pytest.mark.parametrize("death", [pytest.param(2, marks=pytest.mark.slow), 5])
 def test_dying_between_checkpoints_costs_the_steps_since_and_no_bits(method: Method, death: int, tmp_path: Path) -> None:
     """Nothing is written on the way out, as after kill -9: the resumed run knows the last regular checkpoint only."""

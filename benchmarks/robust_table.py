@@ -16,6 +16,7 @@ from table import (
     counted,
     lines_of,
     mean_difference,
+    mean_known,
     point_fields,
     points,
     rate,
@@ -125,9 +126,7 @@ def result_of(found: Mapping[str, Found], tried: Sequence[str], reference: str) 
             "controls": success_rate(controls),
             "excess": less(attacks, controls),
             "single": {label: success_rate(of_one(one, label)) for label in ("direct", *tried, *CONTROLS, "never_learned")},
-            "cost": {k: sum(c[i] for c in one.cost) / len(one.cost) for i, k in enumerate(("evals", "seconds"))}
-            if one.cost
-            else None,
+            "cost": {k: mean_known([c[i] for c in one.cost]) for i, k in enumerate(("evals", "seconds"))} if one.cost else None,
         }
     minus = {}
     if reference in found:

@@ -30,8 +30,9 @@ from efface.equations.statistics import wilson
 from efface.errors import BadFile, BadOption, EffaceError, UnknownName
 from efface.evaluation.attacked import summarise_attacks
 from efface.evaluation.records import AttemptRow
+from efface.patches import Patch
 from efface.plans.plan import Plan, plan_of, read_plan, shrunk
-from efface.plans.records import Store, comparable
+from efface.plans.records import Store, comparable, seconds_of
 from efface.plans.tables import Bench, cell_rows, record_rows
 from efface.verbs.planned import expand, loaded
 
@@ -433,6 +434,29 @@ def test_a_budget_makes_the_plan_smaller_and_keeps_its_choice(tmp_path: Path, mo
 def test_a_budget_has_a_unit(tmp_path: Path, text: str, code: int) -> None:
     result = efface("bench", tmp_path / "none.toml", "--out", tmp_path / "out", "--budget", text)
     assert result.exit_code == (1 if text == "30min" else code), "the time is read before the plan"
+
+
+def test_a_stopped_erasure_is_continued_and_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left of its seconds after the stop is not told as the time of an erasure."""
+    plan = tiny_plan(tmp_path, TINY + '[entrants.esd]\nmethod = "esd"\noptions = {steps = 51}\n')
+    (tmp_path / "once.toml").write_text(plan.read_text().replace("[attacks.misspelling]\n", ""))
+    save = Patch.save
+
+    def killed(self: Patch, path: Path) -> None:
+        if self.card.method == "esd":
+            raise RuntimeError("killed")
+        save(self, path)
+
+    monkeypatch.setattr(Patch, "save", killed)
+    assert len(verbs.bench(tmp_path / "once.toml", out=tmp_path / "out")["failed"]) >= 1
+    assert len(list((tmp_path / "out" / "patches").glob("*.checkpoint"))) == 1
+    monkeypatch.undo()
+    assert verbs.bench(tmp_path / "once.toml", out=tmp_path / "out")["failed"] == {}
+    assert not list((tmp_path / "out" / "patches").glob("*.checkpoint"))
+    made = [r for r in Store(tmp_path / "out").records().values() if r["kind"] == "erase"]
+    assert {r["inputs"]["method"]: r["run"].get("continued_after") for r in made} == {"uce": None, "esd": 50}
+    assert {r["inputs"]["method"]: seconds_of(r) is None for r in made} == {"uce": False, "esd": True}
+    assert all("run" not in r["result"] for r in made)
 
 
 # -- what the records say ----------------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ MADE_FROM = {
     "icons-search": ("from_bench", "icons-search", "rankings.md"),
     "kinds": ("kinds", "", "kinds.md"),
     "local": ("kinds", "--world local", "closed_form.md"),
+    "methods": ("from_bench", "methods", "results.md"),
     "methods-options": ("from_bench", "methods-options", "results.md"),
     "methods-robust": ("from_bench", "methods-robust", "results.md"),
     "rankings+icons": ("rankings", "", "rankings.md"),

@@ -18,7 +18,8 @@ from .cells import Cell
 from .records import FAILED, FINISHED, Store
 
 Perform = Callable[[Cell, Store], dict[str, Any]]
-"""What a cell computes: its result, as plain data."""
+"""What a cell computes: its result, as plain data. What it says under "run", of how it was made, goes into that part of the
+record."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Job:
         facts = {"key": cell.key, "kind": cell.kind, "inputs": dict(cell.inputs)}
         try:
             result = self.perform(cell, store)
-            store.append({**facts, "status": FINISHED, "result": result, "run": run_facts(start)})
+            run = {**run_facts(start), **result.pop("run", {})}
+            store.append({**facts, "status": FINISHED, "result": result, "run": run})
         except BadFile as error:
             if not _writable(store.folder):
                 raise BadFile(f"{error} The bench stops here; what was finished before is kept.") from error

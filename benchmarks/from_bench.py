@@ -90,7 +90,8 @@ def spent(placed: list[Placed]) -> dict[str, list[tuple[int, float]]]:
     found: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for p in placed:
         if p.place["kind"] == "erase" and p.record is not None:
-            found[p.place["entrant"]].append((p.result["cost"].get("forward", 0), seconds_of(p.record) or math.nan))
+            seconds = seconds_of(p.record)
+            found[p.place["entrant"]].append((p.result["cost"].get("forward", 0), math.nan if seconds is None else seconds))
     return found
 
 

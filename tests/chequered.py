@@ -1,4 +1,5 @@
-"""Which combinations of a parametrised test belong to the fast part: every other one, so that each value is in it."""
+"""Which combinations of a parametrised test belong to the fast part: every other one. With several axes each value is in it; of a
+single axis every other value is."""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,14 @@ import methods_table
 import robust_table
 from methods_table import Table
 from robust_table import Found
-from table import Pair, file_name, into_page, lines_of, mean_known, sheet
+from table import Pair, file_name, into_page, lines_of, sheet
 
 from efface.errors import BadFile
 from efface.evaluation.records import Row
 from efface.io.files import write_text
 from efface.patches import Patch
 from efface.plans.plan import BASE
-from efface.plans.records import Store, seconds_of
+from efface.plans.records import Store
 from efface.plans.tables import Bench, Placed
 from efface.reporting.standings import Standing, tables
 
@@ -86,19 +85,18 @@ def pairs_of(placed: list[Placed]) -> dict[float, dict[str, dict[str, list[Pair]
 
 
 def spent(placed: list[Placed]) -> dict[str, list[tuple[int, float]]]:
-    """Entrant -> (UNet evaluations, seconds) of each of its erasures; nan seconds where it was stopped and continued."""
+    """Entrant -> (UNet evaluations, seconds) of each of its erasures."""
     found: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for p in placed:
         if p.place["kind"] == "erase" and p.record is not None:
-            seconds = seconds_of(p.record)
-            found[p.place["entrant"]].append((p.result["cost"].get("forward", 0), math.nan if seconds is None else seconds))
+            found[p.place["entrant"]].append((p.result["cost"].get("forward", 0), p.record["run"]["seconds"]))
     return found
 
 
 def methods_result(plan: dict[str, Any], placed: list[Placed], table: Table) -> dict[str, Any]:
     """Every figure of one of the tables of docs/results.md."""
     cost = {
-        m: {"evals": mean_known([e for e, _ in v]), "seconds": mean_known([s for _, s in v])} for m, v in spent(placed).items()
+        m: {"evals": sum(e for e, _ in v) / len(v), "seconds": sum(s for _, s in v) / len(v)} for m, v in spent(placed).items()
     }
     return methods_table.result_of(table, plan["plan"], pairs_of(placed), cost)
 

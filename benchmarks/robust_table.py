@@ -16,7 +16,6 @@ from table import (
     counted,
     lines_of,
     mean_difference,
-    mean_known,
     point_fields,
     points,
     rate,
@@ -126,7 +125,9 @@ def result_of(found: Mapping[str, Found], tried: Sequence[str], reference: str) 
             "controls": success_rate(controls),
             "excess": less(attacks, controls),
             "single": {label: success_rate(of_one(one, label)) for label in ("direct", *tried, *CONTROLS, "never_learned")},
-            "cost": {k: mean_known([c[i] for c in one.cost]) for i, k in enumerate(("evals", "seconds"))} if one.cost else None,
+            "cost": {k: sum(c[i] for c in one.cost) / len(one.cost) for i, k in enumerate(("evals", "seconds"))}
+            if one.cost
+            else None,
         }
     minus = {}
     if reference in found:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,12 +35,6 @@ def success(pair: Pair) -> float:
     """Erased and valid on target axes, preserved on keep axes."""
     row = pair[0]
     return float((row.valid and not row.hit) if row.axis in TARGET_AXES else row.hit)
-
-
-def mean_known(values: Sequence[float]) -> float:
-    """The mean of the values that are no nan; nan where all are."""
-    known = [v for v in values if not math.isnan(v)]
-    return sum(known) / len(known) if known else math.nan
 
 
 def by_target(cells: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, list[Any]]]:

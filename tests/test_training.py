@@ -60,6 +60,7 @@ def test_ctrl_c_and_resume_give_the_bits_of_an_uninterrupted_run(method: Method,
     assert same(resumed.deltas, whole.deltas)
     assert resumed_run.log == whole_run.log
     assert resumed.card.cost == whole.card.cost
+    assert resumed.card.log["run"]["seconds"] > resumed_run.before > 0, "the time before the stop counts as the evaluations do"
 
 
 @pytest.mark.parametrize("method", chequered(CASES, ids=NAMES, first=1))

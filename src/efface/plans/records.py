@@ -130,12 +130,6 @@ def unpacked(path: Path) -> bytes:
         raise BadFile(f"{path} cannot be unpacked ({error}); restore or remove it.") from error
 
 
-def seconds_of(record: Mapping[str, Any]) -> float | None:
-    """Wall-clock time of a cell; None where a run that was stopped had done a part of it."""
-    run = record["run"]
-    return None if "continued_after" in run else float(run["seconds"])
-
-
 def comparable(record: Mapping[str, Any]) -> dict[str, Any]:
     """What two runs of one cell must agree in: everything but ``run``."""
     return {k: v for k, v in record.items() if k != "run"}

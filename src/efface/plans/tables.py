@@ -11,7 +11,7 @@ from ..errors import BadFile
 from ..evaluation.attacked import summarise_attacks
 from ..evaluation.records import TARGET_AXES, AttemptRow
 from .plan import BASE
-from .records import FINISHED, Store, seconds_of
+from .records import FINISHED, Store
 
 RECORD_COLUMNS = {
     "plan": "VARCHAR",
@@ -198,7 +198,7 @@ def cell_rows(bench: Bench) -> Iterator[dict[str, Any]]:
             "evaluations": images * result["evals_per_image"] if "evals_per_image" in result else spent,
             "images": images,
             "parameters": result.get("parameters"),
-            "seconds": seconds_of(record) if record is not None else None,
+            "seconds": record["run"]["seconds"] if record is not None else None,
             "host": record["run"]["host"] if record is not None else None,
         }
         yield {c: told.get(c) for c in CELL_COLUMNS}

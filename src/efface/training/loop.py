@@ -10,6 +10,7 @@ import json
 import math
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -55,6 +56,9 @@ class Run:
     fingerprint: str = ""
     """Identifies method, options, request and base model. A checkpoint of another run is refused."""
     log: list[dict[str, Any]] = field(default_factory=list)
+    began: float = field(default_factory=time.perf_counter)
+    before: float = 0.0
+    """Seconds that the stopped run had taken at the checkpoint that is continued; nan where the checkpoint does not say."""
 
 
 class Step:
@@ -256,6 +260,7 @@ def _save(
     header = {
         "fingerprint": run.fingerprint,
         "step": str(step),
+        "seconds": str(run.before + time.perf_counter() - run.began),
         "evals": json.dumps({k: v - start[k] for k, v in model.evals.snapshot().items()}),
         "plain": json.dumps(plain),
         "log": json.dumps(run.log),
@@ -281,6 +286,7 @@ def _restore(run: Run, weights: Mapping[str, Tensor], kept: Mapping[str, Statefu
         for name, item in kept.items():
             item.load_state_dict(_unflatten(plain[name], tensors))
         run.log[:] = json.loads(header["log"])
+        run.before = float(header.get("seconds", "nan"))
         for name, value in json.loads(header["evals"]).items():
             setattr(model.evals, name, getattr(model.evals, name) + value)
         return int(header["step"])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import re
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -163,10 +165,13 @@ def erase_request(model: DiffusionModel, method: Method, request: EraseRequest, 
         )
     method.check(model)
     check_fit(model, method)
-    run.fingerprint = run_fingerprint(model, method, request)
+    run.fingerprint, run.began = run_fingerprint(model, method, request), time.perf_counter()
     try:
         with Spent(model.device) as spent:
             patch = method.erase(model, request, run)
+        spent.facts["seconds"] = round(spent.facts["seconds"] + run.before, 3)
+        if math.isnan(spent.facts["seconds"]):
+            del spent.facts["seconds"]
         patch = replace(patch, card=replace(patch.card, log={**patch.card.log, "run": spent.facts}))
         told = _unseen(patch, model)
     except torch.OutOfMemoryError as error:

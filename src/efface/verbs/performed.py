@@ -21,7 +21,6 @@ from ..plans.plan import BASE, EntrantPlan, Plan
 from ..plans.records import Store
 from ..registry import build_guard
 from ..training import Run
-from ..training.loop import finished_steps
 from .erase import erase_request
 from .hub import load_patch
 from .planned import Subject, gold_of, loaded, method_of, patch_path, request_of, subject_of, suite_of, units_of
@@ -68,9 +67,7 @@ def _erase(cell: Cell, store: Store, subject: Subject) -> dict[str, Any]:
     request, path = request_of(entrant, model, subject.targets), store.patch(cell.key)
     checkpoint = path.with_suffix(".checkpoint")
     path.parent.mkdir(parents=True, exist_ok=True)
-    run = Run(checkpoint=checkpoint, resume=checkpoint.exists())
-    before = finished_steps(run)
-    patch = erase_request(model, method, request, run)
+    patch = erase_request(model, method, request, Run(checkpoint=checkpoint, resume=checkpoint.exists()))
     patch.save(path)
     checkpoint.unlink(missing_ok=True)  # of a finished erasure nothing is left to be continued
     sizes = {n: d.numel() for n, d in patch.deltas.items()}
@@ -81,7 +78,7 @@ def _erase(cell: Cell, store: Store, subject: Subject) -> dict[str, Any]:
         "parameters": sum(sizes.values()),
         "text_encoder_parameters": sum(n for name, n in sizes.items() if name.startswith(ENCODERS)),
         "norm": patch.norm(),
-        **({"run": {"continued_after": before}} if before else {}),
+        "run": {k: v for k, v in patch.card.log["run"].items() if k == "seconds"},  # with those before a stop
     }
 
 

@@ -311,12 +311,10 @@ class _Expansion:
         if strength != 1:
             inputs["system"] = {**self.system, "strength": strength}
         each = profile.steps * self.guard.branches if self.guard is not None else profile.evals_per_image(model)
-        images = len(cases)
-        if is_base:
-            images = base_cost(model, [cases, anchor_cases([""], profile)], profile) // each
+        evals = base_cost(model, [cases, anchor_cases([""], profile)], profile) if is_base else each * len(cases)
         told = ", ".join(self.subject.targets) + (f", strength {strength:g}" if strength != 1 else "")
         needed = needs if is_base else (self._none(), *needs)
-        cell = Cell("evaluate", inputs, self._how(told, strength=strength), needed, float(each * images))
+        cell = Cell("evaluate", inputs, self._how(told, strength=strength), needed, float(evals))
         self._place(cell, ", ".join(self.subject.targets), strength=strength)
         return cell
 

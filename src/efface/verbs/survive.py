@@ -118,9 +118,11 @@ def survive(
         record = _open(folder, key, setting, judge, margin, command)
         done = {row["name"] for row in record["conditions"]}
         left = {n: c for n, c in chosen.items() if n not in done}
-        anchors = anchor_cases([patch.card.request.anchor], _profile(setting))
-        drawn = sum(2 * c.evals(setting) for c in [Plain(), *left.values()])
-        evals = drawn + base_cost(model, [anchors], _profile(setting)) if left else 0
+        evals = 0.0
+        if left:
+            anchors, drawn = [patch.card.request.anchor], _profile(setting)
+            evals = base_cost(model, [anchor_cases(anchors, drawn)], drawn)
+            evals += sum(2 * c.evals(setting) for c in [Plain(), *left.values()])
         enough = needed(margin)
         told = f"{len(left)} conditions of {name!r} with {patch.card.method}, {count} cases each, drawn by both models"
         if count < enough:

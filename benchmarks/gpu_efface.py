@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -217,37 +218,43 @@ def pool_filling(bench: Bench, model: StableDiffusion, facts: dict[str, Any]) ->
 
 def sampling(bench: Bench, model: StableDiffusion, facts: dict[str, Any], batch: int, steps: int, scale: float = 7.5) -> None:
     """Item 9: latents of whole pictures, ours and by the stock pipeline of the same modules, in turn; nothing is decoded."""
-    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-
     steps, fast = (3, 3) if bench.smoke else (steps, 20)
-    c, noise = model.encode([TARGET] * batch), model.noise(batch, torch.Generator().manual_seed(0))
-    pipe = model._pipeline()[0]
-    pipe.set_progress_bar_config(disable=True)
-    given = stock_arguments(model, pipe, c, noise)
-
-    def stock(n: int) -> Callable[[], Any]:
-        return lambda: pipe(**given, num_inference_steps=n, guidance_scale=scale, output_type="latent")
-
-    def dpm() -> None:
-        deque(model.walk(c, noise, model.schedule.timesteps(fast), scale, solver="dpm"), maxlen=1)
-
-    usual = f"{'Euler' if model.part == 'transformer' else 'DDIM'}, {steps} steps"
-    runs: list[tuple[str, Callable[[], Any], int]] = [(usual, lambda: model.denoise(c, noise, steps, scale), steps)]
-    if model.part == "unet":
-        runs.append((f"DPM-Solver++, {fast} steps", dpm, fast))
-    for what, ours, n in runs:
+    for what, by, n in drawings(model, batch, steps, fast, scale):
         with bench.attempt(f"{model.name} {what}"):
-            if ours is dpm:
-                pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
-            taken = bench.in_turn({"efface": ours, "stock pipeline": stock(n)}, n=5, warm=1)
+            taken = bench.in_turn({who: partial(draw, n) for who, draw in by.items()}, n=5, warm=1)
             for scope, found in taken.items():
                 told = f"{1000 * batch / found['ms']:.3g} pictures/s, {found['ms'] / n:.3g} ms a step"
                 if scope == "efface":
                     told += f", {found['ms'] / taken['stock pipeline']['ms']:.3g} times the stock pipeline"
                 predicted = "4-6 pictures/s" if (model.name, n) == ("sd15", fast) else ""
                 rate = model.branches(scale) * batch * n * facts["tflop"] / found["ms"] * 1000
-                row = {**where(facts), "scope": scope, "what": f"sampling, {what}, batch {batch}", "mode": scope}
+                row = {**where(facts), "scope": scope, "what": f"sampling, {what}, {n} steps, batch {batch}", "mode": scope}
                 bench.row(**row, predicted=predicted, note=told, tflop_per_s=rate, **found)
+
+
+def drawings(
+    model: StableDiffusion, batch: int, steps: int, fast: int, scale: float = 7.5
+) -> Iterator[tuple[str, dict[str, Callable[[int], Any]], int]]:
+    """For every solver its name; who draws latents with it, as a function of the number of steps; and the number that is usual.
+    One after the other, because the stock pipeline has one scheduler at a time."""
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
+    c, noise = model.encode([TARGET] * batch), model.noise(batch, torch.Generator().manual_seed(0))
+    pipe = model._pipeline()[0]
+    pipe.set_progress_bar_config(disable=True)
+    given = stock_arguments(model, pipe, c, noise)
+
+    def stock(n: int) -> Any:
+        return pipe(**given, num_inference_steps=n, guidance_scale=scale, output_type="latent")
+
+    def dpm(n: int) -> None:
+        deque(model.walk(c, noise, model.schedule.timesteps(n), scale, solver="dpm"), maxlen=1)
+
+    usual = "Euler" if model.part == "transformer" else "DDIM"
+    yield usual, {"efface": lambda n: model.denoise(c, noise, n, scale), "stock pipeline": stock}, steps
+    if model.part == "unet":
+        pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+        yield "DPM-Solver++", {"efface": dpm, "stock pipeline": stock}, fast
 
 
 def stock_arguments(model: StableDiffusion, pipe: Any, c: Cond, noise: torch.Tensor) -> dict[str, Any]:

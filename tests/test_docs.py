@@ -243,7 +243,7 @@ def test_guards_on_a_pipeline_as_printed() -> None:
     assert len(said["images"]) == 1
 
 
-SLOW_SCRIPTS = ("ap_cost.py", "search_films.py", "studies.py", "sampling.py")
+SLOW_SCRIPTS = ("ap_cost.py", "search_films.py", "studies.py", "sampling.py", "operators.py")
 
 
 @pytest.mark.parametrize("script", ["memory.py", *(pytest.param(s, marks=pytest.mark.slow) for s in SLOW_SCRIPTS)])
@@ -274,6 +274,11 @@ def test_benchmarks_quick(script: str, tmp_path: Path) -> None:
         assert result["ours_s"] > 0
         assert result["stock_s"] > 0
         assert result["largest_difference"] < 1e-4, "the pictures are the stock pipeline's"
+    elif script == "operators.py":
+        assert result.keys() == {"sd15", "sdxl", "sd35-medium", "flux"}
+        for row in (row for rows in result.values() for row in rows):
+            assert 100 < row["operators"] < row["stock_operators"] + 30
+            assert row["ratio_range"][0] <= row["ratio"] <= row["ratio_range"][1]
     elif script == "memory.py":
         # The tiny model's encodings and latents are not small beside its trained tensors; the full size is measured by hand.
         assert result["live_gb"] > result["model_gb"] > result["trained_gb"] > 0

@@ -13,12 +13,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from efface.concepts.prompts import Case
 from efface.concepts.request import EraseRequest
-from efface.edits import BringBack, ConceptEdit, facts, filtered, folded, lora, save_lora, text_filter, to_patch
+from efface.edits import BringBack, ConceptEdit, facts, filtered, folded, forms, lora, save_lora, text_filter, to_patch
 from efface.edits.forms import OTHERS, side_effect
 from efface.equations.closed_form import Edit, apply_edit, moved, sealed, shared_edit, span
 from efface.errors import BadFile, BadOption, BadRequest, NothingSelected, PromptTooLong, UnknownName, WrongBaseModel
 from efface.methods import ESD, UCE
 from efface.models.base import DiffusionModel
+from efface.models.load import load_model
 from efface.models.readers import read_part, text_readers
 from efface.models.select import selection
 from efface.models.tiny import tiny
@@ -92,6 +93,19 @@ def test_half_precision_weights_are_widened_before_they_are_edited() -> None:
     for name, w in folded(model.weights(KV), edit).items():
         assert w.dtype == torch.float32
         torch.testing.assert_close(w, exact[name], atol=2e-3, rtol=2e-3)  # the weights themselves were rounded to half
+
+
+def test_a_part_of_what_the_network_reads_tells_how_far_an_edit_spreads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are more keys and values than READ, every third here, the shares hardly change: two digits are shown."""
+    model = load_model("mini")
+    log = UCE().erase(model, EraseRequest(("fire engine", "castle"))).card.log["edit"]["side_effect"]
+    total = sum(len(w) for w in model.weights(model.reads()).values())
+    monkeypatch.setattr(forms, "READ", total // 3 + 1)
+    part = UCE().erase(model, EraseRequest(("fire engine", "castle"))).card.log["edit"]["side_effect"]
+    assert part["median"] != log["median"]
+    assert part["median"] == pytest.approx(log["median"], rel=0.02)
+    assert part["worst"]["share"] == pytest.approx(log["worst"]["share"], rel=0.02)
+    assert part["worst"]["name"] == log["worst"]["name"]
 
 
 def test_nested_filters_unwind_in_order_also_after_an_error(tiny_model) -> None:  # type: ignore[no-untyped-def]

@@ -6,6 +6,7 @@ Longer than 400 lines because each family states its facts here once, instead of
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from chequered import chequered
 from click.testing import CliRunner
 from pipelines import stock_xl
 from safetensors.torch import load_file, save_file
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from efface.attacks import Deployed
 from efface.cli.main import main
@@ -379,6 +381,70 @@ def test_half_precision_and_checkpointing(family: Family) -> None:
     recomputing.configure(checkpointing=True)
     found = [ESD.preset("tiny").erase(m, EraseRequest(("cat",), "dog")).deltas for m in (family.make(), recomputing)]
     assert same(*found)
+
+
+def calls_of(module: torch.nn.Module, draw: Callable[[], Any]) -> list[tuple[bool, dict[str, Any]]]:
+    """Of every call of the module while something is drawn: whether under autocast, and the tensors of each named input. Left out
+    are timesteps, scales and masks, which networks cast by themselves."""
+    seen: list[tuple[bool, dict[str, Any]]] = []
+
+    def look(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+        given = {k: v for k, v in given.items() if k not in ("timestep", "t", "guidance") and "mask" not in k}
+        tensors = {k: [leaf for leaf in tree_leaves(v) if isinstance(leaf, torch.Tensor)] for k, v in given.items()}
+        seen.append((torch.is_autocast_enabled("cpu"), {k: found for k, found in tensors.items() if found}))
+
+    handle = module.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        draw()
+    finally:
+        handle.remove()
+    return seen
+
+
+@each(*TRANSFORMERS, XL)
+@pytest.mark.parametrize("loaded", [False, True], ids=["cast", "loaded"])
+def test_in_half_precision_a_model_is_called_as_the_stock_pipeline_calls_it(family: Family, loaded: bool, tmp_path: Path) -> None:
+    """With inputs of the same precision, which are the same to the bit where their shapes are, and without autocast: that keeps
+    norms in float32 on a GPU and is for students, whose trained weights are float32. ``loaded``: as diffusers itself loads a
+    folder, which keeps some layers of Wan in float32."""
+    model = family.make(dtype="bfloat16")
+    if loaded:
+        family.pipeline(family.make()).save_pretrained(tmp_path)
+        sizes = {"schedule": model.schedule, "latent_shape": model.latent_shape}
+        model = load_model(tmp_path, dtype="bfloat16")
+        vars(model).update(sizes)  # a folder says nothing of pictures as small as these
+    pipe, noise = family.pipeline(model), family.latents(model.case_noise([0]).bfloat16())
+    for part, module in {model.part: model.network, **model.beside()}.items():
+        model.weights_changed()  # what was encoded before is read again
+        called = module.decoder if part == "vae" else module
+        ours = calls_of(called, lambda: model.sample(a_cat(family.scales[1]), 1))
+        assert {under for under, _ in ours} == {False}, part
+        if part == model.part:
+            theirs = calls_of(called, lambda: family.drawn(pipe, ["a cat"], [0], 1, family.scales[1], latents=noise))
+            dtypes = [tree_map_only(torch.Tensor, lambda x: x.dtype, calls[-1][1]) for calls in (ours, theirs)]
+            assert {k: set(v) for k, v in dtypes[0].items()} == {k: set(v) for k, v in dtypes[1].items()}
+            if not loaded and family in (SD3, FLUX, XL):  # the others project the text in the network, and efface before it
+                torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    student = model.student(model.select(next(iter(family.bands or ("xattn",)))))
+    assert {under for under, _ in calls_of(student.network, lambda: student.sample(a_cat(1.0), 2))} == {True}
+
+
+@each(*TRANSFORMERS, XL)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_step_of_drawing_launches_no_more_operators_than_the_stock_pipeline(
+    family: Family, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their number decides how fast a GPU draws one picture; at the depth of real models: benchmarks/operators.py."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    from operators import per_step
+
+    model, scale = family.make(dtype=dtype), family.scales[1]
+    pipe, noise = family.pipeline(model), family.latents(model.case_noise([0]).to(model.dtype))
+    ours = per_step(lambda n: model.sample(a_cat(scale), n))
+    theirs = per_step(lambda n: family.drawn(pipe, ["a cat"], [0], n, scale, latents=noise))
+    # 30: FLUX is told at every step where its tokens are. The stock pipeline of Wan calls the network once for each branch.
+    assert 0.4 * theirs < ours < theirs + 30
 
 
 @each(*TRANSFORMERS)

@@ -51,14 +51,22 @@ def to_patch(
     ``pooled`` gives weights that read the pooled text vector in their first columns, and another
     edit for those columns.
     """
-    new = folded(base, edit)
+    deltas = {name: _change(w, edit) for name, w in base.items()}
     if pooled is not None:
         readers, second = pooled
-        base = {**base, **readers}
         for name, w in readers.items():
-            new[name] = w.detach().float().cpu().clone()
-            new[name][:, : len(second.left)] = edited(new[name][:, : len(second.left)], second)
-    return Patch.between({n: w.detach().float().cpu() for n, w in base.items()}, new, card)
+            deltas[name] = torch.zeros(w.shape)
+            deltas[name][:, : len(second.left)] = _change(w[:, : len(second.left)], second)
+    return Patch.of(deltas, card)
+
+
+def _change(weight: Tensor, edit: Edit) -> Tensor:
+    """``W' - W`` in float32 on the CPU, made on the GPU where the weight lies on one: of SDXL's 140 matrices, the CPU would first
+    have to get and widen all numbers."""
+    wide = weight.detach().float()
+    wide = wide if wide.is_cuda else wide.cpu()
+    right = None if edit.right is None else edit.right.to(wide.device)
+    return (edited(wide, replace(edit, left=edit.left.to(wide.device), right=right)) - wide).cpu()
 
 
 def lora(base: Mapping[str, Tensor], edit: Edit) -> dict[str, tuple[Tensor, Tensor]]:
@@ -92,6 +100,9 @@ def text_filter(edit: Edit, c: Cond) -> Cond:
 
 OTHERS, BATCH = 64, 16
 """How many other names are looked at, and how many of them the text encoders read together: some need gigabytes for more."""
+READ = 32768
+"""How many keys and values of a token are looked at, evenly spaced, where there are more. SDXL has 166,400; on a CPU, all of them
+would take longer than the edit. Stable Diffusion 1.x has 24,960."""
 
 
 def side_effect(edit: Edit, model: DiffusionModel, targets: Sequence[str]) -> dict[str, Any] | None:
@@ -102,8 +113,9 @@ def side_effect(edit: Edit, model: DiffusionModel, targets: Sequence[str]) -> di
         return None
     others = others[:: -(-len(others) // OTHERS)]
     # In float32 and where the weights lie: two digits are asked for, and on the CPU the sums take as long as the edit.
-    read = (w.detach().float() for w in model.weights(model.reads()).values())
-    s = sum((w.T @ w for w in read), torch.zeros((), device=model.device))
+    maps = [w.detach() for w in model.weights(model.reads()).values()]
+    every = -(-sum(len(w) for w in maps) // READ) | 1  # odd, so that it meets all places of an attention head
+    s = sum((w.T @ w for w in (w[::every].float() for w in maps)), torch.zeros((), device=model.device))
     left, right = edit.left.to(s), None if edit.right is None else edit.right.to(s)
 
     def squares(names: Sequence[str]) -> Tensor:
@@ -158,8 +170,9 @@ def facts(edit: Edit, model: DiffusionModel, targets: Sequence[str]) -> dict[str
     - system_condition: condition number of the linear system that was solved.
     - rank: the rank of D as it is stored.
     - side_effect: how much the network reads of other names changes, relative to what it reads of the targets. What it reads
-      of a name are the keys and values of its rows from the last word to the end, and their change is ``|W D q| / |W q|``. The
-      ``median`` is over ``names`` other names of the model's world, or English nouns; ``worst`` is the name that changes most.
+      of a name are the keys and values of its rows from the last word to the end, of which evenly spaced ones are looked at
+      where a row has more than ``READ``. Their change is ``|W D q| / |W q|``. The ``median`` is over ``names`` other names of
+      the model's world, or English nouns; ``worst`` is the name that changes most.
     - bring_back: for the last word c of a target, the ``length = |c'| / |c|`` of the embedding ``c'
       = T^-1 c`` that brings the target back exactly, and ``missed = |T c' - c| / |c|``, which is 0
       unless T has no inverse there. Only the target that is brought back most easily is shown, with

@@ -170,15 +170,16 @@ class Flux(FlowTransformer):
         self.evals.calls += 1
         height, width = z_t.shape[2] // 2, z_t.shape[3] // 2
         scale = c.extras.get(GUIDANCE, torch.full((len(c),), TRAINED_AT, device=z_t.device)) if self.takes_guidance else None
+        z, tokens, pooled = self._given(z_t, c.tokens, c.extras[POOLED])
         with self._running():
             output: Tensor = self.transformer(
-                hidden_states=packed(z_t),
-                encoder_hidden_states=c.tokens,
-                pooled_projections=c.extras[POOLED],
+                hidden_states=packed(z),
+                encoder_hidden_states=tokens,
+                pooled_projections=pooled,
                 timestep=t.to(self.autocast_dtype) / 1000,
                 guidance=scale,
-                txt_ids=torch.zeros(c.tokens.shape[1], 3, device=z_t.device),
-                img_ids=places(height, width, z_t.device),
+                txt_ids=tokens.new_zeros((tokens.shape[1], 3)),
+                img_ids=places(height, width, z.device).to(z),
                 return_dict=False,
             )[0]
         return unpacked(output.float(), height, width)

@@ -95,7 +95,7 @@ class PixArt(CrossTransformer):
         read = read_rows(lengths, ids.shape[1])
         hidden, mask = self._hidden(ids, read, embeddings), read.to(self.device)
         with self._running():
-            tokens = self._projected(hidden)
+            tokens = self._projected(*self._given(hidden))
         return Cond(tokens * mask[..., None], last_words(lengths, self.ends), {MASK: mask.to(tokens.dtype)})
 
     # -- network -------------------------------------------------------------------------------------------------
@@ -103,14 +103,15 @@ class PixArt(CrossTransformer):
     def predict(self, z_t: Tensor, t: Tensor, c: Cond) -> Tensor:
         self.evals.forward += len(z_t)
         self.evals.calls += 1
+        z, tokens = self._given(z_t, c.tokens)
         with self._running(), self._reading_projected():
             output: Tensor = self.transformer(
-                z_t,
-                encoder_hidden_states=c.tokens,
+                z,
+                encoder_hidden_states=tokens,
                 # In a mixture of prompts, what any of them reads is read.
-                encoder_attention_mask=(c.extras[MASK] > 0).to(c.tokens),
+                encoder_attention_mask=(c.extras[MASK] > 0).to(tokens),
                 timestep=t,
-                added_cond_kwargs=self._size(len(z_t), z_t),
+                added_cond_kwargs=self._size(len(z), z),
                 return_dict=False,
             )[0]
         return output[:, : z_t.shape[1]].float()

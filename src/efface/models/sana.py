@@ -154,7 +154,7 @@ class Sana(CrossTransformer):
 
     def _cond(self, states: Tensor, lengths: Sequence[int]) -> Cond:
         with self._running():
-            tokens = self._projected(self._seen(states.to(self.device)))
+            tokens = self._projected(*self._given(self._seen(states.to(self.device))))
         mask = read_rows(lengths, self.text_rows).to(tokens)
         return Cond(tokens * mask[..., None], last_words(lengths, self.ends), {MASK: mask})
 
@@ -181,9 +181,8 @@ class Sana(CrossTransformer):
     def predict(self, z_t: Tensor, t: Tensor, c: Cond) -> Tensor:
         self.evals.forward += len(z_t)
         self.evals.calls += 1
-        # Linear attention multiplies in float32, which autocast would undo: where no weight is kept wider, it is not needed.
-        z, tokens = (x.to(self.autocast_dtype) if self._alike else x for x in (z_t, c.tokens))
-        with self._running(autocast=not self._alike), self._reading_projected():
+        z, tokens = self._given(z_t, c.tokens)  # linear attention multiplies in float32, which autocast would undo
+        with self._running(), self._reading_projected():
             output: Tensor = self.transformer(
                 z,
                 encoder_hidden_states=tokens,

@@ -276,18 +276,23 @@ class StableDiffusion(DiffusionModel):
     def predict(self, z_t: Tensor, t: Tensor, c: Cond) -> Tensor:
         self.evals.forward += len(z_t)
         self.evals.calls += 1
-        z, tokens = (x.to(self.autocast_dtype) if self._alike else x for x in (z_t, c.tokens))
-        with self._running(autocast=not self._alike):
+        z, tokens = self._given(z_t, c.tokens)
+        with self._running():
             return self.unet(z, t, tokens, return_dict=False, **self._beside(c))[0].float()
 
     @property
     def _alike(self) -> bool:
-        """Whether every weight of the network is kept in the precision that it computes in. Then it is called as the stock
-        pipeline calls it: autocast would only keep the norms in float32, and costs the host up to a third of the time of a
-        step. Where a student trains float32 copies, autocast is needed."""
+        """Whether every weight of the network is kept in the precision that it computes in, but for layers that its class keeps
+        in float32 and casts to by itself. Then it is called as the stock pipeline calls it: autocast would only keep the norms in
+        float32, and costs the host up to a third of the time of a step. Where a student trains float32 copies, autocast is
+        needed."""
         if self._precisions is None:  # kept, because asking thousands of weights at every step costs milliseconds
-            self._precisions = frozenset(p.dtype for p in self.network.parameters()) - {FP8}
+            self._precisions = precisions(self.network)
         return self._precisions == {self.autocast_dtype}
+
+    def _given(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """What the network is given for these inputs: in its own precision, and under autocast as they are."""
+        return tuple(x.to(self.autocast_dtype) for x in inputs) if self._alike else inputs
 
     def _beside(self, c: Cond) -> dict[str, Any]:
         """What else the network is called with."""
@@ -595,21 +600,29 @@ class StableDiffusion(DiffusionModel):
         return torch.autocast((device or self.device).type, self.autocast_dtype)
 
     @contextmanager
-    def _running(self, autocast: bool = True) -> Iterator[None]:
-        """Inside, the network computes."""
+    def _running(self) -> Iterator[None]:
+        """Inside, the network computes what it was :meth:`_given`, under autocast where it needs that."""
         from .storage import kept_in_eight_bits
 
         storing = self.rounded is not None and torch.is_grad_enabled()
-        with kept_in_eight_bits() if storing else nullcontext(), self._autocast() if autocast else nullcontext():
+        with kept_in_eight_bits() if storing else nullcontext(), nullcontext() if self._alike else self._autocast():
             yield
 
     @contextmanager
     def _computing(self, module: nn.Module, autocast: bool = True) -> Iterator[torch.device]:
-        """Inside, a text encoder or the VAE is where it computes. Gives the device, to which its inputs are moved."""
+        """Inside, a text encoder or the VAE is where it computes, under autocast where that is allowed and it needs it, as the
+        network does; see :attr:`_alike`. Gives the device, to which its inputs are moved."""
         device = torch.device("cpu") if self.encoders_at == CPU else self.device
         there = visiting(module, device) if self.encoders_at == OFFLOAD else nullcontext()
-        with there, self._autocast(device) if autocast else nullcontext():
+        needed = autocast and precisions(module) != {self.autocast_dtype}
+        with there, self._autocast(device) if needed else nullcontext():
             yield device
+
+
+def precisions(module: nn.Module) -> frozenset[torch.dtype]:
+    """Of a module's weights, but for those stored in eight bits and those that its class keeps in float32."""
+    wide = frozenset(getattr(module, "_keep_in_fp32_modules", None) or ())
+    return frozenset(p.dtype for n, p in module.named_parameters() if wide.isdisjoint(n.split("."))) - {FP8}
 
 
 class _Kept:

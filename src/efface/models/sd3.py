@@ -134,11 +134,12 @@ class StableDiffusion3(FlowTransformer, StableDiffusionXL):
     def predict(self, z_t: Tensor, t: Tensor, c: Cond) -> Tensor:
         self.evals.forward += len(z_t)
         self.evals.calls += 1
+        z, tokens, pooled = self._given(z_t, c.tokens, c.extras[POOLED])
         with self._running():
             output: Tensor = self.transformer(
-                hidden_states=z_t,
-                encoder_hidden_states=c.tokens,
-                pooled_projections=c.extras[POOLED],
+                hidden_states=z,
+                encoder_hidden_states=tokens,
+                pooled_projections=pooled,
                 timestep=t,
                 return_dict=False,
             )[0]

@@ -113,7 +113,7 @@ class Wan(CrossTransformer):
         mask = read_rows(lengths, ids.shape[1])
         hidden = self._hidden(ids, mask, embeddings)
         with self._running():
-            tokens = self._projected(hidden * mask[..., None].to(self.device))
+            tokens = self._projected(*self._given(hidden * mask[..., None].to(self.device)))
         return Cond(tokens, last_words(lengths, self.ends))
 
     # -- network -------------------------------------------------------------------------------------------------
@@ -121,11 +121,12 @@ class Wan(CrossTransformer):
     def predict(self, z_t: Tensor, t: Tensor, c: Cond) -> Tensor:
         self.evals.forward += len(z_t)
         self.evals.calls += 1
+        z, tokens = self._given(z_t, c.tokens)
         with self._running(), self._reading_projected():
             output: Tensor = self.transformer(
-                hidden_states=z_t[:, :, None],
+                hidden_states=z[:, :, None],
                 timestep=self.schedule.told(t),
-                encoder_hidden_states=c.tokens,
+                encoder_hidden_states=tokens,
                 return_dict=False,
             )[0]
         return output[:, :, 0].float()

@@ -156,7 +156,7 @@ class ZImage(JointFlow):
             hidden = self._states(ids, read)[-2]
         mask = read.to(self.device)
         with self._running():
-            tokens = self.transformer.cap_embedder[0](hidden)
+            tokens = self.transformer.cap_embedder[0](*self._given(hidden))
         return Cond(tokens * mask[..., None], last_words(lengths, self.ends), {MASK: mask.to(tokens.dtype)})
 
     def _states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
@@ -185,12 +185,13 @@ class ZImage(JointFlow):
         height, width = z_t.shape[2] // 2, z_t.shape[3] // 2
         start, counts = -(-height * width // ROWS_AT_ONCE) * ROWS_AT_ONCE, c.counts()
         rows = read_by(self.transformer, self.part, self._rows, start, counts)
+        z, read = self._given(z_t, c.tokens)
         with self._running(), passing([self.transformer.cap_embedder[0]]), rows:
             outputs: list[Tensor] = self.transformer(
-                list(z_t.to(self.autocast_dtype)[:, :, None]),
+                list(z.to(self.autocast_dtype)[:, :, None]),
                 (1000 - t) / 1000,
                 # In a mixture of prompts, what any of them reads is read.
-                [tokens[:n] for tokens, n in zip(c.tokens, counts, strict=True)],
+                [tokens[:n] for tokens, n in zip(read, counts, strict=True)],
                 return_dict=False,
             )[0]
         return -torch.stack(outputs)[:, :, 0].float()

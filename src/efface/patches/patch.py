@@ -37,7 +37,11 @@ class Patch:
 
         The check matters: fused attention turns a NaN query into zeros, so broken weights can hide behind a finite loss.
         """
-        deltas = {n: (edited[n].detach().float() - w.detach().float()).cpu() for n, w in base.items()}
+        return Patch.of({n: (edited[n].detach().float() - w.detach().float()).cpu() for n, w in base.items()}, card)
+
+    @staticmethod
+    def of(deltas: Mapping[str, Tensor], card: PatchCard) -> Patch:
+        """As :meth:`between`, of the changes themselves."""
         broken = [n for n, d in deltas.items() if not bool(torch.isfinite(d).all())]
         if broken:
             raise NonFiniteLoss(f"the erased weights are not finite ({broken[0]}); no patch was made. Lower the learning rate.")

@@ -289,7 +289,13 @@ def closed_form(
     for what, method, targets, predicted, n in runs:
         with bench.attempt(f"{model.name} {what}"):
             found = bench.time(lambda method=method, t=targets: method.erase(model, EraseRequest(tuple(t))), n=n, warm=0)
-            bench.row(**where(facts), what=f"{what}, without the digest", mode="float64 on the CPU", predicted=predicted, **found)
+            bench.row(
+                **where(facts),
+                what=f"{what}, without the digest",
+                mode="solved in float64 on the CPU",
+                predicted=predicted,
+                **found,
+            )
     del model.identity  # the class's own shows again
     if official:
         per_layer_inverses(bench, model, facts, many)

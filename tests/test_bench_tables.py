@@ -51,6 +51,7 @@ MADE_FROM = {
     "methods-options": ("from_bench", "methods-options", "results.md"),
     "methods-robust": ("from_bench", "methods-robust", "results.md"),
     "rankings+icons": ("rankings", "", "rankings.md"),
+    "rap": ("from_bench", "rap", "rap.md"),
 }
 """Folders of docs/records -> the script that makes a table of them, what comes before the folders, and the page."""
 

@@ -28,7 +28,7 @@ from efface.evaluation.suite import Neighbour, Suite, filled, lexical_traps
 from efface.evaluation.world_suite import world_suite
 from efface.methods import UCE
 from efface.models.tiny import tiny
-from efface.models.world import World
+from efface.models.world import Members, World
 from efface.reporting import verdict
 from efface.reporting.wording import rate
 
@@ -302,6 +302,48 @@ def test_traps_and_neighbours() -> None:
     )
     assert {n.name for n in suite.far} == {"car"}
     assert suite == world_suite(world, ["cat"])
+
+
+def small_world(similar: dict[str, dict[str, list[str]]], **wider: str) -> World:
+    """Birds, beasts, tools and fruits; ``wider``: collections and their members, with blanks between."""
+    groups = {"birds": "owl hen", "beasts": "cat dog", "tools": "saw axe", "fruits": "fig pear", "toys": "ball doll"}
+    return World(
+        name="planted",
+        groups={n: g for g, names in groups.items() for n in names.split()},
+        sensitivity={n: 1.0 for names in groups.values() for n in names.split()},
+        similar=similar,
+        synonyms={},
+        descriptions={},
+        group_words={g: g for g in groups},
+        guidance=4.0,
+        judge="",
+        collections={name: Members(tuple(names.split()), name) for name, names in wider.items()},
+    )
+
+
+def test_near_a_category_is_what_is_next_to_it_in_meaning() -> None:
+    ranked = {n: {"text": ["fig", "doll"], "hypernym": ["hen", "ball"]} for n in ("owl", "hen")}
+    suite = world_suite(small_world(ranked, animals="owl hen cat dog"), ["birds"])
+    found = {n.name: n.source for n in suite.near}
+    assert {n: s for n, s in found.items() if s != "text"} == {
+        **dict.fromkeys(("cat", "dog"), "same wider category"),
+        "ball": "hypernym",
+    }
+    assert {n for n, s in found.items() if s == "text"} == {"fig", "doll"}, "fewer than eight are known by meaning"
+    assert list(found)[-2:] == ["fig", "doll"], "and these come last"
+    assert {n.name for n in suite.far} == {"saw", "axe", "pear"}
+    part = world_suite(small_world({}, hooting="owl"), ["hooting"])
+    assert {n.name: n.source for n in part.near} == {"hen": "same group"}, "a category that is a part of a group"
+
+
+def test_of_many_targets_every_ranking_gives_near_concepts() -> None:
+    """Two are taken for each target, which the first two of five rankings would always give."""
+    names = ["owl", "cat", "saw", "fig", "ball"]
+    ranked = {n: {f"ranking {k}": ["hen", "dog", "axe", "pear", "doll"] for k in range(4)} for n in names}
+    suite = world_suite(small_world(ranked), names)
+    assert len(suite.near) == 5
+    assert len({n.source for n in suite.near}) >= 3
+    assert world_suite(small_world(ranked), names) == suite
 
 
 def test_cases_are_paired_distinct_and_counted() -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..concepts.request import CATEGORY, OBJECT
 from ..errors import BadOption, BadRequest
-from ..models.world import World
+from ..models.world import HYPERNYM, World
 from .suite import TEMPLATES, Neighbour, Suite, SuiteSource, lexical_traps
 
 NEAR_CAP, FAR_COUNT, SUBJECTS = 8, 10, 20
@@ -29,9 +29,12 @@ def world_suite(world: World, targets: Sequence[str]) -> Suite:
     """The suite of targets of one kind in a closed world, of concepts that its detector recognises well enough.
 
     An object's near concepts take from every ranking of similar concepts in turn, and from the target's own group, up to 8 per
-    target (fewer per target when there are many); far is a fixed random choice from other groups. A category is asked for by its
-    members; near are concepts that resemble a member. For a style, near are the other styles on the same objects, far are
-    objects without a style, and the object of a prompt with the style must stay; for an attribute likewise.
+    target (fewer per target when there are many, each of which begins with another ranking); far is a fixed random choice from
+    other groups. A category is asked for by its members. Near are what is next to it in meaning: other concepts of a group that
+    the category is a part of, of a wider category that contains it, and the nearest by the hypernym tree; concepts that resemble
+    a member where the world knows too few of these. Far are of none of those groups. For a style, near are the other styles on
+    the same objects, far are objects without a style, and the object of a prompt with the style must stay; for an attribute
+    likewise.
 
     Raises UnknownName for a name that the world has not, BadRequest for targets that cannot be measured, alone or together.
     """
@@ -64,8 +67,10 @@ def _categories(world: World, targets: Sequence[str]) -> Suite:
     for target, names in members.items():
         if not names:
             raise BadRequest(f"the report detector recognises no concept of {target!r} well enough to measure its erasure.")
-    away = {world.groups[m] for t in targets for m in world.members(t)}
-    near, trap, far = _around(world, [m for names in members.values() for m in names], away)
+    beside = {t: _beside(world, t) for t in targets}
+    away = {world.groups[m] for t in targets for m in (*world.members(t), *beside[t])}
+    each = {m: beside[t] for t, names in members.items() for m in names}
+    near, trap, far = _around(world, list(each), away, each)
     synonyms = {t: (world.word(t), *(s for m in members[t] for s in world.synonyms.get(m, ()))) for t in targets}
     implicit = {t: tuple(d for m in members[t] for d in world.descriptions.get(m, ())) for t in targets}
     rest = (world.templates or TEMPLATES, CATEGORY)
@@ -113,32 +118,68 @@ def _split(named: Sequence[tuple[str, str]]) -> tuple[Neighbour, ...]:
     return tuple(Neighbour(n, source, "test" if i % 2 == 0 else "dev") for i, (n, source) in enumerate(named))
 
 
+def _beside(world: World, category: str) -> tuple[str, ...]:
+    """The other concepts of the wider categories that contain all of this one."""
+    inside = set(world.members(category))
+    wider = [m.names for m in world.collections.values() if inside < set(m.names)]
+    return tuple(dict.fromkeys(n for names in wider for n in names if n not in inside))
+
+
+def _turned(sources: Mapping[str, list[str]], i: int) -> dict[str, list[str]]:
+    """The same sources, beginning with number i: few concepts are taken for each of many targets, and from every source."""
+    names = list(sources)
+    start = i % max(len(names), 1)
+    return {n: sources[n] for n in (*names[start:], *names[:start])}
+
+
+def _sources(world: World, target: str, i: int, beside: Sequence[str] | None) -> list[dict[str, list[str]]]:
+    """What near concepts of target number i are taken from, by turns; of a member of a category first what is near in meaning,
+    and apart from it the rankings that were measured."""
+    rng = random.Random(f"near {target}")
+    same = [n for n in world.groups if world.groups[n] == world.groups[target]]
+    ranked = {s: list(v) for s, v in world.similar.get(target, {}).items()}
+    meant = {"same group": rng.sample(same, len(same))}
+    if beside is None:
+        return [_turned({**ranked, **meant}, i)]
+    meant |= {"same wider category": rng.sample(beside, len(beside)), HYPERNYM: ranked.pop(HYPERNYM, [])}
+    return [_turned(meant, i), _turned(ranked, i)]
+
+
 def _around(
-    world: World, targets: Sequence[str], away: set[str]
+    world: World, targets: Sequence[str], away: set[str], beside: Mapping[str, Sequence[str]] | None = None
 ) -> tuple[tuple[Neighbour, ...], tuple[Neighbour, ...], tuple[Neighbour, ...]]:
-    """Near concepts, lexical traps and far concepts of objects; far ones are of none of the groups ``away``."""
-    groups, similar, usable = world.groups, world.similar, world.usable()
+    """Near concepts, lexical traps and far concepts of objects; far ones are of none of the groups ``away``. ``beside``: of every
+    member of a category, what stands beside the category."""
+    groups, usable = world.groups, world.usable()
     usable_set, taken = set(usable), set(targets)
     cap = max(2, NEAR_CAP // len(targets)) if len(targets) > 1 else NEAR_CAP
+    sources = [_sources(world, t, i, None if beside is None else beside[t]) for i, t in enumerate(targets)]
     near: list[tuple[str, str]] = []
     trap: list[tuple[str, str]] = []
-    for target in targets:
-        for name in lexical_traps(target, usable):
-            if name not in taken:
-                taken.add(name)
-                trap.append((name, f"shares a word with {target}"))
-        rng = random.Random(f"near {target}")
-        same = [n for n in groups if groups[n] == groups[target]]
-        sources = {**{s: list(v) for s, v in similar.get(target, {}).items()}, "same group": rng.sample(same, len(same))}
-        count = 0
-        while count < cap and any(sources.values()):
-            for source, names in sources.items():
-                while names and (names[0] in taken or names[0] not in usable_set):
-                    names.pop(0)
-                if names and count < cap:
-                    taken.add(names[0])
-                    near.append((names.pop(0), source))
-                    count += 1
+    for kind in range(len(sources[0])):
+        for target, mine in zip(targets, sources, strict=True):
+            if kind and len(near) >= NEAR_CAP:
+                break  # enough is known that is near in meaning
+            for name in lexical_traps(target, usable):
+                if name not in taken:
+                    taken.add(name)
+                    trap.append((name, f"shares a word with {target}"))
+            found = _by_turns(mine[kind], cap, usable_set - taken)
+            taken |= {name for name, _ in found}
+            near += found
     other = [n for n in usable if n not in taken and groups[n] not in away]
     chosen = random.Random("far " + " ".join(targets)).sample(other, min(FAR_COUNT, len(other)))
     return _split(near), _split(trap), _split([(n, "another group") for n in chosen])
+
+
+def _by_turns(sources: Mapping[str, Sequence[str]], most: int, free: set[str]) -> list[tuple[str, str]]:
+    """Up to ``most`` names of ``free``, each once and with its source, the first of every source before the second of any."""
+    left = {source: [n for n in names if n in free] for source, names in sources.items()}
+    found: dict[str, str] = {}
+    while len(found) < most and any(left.values()):
+        for source, names in left.items():
+            while names and names[0] in found:
+                names.pop(0)
+            if names and len(found) < most:
+                found[names.pop(0)] = source
+    return list(found.items())

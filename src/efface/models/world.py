@@ -10,6 +10,9 @@ from typing import Any, ClassVar
 from ..concepts.request import CATEGORY, OBJECT
 from ..errors import UnknownName
 
+HYPERNYM = "hypernym"
+"""The ranking of :attr:`World.similar` by the tree of meanings; the others are measured on the model."""
+
 
 @dataclass(frozen=True)
 class Modifier:

@@ -494,8 +494,11 @@ def test_nan_stops_the_run_and_names_the_term(tiny_model) -> None:  # type: igno
 def test_nan_weights_behind_a_finite_loss_make_no_patch() -> None:
     base = {"w": torch.zeros(3)}
     card = UCE().card(load_model("tiny"), EraseRequest(("cat",)), {"forward": 0, "calls": 0, "backward": 0})
-    with pytest.raises(NonFiniteLoss, match="not finite"):
-        Patch.between(base, {"w": torch.tensor([0.0, torch.nan, 0.0])}, card)
+    for broken in ([0.0, torch.nan, 0.0], [torch.inf, 0.0, -torch.inf]):
+        with pytest.raises(NonFiniteLoss, match="not finite"):
+            Patch.between(base, {"w": torch.tensor(broken)}, card)
+    largest = torch.tensor([3e38, 3e38, 0.0])  # finite, and their sum is not
+    assert torch.equal(Patch.between(base, {"w": largest}, card).deltas["w"], largest)
 
 
 def test_a_body_that_forgets_to_minimize_is_caught(tiny_model) -> None:  # type: ignore[no-untyped-def]

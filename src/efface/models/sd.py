@@ -614,7 +614,8 @@ class StableDiffusion(DiffusionModel):
         network does; see :attr:`_alike`. Gives the device, to which its inputs are moved."""
         device = torch.device("cpu") if self.encoders_at == CPU else self.device
         there = visiting(module, device) if self.encoders_at == OFFLOAD else nullcontext()
-        needed = autocast and precisions(module) != {self.autocast_dtype}
+        # Its precisions are asked for only where they matter, because the answer takes a look at every weight.
+        needed = autocast and self.autocast_dtype != torch.float32 and precisions(module) != {self.autocast_dtype}
         with there, self._autocast(device) if needed else nullcontext():
             yield device
 

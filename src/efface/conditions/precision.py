@@ -35,8 +35,8 @@ class Precision(Condition):
 
 @dataclass(frozen=True)
 class Half(Precision):
-    """Network and text encoders in float16 or bfloat16, called as a stock pipeline in that precision calls them. The VAE keeps its
-    weights and computes under torch's autocast."""
+    """Network and text encoders in float16 or bfloat16, called as a stock pipeline in that precision calls them. The VAE keeps
+    its weights and computes under torch's autocast."""
 
     def stored(self, model: DiffusionModel) -> DiffusionModel:
         dtype, parts = getattr(torch, self.kind), (model.part, *getattr(model, "encoders", ()))

@@ -245,6 +245,15 @@ def test_every_committed_record_has_its_table() -> None:
     assert {*named, "debias"} == {folder.name for folder in KEPT.iterdir()}
 
 
+def test_the_prior_without_the_judged_names_has_every_other_name_and_none_of_them() -> None:
+    """Of the plan closed-form-few: near, trap and far of both of its sets. A suite that changes makes the file anew."""
+    world, plan = load_world(), read_plan(PLANS / "closed-form-few.toml")
+    suites = [suite_for(load_model("mini"), group) for group in plan.targets]
+    judged = {n.name for suite in suites for group in (suite.near, suite.trap, suite.far) for n in group}
+    names = [n for n in world.names("ordinary", "reserved") if n not in judged]
+    assert (PLANS / "closed-form-prior.txt").read_text("utf-8").split("\n") == [*names, ""]
+
+
 def test_the_plan_of_more_attacks_shares_the_erasures_of_the_defences() -> None:
     """A row of both plans is one erasure: it is trained once where they share a folder."""
     whole, more = (read_plan(PLANS / f"{name}.toml") for name in ("robust", "attacks"))

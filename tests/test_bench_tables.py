@@ -39,6 +39,7 @@ DOCS = ROOT / "docs"
 KEPT = DOCS / "records"
 MADE_FROM = {
     "attacks": ("from_bench", "attacks", "robust.md"),
+    "closed-form": ("at_once", "mini", "closed_form.md"),
     "controls": ("controls", "", "attacks.intro.md"),
     "flow": ("flow", "", "flow.md"),
     "icons-kinds": ("kinds", "--world icons", "kinds.md"),

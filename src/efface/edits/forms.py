@@ -51,22 +51,23 @@ def to_patch(
     ``pooled`` gives weights that read the pooled text vector in their first columns, and another
     edit for those columns.
     """
-    deltas = {name: _change(w, edit) for name, w in base.items()}
+    deltas = _changes(base, edit)
     if pooled is not None:
         readers, second = pooled
-        for name, w in readers.items():
-            deltas[name] = torch.zeros(w.shape)
-            deltas[name][:, : len(second.left)] = _change(w[:, : len(second.left)], second)
+        read = len(second.left)
+        for name, change in _changes({n: w[:, :read] for n, w in readers.items()}, second).items():
+            deltas[name] = torch.zeros(readers[name].shape)
+            deltas[name][:, :read] = change
     return Patch.of(deltas, card)
 
 
-def _change(weight: Tensor, edit: Edit) -> Tensor:
-    """``W' - W`` in float32 on the CPU, made on the GPU where the weight lies on one: of SDXL's 140 matrices, the CPU would first
-    have to get and widen all numbers."""
-    wide = weight.detach().float()
-    wide = wide if wide.is_cuda else wide.cpu()
-    right = None if edit.right is None else edit.right.to(wide.device)
-    return (edited(wide, replace(edit, left=edit.left.to(wide.device), right=right)) - wide).cpu()
+def _changes(base: Mapping[str, Tensor], edit: Edit) -> dict[str, Tensor]:
+    """``W' - W`` of every weight in float32 on the CPU, made on the GPU where the weights lie on one: of SDXL's 140 matrices, the
+    CPU would first have to get and widen all numbers. On other devices float64 may be missing."""
+    lies = next(iter(base.values())).device
+    device = lies if lies.type == "cuda" else torch.device("cpu")
+    there, wide = edit.to(device), (w.detach().to(device, torch.float32) for w in base.values())
+    return {name: (edited(w, there) - w).cpu() for name, w in zip(base, wide, strict=True)}
 
 
 def lora(base: Mapping[str, Tensor], edit: Edit) -> dict[str, tuple[Tensor, Tensor]]:
@@ -116,14 +117,14 @@ def side_effect(edit: Edit, model: DiffusionModel, targets: Sequence[str]) -> di
     maps = [w.detach() for w in model.weights(model.reads()).values()]
     every = -(-sum(len(w) for w in maps) // READ) | 1  # odd, so that it meets all places of an attention head
     s = sum((w.T @ w for w in (w[::every].float() for w in maps)), torch.zeros((), device=model.device))
-    left, right = edit.left.to(s), None if edit.right is None else edit.right.to(s)
+    there = edit.to(s)
 
     def squares(names: Sequence[str]) -> Tensor:
         """(n, 2) in float64 on the CPU: of every name, the square of the change and of what is read without the edit."""
         c = model.encode(names)
         each = [c[[i]].rows("last..end") for i in range(len(c))]
         rows = torch.cat(each).to(s)
-        change = rows @ left.T if right is None else (rows @ right.T) @ left.T
+        change = rows @ there.left.T if there.right is None else (rows @ there.right.T) @ there.left.T
         found = torch.stack([answered(change, s), answered(rows, s)], dim=1).cpu().double()
         return torch.stack([of_name.sum(0) for of_name in found.split([len(r) for r in each])])
 

@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +48,10 @@ class Edit:
     def matrix(self) -> Tensor:
         """D, (d, d)."""
         return self.left if self.right is None else self.left @ self.right
+
+    def to(self, *where: Any) -> Edit:
+        """The same on another device, in another precision, or as :meth:`torch.Tensor.to` takes both from a tensor."""
+        return Edit(self.left.to(*where), None if self.right is None else self.right.to(*where), self.condition)
 
     @property
     def transform(self) -> Tensor:
@@ -312,7 +317,7 @@ def _single(weight: Tensor, edit: Edit) -> Edit | None:
     """The edit in float32 where that is exact enough for this weight, else None."""
     if len(weight) < 256:
         return None
-    single = Edit(edit.left.float(), None if edit.right is None else edit.right.float(), edit.condition)
+    single = edit.to(torch.float32)
     probe = weight[:: len(weight) // 16]
     exact = _product(probe.to(F64), edit)
     close = float((_product(probe.float(), single) - exact).norm()) < ENOUGH * float((probe + exact).norm())

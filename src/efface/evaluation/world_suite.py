@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Mapping, Sequence
 
 from ..concepts.request import CATEGORY, OBJECT
@@ -125,24 +126,26 @@ def _beside(world: World, category: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(n for names in wider for n in names if n not in inside))
 
 
-def _turned(sources: Mapping[str, list[str]], i: int) -> dict[str, list[str]]:
+def _turned(sources: Mapping[str, Sequence[str]], i: int) -> dict[str, Sequence[str]]:
     """The same sources, beginning with number i: few concepts are taken for each of many targets, and from every source."""
-    names = list(sources)
-    start = i % max(len(names), 1)
-    return {n: sources[n] for n in (*names[start:], *names[:start])}
+    names = deque(sources)
+    names.rotate(-i)
+    return {n: sources[n] for n in names}
 
 
-def _sources(world: World, target: str, i: int, beside: Sequence[str] | None) -> list[dict[str, list[str]]]:
-    """What near concepts of target number i are taken from, by turns; of a member of a category first what is near in meaning,
-    and apart from it the rankings that were measured."""
+def _sources(
+    world: World, target: str, i: int, beside: Sequence[str] | None
+) -> tuple[dict[str, Sequence[str]], dict[str, Sequence[str]]]:
+    """What near concepts of target number i are taken from, by turns, and what besides where these are too few: of a member of a
+    category what is near in meaning, and besides the rankings that were measured; of an object all of them at once."""
     rng = random.Random(f"near {target}")
     same = [n for n in world.groups if world.groups[n] == world.groups[target]]
-    ranked = {s: list(v) for s, v in world.similar.get(target, {}).items()}
-    meant = {"same group": rng.sample(same, len(same))}
+    ranked = dict(world.similar.get(target, {}))
+    meant: dict[str, Sequence[str]] = {"same group": rng.sample(same, len(same))}
     if beside is None:
-        return [_turned({**ranked, **meant}, i)]
+        return _turned({**ranked, **meant}, i), {}
     meant |= {"same wider category": rng.sample(beside, len(beside)), HYPERNYM: ranked.pop(HYPERNYM, [])}
-    return [_turned(meant, i), _turned(ranked, i)]
+    return _turned(meant, i), _turned(ranked, i)
 
 
 def _around(
@@ -154,32 +157,32 @@ def _around(
     usable_set, taken = set(usable), set(targets)
     cap = max(2, NEAR_CAP // len(targets)) if len(targets) > 1 else NEAR_CAP
     sources = [_sources(world, t, i, None if beside is None else beside[t]) for i, t in enumerate(targets)]
-    near: list[tuple[str, str]] = []
+    near: dict[str, str] = {}
     trap: list[tuple[str, str]] = []
-    for kind in range(len(sources[0])):
-        for target, mine in zip(targets, sources, strict=True):
-            if kind and len(near) >= NEAR_CAP:
-                break  # enough is known that is near in meaning
-            for name in lexical_traps(target, usable):
-                if name not in taken:
-                    taken.add(name)
-                    trap.append((name, f"shares a word with {target}"))
-            found = _by_turns(mine[kind], cap, usable_set - taken)
-            taken |= {name for name, _ in found}
-            near += found
+    for target, (first, _) in zip(targets, sources, strict=True):
+        for name in lexical_traps(target, usable):
+            if name not in taken:
+                taken.add(name)
+                trap.append((name, f"shares a word with {target}"))
+        near |= _by_turns(first, cap, usable_set - taken)
+        taken |= near.keys()
+    for _, besides in sources:
+        if len(near) < NEAR_CAP:
+            near |= _by_turns(besides, cap, usable_set - taken)
+            taken |= near.keys()
     other = [n for n in usable if n not in taken and groups[n] not in away]
     chosen = random.Random("far " + " ".join(targets)).sample(other, min(FAR_COUNT, len(other)))
-    return _split(near), _split(trap), _split([(n, "another group") for n in chosen])
+    return _split([*near.items()]), _split(trap), _split([(n, "another group") for n in chosen])
 
 
-def _by_turns(sources: Mapping[str, Sequence[str]], most: int, free: set[str]) -> list[tuple[str, str]]:
-    """Up to ``most`` names of ``free``, each once and with its source, the first of every source before the second of any."""
-    left = {source: [n for n in names if n in free] for source, names in sources.items()}
+def _by_turns(sources: Mapping[str, Sequence[str]], most: int, free: set[str]) -> dict[str, str]:
+    """Up to ``most`` names of ``free`` and their sources, the first of every source before the second of any."""
+    left = {source: deque(n for n in names if n in free) for source, names in sources.items()}
     found: dict[str, str] = {}
     while len(found) < most and any(left.values()):
         for source, names in left.items():
             while names and names[0] in found:
-                names.pop(0)
+                names.popleft()
             if names and len(found) < most:
-                found[names.pop(0)] = source
-    return list(found.items())
+                found[names.popleft()] = source
+    return found
